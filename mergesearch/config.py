@@ -1,0 +1,226 @@
+"""The configuration of one run: a YAML file, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from mergesearch.errors import UserError
+from mergesearch.strict import Strict, parse_yaml, read_yaml, validate
+
+# What may differ when a run folder is taken up again: the budget and the machine, not the search.
+RESUMABLE = (("search", "trials"), ("search", "hours"), ("output",), ("device",), ("batch_size",))
+
+
+def _as_range(value: Any) -> Any:
+    """A single number is a range of one value: the parameter is fixed, not searched."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (value, value)
+    return value
+
+
+Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
+
+
+class TaskConfig(Strict):
+    """One lm-eval task, or group of tasks, and its part in the objective."""
+
+    task: str = Field(min_length=1)
+    metric: str | None = Field(
+        None, description="as lm-eval names it (`acc`, or `exact_match,strict-match`); default: the task's only one"
+    )
+    weight: float = Field(1.0, gt=0)
+    num_fewshot: int | None = Field(None, ge=0, description="default: what the task says")
+    limit: int | None = Field(None, ge=1, description="the most documents that the search scores a candidate on")
+
+
+class ObjectiveConfig(Strict):
+    """How task scores become the one number that the study maximises.
+
+    `raw`: the weighted mean of the metrics, lower-is-better ones negated. `parents`: each task on the scale where the
+    base is 0 and the best single model is 1, then the weighted mean.
+    """
+
+    scale: Literal["raw", "parents"] = "parents"
+
+
+class SpaceConfig(Strict):
+    """What the study may propose. Further keys are ranges of method parameters: `t: [0.2, 0.8]`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    methods: list[str] = Field(["linear", "task_arithmetic", "ties", "dare_ties"], min_length=1)
+    layer_groups: int = Field(1, ge=1, description="consecutive ranges of layers with parameters of their own")
+    components: list[str] = Field(
+        ["all"], min_length=1, description="each group of layers splits into these; `other`: all that is not named"
+    )
+    method_per: Literal["recipe", "group"] = "recipe"
+    weight: Range | None = None
+    density: Range | None = None
+    lam: Range | None = Field(None, alias="lambda")
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> SpaceConfig:
+        for key, (low, high) in self.ranges().items():
+            if low > high:
+                raise ValueError(f"{key}: [{low}, {high}]: the first number must not exceed the second")
+        return self
+
+    @field_validator("methods", "components")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        twice = next((v for v in value if value.count(v) > 1), None)
+        if twice:
+            raise ValueError(f"{twice!r} is listed twice: name it once")
+        return value
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Every range that the file gives, by the parameter's YAML name; `space.py` refuses what is no parameter."""
+        named = {"weight": self.weight, "density": self.density, "lambda": self.lam}
+        found = {key: value for key, value in named.items() if value is not None}
+        for key, value in (self.model_extra or {}).items():
+            value = _as_range(value)
+            if not (
+                isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
+            ):
+                # a misspelt key of another kind: space.py names the nearest valid one
+                value = (float("nan"), float("nan"))
+            found[key] = (value[0], value[1])
+        return found
+
+
+class SearchConfig(Strict):
+    """The study's sampler and its budget; the baselines come on top of `trials`."""
+
+    sampler: Literal["tpe", "random"] = "tpe"
+    trials: int = Field(40, ge=0)
+    hours: float | None = Field(None, gt=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class Config(Strict):
+    """One run. See README.md for the file and `configs/` for examples."""
+
+    name: str = Field("run", pattern=r"^[\w.-]+$")
+    base_model: str = Field(min_length=1)
+    models: dict[str, str] = Field(min_length=1)
+    tasks: list[TaskConfig] = Field(min_length=1)
+    include_path: list[str] = Field([])
+    objective: ObjectiveConfig = ObjectiveConfig()
+    holdout: float = Field(0.5, ge=0, lt=1, description="share of each task's documents that the search never sees")
+    space: SpaceConfig = SpaceConfig()
+    search: SearchConfig = SearchConfig()
+    storage: str | None = None
+    output: str | None = Field(None, description="the run folder; default: results/NAME")
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    batch_size: int = Field(64, ge=1)
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    system_instruction: str | None = None
+    trust_remote_code: bool = False
+    allow_unrelated: bool = False
+
+    @field_validator("include_path", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("models")
+    @classmethod
+    def _plain_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not name.replace("_", "").replace("-", "").isalnum() or name in ("base", "average"):
+                raise ValueError(
+                    f"{name!r} cannot name a model: use letters, digits, - and _, and neither 'base' nor 'average'"
+                )
+        return value
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_once(cls, value: list[TaskConfig]) -> list[TaskConfig]:
+        names = [task.task for task in value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"task {twice!r} is listed twice: list each task once")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output or f"results/{self.name}")
+
+    def dump(self) -> dict[str, Any]:
+        """The configuration as plain data, every default written out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True, width=1000)
+
+    def differences(self, other: Config) -> list[str]:
+        """What keeps two configurations from sharing a run folder, as `key: ours, theirs`."""
+        ours, theirs = _flat(self.dump()), _flat(other.dump())
+        skipped = {".".join(path) for path in RESUMABLE}
+        keys = [key for key in {**ours, **theirs} if key not in skipped and ours.get(key) != theirs.get(key)]
+        return [f"{key}: {ours.get(key)!r}, there {theirs.get(key)!r}" for key in keys]
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with `key=value` overrides (`search.trials=10`, `tasks.0.limit=50`).
+
+    Raises:
+        UserError: what is wrong with the file or an override, in one sentence.
+    """
+    data = read_yaml(path)
+    for override in overrides:
+        _override(data, override)
+    return validate(Config, data, str(path))
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override!r}: write it as key=value, for example --set search.trials=10")
+    *parents, last = key.split(".")
+    place: Any = data
+    for part in parents:
+        place = _step(place, part, key)
+    if isinstance(place, list):
+        place[_position(place, last, key)] = parse_yaml(text, f"--set {key}")
+    elif isinstance(place, dict):
+        place[last] = parse_yaml(text, f"--set {key}")
+    else:
+        raise UserError(f"--set {key}: {'.'.join(parents)} holds {place!r}, which has no keys")
+
+
+def _step(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        return place[_position(place, part, key)]
+    if isinstance(place, dict):
+        if place.get(part) is None:
+            place[part] = {}
+        return place[part]
+    raise UserError(f"--set {key}: there is nothing below {place!r}")
+
+
+def _position(place: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise UserError(f"--set {key}: {part!r} is no position in a list of {len(place)}: count from 0")
+    return int(part)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+__all__ = ["Config", "ObjectiveConfig", "SearchConfig", "SpaceConfig", "TaskConfig", "read"]
