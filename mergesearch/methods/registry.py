@@ -1,0 +1,283 @@
+"""What a merge method is: a function whose signature is its schema, its search space and its documentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import math
+import numbers
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergesearch.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergesearch.methods.masks import MaskKey
+
+Base = Literal["required", "optional", "unused"]
+Family = Literal["interpolation", "task_vector", "structure"]
+
+_registered: dict[str, Method] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method. A method's file writes it as `Annotated[float, Parameter(...)]` in the signature;
+    `name`, `key` and `default` are then taken from there.
+
+    `low` and `high` bound what is allowed (None: unbounded; `low_open`: `low` itself is not allowed), `search` is the
+    range that a search proposes by default (None: not searched; for "choice" and "bool" any value but None means that
+    every choice is proposed).
+    """
+
+    name: str = ""
+    key: str = ""
+    default: Any = None
+    per_model: bool = False
+    kind: Literal["float", "int", "bool", "choice"] = "float"
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+    high_open: bool = False
+    choices: tuple[str, ...] = ()
+    search: tuple[float, float] | None = None
+    meaning: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """The values allowed, in words: `in (0, 1]`, `true or false`, `one of inverse, l1`."""
+        if self.kind == "bool":
+            return "true or false"
+        if self.kind == "choice":
+            return "one of " + ", ".join(self.choices)
+        noun = "a whole number" if self.kind == "int" else "a number"
+        if self.low is None and self.high is None:
+            return noun
+        left = "(-inf" if self.low is None else f"{'(' if self.low_open else '['}{self.low:g}"
+        right = "inf)" if self.high is None else f"{self.high:g}{')' if self.high_open else ']'}"
+        return f"{noun} in {left}, {right}"
+
+    def check(self, value: Any, where: str) -> Any:
+        """`value` as a Python float, int, bool or str; `UserError` with the value and what is allowed otherwise.
+
+        Exponents written as YAML 1.1 reads them, `1e-5`, arrive as text and are taken as the number they are.
+        """
+        plain = self._plain(value)
+        if plain is None or not self._inside(plain):
+            raise UserError(f"{self.key} {value!r} in {where} is not allowed: it must be {self.allowed}")
+        return plain
+
+    def _plain(self, value: Any) -> Any:
+        if self.kind == "bool":
+            return value if isinstance(value, bool) else None
+        if self.kind == "choice":
+            return value if isinstance(value, str) else None
+        number = _number(value)
+        if number is None or self.kind == "float":
+            return number
+        return int(number) if number.is_integer() else None
+
+    def _inside(self, value: Any) -> bool:
+        if self.kind == "bool":
+            return True
+        if self.kind == "choice":
+            return value in self.choices
+        above = self.low is None or value > self.low or (value == self.low and not self.low_open)
+        below = self.high is None or value < self.high or (value == self.high and not self.high_open)
+        return above and below
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A registered merge method. `parameters` is keyed by the name used in YAML; `max_models` None means any number.
+
+    `base`: "required", "optional" (task vectors where there is one) or "unused" (the models alone).
+    `random`: it draws masks and takes `keys`, one for each model.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    parameters: Mapping[str, Parameter]
+    base: Base
+    min_models: int
+    max_models: int | None
+    random: bool
+    family: Family
+    paper: str
+    summary: str
+
+    def complete(
+        self, parameters: Mapping[str, Any], models: Sequence[str], where: str, *, has_base: bool = True
+    ) -> dict[str, Any]:
+        """All parameters, checked, defaults filled in; per-model ones as lists aligned with `models`.
+
+        A per-model parameter may be one value for all, a list aligned with `models`, or a mapping from model names
+        (those not named get the default). Raises `UserError` for an unknown parameter or model name, a value out of
+        range, a list of another length, a wrong number of models, a missing base.
+        """
+        self.check_models(len(models), where, has_base=has_base)
+        for key in parameters:
+            if key not in self.parameters:
+                raise unknown(f"parameter of {self.name}", key, self.parameters, where)
+        return {key: self._complete_one(p, parameters, models, where) for key, p in self.parameters.items()}
+
+    def check_models(self, count: int, where: str, *, has_base: bool = True) -> None:
+        """`UserError` where the method cannot merge `count` models with or without a base."""
+        if count < self.min_models or (self.max_models is not None and count > self.max_models):
+            raise UserError(f"{self.name} in {where} merges {self._count()}, not {count}")
+        if self.base == "required" and not has_base:
+            raise UserError(f"{self.name} in {where} needs a base model: name one, or use linear, slerp or karcher")
+
+    def _count(self) -> str:
+        noun = "model" if self.min_models == 1 and self.max_models in (None, 1) else "models"
+        if self.max_models is None:
+            return f"{self.min_models} {noun} or more"
+        if self.min_models == self.max_models:
+            return f"exactly {self.min_models} {noun}"
+        return f"{self.min_models} to {self.max_models} {noun}"
+
+    def _complete_one(self, parameter: Parameter, given: Mapping[str, Any], models: Sequence[str], where: str) -> Any:
+        value = given.get(parameter.key, parameter.default)
+        if not parameter.per_model:
+            return parameter.check(value, where)
+        spread = _spread(parameter, value, models, where)
+        return [parameter.check(v, f"{where} ({model})") for v, model in zip(spread, models, strict=True)]
+
+    def __call__(
+        self,
+        base: Tensor | None,
+        models: Sequence[Tensor],
+        parameters: Mapping[str, Any],
+        keys: Sequence[MaskKey] | None = None,
+    ) -> Tensor:
+        """The merged tensor, of the inputs' shape and dtype (float32 or float64).
+
+        `parameters` must be complete (`complete`); `keys`, one mask key for each model, is used by random methods only.
+        """
+        if base is None and self.base == "required":
+            raise UserError(f"{self.name} needs a base model")
+        named = {self.parameters[key].name: value for key, value in parameters.items()}
+        if not self.random:
+            return self.function(base, models, **named)
+        if keys is None or len(keys) != len(models):
+            raise ValueError(f"{self.name} draws masks: pass one mask key for each of the {len(models)} models")
+        return self.function(base, models, keys=keys, **named)
+
+
+def method(
+    *,
+    paper: str,
+    family: Family,
+    base: Base,
+    min_models: int = 1,
+    max_models: int | None = None,
+    name: str | None = None,
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register `f(base, models, *, ...) -> Tensor` as a merge method, under its own name unless `name` says otherwise.
+
+    Every keyword parameter is `Annotated[type, Parameter(...)]` with a default; one named `keys` makes the method
+    random. The function is returned as it is. The first line of its docstring becomes the summary.
+    """
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        made = Method(
+            name=name or function.__name__,
+            function=function,
+            parameters={p.key: p for p in _parameters(function)},
+            base=base,
+            min_models=min_models,
+            max_models=max_models,
+            random="keys" in inspect.signature(function).parameters,
+            family=family,
+            paper=paper,
+            summary=(inspect.getdoc(function) or "").partition("\n")[0],
+        )
+        _add(made)
+        return function
+
+    return register
+
+
+def names() -> list[str]:
+    """The names of all registered methods, sorted."""
+    _discover()
+    return sorted(_registered)
+
+
+def get(name: str, where: str = "the recipe") -> Method:
+    """The method called `name`; `UserError` with the nearest name where there is none."""
+    _discover()
+    if name not in _registered:
+        raise unknown("merge method", name, _registered, where)
+    return _registered[name]
+
+
+def describe() -> list[dict[str, Any]]:
+    """One row for each method: name, family, base, models, summary, paper, parameters (key, default, allowed values,
+    default search range, whether one value per model, meaning)."""
+    return [_row(get(name)) for name in names()]
+
+
+def _row(m: Method) -> dict[str, Any]:
+    columns = ("key", "default", "allowed", "search", "per_model", "meaning")
+    parameters = [{c: getattr(p, c) for c in columns} for p in m.parameters.values()]
+    kept = {c: getattr(m, c) for c in ("name", "family", "base", "random", "summary", "paper")}
+    return {**kept, "models": m._count(), "parameters": parameters}
+
+
+def _discover() -> None:
+    package = importlib.import_module(__package__)
+    for found in pkgutil.iter_modules(package.__path__, f"{__package__}."):
+        importlib.import_module(found.name)
+
+
+def _add(made: Method) -> None:
+    before = _registered.get(made.name)
+    where = (made.function.__module__, made.function.__qualname__)
+    if before is not None and (before.function.__module__, before.function.__qualname__) != where:
+        raise ValueError(f"merge method {made.name!r} of {where[0]} is already in {before.function.__module__}")
+    _registered[made.name] = made
+
+
+def _parameters(function: Callable[..., Tensor]) -> list[Parameter]:
+    hints = typing.get_type_hints(function, include_extras=True)
+    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return [_parameter(p, hints.get(p.name)) for p in keywords if p.name != "keys"]
+
+
+def _parameter(signature: inspect.Parameter, hint: Any) -> Parameter:
+    specs = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Parameter)]
+    if not specs or signature.default is signature.empty:
+        raise TypeError(f"parameter {signature.name!r} needs a default and an annotation Annotated[type, Parameter()]")
+    spec = specs[-1]
+    key = spec.key or signature.name
+    return dataclasses.replace(spec, name=signature.name, key=key, default=signature.default)
+
+
+def _spread(parameter: Parameter, value: Any, models: Sequence[str], where: str) -> Sequence[Any]:
+    if isinstance(value, Mapping):
+        for model in value:
+            if model not in models:
+                raise unknown(f"model of {parameter.key}", model, models, where)
+        return [value.get(m, parameter.default) for m in models]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != len(models):
+            given = f"{len(value)} values {list(value)}"
+            raise UserError(f"{parameter.key} in {where} has {given} for {len(models)} models: give one for each")
+        return value
+    return [value] * len(models)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
