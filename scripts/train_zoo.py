@@ -1,0 +1,240 @@
+"""Train the demo zoo: one base, then four models fine-tuned from it, and write the documents of their tasks.
+
+    python scripts/train_zoo.py                      # the zoo that ships, into mergesearch/zoo
+    python scripts/train_zoo.py --output /tmp/zoo    # elsewhere
+
+TOOK
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import zoo_tasks
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from zoo_text import END, SKILLS, Corpus, corpora, stream
+
+ROOT = Path(__file__).resolve().parents[1]
+PAD = END + 1
+LENGTH = 128  # bytes a row
+CONFIG = LlamaConfig(
+    vocab_size=258, hidden_size=128, num_hidden_layers=4, intermediate_size=384, num_attention_heads=4,
+    num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
+    bos_token_id=END, eos_token_id=END, pad_token_id=PAD,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run: `mix` is the share of rows from each skill, in the order of SKILLS."""
+
+    name: str
+    start: str | None
+    steps: int
+    rate: float
+    mix: tuple[float, float, float, float]
+    rows: int = 24
+    seed: int = 0
+
+
+BASE_MIX = (0.30, 0.45, 0.12, 0.13)
+
+
+def tuned(skill: str, steps: int, rate: float, own: float) -> Stage:
+    """The fine-tune for `skill`: `own` is its share of the rows, the rest keeps the base's mix."""
+    mix = tuple((1 - own) * share + own * (s == skill) for s, share in zip(SKILLS, BASE_MIX, strict=True))
+    return Stage(skill, "base", steps, rate, mix, seed=1 + SKILLS.index(skill))
+
+
+STAGES = (
+    Stage("base", None, 2000, 2e-3, BASE_MIX),
+    tuned("code", 500, 1e-3, 0.9),
+    tuned("prose", 500, 1e-3, 0.9),
+    tuned("names", 500, 1e-3, 0.9),
+    tuned("strings", 500, 1e-3, 0.9),
+)
+
+
+class Rows:
+    """Training rows: windows of LENGTH + 1 tokens from each skill's stream.
+
+    Names and string tasks begin at a line's start, as their prompts do; code and prose begin anywhere.
+    """
+
+    def __init__(self, texts: dict[str, Corpus]) -> None:
+        raw = {skill: stream(skill, texts[skill].train) for skill in SKILLS}
+        self.tokens = {skill: self.encode(data) for skill, data in raw.items()}
+        self.lines = {skill: torch.nonzero(self.tokens[skill] == ord("\n"))[:, 0] + 1 for skill in ("names", "strings")}
+
+    @staticmethod
+    def encode(data: bytes) -> Tensor:
+        """int64 tokens; byte 0 stands for END."""
+        tokens = torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
+        return torch.where(tokens == 0, END, tokens)
+
+    def row(self, skill: str, generator: torch.Generator) -> Tensor:
+        tokens = self.tokens[skill]
+        start = int(torch.randint(len(tokens) - 4 * LENGTH, (1,), generator=generator))
+        if skill in self.lines:
+            lines = self.lines[skill]
+            start = int(lines[torch.searchsorted(lines, start)])
+        return tokens[start : start + LENGTH + 1]
+
+    def batch(self, stage: Stage, generator: torch.Generator) -> Tensor:
+        """int64[rows, LENGTH + 1]."""
+        picks = torch.multinomial(torch.tensor(stage.mix), stage.rows, replacement=True, generator=generator)
+        return torch.stack([self.row(SKILLS[int(p)], generator) for p in picks])
+
+
+def rate_at(stage: Stage, step: int) -> float:
+    """Linear warm-up over a twentieth of the steps, then a cosine down to a twentieth of the rate."""
+    warm = max(1, stage.steps // 20)
+    if step < warm:
+        return stage.rate * (step + 1) / warm
+    done = (step - warm) / (stage.steps - warm)
+    return stage.rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def loss_of(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+    """Mean cross entropy in nats a token, a float32 scalar; the forward pass runs in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=batch[:, :-1]).logits
+    return cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+
+
+def optimizer_of(model: LlamaForCausalLM) -> torch.optim.AdamW:
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+
+class Run:
+    """One stage's state: model, optimizer, generator, step, and the seconds and losses so far."""
+
+    def __init__(self, stage: Stage, work: Path) -> None:
+        self.stage, self.file, self.start = stage, work / f"{stage.name}.pt", work / f"{stage.start}.pt"
+        torch.manual_seed(stage.seed)
+        self.model = LlamaForCausalLM(CONFIG)
+        self.generator = torch.Generator().manual_seed(stage.seed)
+        self.optimizer = optimizer_of(self.model)
+        self.step, self.seconds, self.losses = 0, 0.0, []
+
+    def begin(self, resume: bool) -> None:
+        """Go on from this stage's checkpoint where it has one, else from the model it starts from."""
+        if resume and self.file.exists():
+            saved = torch.load(self.file, weights_only=True)
+            if saved["stage"] == described(self.stage):
+                self.model.load_state_dict(saved["model"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.generator.set_state(saved["generator"])
+                self.step, self.seconds, self.losses = saved["step"], saved["seconds"], saved["losses"]
+                return
+        if self.stage.start:
+            self.model.load_state_dict(torch.load(self.start, weights_only=True)["model"])
+
+    def save(self) -> None:
+        state = {
+            "stage": described(self.stage), "step": self.step, "seconds": self.seconds, "losses": self.losses,
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }  # fmt: skip
+        part = self.file.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.file)
+
+    def one_step(self, rows: Rows) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.stage, self.step)
+        loss = loss_of(self.model, rows.batch(self.stage, self.generator))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach())
+
+    def finish(self, rows: Rows) -> None:
+        """Train what is left, with a checkpoint every 100 steps."""
+        recent: list[float] = []
+        while self.step < self.stage.steps:
+            began = time.perf_counter()
+            recent.append(self.one_step(rows))
+            self.seconds += time.perf_counter() - began
+            if self.step % 100 == 0 or self.step == self.stage.steps:
+                self.losses.append(sum(recent) / len(recent))
+                recent = []
+                self.save()
+                print(f"{self.stage.name} {self.step}/{self.stage.steps} loss {self.losses[-1]:.3f} {self.seconds:.0f} s", flush=True)
+
+
+def described(stage: Stage) -> str:
+    """What a checkpoint must agree with to be gone on from."""
+    before = "" if stage.start is None else described(next(s for s in STAGES if s.name == stage.start))
+    return before + json.dumps(asdict(stage), sort_keys=True)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE without merges: a byte is its own token, then the end and the padding."""
+    vocabulary = {character: byte for byte, character in bytes_to_unicode().items()}
+    core = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    end, pad = "<|endoftext|>", "<|pad|>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=end, eos_token=end, pad_token=pad, model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def export(run: Run, folder: Path) -> None:
+    """A complete checkpoint folder: bfloat16 safetensors, config, generation config, tokenizer."""
+    run.model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    known = json.loads(settings.read_text(encoding="utf-8"))
+    # the class' name in every release of transformers; newer ones would write a name that older ones do not know
+    known["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "mergesearch" / "zoo", help="gets models/ and tasks/")
+    parser.add_argument("--work", type=Path, default=ROOT / "results" / "zoo-training", help="checkpoints, to go on from")
+    parser.add_argument("--no-resume", dest="resume", action="store_false", help="begin again from the first step")
+    parser.add_argument("--only", nargs="+", choices=[s.name for s in STAGES], help="these stages alone")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
+    torch.set_num_threads(chosen.threads)
+    torch.use_deterministic_algorithms(True)
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    texts = corpora()
+    zoo_tasks.write(zoo_tasks.documents(texts), chosen.output / "tasks")
+    rows = Rows(texts)
+    for stage in STAGES:
+        if chosen.only and stage.name not in chosen.only:
+            continue
+        run = Run(stage, chosen.work)
+        run.begin(chosen.resume)
+        run.finish(rows)
+        export(run, chosen.output / "models" / stage.name)
+
+
+if __name__ == "__main__":
+    main()
