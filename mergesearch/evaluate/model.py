@@ -1,0 +1,88 @@
+"""lm-eval's own Hugging Face model, which remembers what it tokenized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import clear_torch_cache
+
+
+class RememberingLM(HFLM):
+    """HFLM over a live model, whose every text is tokenized once for the run.
+
+    Everything else is lm-eval's code, so its figures are lm-eval's figures. `tokenize` walks through the same code with
+    the model left out, which fills the memory with exactly what scoring asks for.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        self._texts: dict[tuple, list[int]] = {}
+        self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._batches: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._model_left_out = False
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+    def tokenize(self, requests: dict[str, list[Instance]]) -> None:
+        """Tokenize requests, by request type, as scoring them would."""
+        self._model_left_out = True
+        try:
+            for request_type, instances in requests.items():
+                getattr(self, request_type)(instances, disable_tqdm=True)
+        finally:
+            self._model_left_out = False
+
+    def halve_batch_size(self) -> int:
+        """After running out of memory: free what can be freed, and go on with half as many requests at once."""
+        clear_torch_cache()
+        self.batch_size_per_gpu = max(1, self.batch_size_per_gpu // 2)
+        return self.batch_size_per_gpu
+
+    def can_generate(self, text: str) -> bool:
+        """Whether the logits after `text` are numbers: greedy decoding hides NaN, log-likelihoods show it."""
+        tokens = torch.tensor([self.tok_encode(text)[-self.max_length :]], device=self.device)
+        if tokens.numel() == 0:
+            return True
+        # -inf is how some models mask a part of the vocabulary
+        return bool(torch.isfinite(self._model_call(tokens).amax(dim=-1)).all())
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+    ) -> list[int]:
+        key = (string, add_special_tokens, left_truncate_len, *sorted(kwargs.items()))
+        if key not in self._texts:
+            self._texts[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+        return self._texts[key]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        key = (context, continuation)
+        if key not in self._pairs:
+            self._pairs[key] = super()._encode_pair(context, continuation)
+            # contexts are shared between choices, the whole text is asked for by nobody else
+            self._texts.pop((context + continuation, None, None), None)
+        return self._pairs[key]
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (tuple(strings), padding_side, left_truncate_len, truncation)
+        if key not in self._batches:
+            self._batches[key] = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+        return self._batches[key]
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self._model_left_out:
+            return [(0.0, False)] * len(requests)
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
+        if self._model_left_out:
+            return context
+        return super()._model_generate(context, max_length, stop, **kwargs)

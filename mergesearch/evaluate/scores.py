@@ -1,0 +1,108 @@
+"""What scoring one candidate gives: a figure for each task, and the values of every document; numpy only."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's figure in the metric's own unit, as `lm_eval` gives it for the same documents.
+
+    `stderr` is the standard error over documents (None below 2 documents); see `statistics`.
+    """
+
+    value: float
+    stderr: float | None
+    documents: int
+    metric: str
+    filter: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentScores:
+    """One task's values, document by document.
+
+    Attributes:
+        ids: the documents, ascending; those that gave this metric.
+        values: float64, [n], or [n, 2] (numerator, denominator) for ratios of sums such as bits_per_byte's
+            (log-likelihood in nats, bytes).
+        aggregation: how they become the figure, one of `statistics.AGGREGATIONS`.
+    """
+
+    ids: list[int]
+    values: np.ndarray
+    aggregation: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of one candidate, by task label; `seconds` is the wall-clock time that scoring took."""
+
+    tasks: Mapping[str, TaskScore]
+    documents: Mapping[str, DocumentScores] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain data; the documents go to a file of their own, see `save_documents`."""
+        return {"tasks": {label: asdict(score) for label, score in self.tasks.items()}, "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], documents: Mapping[str, DocumentScores] | None = None) -> Scores:
+        """What `to_json` gave, with the documents where they were loaded."""
+        tasks = {label: TaskScore(**score) for label, score in data["tasks"].items()}
+        return cls(tasks=tasks, documents=documents or {}, seconds=data["seconds"])
+
+    def save_documents(self, path: str | Path) -> None:
+        """Write the documents to one compressed .npz: the whole file or, when stopped in between, none.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        for number, scores in enumerate(self.documents.values()):
+            arrays[f"ids{number}"] = np.asarray(scores.ids, dtype=np.int64)
+            arrays[f"values{number}"] = scores.values
+        contents = [[label, scores.aggregation] for label, scores in self.documents.items()]
+        arrays["contents"] = np.array(json.dumps(contents))
+        _write_atomically(Path(path), arrays)
+
+
+def load_documents(path: str | Path) -> dict[str, DocumentScores]:
+    """What `Scores.save_documents` wrote.
+
+    Raises:
+        OSError: no such file, or it cannot be read.
+        ValueError: the file is not one of ours.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        if "contents" not in arrays:
+            raise ValueError(f"{path} holds no document scores")
+        contents = json.loads(str(arrays["contents"]))
+        return {
+            label: DocumentScores(arrays[f"ids{n}"].tolist(), arrays[f"values{n}"], aggregation)
+            for n, (label, aggregation) in enumerate(contents)
+        }
+
+
+def _write_atomically(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,284 @@
+"""Scoring the live model: lm-eval's requests built once, answered again for every candidate.
+
+The loop is lm_eval.evaluator.evaluate's, cut in two: what depends on the documents happens in the constructor, what
+depends on the weights in `Scorer.score`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lm_eval.api.metrics as lm_eval_metrics
+import numpy as np
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task as LmEvalTask
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.evaluate import statistics
+from mergesearch.evaluate.model import RememberingLM
+from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
+from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
+from mergesearch.evaluate.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The chosen documents of one lm-eval task, with their requests."""
+
+    task: Task
+    name: str
+    leaf: LmEvalTask
+    ids: list[int]
+    instances: list[Instance]
+
+    def documents(self) -> Iterable[tuple[int, list[Instance]]]:
+        """(number in the task, requests in order) for each document; lm-eval counts the chosen ones from 0."""
+        requests = defaultdict(list)
+        for instance in self.instances:
+            requests[instance.doc_id].append(instance)
+        first = self.task.offset(self.name)
+        for position, number in enumerate(self.ids):
+            yield first + number, sorted(requests[position], key=lambda instance: instance.idx)
+
+
+class Scorer:
+    """Scores whatever weights a live model holds, on fixed documents.
+
+    Args:
+        model: a transformers causal LM, already on its device; its weights may change in place between calls.
+        tokenizer: its tokenizer; a copy of it is used.
+        tasks: as `tasks.load` gives them.
+        documents: for each task's label, the documents to score, as `Task` numbers them.
+        batch_size: the most requests at once; halved for good whenever memory runs out.
+        apply_chat_template, fewshot_as_multiturn, system_instruction: as the options of `lm_eval`.
+
+    Raises:
+        UserError: requests that cannot be built from the documents, a missing chat template.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        tasks: Sequence[Task],
+        documents: Mapping[str, Iterable[int]],
+        *,
+        batch_size: int,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = False,
+        system_instruction: str | None = None,
+    ) -> None:
+        _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
+        self._tasks = list(tasks)
+        with quiet():
+            self._lm = RememberingLM(model, copy.deepcopy(tokenizer), batch_size)
+            options = {
+                "system_instruction": system_instruction,
+                "apply_chat_template": apply_chat_template,
+                "fewshot_as_multiturn": fewshot_as_multiturn,
+                "chat_template": self._lm.apply_chat_template if apply_chat_template else None,
+                "tokenizer_name": self._lm.tokenizer_name if apply_chat_template else "",
+            }
+            self._parts = [part for task in tasks for part in _build(task, documents[task.label], options)]
+            self._requests = _by_type(self._parts)
+            self._lm.tokenize(self._requests)
+
+    @property
+    def batch_size(self) -> int:
+        """The most requests at once, after what running out of memory has taught."""
+        return self._lm.batch_size
+
+    def score(self) -> Scores:
+        """The scores of the model's present weights.
+
+        Raises:
+            CandidateError: log-likelihoods or logits that are no numbers, a figure that is none, a task that fails on
+                the answers, out of memory with one request at a time.
+        """
+        start = time.perf_counter()
+        with quiet(), lm_eval_seeds():
+            self._lm.model.eval()
+            for request_type, requests in self._requests.items():
+                self._answer(request_type, requests)
+            scored = {task.label: self._score_task(task) for task in self._tasks}
+        return Scores(
+            tasks={label: score for label, (score, _) in scored.items()},
+            documents={label: documents for label, (_, documents) in scored.items()},
+            seconds=time.perf_counter() - start,
+        )
+
+    def _answer(self, request_type: str, requests: list[Instance]) -> None:
+        for request in requests:
+            request.resps, request.filtered_resps = [], {}
+        repeated = [request for request in requests for _ in range(request.repeats)]
+        answers = self._run(request_type, repeated)
+        for request, answer in zip(repeated, answers, strict=True):
+            request.resps.append(answer)
+        if request_type != "generate_until":
+            _refuse_not_finite(repeated, answers)
+
+    def _run(self, request_type: str, requests: list[Instance]) -> list[Any]:
+        while True:
+            try:
+                if request_type == "generate_until" and not self._lm.can_generate(_shortest(requests)):
+                    raise CandidateError("the model's logits are not finite numbers")
+                return getattr(self._lm, request_type)(requests, disable_tqdm=True)
+            except CandidateError:
+                raise
+            except Exception as error:
+                if not _out_of_memory(error):
+                    raise CandidateError(f"the model failed on {request_type} requests: {_reason(error)}") from error
+                if self.batch_size == 1:
+                    raise CandidateError(f"out of memory with one request at a time: {_reason(error)}") from error
+            # outside the handler: the traceback holds on to the tensors
+            log.warning("out of memory on %s requests: batch size is now %d", request_type, self._lm.halve_batch_size())
+
+    def _score_task(self, task: Task) -> tuple[TaskScore, DocumentScores]:
+        items = [items for items in (_items(part) for part in self._parts if part.task is task) if items]
+        if not items:
+            raise CandidateError(f"task {task.label!r}: no document gave {task.metric}")
+        try:
+            value = _figure(task, [[item for _, item in pairs] for pairs in items])
+            documents = _document_scores(task, [pair for pairs in items for pair in pairs])
+        except Exception as error:
+            raise CandidateError(f"task {task.label!r}: {task.metric} cannot be computed: {_reason(error)}") from error
+        if not math.isfinite(value):
+            raise CandidateError(f"task {task.label!r}: {task.metric} is {value}")
+        score = TaskScore(
+            value=value,
+            stderr=_stderr(documents, [len(pairs) for pairs in items]),
+            documents=len(documents.ids),
+            metric=task.metric,
+            filter=task.filter,
+            higher_is_better=task.higher_is_better,
+        )
+        return score, documents
+
+
+def lm_eval_samples(tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:
+    """What `lm_eval --samples` takes to score the same documents: ids by lm-eval task, a group's by its tasks' names."""
+    return {name: ids for task in tasks for name, ids in task.place(documents[task.label]).items()}
+
+
+def _check_chat(tokenizer: Any, apply_chat_template: bool, fewshot_as_multiturn: bool) -> None:
+    if fewshot_as_multiturn and not apply_chat_template:
+        raise UserError("fewshot_as_multiturn needs a chat template: set apply_chat_template, or leave it out")
+    if apply_chat_template and not getattr(tokenizer, "chat_template", None):
+        raise UserError("apply_chat_template is set and the tokenizer has no chat template: unset it")
+
+
+def _build(task: Task, documents: Iterable[int], options: Mapping[str, Any]) -> list[_Part]:
+    documents = list(documents)
+    beyond = next((number for number in documents if not 0 <= number < task.size), None)
+    if beyond is not None or not documents:
+        what = "no documents were chosen" if beyond is None else f"there is no document {beyond}"
+        raise UserError(f"task {task.label!r}: {what}; it has {task.size}, numbered from 0")
+    return [
+        _Part(task, name, task.leaves[name], ids, _requests_of(task.leaves[name], name, ids, options))
+        for name, ids in task.place(documents).items()
+    ]
+
+
+def _requests_of(leaf: LmEvalTask, name: str, ids: list[int], options: Mapping[str, Any]) -> list[Instance]:
+    try:
+        with lm_eval_seeds():
+            # the draw of examples starts again, as in a run of its own
+            leaf.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+            leaf.build_all_requests(samples=ids, rank=0, world_size=1, **options)
+    except Exception as error:
+        raise UserError(f"task {name!r}: its requests cannot be built: {_reason(error)}") from error
+    return list(leaf.instances)
+
+
+def _by_type(parts: Sequence[_Part]) -> dict[str, list[Instance]]:
+    requests: dict[str, list[Instance]] = defaultdict(list)
+    for part in parts:
+        for instance in part.instances:
+            requests[instance.request_type].append(instance)
+    return dict(requests)
+
+
+def _items(part: _Part) -> list[tuple[int, Any]]:
+    """(document, its item of the metric), for the documents that give one."""
+    items = []
+    try:
+        # the task may have built other requests since
+        part.leaf._instances = part.instances
+        part.leaf.apply_filters()
+    except Exception as error:
+        raise CandidateError(f"task {part.name!r}: filter {part.task.filter!r} failed: {_reason(error)}") from error
+    for number, requests in part.documents():
+        answers = [request.filtered_resps[part.task.filter] for request in requests]
+        try:
+            # a task may write into its document
+            metrics = part.leaf.process_results(copy.deepcopy(requests[0].doc), answers)
+        except Exception as error:
+            reason = f"cannot process the answers to document {number}: {_reason(error)}"
+            raise CandidateError(f"task {part.name!r} {reason}") from error
+        if part.task.metric in metrics:
+            items.append((number, metrics[part.task.metric]))
+    return items
+
+
+def _figure(task: Task, items: Sequence[list[Any]]) -> float:
+    """The figure as lm-eval computes it: for a group, its tasks' means weighted by their documents."""
+    figures = [task.aggregate(part) for part in items]
+    if len(figures) == 1:
+        return float(figures[0])
+    return float(lm_eval_metrics.aggregate_subtask_metrics(figures, [len(part) for part in items]))
+
+
+def _document_scores(task: Task, pairs: Sequence[tuple[int, Any]]) -> DocumentScores:
+    items = [item for _, item in pairs]
+    if task.aggregation == statistics.JACKKNIFE:
+        values = statistics.jackknife_values(items, task.aggregate)
+    else:
+        values = np.array(items, dtype=np.float64)
+    return DocumentScores([number for number, _ in pairs], values, task.aggregation)
+
+
+def _stderr(documents: DocumentScores, sizes: Sequence[int]) -> float | None:
+    if len(sizes) > 1:
+        stderr = statistics.pooled_stderr(documents.values, np.repeat(np.arange(len(sizes)), sizes))
+    else:
+        stderr = statistics.standard_error(documents.values, documents.aggregation)
+    return stderr if stderr is not None and math.isfinite(stderr) else None
+
+
+def _refuse_not_finite(requests: Sequence[Instance], answers: Sequence[Any]) -> None:
+    values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
+    wrong = [position for position, value in enumerate(values) if not math.isfinite(value)]
+    if wrong:
+        first = requests[wrong[0]]
+        raise CandidateError(
+            f"{len(wrong)} of {len(values)} log-likelihoods are not finite numbers "
+            f"(the first, in task {first.task_name!r}, is {values[wrong[0]]})"
+        )
+
+
+def _shortest(requests: Sequence[Instance]) -> str:
+    return min((request.args[0] for request in requests), key=len)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+__all__ = ["DocumentScores", "Scorer", "Scores", "TaskScore", "lm_eval_samples", "load_documents"]
