@@ -10,6 +10,9 @@ from torch import Tensor
 
 from mergesearch.methods.registry import Parameter
 
+# 32 MiB of float64: a dot product of a whole embedding needs no more
+_BLOCK = 2**22
+
 Scalar = float | Tensor
 Scalars = Scalar | Sequence[Scalar]
 
@@ -48,3 +51,34 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Scalar]) -> Tensor
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         merged = merged + tensor * weight
     return merged
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """sum_j a_j b_j over all elements, 0-d float64: products and sums in float64, so the order hardly matters."""
+    blocks = zip(a.flatten().split(_BLOCK), b.flatten().split(_BLOCK), strict=True)
+    return sum((x.double() * y.double()).sum() for x, y in blocks)
+
+
+def gram(tensors: Sequence[Tensor]) -> Tensor:
+    """All dot products of N tensors as flat vectors, (N, N) float64: what every angle and norm is made of."""
+    rows = [[dot(a, b) for b in tensors[: i + 1]] for i, a in enumerate(tensors)]
+    full = [[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
+    return torch.stack([torch.stack(row) for row in full])
+
+
+def rows_gram(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """As `gram`, for each vector along `dim`: (N, N, ...) float64 with that dimension kept as 1."""
+    wide = [t.double() for t in tensors]
+    return torch.stack([torch.stack([(a * b).sum(dim, keepdim=True) for b in wide]) for a in wide])
+
+
+def norms(products: Tensor) -> Tensor:
+    """The norms of N tensors from their (N, N, ...) products, (N, ...)."""
+    return torch.stack([products[i, i] for i in range(len(products))]).sqrt()
+
+
+def cosine(products: Tensor, i: int, j: int) -> Tensor:
+    """The cosine between vectors i and j of `products`; 0, a right angle, where one of them is zero."""
+    lengths = products[i, i].sqrt() * products[j, j].sqrt()
+    zero = lengths == 0
+    return torch.where(zero, 0.0, products[i, j] / torch.where(zero, 1.0, lengths)).clamp(-1.0, 1.0)

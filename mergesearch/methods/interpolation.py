@@ -1,4 +1,4 @@
-"""Methods on the models themselves: averages and paths between them, with no need of a base.
+"""Averages and selections of the models themselves; spherical paths between them are in sphere.py.
 
 All tensors of one call have one shape, dtype (float32 or float64) and device; scalars may be 0-d float64 tensors.
 """
@@ -11,13 +11,27 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from mergesearch.methods.common import Normalize, Scalar, Weights, nonzero, per_model, scalar, total, weighted_sum
+from mergesearch.methods.common import (
+    Normalize,
+    Scalar,
+    Weights,
+    cosine,
+    gram,
+    nonzero,
+    per_model,
+    rows_gram,
+    scalar,
+    total,
+    weighted_sum,
+)
 from mergesearch.methods.registry import Parameter, method
 
-PATH = (0.0, 1.0)
-Path = Annotated[
+Nearness = Annotated[
     Scalar,
-    Parameter(low=0.0, high=1.0, search=PATH, meaning="how far to go: 0 is the first model, 1 the second"),
+    Parameter(low=0.0, search=(0.0, 0.01), meaning="elements nearer than this are taken from the second model whole"),
+]
+FilterWise = Annotated[
+    bool, Parameter(kind="bool", meaning="one ratio for each vector along the last dimension, not for the tensor")
 ]
 
 
@@ -48,31 +62,83 @@ def uniform_soup(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
 
 
 @method(
-    paper="Shoemake 1985, SIGGRAPH 19(3), 245-254", family="interpolation", base="unused", min_models=2, max_models=2
+    paper="alchemonaut 2024, model card of QuartetAnemoi-70B-t0.0001",
+    family="interpolation",
+    base="unused",
+    min_models=2,
+    max_models=2,
 )
-def slerp(base: Tensor | None, models: Sequence[Tensor], *, t: Path = 0.5) -> Tensor:
-    """Go from the first model to the second along the great circle between their directions.
+def nearswap(base: Tensor | None, models: Sequence[Tensor], *, t: Nearness = 0.001) -> Tensor:
+    """Take the second model's elements where they are near the first's, and less of them the further they are.
 
-    sin((1-t) theta)/sin(theta) a + sin(t theta)/sin(theta) b, theta the angle between a and b as flat vectors; the line
-    (1-t) a + t b where |cos theta| > 0.9995 or one of them is zero. Shoemake, "Animating rotation with quaternion
-    curves", 1985.
+    v = clamp(t / max(|a - b|, 1e-6), 0, 1); (1 - v) a + v b. alchemonaut, model card of
+    QuartetAnemoi-70B-t0.0001, 2024.
 
-    t: [0, 1], 0.5. Two models of one shape; returns that shape.
+    t: [0, inf), 0.001, in the units of the weights. Two models of one shape; returns that shape.
     """
     first, second = models
-    left, right = slerp_coefficients(cosine(first, second), scalar(t))
-    return first * left + second * right
+    near = (scalar(t).to(first.dtype) / (first - second).abs().clamp(min=1e-6)).clamp(0.0, 1.0)
+    return second * near + first * (1 - near)
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """The cosine of the angle between two tensors as flat vectors, 0-d float64; 1 where one of them is zero."""
-    dot, norms = (a * b).sum().double(), a.norm().double() * b.norm().double()
-    return torch.where(norms > 0, dot / norms, torch.ones_like(norms)).clamp(-1.0, 1.0)
+@method(paper="Jang et al. 2024, arXiv:2403.19522", family="interpolation", base="required", min_models=2)
+def model_stock(base: Tensor, models: Sequence[Tensor], *, filter_wise: FilterWise = False) -> Tensor:
+    """Go from the base towards the average of the models as far as their agreement warrants.
+
+    t = N c / (1 + (N - 1) c), c the mean cosine of the task vectors over all pairs (0 for a zero one; t is 0 at the
+    singularity); t mean_i x_i + (1 - t) base. Jang et al., "Model Stock: All we need is just a few fine-tuned models",
+    arXiv:2403.19522, equation 7.
+
+    filter_wise: one t for each vector along the last dimension, false. Base and two or more models of one shape;
+    returns that shape.
+    """
+    vectors = [model - base for model in models]
+    each = filter_wise and base.ndim > 0
+    products = rows_gram(vectors, -1) if each else gram(vectors)
+    ratio = stock_ratio(products)
+    average = weighted_sum(models, [1.0] * len(models)) / len(models)
+    ratio = ratio.to(base.dtype) if each else ratio
+    return average * ratio + base * (1 - ratio)
 
 
-def slerp_coefficients(cos: Tensor, t: Tensor, straight: float = 0.9995) -> tuple[Tensor, Tensor]:
-    """What the two ends are multiplied by; those of the line where |cos| > `straight`. Shapes broadcast."""
-    line = cos.abs() > straight
-    theta = torch.acos(torch.where(line, torch.zeros_like(cos), cos))
-    left, right = torch.sin((1 - t) * theta) / torch.sin(theta), torch.sin(t * theta) / torch.sin(theta)
-    return torch.where(line, 1 - t, left), torch.where(line, t, right)
+def stock_ratio(products: Tensor) -> Tensor:
+    """The interpolation ratio t of `model_stock` from the (N, N, ...) dot products of the task vectors."""
+    n = len(products)
+    pairs = [cosine(products, i, j) for i in range(n) for j in range(i)]
+    c = sum(pairs) / len(pairs)
+    divisor = 1 + (n - 1) * c
+    singular = divisor.abs() < 1e-8
+    return torch.where(singular, 0.0, n * c / torch.where(singular, 1.0, divisor))
+
+
+@method(
+    paper="Arcee 2025, MergeKit v0.1 release notes", family="interpolation", base="unused", min_models=2, max_models=2
+)
+def arcee_fusion(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
+    """Take the second model's elements where they differ from the first's by far more than usual.
+
+    importance_ij = |b_ij - a_ij| KL(softmax(b_i) || softmax(a_i)), the softmax over the last dimension; b where it is
+    at least median + 1.5 (Q3 - Q1) of all importances, a elsewhere; the quartiles are the lower of two neighbours.
+    Arcee, "Meet MergeKit v0.1: Arcee Fusion", 2025.
+
+    Two models of one shape, the first is the one to keep; returns that shape.
+    """
+    first, second = models
+    scores = importance(first, second)
+    return torch.where(scores >= outlier_threshold(scores), second, first)
+
+
+def importance(first: Tensor, second: Tensor) -> Tensor:
+    """|b - a| times the divergence of each vector along the last dimension, float64: near models diverge by little."""
+    if first.ndim == 0:
+        return torch.zeros_like(first, dtype=torch.float64)
+    logs = [torch.log_softmax(x.double(), dim=-1) for x in (first, second)]
+    divergence = (logs[1].exp() * (logs[1] - logs[0])).sum(-1, keepdim=True)
+    return (second.double() - first.double()).abs() * divergence
+
+
+def outlier_threshold(scores: Tensor) -> Tensor:
+    """median + 1.5 (Q3 - Q1), each the order statistic at floor(q (n - 1)); 0-d."""
+    flat = scores.flatten()
+    lower, middle, upper = (torch.kthvalue(flat, 1 + int(q * (flat.numel() - 1))).values for q in (0.25, 0.5, 0.75))
+    return middle + 1.5 * (upper - lower)

@@ -158,9 +158,12 @@ class Method:
         """The merged tensor, of the inputs' shape and dtype (float32 or float64).
 
         `parameters` must be complete (`complete`); `keys`, one mask key for each model, is used by random methods only.
+        A tensor of no elements is returned as it is, by every method.
         """
         if base is None and self.base == "required":
             raise UserError(f"{self.name} needs a base model")
+        if models[0].numel() == 0:
+            return models[0].clone()
         named = {self.parameters[key].name: value for key, value in parameters.items()}
         if not self.random:
             return self.function(base, models, **named)

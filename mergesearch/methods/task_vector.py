@@ -83,16 +83,26 @@ def trim(d: Tensor, density: Scalar) -> Tensor:
 
 
 def match_l1(kept: Tensor, d: Tensor) -> Tensor:
-    """`kept` scaled to the L1 norm of d; as it is where one of the norms is 0."""
-    before, after = d.abs().sum(), kept.abs().sum()
-    factor = torch.where((after > 0) & (before > 0), before / after, torch.ones_like(after))
-    return kept * factor
+    """`kept` scaled to the L1 norm of d; as it is where nothing was kept."""
+    return kept * l1_factor(l1_norm(kept), l1_norm(d))
+
+
+def l1_norm(d: Tensor) -> Tensor:
+    """The sum of magnitudes, summed in float64 so that it hardly depends on the order; 0-d."""
+    return d.abs().sum(dtype=torch.float64)
+
+
+def l1_factor(after: Tensor, before: Tensor) -> Tensor:
+    """before / after, 1 where `after` is 0."""
+    return torch.where(after > 0, before / after, torch.ones_like(after))
 
 
 def drop(d: Tensor, probability: Scalar, rescale: str, key: MaskKey, samples: int) -> Tensor:
     """d with each element kept with its `probability` (a scalar or a tensor of d's shape), averaged over samples."""
-    draws = [_drop_once(d, probability, rescale, key, sample) for sample in range(samples)]
-    return draws[0] if samples == 1 else weighted_sum(draws, [1.0] * samples) / samples
+    merged = _drop_once(d, probability, rescale, key, 0)
+    for sample in range(1, samples):
+        merged = merged + _drop_once(d, probability, rescale, key, sample)
+    return merged / samples
 
 
 def _drop_once(d: Tensor, probability: Scalar, rescale: str, key: MaskKey, sample: int) -> Tensor:
