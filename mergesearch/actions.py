@@ -1,0 +1,268 @@
+"""What the verbs do, as functions: a run made ready, its winner exported, a recipe merged, a checkpoint scored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergesearch import recipe as recipes
+from mergesearch.checkpoints import Pool, choose_device, load_model, load_tokenizer, new_folder, remove, resolve
+from mergesearch.config import Config
+from mergesearch.engine import DTYPES, Engine, check
+from mergesearch.errors import UserError, unknown
+from mergesearch.evaluate.scores import Scores
+from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
+from mergesearch.evaluate.tasks import Split, Task, load, split
+from mergesearch.export import Story, write_checkpoint
+from mergesearch.recipe import Recipe
+from mergesearch.record import Record, ranked
+from mergesearch.search.baselines import parent_names
+from mergesearch.search.store import RunFolder, read_records, records, write_documents
+from mergesearch.search.study import Search, machine
+from mergesearch.space import SearchSpace, check_space
+
+log = logging.getLogger(__name__)
+
+SIDES = ("search", "holdout", "all")
+
+
+@dataclass
+class Session:
+    """A search with all that it works on."""
+
+    config: Config
+    folder: RunFolder
+    pool: Pool
+    engine: Engine
+    search: Search
+
+
+def _ignore(_: Any) -> None:
+    """Stands in for a listener nobody gave."""
+
+
+def prepare(
+    config: Config,
+    *,
+    say: Callable[[str], None] = log.info,
+    started: Callable[[Record], None] = _ignore,
+    finished: Callable[[Record], None] = _ignore,
+) -> Session:
+    """Everything that `Search.run` needs. All of the input is checked before anything is written.
+
+    Args:
+        config: the run's configuration.
+        say: told in a few words what is being done.
+        started, finished: as for `Search`.
+
+    Raises:
+        UserError: what is wrong with the input.
+    """
+    check_space(config)
+    RunFolder(config.folder).check(config)
+    references = {"base_model": config.base_model, **{f"models.{n}": ref for n, ref in config.models.items()}}
+    base_folder = {where: resolve(reference, where) for where, reference in references.items()}["base_model"]
+    say(f"loading {len(config.tasks)} tasks")
+    tasks = load(config.tasks, config.include_path, tokenizer=str(base_folder))
+    documents = splits(config, tasks)
+    say(f"loading the base and {len(config.models)} models")
+    pool = _load_pool(config)
+    space = SearchSpace(config, pool.infos, pool.layers)
+    engine = Engine(pool, config.dtype)
+    say("building requests")
+    scorer = _scorer(
+        config, engine.model, pool.tokenizer, tasks, {label: part.search for label, part in documents.items()}
+    )
+    folder = RunFolder.prepare(config)
+    write_documents(folder, _samples(tasks, documents))
+    search = Search(config, folder, space, engine, scorer, started=started, finished=finished, device=str(pool.device))
+    return Session(config, folder, pool, engine, search)
+
+
+def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:
+    """Which documents of each task the search may see; the same for every worker and every start."""
+    limits = {task.task: task.limit for task in config.tasks}
+    return {task.label: split(task, config.holdout, config.search.seed, limits[task.label]) for task in tasks}
+
+
+def refresh_best(session: Session) -> Record | None:
+    """Exports the best candidate so far to the run folder, unless it is there already. None where there is none."""
+    best = _best(records(session.search.study))
+    if best is None:
+        return None
+    recipe = Recipe.from_data(dict(best.recipe or {}), f"trial {best.number}")
+    there = session.folder.best / "recipe.yaml"
+    if not there.is_file() or recipes.read(there).id != recipe.id:
+        remove(session.folder.best)
+        story = _story(session.folder, session.config, best, records(session.search.study))
+        write_checkpoint(recipe, session.engine, session.folder.best, story)
+    return best
+
+
+def export_trial(run: Path, out: Path, trial: str = "best", max_shard_size: str = "5GB") -> Record:
+    """Writes one candidate of a run as a checkpoint, and returns its record.
+
+    Args:
+        run: the run folder.
+        out: the new folder.
+        trial: `best`, or a trial's number.
+
+    Raises:
+        UserError: no such run or trial, or `out` is no new folder.
+    """
+    config, found, _ = read_records(run)
+    record = _chosen(found, trial, run)
+    recipe = Recipe.from_data(dict(record.recipe or {}), f"trial {record.number}")
+    with new_folder(out):  # refuses an unusable name before any model is loaded
+        pass
+    Path(out).rmdir()
+    engine = Engine(_load_pool(config), config.dtype)
+    write_checkpoint(recipe, engine, out, _story(RunFolder(run), config, record, found), max_shard_size)
+    return record
+
+
+def merge_recipe(
+    recipe: Recipe,
+    out: Path,
+    device: str = "auto",
+    max_shard_size: str = "5GB",
+    allow_unrelated: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Builds a checkpoint from a recipe.
+
+    Raises:
+        UserError: the recipe cannot be merged, or `out` is no new folder.
+        CandidateError: the merge came out with NaN or infinity.
+    """
+    engine = _engine_for(recipe, device, allow_unrelated, trust_remote_code)
+    story = Story(out.name, machine(str(engine.pool.device)))
+    write_checkpoint(recipe, engine, out, story, max_shard_size)
+
+
+def score_model(model: str, config: Config, on: str = "search") -> Scores:
+    """The scores of a checkpoint, or of a recipe's YAML file, on a run's documents.
+
+    Args:
+        model: a folder, `zoo:NAME`, a hub id, or the path of a recipe.
+        config: the run's configuration: tasks, split, batch size, dtype, device.
+        on: `search`, `holdout` or `all` documents.
+
+    Raises:
+        UserError: what is wrong with the input.
+        CandidateError: the model cannot be scored.
+    """
+    if on not in SIDES:
+        raise unknown("value", on, SIDES, "--on")
+    if on == "holdout" and not config.holdout:
+        raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
+    tasks = load(config.tasks, config.include_path)
+    documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
+    live, tokenizer = _live(model, config)
+    return _scorer(config, live, tokenizer, tasks, documents).score()
+
+
+def _live(model: str, config: Config) -> tuple[Any, Any]:
+    if model.endswith((".yaml", ".yml")):
+        recipe = recipes.read(model)
+        engine = _engine_for(recipe, config.device, config.allow_unrelated, config.trust_remote_code)
+        engine.load(recipe)
+        return engine.model, engine.pool.tokenizer
+    folder = resolve(model, "MODEL")
+    tokenizer = load_tokenizer(folder, "MODEL", config.trust_remote_code)
+    if tokenizer is None:
+        raise UserError(f"MODEL {model} has no tokenizer that transformers can load: add the tokenizer's files")
+    live = load_model(folder, "MODEL", DTYPES[config.dtype], config.trust_remote_code)
+    return live.to(choose_device(config.device)), tokenizer
+
+
+def _engine_for(recipe: Recipe, device: str, allow_unrelated: bool, trust_remote_code: bool) -> Engine:
+    check(recipe)
+    base = recipe.base or next(iter(recipe.models.values()))
+    pool = Pool.load(
+        base, recipe.models, device=device, allow_unrelated=allow_unrelated, trust_remote_code=trust_remote_code
+    )
+    return Engine(pool, recipe.out_dtype)
+
+
+def _side(part: Split, on: str) -> list[int]:
+    return {"search": part.search, "holdout": part.holdout, "all": sorted(part.search + part.holdout)}[on]
+
+
+def _load_pool(config: Config) -> Pool:
+    return Pool.load(
+        config.base_model,
+        config.models,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        allow_unrelated=config.allow_unrelated,
+    )
+
+
+def _scorer(
+    config: Config, model: Any, tokenizer: Any, tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]
+) -> Scorer:
+    return Scorer(
+        model,
+        tokenizer,
+        tasks,
+        documents,
+        batch_size=config.batch_size,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.fewshot_as_multiturn,
+        system_instruction=config.system_instruction,
+    )
+
+
+def _samples(tasks: Sequence[Task], documents: Mapping[str, Split]) -> dict[str, dict[str, list[int]]]:
+    search = {label: part.search for label, part in documents.items()}
+    holdout = {label: part.holdout for label, part in documents.items() if part.holdout}
+    kept_back = [task for task in tasks if task.label in holdout]
+    return {"search": lm_eval_samples(tasks, search), "holdout": lm_eval_samples(kept_back, holdout)}
+
+
+def _best(found: Sequence[Record]) -> Record | None:
+    first = next(iter(ranked(found)), None)
+    return first if first and first.objective is not None else None
+
+
+def _chosen(found: Sequence[Record], trial: str, run: Path) -> Record:
+    if trial == "best":
+        best = _best(found)
+        if best is None:
+            raise UserError(f"{run} has no finished trial to export: go on with `mergesearch run`")
+        return best
+    numbers = {str(record.number): record for record in found}
+    if trial not in numbers:
+        raise UserError(f"--trial {trial}: {run} has trials 0 to {len(found) - 1}: name one of them, or best")
+    record = numbers[trial]
+    if record.recipe is None:
+        raise UserError(f"--trial {trial} is {record.state} and has no recipe yet: name another")
+    return record
+
+
+def _story(folder: RunFolder, config: Config, record: Record, found: Sequence[Record]) -> Story:
+    parents = [
+        other for other in found if other.name in (*parent_names(config), "average") and other.objective is not None
+    ]
+    shown = [record, *(other for other in parents if other.number != record.number)] if record.scores else []
+    return Story(
+        title=f"{config.name}, trial {record.number}",
+        versions=dict(record.machine) or machine(config.device),
+        records=shown,
+        tasks={task.task: task.num_fewshot for task in config.tasks},
+        samples=folder.search_documents() if record.scores else {},
+        options=_lm_eval_options(config),
+    )
+
+
+def _lm_eval_options(config: Config) -> str:
+    paths = [*config.include_path] or ['"$(mergesearch zoo)/tasks"']
+    parts = [f"--include_path {paths[0]}", f"--batch_size {config.batch_size}"]
+    parts += ["--apply_chat_template"] * config.apply_chat_template
+    parts += ["--fewshot_as_multiturn"] * config.fewshot_as_multiturn
+    parts += [f"--system_instruction {config.system_instruction!r}"] if config.system_instruction else []
+    return " ".join(parts)

@@ -1,0 +1,83 @@
+"""Record: what one trial of a run did and found, as plain data. The table, the card and the report read these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's figure for one candidate.
+
+    Attributes:
+        value: the metric as lm-eval aggregates it.
+        stderr: its standard error over documents; None where it has none.
+        documents: how many documents it was measured on.
+        metric: the metric's lm-eval name, `acc`.
+        filter: the lm-eval filter it was taken after, mostly `none`.
+        higher_is_better: whether more is better.
+    """
+
+    value: float
+    stderr: float | None
+    documents: int
+    metric: str
+    filter: str = "none"
+    higher_is_better: bool = True
+
+    def to_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of the table.
+
+    Attributes:
+        number: the trial's number in the study, from 0.
+        name: of a baseline (`base`, a model's name, `average`); None for what the study proposed.
+        state: `complete`, `failed`, `running` or `waiting`.
+        objective: what the study maximises; None until the trial is complete.
+        stderr: the objective's standard error, the tasks taken as independent.
+        scores: each task's score by label.
+        recipe: the recipe as plain data; None until it is proposed.
+        merge_seconds, score_seconds: what building and scoring the candidate took.
+        error: why it failed.
+        machine: device and library versions.
+    """
+
+    number: int
+    name: str | None
+    state: str
+    objective: float | None = None
+    stderr: float | None = None
+    scores: Mapping[str, TaskScore] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None
+    recipe_id: str | None = None
+    merge_seconds: float | None = None
+    score_seconds: float | None = None
+    error: str | None = None
+    machine: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The baseline's name, or the methods of the recipe's rules."""
+        if self.name:
+            return self.name
+        rules: Sequence[Mapping[str, Any]] = (self.recipe or {}).get("rules", ())
+        return "+".join(dict.fromkeys(rule["method"] for rule in rules))
+
+    @property
+    def seconds(self) -> float | None:
+        if self.merge_seconds is None or self.score_seconds is None:
+            return None
+        return self.merge_seconds + self.score_seconds
+
+
+def ranked(records: Sequence[Record]) -> list[Record]:
+    """Complete records first, best objective first (earlier trial first among equals), then the others by number."""
+    complete = [record for record in records if record.objective is not None]
+    others = [record for record in records if record.objective is None]
+    return sorted(complete, key=lambda r: (-(r.objective or 0.0), r.number)) + sorted(others, key=lambda r: r.number)

@@ -1,0 +1,240 @@
+"""The run folder and the study in its storage: what a run leaves behind, and how it is taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from mergesearch import config as configuration
+from mergesearch.config import Config
+from mergesearch.errors import UserError
+from mergesearch.record import Record, TaskScore
+from mergesearch.search.objective import Objective
+
+CONFIG, DOCUMENTS = "config.yaml", "documents.json"
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+class RunFolder:
+    """The files of one run: `config.yaml`, `study.db` unless another storage is named, `scores/NUMBER.npz`
+    (per-document scores), `documents.json` (what the search and the holdout score on), `workers/` (locks)."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def prepare(cls, config: Config) -> RunFolder:
+        """The run folder of a configuration, made if need be.
+
+        Raises:
+            UserError: it holds another configuration, or something else, or cannot be written.
+        """
+        folder = cls(config.folder)
+        folder.check(config)
+        try:
+            folder.scores.mkdir(parents=True, exist_ok=True)
+            folder.workers.mkdir(exist_ok=True)
+            write_atomically(folder.path / CONFIG, config.to_yaml())
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run folder {folder.path} ({error.strerror}): set output to another"
+            ) from None
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run folder; `UserError` where there is none."""
+        if not (Path(path) / CONFIG).is_file():
+            raise UserError(
+                f"{path} is no run folder (it has no {CONFIG}): name the output folder of `mergesearch run`"
+            )
+        return cls(path)
+
+    def check(self, config: Config) -> None:
+        """`UserError` where the folder holds another configuration, or something else."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UserError(f"output {self.path} is a file: set output to a folder")
+        if not (self.path / CONFIG).is_file():
+            if any(self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and no run folder: set output to a new folder")
+            return
+        check_same(config, self.config(), str(self.path))
+
+    def config(self) -> Config:
+        return configuration.read(self.path / CONFIG)
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores"
+
+    @property
+    def workers(self) -> Path:
+        return self.path / "workers"
+
+    @property
+    def best(self) -> Path:
+        """Where `mergesearch run` leaves the winner."""
+        return self.path / "best"
+
+    def documents(self, number: int) -> Path:
+        """Where a trial's per-document scores are."""
+        return self.scores / f"{number:05d}.npz"
+
+    def search_documents(self) -> dict[str, list[int]]:
+        """The documents that the search scores on, as `lm_eval --samples` takes them."""
+        return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["search"]
+
+    def lock(self, name: str) -> FileLock:
+        return FileLock(self.path / f"{name}.lock")
+
+
+def check_same(ours: Config, theirs: Config, where: str) -> None:
+    """`UserError` unless two configurations can share a run: they may differ in budget and machine only."""
+    differences = ours.differences(theirs)
+    if differences:
+        raise UserError(
+            f"{where} holds a run of another configuration ({'; '.join(differences[:3])}): set output and name to new "
+            "ones, or take the change back"
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def open_study(config: Config, folder: RunFolder, create: bool = True) -> optuna.Study:
+    """The study of a run.
+
+    Raises:
+        UserError: the storage cannot be reached, holds no such study, or holds one of another configuration.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = config.storage or f"sqlite:///{folder.path / 'study.db'}"
+    try:
+        if create:
+            study = optuna.create_study(study_name=config.name, storage=url, direction="maximize", load_if_exists=True)
+        else:
+            study = optuna.load_study(study_name=config.name, storage=url)
+    except KeyError:
+        raise UserError(f"storage {url} holds no study {config.name!r}: start it with `mergesearch run`") from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"storage {url} cannot be opened ({reason}): check the URL and its driver") from None
+    if "config" in study.user_attrs:
+        check_same(config, Config.model_validate(study.user_attrs["config"]), f"storage {url}")
+    elif create:
+        study.set_user_attr("config", config.dump())
+    return study
+
+
+class Worker:
+    """This process among the run's workers: holds a lock file as long as it lives, so that others can tell."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._lock = FileLock(self._path(self.id))
+
+    def __enter__(self) -> Worker:
+        self._lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        self._path(self.id).unlink(missing_ok=True)
+
+    def _path(self, worker: str) -> Path:
+        return self.folder.workers / f"{worker}.lock"
+
+    def is_gone(self, worker: str | None) -> bool:
+        """Whether another worker of this run folder has ended; one that never left a name counts by who else lives."""
+        if worker == self.id:
+            return False
+        if worker is None:
+            return all(self.is_gone(path.stem) for path in self.folder.workers.glob("*.lock") if path.stem != self.id)
+        lock = FileLock(self._path(worker), timeout=0)
+        try:
+            with lock:
+                return True
+        except Timeout:
+            return False
+
+
+def abandoned(study: optuna.Study, worker: Worker) -> FrozenTrial | None:
+    """The first running trial whose worker has ended."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if worker.is_gone(trial.user_attrs.get("worker")):
+            return trial
+    return None
+
+
+def objective_of(study: optuna.Study) -> Objective | None:
+    """The objective, once the parents' scores have fixed its scale."""
+    data = study.user_attrs.get("objective")
+    return Objective.from_data(data) if data else None
+
+
+def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
+    """A trial of the study as plain data."""
+    found: Mapping[str, Any] = trial.user_attrs
+    scores = {task: TaskScore(**data) for task, data in found.get("scores", {}).items()}
+    complete = trial.state == TrialState.COMPLETE
+    return Record(
+        number=trial.number,
+        name=found.get("name"),
+        state=STATES[trial.state],
+        objective=trial.value if complete else None,
+        stderr=objective.stderr(scores) if objective and complete and scores else None,
+        scores=scores,
+        recipe=found.get("recipe"),
+        recipe_id=found.get("recipe_id"),
+        merge_seconds=found.get("merge_seconds"),
+        score_seconds=found.get("score_seconds"),
+        error=found.get("error"),
+        machine=found.get("machine", {}),
+    )
+
+
+def records(study: optuna.Study) -> list[Record]:
+    """Every trial of the study, by number."""
+    objective = objective_of(study)
+    return [to_record(trial, objective) for trial in study.get_trials(deepcopy=False)]
+
+
+def read_records(path: str | Path) -> tuple[Config, list[Record], Objective | None]:
+    """What a run folder holds.
+
+    Raises:
+        UserError: it is no run folder, or its storage cannot be read.
+    """
+    folder = RunFolder.open(path)
+    config = folder.config()
+    if not config.storage and not (folder.path / "study.db").is_file():
+        raise UserError(f"{path} has no study.db yet: start the run with `mergesearch run`")
+    study = open_study(config, folder, create=False)
+    return config, records(study), objective_of(study)
+
+
+def write_documents(folder: RunFolder, documents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Notes which documents the search and the holdout use, as `lm_eval --samples` takes them."""
+    write_atomically(folder.path / DOCUMENTS, json.dumps(documents) + "\n")
