@@ -11,10 +11,13 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
+from pydantic.fields import FieldInfo
 
 from mergesearch.errors import UserError, unknown
 
 Model = TypeVar("Model", bound="Strict")
+
+_OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 class Strict(pydantic.BaseModel):
@@ -96,6 +99,8 @@ def _explain(model: type[Strict], problem: Mapping[str, Any], where: str) -> Use
     lowered = message[:1].lower() + message[1:]
     if problem["type"] == "value_error":
         return UserError(f"{where}: {place}: {lowered}" if place else f"{where}: {lowered}")
+    if problem["type"] in _OUTSIDE:
+        lowered = f"it must be in {_allowed_range(_field_at(model, location))}"
     return UserError(f"{where}: {place} is {problem['input']!r}: {lowered}")
 
 
@@ -104,14 +109,35 @@ def _inside(where: str, location: tuple[Any, ...]) -> str:
 
 
 def _keys_at(model: Any, location: tuple[Any, ...]) -> list[str]:
-    """The keys that are valid at a place inside `model`: follows field names and skips list positions."""
+    """The keys that are valid at a place inside `model`."""
     for part in location:
-        if isinstance(part, int) or not _is_model(model):
-            continue
-        fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        if part in fields:
-            model = _inner_model(fields[part].annotation) or model
-    return [field.alias or name for name, field in model.model_fields.items()] if _is_model(model) else []
+        if not isinstance(part, int) and part in _fields(model):
+            model = _inner_model(_fields(model)[part].annotation) or model
+    return list(_fields(model))
+
+
+def _field_at(model: type[Strict], location: tuple[Any, ...]) -> FieldInfo:
+    """The field that a place inside `model` belongs to."""
+    *parents, last = [part for part in location if isinstance(part, str)]
+    for part in parents:
+        model = _inner_model(_fields(model)[part].annotation) or model
+    return _fields(model)[last]
+
+
+def _fields(model: type[Strict]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _allowed_range(field: FieldInfo) -> str:
+    """The bounds of a number, `[0, 1)`."""
+    bounds = {type(m).__name__: getattr(m, type(m).__name__.lower()) for m in field.metadata if _is_bound(m)}
+    left = f"({bounds['Gt']}" if "Gt" in bounds else f"[{bounds['Ge']}" if "Ge" in bounds else "(-inf"
+    right = f"{bounds['Lt']})" if "Lt" in bounds else f"{bounds['Le']}]" if "Le" in bounds else "inf)"
+    return f"{left}, {right}"
+
+
+def _is_bound(metadata: Any) -> bool:
+    return type(metadata).__name__ in ("Gt", "Ge", "Lt", "Le")
 
 
 def _is_model(annotation: Any) -> bool:

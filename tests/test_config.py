@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mergesearch import config
+from mergesearch.config import Config
+from mergesearch.errors import UserError
+from mergesearch.strict import read_yaml
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+name: small
+base_model: zoo:base
+models: {code: zoo:code, prose: zoo:prose}
+tasks:
+  - {task: zoo_code, metric: acc, limit: 200}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    return file
+
+
+def test_defaults_are_those_of_the_readme(path: Path) -> None:
+    read = config.read(path)
+    assert read.holdout == 0.5 and read.objective.scale == "parents" and read.search.sampler == "tpe"
+    assert read.folder == Path("results/small")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.name)
+def test_shipped_configurations_are_valid(file: Path) -> None:
+    config.read(file)
+
+
+def test_round_trip(path: Path) -> None:
+    read = config.read(path, ["space={methods: [ties], t: [0.2, 0.8], lambda: 1.0}"])
+    path.write_text(read.to_yaml())
+    assert config.read(path) == read
+    assert read.space.ranges() == {"t": (0.2, 0.8), "lambda": (1.0, 1.0)}
+
+
+def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
+    read = config.read(path, ["search.trials=7", "tasks.0.limit=null", "models.third=zoo:names"])
+    assert read.search.trials == 7 and read.tasks[0].limit is None and read.models["third"] == "zoo:names"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("serch.trials=3", ["'serch'", "did you mean 'search'"]),
+        ("tasks.0.limt=3", ["'limt'", "tasks.0", "did you mean 'limit'"]),
+        ("search.sampler=tpee", ["search.sampler", "'tpee'", "'tpe'"]),
+        ("holdout=1.5", ["holdout", "1.5", "[0, 1)"]),
+        ("tasks.0.weight=0", ["tasks.0.weight", "0", "(0, inf)"]),
+        ("search.trials=many", ["search.trials", "'many'"]),
+        ("space.weight=[2, 1]", ["weight", "[2.0, 1.0]"]),
+        ("space.components=[mlp, mlp]", ["'mlp'", "twice"]),
+        ("models={base: zoo:code}", ["'base'", "cannot name a model"]),
+        ("tasks=[{task: a}, {task: a}]", ["'a'", "twice"]),
+        ("tasks.5.limit=3", ["'5'", "list of 1"]),
+        ("trials", ["'trials'", "key=value"]),
+        ("name=a/b", ["name", "'a/b'"]),
+    ],
+)
+def test_mistakes_get_one_sentence(path: Path, override: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        config.read(path, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("a: [1", "line 1"), ("- a", "not a mapping"), ("name: a\nname: b", "given twice"), ("name: x", "is missing")],
+)
+def test_broken_files_get_one_sentence(tmp_path: Path, text: str, part: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=part) as caught:
+        config.read(file)
+    assert "broken.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_only_budget_and_machine_may_change_in_a_run_folder(path: Path) -> None:
+    first = config.read(path)
+    assert first.differences(config.read(path, ["search.trials=99", "device=cpu", "batch_size=8"])) == []
+    assert first.differences(config.read(path, ["search.seed=1"])) == ["search.seed: 0, there 1"]
+    assert isinstance(Config.model_validate(first.dump()), Config)

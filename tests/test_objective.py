@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mergesearch.config import TaskConfig
+from mergesearch.record import TaskScore
+from mergesearch.search import objective as objectives
+from mergesearch.search.objective import Objective
+
+TASKS = [TaskConfig(task="quiz", weight=2.0), TaskConfig(task="bits")]
+
+
+def scores(quiz: float, bits: float, error: float | None = 0.1) -> dict[str, TaskScore]:
+    return {
+        "quiz": TaskScore(quiz, error, 100, "acc"),
+        "bits": TaskScore(bits, error, 100, "bits_per_byte", higher_is_better=False),
+    }
+
+
+def test_raw_is_the_weighted_mean_with_lower_is_better_negated() -> None:
+    assert objectives.raw(TASKS).value(scores(0.5, 2.0)) == pytest.approx((2 * 0.5 - 2.0) / 3)
+
+
+def test_parents_puts_the_base_at_0_and_the_best_single_model_at_1() -> None:
+    models = {"a": scores(0.6, 3.0), "b": scores(0.5, 1.5)}
+    found = objectives.parents(TASKS, scores(0.4, 2.0), models)
+    assert found.value(scores(0.4, 2.0)) == pytest.approx(0)
+    assert found.value(scores(0.6, 1.5)) == pytest.approx(1)
+    assert found.value(scores(0.6, 2.0)) == pytest.approx(2 / 3)
+    assert not found.notes
+
+
+def test_a_task_whose_best_model_does_not_beat_the_base_stays_raw_and_says_so() -> None:
+    found = objectives.parents(TASKS, scores(0.7, 2.0), {"a": scores(0.6, 1.0), "b": scores(0.7, 1.5)})
+    assert found.value(scores(0.9, 2.0)) == pytest.approx(2 * 0.9 / 3)
+    assert len(found.notes) == 1 and "quiz" in found.notes[0] and "0.7000" in found.notes[0]
+
+
+def test_the_standard_error_follows_the_scale() -> None:
+    found = objectives.parents(TASKS, scores(0.4, 2.0), {"a": scores(0.6, 1.5)})
+    expected = math.sqrt((2 * 0.1 / 0.2 / 3) ** 2 + (0.1 / 0.5 / 3) ** 2)
+    assert found.stderr(scores(0.5, 1.7)) == pytest.approx(expected)
+    assert found.stderr(scores(0.5, 1.7, error=None)) is None
+
+
+def test_it_survives_storage() -> None:
+    found = objectives.parents(TASKS, scores(0.7, 2.0), {"a": scores(0.6, 1.0)})
+    assert Objective.from_data(found.to_data()) == found
