@@ -122,12 +122,11 @@ class Scorer:
     def _answer(self, request_type: str, requests: list[Instance]) -> None:
         for request in requests:
             request.resps, request.filtered_resps = [], {}
-        repeated = [request for request in requests for _ in range(request.repeats)]
-        answers = self._run(request_type, repeated)
-        for request, answer in zip(repeated, answers, strict=True):
+        answers = self._run(request_type, requests)
+        for request, answer in zip(requests, answers, strict=True):
             request.resps.append(answer)
         if request_type != "generate_until":
-            _refuse_not_finite(repeated, answers)
+            _refuse_not_finite(requests, answers)
 
     def _run(self, request_type: str, requests: list[Instance]) -> list[Any]:
         while True:
@@ -168,7 +167,7 @@ class Scorer:
 
 
 def lm_eval_samples(tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:
-    """What `lm_eval --samples` takes to score the same documents: ids by lm-eval task, a group's by its tasks' names."""
+    """What `lm_eval --samples` takes to score the same documents: ids by lm-eval task, a group's by its tasks."""
     return {name: ids for task in tasks for name, ids in task.place(documents[task.label]).items()}
 
 
@@ -203,10 +202,11 @@ def _requests_of(leaf: LmEvalTask, name: str, ids: list[int], options: Mapping[s
 
 
 def _by_type(parts: Sequence[_Part]) -> dict[str, list[Instance]]:
+    """The requests in the order in which lm-eval asks them, each as often as its task repeats it."""
     requests: dict[str, list[Instance]] = defaultdict(list)
     for part in parts:
         for instance in part.instances:
-            requests[instance.request_type].append(instance)
+            requests[instance.request_type].extend([instance] * instance.repeats)
     return dict(requests)
 
 
@@ -242,11 +242,18 @@ def _figure(task: Task, items: Sequence[list[Any]]) -> float:
 
 def _document_scores(task: Task, pairs: Sequence[tuple[int, Any]]) -> DocumentScores:
     items = [item for _, item in pairs]
-    if task.aggregation == statistics.JACKKNIFE:
-        values = statistics.jackknife_values(items, task.aggregate)
-    else:
-        values = np.array(items, dtype=np.float64)
+    jackknife = task.aggregation == statistics.JACKKNIFE
+    values = _jackknife(items, task) if jackknife else np.array(items, dtype=np.float64)
     return DocumentScores([number for number, _ in pairs], values, task.aggregation)
+
+
+def _jackknife(items: Sequence[Any], task: Task) -> np.ndarray:
+    try:
+        return statistics.jackknife_values(items, task.aggregate)
+    except Exception as error:
+        # the figure stands, though a part of the documents has none, as f1 where one class is missing
+        log.debug("task %r has no jackknife: %s", task.label, _reason(error))
+        return np.full(len(items), np.nan)
 
 
 def _stderr(documents: DocumentScores, sizes: Sequence[int]) -> float | None:

@@ -135,7 +135,8 @@ def _too_few(task: Task, side: str, left: int, holdout: float, limit: int | None
     limited = side == "search" and limit is not None and limit < 2
     cause = f"limit {limit}" if limited else f"holdout {holdout}"
     remedy = "raise the limit" if limited else "change holdout (0 for none), or take a task with more documents"
-    return f"task {task.label!r} has {task.size} documents and {cause} leaves {left} for the {side}, which needs 2: {remedy}"
+    left_over = f"{task.size} documents, and {cause} leaves {left} for the {side} (2 are needed)"
+    return f"task {task.label!r} has {left_over}: {remedy}"
 
 
 def _load(manager: Any, config: TaskConfig) -> Task:
@@ -157,8 +158,8 @@ def _load(manager: Any, config: TaskConfig) -> Task:
         config=config,
         metric=metric,
         filter=chosen_filter,
-        higher_is_better=_direction(config, leaves, metric),
         aggregation=_aggregation(config, leaves, metric, chosen_filter),
+        higher_is_better=_direction(config, leaves, metric),
         leaves=leaves,
         sizes=sizes,
     )

@@ -1,0 +1,508 @@
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import random
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval")
+
+import torch
+import yaml
+from evaluate_tiny import make_model, make_tokenizer, write_group, write_task, write_tasks
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from mergesearch.config import TaskConfig
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.evaluate import statistics
+from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
+from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
+from mergesearch.evaluate.tasks import load, split
+
+EVERY = {
+    "tiny_choice": "acc",
+    "tiny_shots": "acc",
+    "tiny_fixed": "acc_norm",
+    "tiny_last": "acc",
+    "tiny_copy": "exact_match,word",
+    "tiny_vote": "exact_match",
+    "tiny_passages": "bits_per_byte",
+}
+NONE = {"apply_chat_template": False, "fewshot_as_multiturn": False, "system_instruction": None}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tasks(folder)
+    write_group(folder, "tiny_group", ["tiny_zero", "tiny_last"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def model():
+    return make_model(0)
+
+
+def load_tasks(folder, wanted, **config):
+    configs = [TaskConfig(task=name, metric=metric, **config) for name, metric in wanted.items()]
+    return load(configs, [str(folder / "tasks")])
+
+
+def halves(tasks):
+    return {task.label: split(task, 0.4, seed=1).search for task in tasks}
+
+
+def make_scorer(folder, model, tokenizer, wanted=EVERY, batch_size=4, **options):
+    tasks = load_tasks(folder, wanted)
+    return Scorer(model, tokenizer, tasks, halves(tasks), batch_size=batch_size, **options)
+
+
+def by_lm_eval(folder, model, tokenizer, tasks, documents, batch_size=4, num_fewshot=None, **options):
+    """lm-eval's own figures on the same documents, from a model and a tokenizer of its own."""
+    samples = lm_eval_samples(tasks, documents)
+    lm = HFLM(pretrained=copy.deepcopy(model), tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    manager = TaskManager(include_defaults=False, include_path=str(folder / "tasks"))
+    results = simple_evaluate(
+        model=lm,
+        tasks=[task.label for task in tasks],
+        task_manager=manager,
+        samples=samples,
+        num_fewshot=num_fewshot,
+        bootstrap_iters=2,
+        log_samples=True,
+        **{**NONE, **options},
+    )
+    return results
+
+
+def assert_equal(scores, results, tasks):
+    for task in tasks:
+        ours, theirs = scores.tasks[task.label], results["results"][task.label]
+        assert ours.value == theirs[f"{task.metric},{task.filter}"], task.label
+        stderr = theirs[f"{task.metric}_stderr,{task.filter}"]
+        if task.aggregation == "mean":
+            assert ours.stderr == pytest.approx(stderr, rel=1e-12), task.label
+            assert len(task.leaves) > 1 or ours.stderr == stderr
+        assert ours.documents == len(scores.documents[task.label].ids)
+        assert (ours.metric, ours.filter, ours.higher_is_better) == (task.metric, task.filter, task.higher_is_better)
+
+
+@pytest.fixture(autouse=True)
+def _no_pools(monkeypatch):
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+
+
+class TestEqualsLmEval:
+    def test_every_request_type_at_once(self, folder, model, tokenizer):
+        tasks = load_tasks(folder, EVERY)
+        documents = halves(tasks)
+        scores = Scorer(model, tokenizer, tasks, documents, batch_size=4).score()
+        results = by_lm_eval(folder, model, tokenizer, tasks, documents)
+        assert_equal(scores, results, tasks)
+        for task in tasks:
+            per_document = scores.documents[task.label]
+            assert per_document.ids == documents[task.label]
+            logged = [s for s in results["samples"][task.label] if s["filter"] == task.filter]
+            assert [s["doc_id"] for s in logged] == per_document.ids
+            np.testing.assert_array_equal(per_document.values, [s[task.metric] for s in logged])
+        # figures that say something: some answers right, some wrong
+        assert all(0 < scores.tasks[name].value < 1 for name in ("tiny_choice", "tiny_last", "tiny_copy", "tiny_vote"))
+
+    @pytest.mark.parametrize(
+        ("name", "metric"),
+        [
+            ("tiny_choice", "acc_norm"),
+            ("tiny_last", "perplexity"),
+            ("tiny_copy", "exact_match,whole"),
+            ("tiny_passages", "byte_perplexity"),
+            ("tiny_passages", "word_perplexity"),
+            ("tiny_mcc", "mcc"),
+            ("tiny_group", "acc"),
+        ],
+    )
+    def test_one_task(self, folder, model, tokenizer, name, metric):
+        tasks = load_tasks(folder, {name: metric})
+        documents = halves(tasks)
+        scores = Scorer(model, tokenizer, tasks, documents, batch_size=3).score()
+        results = by_lm_eval(folder, model, tokenizer, tasks, documents, batch_size=3)
+        assert_equal(scores, results, tasks)
+        assert scores.tasks[name].stderr > 0
+
+    @pytest.mark.parametrize("shots", [0, 1, 5])
+    def test_num_fewshot(self, folder, model, tokenizer, shots):
+        tasks = load_tasks(folder, {"tiny_choice": "acc", "tiny_shots": "acc", "tiny_fixed": "acc"}, num_fewshot=shots)
+        documents = halves(tasks)
+        scores = Scorer(model, tokenizer, tasks, documents, batch_size=4).score()
+        results = by_lm_eval(folder, model, tokenizer, tasks, documents, num_fewshot=shots)
+        assert_equal(scores, results, tasks)
+
+    @pytest.mark.parametrize("multiturn", [False, True])
+    def test_chat_template(self, folder, model, tokenizer, multiturn):
+        wanted = {"tiny_shots": "acc", "tiny_last": "acc", "tiny_copy": "exact_match,word"}
+        tasks = load_tasks(folder, wanted)
+        documents = halves(tasks)
+        options = {"apply_chat_template": True, "fewshot_as_multiturn": multiturn, "system_instruction": "Be brief."}
+        scorer = Scorer(model, tokenizer, tasks, documents, batch_size=4, **options)
+        results = by_lm_eval(folder, model, tokenizer, tasks, documents, **options)
+        scores = scorer.score()
+        assert_equal(scores, results, tasks)
+        plain = Scorer(model, tokenizer, tasks, documents, batch_size=4).score()
+        assert not np.array_equal(plain.documents["tiny_last"].values, scores.documents["tiny_last"].values) or (
+            plain.tasks != scores.tasks
+        )
+
+    def test_all_documents_without_samples(self, folder, model, tokenizer):
+        tasks = load_tasks(folder, {"tiny_shots": "acc", "tiny_passages": "bits_per_byte"})
+        documents = {task.label: range(task.size) for task in tasks}
+        scores = Scorer(model, tokenizer, tasks, documents, batch_size=4).score()
+        lm = HFLM(pretrained=copy.deepcopy(model), tokenizer=copy.deepcopy(tokenizer), batch_size=4)
+        manager = TaskManager(include_defaults=False, include_path=str(folder / "tasks"))
+        results = simple_evaluate(model=lm, tasks=list(documents), task_manager=manager, bootstrap_iters=2, **NONE)
+        assert_equal(scores, results, tasks)
+
+    def test_group_by_its_tasks(self, folder, model, tokenizer):
+        """The samples given by hand name the group's tasks; one without documents is left out of the run."""
+        tasks = load_tasks(folder, {"tiny_group": "acc"})
+        documents = {"tiny_group": [1, 4, 7, 11]}
+        assert lm_eval_samples(tasks, documents) == {"tiny_zero": [1, 4, 7, 11]}
+        alone = load_tasks(folder, {"tiny_zero": "acc"})
+        whole = Scorer(model, tokenizer, tasks, documents, batch_size=4).score()
+        part = Scorer(model, tokenizer, alone, {"tiny_zero": [1, 4, 7, 11]}, batch_size=4).score()
+        assert whole.tasks["tiny_group"] == part.tasks["tiny_zero"]
+
+    def test_bfloat16(self, folder, model, tokenizer):
+        tasks = load_tasks(folder, EVERY)
+        documents = halves(tasks)
+        model = model.to(torch.bfloat16)
+        scores = Scorer(model, tokenizer, tasks, documents, batch_size=4).score()
+        assert_equal(scores, by_lm_eval(folder, model, tokenizer, tasks, documents), tasks)
+
+
+def figures(scores):
+    return scores.tasks, {label: (d.ids, d.values.tolist()) for label, d in scores.documents.items()}
+
+
+class TestAgainAndAgain:
+    def test_three_times_the_same(self, folder, model, tokenizer):
+        scorer = make_scorer(folder, model, tokenizer)
+        first = figures(scorer.score())
+        assert figures(scorer.score()) == first
+        assert figures(scorer.score()) == first
+
+    def test_other_weights_and_back(self, folder, model, tokenizer):
+        scorer = make_scorer(folder, model, tokenizer)
+        ours, other = copy.deepcopy(model.state_dict()), make_model(1)
+        first = figures(scorer.score())
+        model.load_state_dict(other.state_dict())
+        second = figures(scorer.score())
+        model.load_state_dict(ours)
+        assert figures(scorer.score()) == first
+        assert second == figures(make_scorer(folder, other, tokenizer).score())
+        assert second[0]["tiny_passages"] != first[0]["tiny_passages"]
+
+    def test_two_scorers_of_the_same_tasks(self, folder, model, tokenizer):
+        tasks = load_tasks(folder, EVERY)
+        parts = {task.label: split(task, 0.4, seed=1) for task in tasks}
+        search = Scorer(model, tokenizer, tasks, {k: v.search for k, v in parts.items()}, batch_size=4)
+        first = figures(search.score())
+        holdout = Scorer(model, tokenizer, tasks, {k: v.holdout for k, v in parts.items()}, batch_size=4)
+        second = figures(holdout.score())
+        assert figures(search.score()) == first
+        assert figures(holdout.score()) == second
+
+    def test_nothing_is_tokenized_again(self, folder, model, tokenizer, monkeypatch):
+        scorer = make_scorer(folder, model, tokenizer)
+        texts, backend = [], type(tokenizer)._encode_plus
+
+        def encode_plus(self, text, *args, **kwargs):
+            texts.extend([text] if isinstance(text, str) else text)
+            return backend(self, text, *args, **kwargs)
+
+        monkeypatch.setattr(type(tokenizer), "_encode_plus", encode_plus)
+        scorer.score()
+        scorer.score()
+        # lm-eval's stopping criterion encodes its stop strings, and nothing else is left
+        assert set(texts) <= {"\n\n", tokenizer.eos_token}
+        make_scorer(folder, model, tokenizer)
+        assert len(set(texts)) > 50
+
+    def test_training_mode_is_left(self, folder, tokenizer, model):
+        scorer = make_scorer(folder, model, tokenizer, {"tiny_choice": "acc"})
+        model.train()
+        scorer.score()
+        assert not model.training
+
+
+class TestIndependence:
+    def test_examples_do_not_depend_on_what_else_is_scored(self, folder, model, tokenizer):
+        random.seed(7)
+        np.random.seed(7)
+        alone = make_scorer(folder, model, tokenizer, {"tiny_shots": "acc"})
+        random.seed(8)
+        np.random.seed(8)
+        among = make_scorer(folder, model, tokenizer, {"tiny_copy": "exact_match,word", **EVERY})
+        prompts = [instance.args for instance in alone._parts[0].instances]
+        there = next(part for part in among._parts if part.name == "tiny_shots")
+        assert prompts == [instance.args for instance in there.instances]
+
+    def test_global_generators_are_left_alone(self, folder, model, tokenizer):
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+        expected = (random.Random(3).random(), np.random.RandomState(3).rand())
+        make_scorer(folder, model, tokenizer, {"tiny_vote": "exact_match", "tiny_shots": "acc"}).score()
+        assert (random.random(), np.random.rand()) == expected
+        found = torch.rand(3)
+        torch.manual_seed(3)
+        assert torch.equal(found, torch.rand(3))
+
+    def test_the_tokenizer_is_left_alone(self, folder, model):
+        tokenizer = make_tokenizer()
+        tokenizer.pad_token = None
+        make_scorer(folder, model, tokenizer, {"tiny_copy": "exact_match,word"}).score()
+        assert tokenizer.pad_token is None and tokenizer.padding_side == "right"
+
+    def test_silence(self, folder, model, tokenizer, capfd):
+        levels = {name: logging.getLogger(name).level for name in ("lm_eval", "transformers", "datasets")}
+        make_scorer(folder, model, tokenizer).score()
+        captured = capfd.readouterr()
+        assert captured.out == "" and captured.err == ""
+        assert levels == {name: logging.getLogger(name).level for name in levels}
+
+
+class TestBadCandidates:
+    @pytest.mark.parametrize("name", ["tiny_choice", "tiny_last", "tiny_copy", "tiny_passages"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_not_finite(self, folder, model, tokenizer, name, value):
+        scorer = make_scorer(folder, model, tokenizer, {name: EVERY[name]})
+        good = figures(scorer.score())
+        kept = model.model.layers[0].mlp.down_proj.weight.detach().clone()
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight.fill_(value)
+        with pytest.raises(CandidateError, match="not finite"):
+            scorer.score()
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight.copy_(kept)
+        assert figures(scorer.score()) == good
+
+    def test_a_task_that_raises(self, folder, model, tokenizer):
+        source = "def process_results(doc, results):\n    raise KeyError('colour')\n"
+        scorer = make_scorer(folder, model, tokenizer, {_custom(folder, "raising", source): "hit"})
+        with pytest.raises(CandidateError, match=r"'tiny_raising' cannot process.*KeyError: 'colour'"):
+            scorer.score()
+
+    def test_a_figure_that_overflows(self, folder, model, tokenizer):
+        scorer = make_scorer(folder, model, tokenizer, {"tiny_passages": "word_perplexity"})
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1e4)
+        with pytest.raises(CandidateError, match=r"'tiny_passages': word_perplexity cannot be computed: OverflowError"):
+            scorer.score()
+
+    def test_model_that_raises(self, folder, model, tokenizer, monkeypatch):
+        scorer = make_scorer(folder, model, tokenizer, {"tiny_last": "acc"})
+        monkeypatch.setattr(model.lm_head, "forward", _raise(RuntimeError("mat1 and mat2 disagree")))
+        with pytest.raises(
+            CandidateError, match="failed on loglikelihood requests: RuntimeError: mat1 and mat2 disagree"
+        ):
+            scorer.score()
+
+    def test_interrupt_passes(self, folder, model, tokenizer, monkeypatch):
+        scorer = make_scorer(folder, model, tokenizer, {"tiny_last": "acc"})
+        first = figures(scorer.score())
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model.lm_head, "forward", _raise(KeyboardInterrupt()))
+            scorer.score()
+        assert figures(scorer.score()) == first
+
+
+def _raise(error):
+    def forward(*args, **kwargs):
+        raise error
+
+    return forward
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    MemoryError(),
+]
+
+
+class TestItems:
+    def test_repeats(self, folder, model, tokenizer):
+        scorer = make_scorer(folder, model, tokenizer, {"tiny_vote": "exact_match"})
+        scorer.score()
+        answers = [instance.resps for instance in scorer._parts[0].instances]
+        assert {len(each) for each in answers} == {3}
+        assert any(len(set(each)) > 1 for each in answers)
+
+    def test_documents_without_the_metric_do_not_count(self, folder, model, tokenizer):
+        source = "def process_results(doc, results):\n    return {'hit': 1.0} if 'amber' in doc['text'] else {}\n"
+        scorer = make_scorer(folder, model, tokenizer, {_custom(folder, "partly", source): "hit"})
+        scores = scorer.score()
+        documents = scorer._tasks[0].leaves["tiny_partly"].eval_docs
+        expected = [n for n in halves(scorer._tasks)["tiny_partly"] if "amber" in documents[n]["text"]]
+        assert 0 < len(expected) < 7
+        assert scores.documents["tiny_partly"].ids == expected
+        assert scores.tasks["tiny_partly"].documents == len(expected)
+
+    def test_a_task_that_writes_into_its_documents(self, folder, model, tokenizer):
+        source = "def process_results(doc, results):\n    doc['text'] += 'x'\n    return {'hit': len(doc['text'])}\n"
+        scorer = make_scorer(folder, model, tokenizer, {_custom(folder, "writing", source): "hit"})
+        assert figures(scorer.score()) == figures(scorer.score())
+
+    def test_a_figure_without_jackknife(self, folder, model, tokenizer):
+        source = (
+            "def process_results(doc, results):\n    return {'hit': 1.0}\n"
+            "def whole(items):\n    assert len(items) == 7\n    return sum(items)\n"
+        )
+        name = _custom(folder, "whole", source, aggregation="!function whole.whole")
+        scores = make_scorer(folder, model, tokenizer, {name: "hit"}).score()
+        assert (scores.tasks[name].value, scores.tasks[name].stderr) == (7.0, None)
+        assert np.isnan(scores.documents[name].values).all()
+
+
+def _custom(folder, stem, source, aggregation="mean"):
+    """A task that processes its answers with the function in `source`, into the metric `hit`."""
+    (folder / "tasks" / f"{stem}.py").write_text(source)
+    config = {"output_type": "loglikelihood", "doc_to_text": "text", "doc_to_target": "last"}
+    write_task(folder, f"tiny_{stem}", "last", **config)
+    path = folder / "tasks" / f"tiny_{stem}.yaml"
+    path.write_text(
+        f"{path.read_text()}process_results: !function {stem}.process_results\n"
+        f"metric_list: [{{metric: hit, aggregation: {aggregation}, higher_is_better: true}}]\n"
+    )
+    return f"tiny_{stem}"
+
+
+class TestOutOfMemory:
+    @pytest.mark.parametrize(
+        ("error", "name"),
+        list(zip(OUT_OF_MEMORY, ["tiny_choice", "tiny_copy", "tiny_passages"], strict=True)),
+        ids=["cuda", "cpu", "python"],
+    )
+    def test_halves_the_batch(self, folder, model, tokenizer, monkeypatch, caplog, error, name):
+        scorer = make_scorer(folder, model, tokenizer, {name: EVERY[name]}, batch_size=8)
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "mergesearch"):
+            self._room_for(3, model, patch, error)
+            scores = scorer.score()
+        assert scorer.batch_size == 2
+        assert [r.message for r in caplog.records if "batch size is now" in r.message] != []
+        expected = make_scorer(folder, model, tokenizer, {name: EVERY[name]}, batch_size=2).score()
+        assert figures(scores) == figures(expected)
+
+    def test_gives_up_at_one(self, folder, model, tokenizer, monkeypatch):
+        scorer = make_scorer(folder, model, tokenizer, {"tiny_choice": "acc"}, batch_size=8)
+        self._room_for(0, model, monkeypatch, OUT_OF_MEMORY[0])
+        with pytest.raises(CandidateError, match="out of memory with one request at a time"):
+            scorer.score()
+
+    @staticmethod
+    def _room_for(rows, model, patch, error):
+        forward = model.forward
+
+        def limited(input_ids=None, **kwargs):
+            if len(input_ids) > rows:
+                raise error
+            return forward(input_ids=input_ids, **kwargs)
+
+        patch.setattr(model, "forward", limited)
+
+
+class TestBadInput:
+    def test_no_chat_template(self, folder, model):
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = None
+        with pytest.raises(UserError, match="the tokenizer has no chat template"):
+            make_scorer(folder, model, tokenizer, apply_chat_template=True)
+
+    def test_multiturn_without_chat(self, folder, model, tokenizer):
+        with pytest.raises(UserError, match="fewshot_as_multiturn needs a chat template"):
+            make_scorer(folder, model, tokenizer, fewshot_as_multiturn=True)
+
+    @pytest.mark.parametrize(("documents", "part"), [([], "no documents"), ([3, 24], "no document 24"), ([-1], "-1")])
+    def test_documents(self, folder, model, tokenizer, documents, part):
+        tasks = load_tasks(folder, {"tiny_choice": "acc"})
+        with pytest.raises(UserError, match=f"'tiny_choice': .*{part}.*it has 24"):
+            Scorer(model, tokenizer, tasks, {"tiny_choice": documents}, batch_size=4)
+
+    def test_documents_that_do_not_fit_the_task(self, folder, model, tokenizer):
+        config = yaml.safe_load((folder / "tasks" / "tiny_last.yaml").read_text())
+        config = {**config, "task": "tiny_unfit", "doc_to_text": "{{ text | no_such_filter }}"}
+        (folder / "tasks" / "tiny_unfit.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(UserError, match=r"'tiny_unfit' .*no_such_filter"):
+            make_scorer(folder, model, tokenizer, {"tiny_unfit": "acc"})
+
+
+class TestScores:
+    def test_values_explain_the_figure(self, folder, model, tokenizer):
+        wanted = {**EVERY, "tiny_mcc": "mcc", "tiny_group": "acc"}
+        del wanted["tiny_last"]
+        scores = make_scorer(folder, model, tokenizer, wanted).score()
+        for label, score in scores.tasks.items():
+            documents = scores.documents[label]
+            figure = statistics.figure(documents.values, documents.aggregation)
+            assert figure == pytest.approx(score.value, abs=0.1 if documents.aggregation == "jackknife" else 1e-12)
+            if label != "tiny_group":
+                assert statistics.standard_error(documents.values, documents.aggregation) == score.stderr
+        assert scores.documents["tiny_passages"].values.shape == (scores.tasks["tiny_passages"].documents, 2)
+        assert scores.seconds > 0
+
+    def test_there_and_back(self, tmp_path):
+        scores = Scores(
+            tasks={
+                "a/b": TaskScore(0.25, 0.125, 4, "acc", "none", True),
+                "c": TaskScore(1.5, None, 1, "ppl", "x", False),
+            },
+            documents={
+                "a/b": DocumentScores([1, 2, 5, 9], np.array([0.0, 1.0, 0.0, 0.1]), "mean"),
+                "c": DocumentScores([0], np.array([[-3.25, 7.0]]), "bits_per_byte"),
+            },
+            seconds=1.5,
+        )
+        scores.save_documents(tmp_path / "new" / "0.npz")
+        documents = load_documents(tmp_path / "new" / "0.npz")
+        again = Scores.from_json(json.loads(json.dumps(scores.to_json())), documents)
+        assert again.tasks == scores.tasks and again.seconds == 1.5
+        assert figures(again) == figures(scores)
+        assert [d.aggregation for d in again.documents.values()] == ["mean", "bits_per_byte"]
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["0.npz"]
+
+    def test_a_write_that_fails_leaves_the_old_file(self, tmp_path, monkeypatch):
+        scores = Scores(tasks={}, documents={"a": DocumentScores([1], np.array([0.5]), "mean")})
+        scores.save_documents(tmp_path / "0.npz")
+        before = (tmp_path / "0.npz").read_bytes()
+        monkeypatch.setattr(np, "savez_compressed", _raise(OSError("No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            scores.save_documents(tmp_path / "0.npz")
+        assert [path.name for path in tmp_path.iterdir()] == ["0.npz"]
+        assert (tmp_path / "0.npz").read_bytes() == before
+
+    def test_foreign_file(self, tmp_path):
+        np.savez(tmp_path / "other.npz", a=np.zeros(3))
+        with pytest.raises(ValueError, match="holds no document scores"):
+            load_documents(tmp_path / "other.npz")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(folder, tokenizer):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    tasks = load_tasks(folder, EVERY)
+    documents, model = halves(tasks), make_model(0).to("cuda")
+    scorer = Scorer(model, tokenizer, tasks, documents, batch_size=4)
+    scores = scorer.score()
+    assert_equal(scores, by_lm_eval(folder, model, tokenizer, tasks, documents), tasks)
+    assert figures(scorer.score()) == figures(scores)
