@@ -166,7 +166,7 @@ def check_refuses_out_of_range(method: Method) -> None:
 
 
 def check_refuses_unknown_parameter(method: Method) -> None:
-    with pytest.raises(UserError, match="wieght.*rules\\[0\\]"):
+    with pytest.raises(UserError, match=r"wieght.*rules\[0\]"):
         method.complete({"wieght": 1.0}, labels(method), "rules[0]")
 
 
@@ -180,7 +180,7 @@ def check_refuses_wrong_number_of_models(method: Method) -> None:
 def check_refuses_missing_base(method: Method) -> None:
     if method.base != "required":
         return
-    base, models = inputs(method, (3,))
+    _, models = inputs(method, (3,))
     with pytest.raises(UserError, match="base"):
         method.complete({}, labels(method), "rules[0]", has_base=False)
     with pytest.raises(UserError, match="base"):

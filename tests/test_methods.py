@@ -53,7 +53,7 @@ def test_contract(name, check):
 
 
 def test_a_file_of_its_own_is_enough(own_registry, monkeypatch, tmp_path):
-    """A file in the package's folder is found, registered, described, and passes the contract: no other file changes."""
+    """A file in the package's folder is found, registered, described, passes the contract; no other file changes."""
     (tmp_path / "median.py").write_text(OWN_FILE)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "mergesearch.methods.median", raising=False)
@@ -98,7 +98,7 @@ def test_names_and_issue_list():
 
 
 def test_unknown_method_names_the_nearest():
-    with pytest.raises(UserError, match="'tise' in rules\\[1\\].*'ties'"):
+    with pytest.raises(UserError, match=r"'tise' in rules\[1\].*'ties'"):
         methods.get("tise", "rules[1]")
 
 
@@ -332,6 +332,16 @@ def test_karcher_is_the_point_of_least_squared_angles():
     mean, units = merged / merged.norm(), [m / m.norm() for m in models]
     logs = [(u - (u @ mean) * mean) * (torch.acos(u @ mean) / torch.sin(torch.acos(u @ mean))) for u in units]
     assert torch.stack(logs).sum(0).norm() < 1e-10
+
+
+@pytest.mark.parametrize("shape", [(1,), (6,)])
+def test_karcher_of_opposite_models(shape):
+    """Directions that cancel: the first one stands; a minority opposite to the others pulls nowhere."""
+    a = torch.linspace(0.5, 3, shape[0], dtype=torch.float64)
+    karcher = methods.get("karcher")
+    torch.testing.assert_close(karcher(None, [a, -a], karcher.complete({}, ["a", "b"], "here")), a)
+    given = karcher.complete({}, ["a", "b", "c"], "here")
+    torch.testing.assert_close(karcher(None, [a, -3 * a, 2 * a], given), 2 * a)
 
 
 def test_two_models_karcher_is_slerp_of_equal_lengths():

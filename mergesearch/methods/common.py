@@ -77,8 +77,11 @@ def norms(products: Tensor) -> Tensor:
     return torch.stack([products[i, i] for i in range(len(products))]).sqrt()
 
 
-def cosine(products: Tensor, i: int, j: int) -> Tensor:
-    """The cosine between vectors i and j of `products`; 0, a right angle, where one of them is zero."""
-    lengths = products[i, i].sqrt() * products[j, j].sqrt()
+def cosine(products: Tensor, i: int, j: int, floor: float = 0.0) -> Tensor:
+    """The cosine between vectors i and j of `products`; 0, a right angle, where one of them is zero.
+
+    A product of norms below `floor` counts as `floor`, which draws the angle towards a right one.
+    """
+    lengths = (products[i, i].sqrt() * products[j, j].sqrt()).clamp(min=floor)
     zero = lengths == 0
     return torch.where(zero, 0.0, products[i, j] / torch.where(zero, 1.0, lengths)).clamp(-1.0, 1.0)

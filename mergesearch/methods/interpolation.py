@@ -85,29 +85,27 @@ def nearswap(base: Tensor | None, models: Sequence[Tensor], *, t: Nearness = 0.0
 def model_stock(base: Tensor, models: Sequence[Tensor], *, filter_wise: FilterWise = False) -> Tensor:
     """Go from the base towards the average of the models as far as their agreement warrants.
 
-    t = N c / (1 + (N - 1) c), c the mean cosine of the task vectors over all pairs (0 for a zero one; t is 0 at the
-    singularity); t mean_i x_i + (1 - t) base. Jang et al., "Model Stock: All we need is just a few fine-tuned models",
-    arXiv:2403.19522, equation 7.
+    t = N c / (1 + (N - 1) c), c the mean over all pairs of <d_i, d_j> / max(|d_i| |d_j|, 1e-6), the cosine of the task
+    vectors; t is 0 at the singularity (a divisor below 1e-6); t mean_i x_i + (1 - t) base. Jang et al., "Model Stock:
+    All we need is just a few fine-tuned models", arXiv:2403.19522, equation 7.
 
     filter_wise: one t for each vector along the last dimension, false. Base and two or more models of one shape;
     returns that shape.
     """
     vectors = [model - base for model in models]
-    each = filter_wise and base.ndim > 0
-    products = rows_gram(vectors, -1) if each else gram(vectors)
-    ratio = stock_ratio(products)
+    ratio = stock_ratio(rows_gram(vectors, -1) if filter_wise else gram(vectors))
     average = weighted_sum(models, [1.0] * len(models)) / len(models)
-    ratio = ratio.to(base.dtype) if each else ratio
+    ratio = ratio.to(base.dtype) if filter_wise else ratio
     return average * ratio + base * (1 - ratio)
 
 
 def stock_ratio(products: Tensor) -> Tensor:
     """The interpolation ratio t of `model_stock` from the (N, N, ...) dot products of the task vectors."""
     n = len(products)
-    pairs = [cosine(products, i, j) for i in range(n) for j in range(i)]
+    pairs = [cosine(products, i, j, floor=1e-6) for i in range(n) for j in range(i)]
     c = sum(pairs) / len(pairs)
     divisor = 1 + (n - 1) * c
-    singular = divisor.abs() < 1e-8
+    singular = divisor.abs() < 1e-6
     return torch.where(singular, 0.0, n * c / torch.where(singular, 1.0, divisor))
 
 
@@ -130,8 +128,6 @@ def arcee_fusion(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
 
 def importance(first: Tensor, second: Tensor) -> Tensor:
     """|b - a| times the divergence of each vector along the last dimension, float64: near models diverge by little."""
-    if first.ndim == 0:
-        return torch.zeros_like(first, dtype=torch.float64)
     logs = [torch.log_softmax(x.double(), dim=-1) for x in (first, second)]
     divergence = (logs[1].exp() * (logs[1] - logs[0])).sum(-1, keepdim=True)
     return (second.double() - first.double()).abs() * divergence

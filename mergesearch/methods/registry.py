@@ -164,12 +164,19 @@ class Method:
             raise UserError(f"{self.name} needs a base model")
         if models[0].numel() == 0:
             return models[0].clone()
+        if models[0].ndim == 0:
+            # two 0-d tensors promote to the wider dtype where a vector would keep its own
+            wide = None if base is None else base.reshape(1)
+            return self(wide, [m.reshape(1) for m in models], parameters, keys).reshape(())
         named = {self.parameters[key].name: value for key, value in parameters.items()}
+        return self.function(base, models, **named, **self._masks(keys, len(models)))
+
+    def _masks(self, keys: Sequence[MaskKey] | None, count: int) -> dict[str, Any]:
         if not self.random:
-            return self.function(base, models, **named)
-        if keys is None or len(keys) != len(models):
-            raise ValueError(f"{self.name} draws masks: pass one mask key for each of the {len(models)} models")
-        return self.function(base, models, keys=keys, **named)
+            return {}
+        if keys is None or len(keys) != count:
+            raise ValueError(f"{self.name} draws masks: pass one mask key for each of the {count} models")
+        return {"keys": keys}
 
 
 def method(
@@ -183,8 +190,10 @@ def method(
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register `f(base, models, *, ...) -> Tensor` as a merge method, under its own name unless `name` says otherwise.
 
-    Every keyword parameter is `Annotated[type, Parameter(...)]` with a default; one named `keys` makes the method
-    random. The function is returned as it is. The first line of its docstring becomes the summary.
+    The function gets tensors of one shape, dtype and device, of at least one dimension and one element (0-d tensors
+    come as vectors of one element). Every keyword parameter is `Annotated[type, Parameter(...)]` with a default; one
+    named `keys` makes the method random. The function is returned as it is. The first line of its docstring becomes the
+    summary.
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

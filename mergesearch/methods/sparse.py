@@ -66,9 +66,9 @@ def trim_both(d: Tensor, density: Scalar, gamma: Scalar) -> Tensor:
 def magnitude_ranks(d: Tensor) -> Tensor:
     """The rank of each magnitude within its row (the last dimension), from 0 to 1, float32; equal ones share the mean.
 
-    A row of one element, and a 0-d tensor, has rank 1/2.
+    The element of a row of one has rank 1/2.
     """
-    if d.ndim == 0 or d.shape[-1] == 1:
+    if d.shape[-1] == 1:
         return torch.full_like(d, 0.5, dtype=torch.float32)
     size = d.abs().contiguous()
     ordered = size.sort(dim=-1).values

@@ -82,12 +82,11 @@ def nuslerp(
     returns that shape.
     """
     vectors = models if base is None else [model - base for model in models]
-    each = vectors[0].ndim > 0 and not flatten
-    products = rows_gram(vectors, 0 if row_wise else -1) if each else gram(vectors)
+    products = gram(vectors) if flatten else rows_gram(vectors, 0 if row_wise else -1)
     left, right = slerp_coefficients(cosine(products, 0, 1), share(per_model(weight, models)), straight=1 - 1e-8)
+    # coefficients with a dimension would promote float32 to float64, so they are rounded first
     dtype = vectors[0].dtype
-    # 1-dimensional coefficients would promote float32 to float64, so they are rounded first
-    merged = weighted_sum(vectors, [left.to(dtype), right.to(dtype)] if each else [left, right])
+    merged = weighted_sum(vectors, [left.to(dtype), right.to(dtype)])
     return merged if base is None else base + merged
 
 
@@ -191,8 +190,9 @@ def _start(units: Tensor, shares: Tensor) -> Tensor:
 def _tangent(units: Tensor, shares: Tensor, mean: Tensor) -> Tensor:
     cos = (units @ mean).clamp(-1.0, 1.0)
     theta = torch.acos(cos)
-    # near the point itself theta/sin(theta) is 1; opposite it there is no shortest way, so it pulls nowhere
-    away = torch.where(torch.sin(theta) < 1e-8, (cos > 0).double(), theta / torch.sin(theta).clamp(min=1e-8))
+    # theta/sin(theta) is 1 near the point itself; opposite it there is no shortest way, so it pulls nowhere
+    away = torch.where(theta < 1e-6, 1.0, theta / torch.sin(theta).clamp(min=1e-6))
+    away = torch.where(cos < -1 + 1e-12, 0.0, away)
     pull = shares * away
     return pull - (pull * cos).sum() * mean
 
