@@ -220,6 +220,11 @@ class TestAgainAndAgain:
         second = figures(holdout.score())
         assert figures(search.score()) == first
         assert figures(holdout.score()) == second
+        again = Scorer(model, tokenizer, tasks, {k: v.search for k, v in parts.items()}, batch_size=4)
+        assert figures(again.score()) == first
+        assert [i.args for p in again._parts for i in p.instances] == [
+            i.args for p in search._parts for i in p.instances
+        ]
 
     def test_nothing_is_tokenized_again(self, folder, model, tokenizer, monkeypatch):
         scorer = make_scorer(folder, model, tokenizer)
