@@ -1,0 +1,277 @@
+"""The study over stand-ins for engine and scorer: order, budget, faults, resumption."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergesearch import config
+from mergesearch.config import Config
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.record import Record, TaskScore
+from mergesearch.search.store import RunFolder, Worker, open_study, read_records, records
+from mergesearch.search.study import Search, SearchFailed, worked_hours
+from mergesearch.space import SearchSpace
+
+INFOS = [TensorInfo(f"layers.{i}.mlp", i, "mlp", (2, 2)) for i in range(2)]
+
+
+class Engine:
+    """Notes the recipes it was given; `broken` ids fail, `stop_at` raises KeyboardInterrupt at that call."""
+
+    def __init__(self, broken: Any = lambda recipe: None, stop_at: int | None = None):
+        self.loaded: list[Recipe] = []
+        self.broken = broken
+        self.stop_at = stop_at
+
+    def load(self, recipe: Recipe) -> float:
+        if self.stop_at is not None and len(self.loaded) == self.stop_at:
+            raise KeyboardInterrupt
+        self.loaded.append(recipe)
+        error = self.broken(recipe)
+        if error:
+            raise error
+        return 0.25
+
+
+class Found:
+    def __init__(self, tasks: dict[str, TaskScore]):
+        self.tasks, self.seconds = tasks, 0.5
+
+    def save_documents(self, path: Path) -> None:
+        path.write_text("documents")
+
+
+class Scorer:
+    """Scores that depend on the loaded recipe alone."""
+
+    def __init__(self, engine: Engine, fail_at: int | None = None):
+        self.engine = engine
+        self.scored: list[str] = []
+        self.fail_at = fail_at
+
+    def score(self) -> Found:
+        if self.fail_at is not None and len(self.scored) == self.fail_at:
+            self.fail_at = None
+            raise KeyboardInterrupt
+        recipe = self.engine.loaded[-1]
+        self.scored.append(recipe.id)
+        digest = hashlib.sha256(recipe.id.encode()).digest()
+        return Found({"quiz": TaskScore(digest[0] / 255, 0.01, 10, "acc"), "bits": _bits(digest[1] / 100)})
+
+
+def _bits(value: float) -> TaskScore:
+    return TaskScore(value, 0.02, 10, "bits_per_byte", higher_is_better=False)
+
+
+def settings(folder: Path, **changes: Any) -> Config:
+    data = {
+        "name": "test",
+        "base_model": "base",
+        "models": {"a": "a", "b": "b"},
+        "tasks": [{"task": "quiz"}, {"task": "bits"}],
+        "space": {"methods": ["linear", "ties", "slerp"], "layer_groups": 2},
+        "search": {"trials": 14, "seed": 3},
+        "output": str(folder),
+    }
+    return config.validate(Config, {**data, **changes}, "test")
+
+
+def start(folder: Path, engine: Engine | None = None, scorer: Scorer | None = None, **changes: Any) -> Search:
+    read = settings(folder, **changes)
+    engine = engine or (scorer.engine if scorer else Engine())
+    space = SearchSpace(read, INFOS, 2)
+    return Search(read, RunFolder.prepare(read), space, engine, scorer or Scorer(engine))
+
+
+def proposals(folder: Path) -> list[tuple[str | None, str | None, float | None]]:
+    _, found, _ = read_records(folder)
+    return [(record.name, record.recipe_id, record.objective) for record in found]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str | None, str | None, float | None]]:
+    """What a run that nothing stopped proposes and finds."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    start(folder).run()
+    return proposals(folder)
+
+
+def test_baselines_come_first_and_the_budget_is_kept(tmp_path: Path) -> None:
+    seen: list[Record] = []
+    search = start(tmp_path / "run")
+    search._finished = seen.append
+    search.run()
+    found = records(search.study)
+    assert [record.name for record in found[:5]] == ["base", "a", "b", "average", None]
+    assert len(found) == 4 + 14 and all(record.state == "complete" for record in found)
+    assert sorted(record.number for record in seen) == list(range(18))
+    best = found[5]
+    assert best.recipe and best.recipe_id and best.merge_seconds == 0.25 and best.score_seconds == 0.5
+    assert best.machine["torch"] and best.machine["device"] == "cpu" and best.stderr
+    assert (tmp_path / "run" / "scores" / "00005.npz").read_text() == "documents"
+
+
+def test_the_parents_fix_the_scale(tmp_path: Path) -> None:
+    search = start(tmp_path / "run")
+    search.run()
+    base, a, b = records(search.study)[:3]
+    assert base.objective == pytest.approx(0.0) or search.study.user_attrs["objective"]["notes"]
+    quiz = max(a.scores["quiz"].value, b.scores["quiz"].value)
+    origin, unit = search.study.user_attrs["objective"]["scales"]["quiz"]
+    assert (origin, unit) == (base.scores["quiz"].value, quiz - base.scores["quiz"].value) or (origin, unit) == (0, 1)
+
+
+def test_two_runs_with_one_seed_are_the_same_and_another_seed_differs(tmp_path: Path, whole: list[Any]) -> None:
+    start(tmp_path / "again").run()
+    assert proposals(tmp_path / "again") == whole
+    start(tmp_path / "other", search={"trials": 3, "seed": 4}).run()
+    assert not {row[1] for row in proposals(tmp_path / "other")[4:]} & {row[1] for row in whole}
+
+
+@pytest.mark.parametrize("moment", ["load", "score"])
+@pytest.mark.parametrize("at", [0, 2, 4, 15])
+def test_stopped_anywhere_the_same_command_ends_as_if_it_had_not_been(
+    tmp_path: Path, moment: str, at: int, whole: list[Any]
+) -> None:
+    engine = Engine(stop_at=at if moment == "load" else None)
+    first = Scorer(engine, fail_at=at if moment == "score" else None)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "cut", scorer=first).run()
+    second = Scorer(Engine())
+    start(tmp_path / "cut", scorer=second).run()
+    assert proposals(tmp_path / "cut") == whole
+    assert len(first.scored) + len(second.scored) == 18  # none scored twice, none lost
+
+
+def test_a_larger_budget_goes_on_from_a_finished_run(tmp_path: Path, whole: list[Any]) -> None:
+    start(tmp_path / "run", search={"trials": 5, "seed": 3}).run()
+    scorer = Scorer(Engine())
+    start(tmp_path / "run", scorer=scorer).run()
+    assert len(scorer.scored) == 9
+    assert proposals(tmp_path / "run") == whole
+
+
+def test_a_failing_candidate_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+    def broken(recipe: Recipe) -> Exception | None:
+        return CandidateError("ties made NaN in layers.0.mlp") if recipe.methods == ["ties"] else None
+
+    search = start(tmp_path / "run", Engine(broken))
+    search.run()
+    failed = [record for record in records(search.study) if record.state == "failed"]
+    assert failed and {record.error for record in failed} == {"ties made NaN in layers.0.mlp"}
+    assert len(records(search.study)) == 18
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError("no memory"), ZeroDivisionError("zero")])
+def test_no_error_of_one_candidate_ends_the_run(tmp_path: Path, error: Exception) -> None:
+    engine = Engine(lambda recipe: error if len(recipe.rules) == 2 else None)  # proposals have a rule for each group
+    search = start(tmp_path / "run", engine, search={"trials": 2, "seed": 3})
+    search.run()
+    reasons = {record.error for record in records(search.study) if record.state == "failed"}
+    assert reasons == {f"{type(error).__name__}: {error}"}
+
+
+def test_a_base_that_cannot_be_scored_ends_the_run_and_is_tried_again(tmp_path: Path) -> None:
+    engine = Engine(lambda recipe: CandidateError("no") if recipe.methods == ["task_arithmetic"] else None)
+    with pytest.raises(SearchFailed, match=r"base could not be scored.*no"):
+        start(tmp_path / "run", engine).run()
+    search = start(tmp_path / "run", search={"trials": 1, "seed": 3})
+    search.run()
+    assert sum(record.state == "complete" for record in records(search.study)) == 5
+
+
+def test_a_model_that_cannot_be_scored_is_left_out_of_the_scale(tmp_path: Path) -> None:
+    only_b = {"weight": {"a": 0.0, "b": 1.0}}
+    engine = Engine(lambda r: CandidateError("no") if r.rules[0].parameters == only_b else None)
+    search = start(tmp_path / "run", engine, search={"trials": 1, "seed": 3})
+    search.run()
+    found = records(search.study)
+    assert found[2].state == "failed" and found[1].objective is not None
+
+
+def test_raw_needs_no_parents(tmp_path: Path) -> None:
+    engine = Engine(lambda recipe: CandidateError("no") if recipe.methods == ["task_arithmetic"] else None)
+    search = start(tmp_path / "run", engine, objective={"scale": "raw"}, search={"trials": 1, "seed": 3})
+    search.run()
+    found = records(search.study)[4]
+    assert found.objective == pytest.approx((found.scores["quiz"].value - found.scores["bits"].value) / 2)
+
+
+def test_a_disk_that_fails_ends_the_run_with_what_was_scored_kept(tmp_path: Path, whole: list[Any]) -> None:
+    class Full(Scorer):
+        def score(self) -> Found:
+            found = super().score()
+            if len(self.scored) == 7:
+                raise OSError(28, "No space left on device")
+            return found
+
+    with pytest.raises(SearchFailed, match="No space left"):
+        start(tmp_path / "run", scorer=Full(Engine())).run()
+    start(tmp_path / "run").run()
+    assert proposals(tmp_path / "run") == whole
+
+
+def test_hours_are_a_budget(tmp_path: Path) -> None:
+    search = start(tmp_path / "run", search={"trials": 14, "hours": 1e-9, "seed": 3})
+    search.run()
+    assert len(records(search.study)) == 4
+    assert worked_hours(search.study) > 0
+
+
+def test_a_living_worker_keeps_its_trial(tmp_path: Path) -> None:
+    search = start(tmp_path / "run")
+    with Worker(search.folder) as mine, Worker(search.folder) as other:
+        assert not mine.is_gone(other.id) and not mine.is_gone(None)
+        gone = other.id
+    with Worker(search.folder) as mine:
+        assert mine.is_gone(gone) and mine.is_gone(None)
+    assert list(search.folder.workers.glob("*.lock")) == []
+
+
+def test_the_storage_may_be_elsewhere(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    start(tmp_path / "run", storage=url, search={"trials": 2, "seed": 0}).run()
+    assert not (tmp_path / "run" / "study.db").exists()
+    assert len(proposals(tmp_path / "run")) == 6
+
+
+def test_a_storage_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    start(tmp_path / "one", storage=url)
+    with pytest.raises(UserError, match=r"another configuration.*search.seed"):
+        start(tmp_path / "two", storage=url, search={"trials": 14, "seed": 9})
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "nonsense", "mysql://nobody@localhost/none"])
+def test_a_storage_that_cannot_be_opened_is_named(tmp_path: Path, url: str) -> None:
+    read = settings(tmp_path / "run", storage=url)
+    with pytest.raises(UserError) as caught:
+        open_study(read, RunFolder(tmp_path / "run"))
+    assert url in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_folder_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    with pytest.raises(UserError, match=r"another configuration.*holdout: 0.2, there 0.5"):
+        start(tmp_path / "run", holdout=0.2)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("important")
+    with pytest.raises(UserError, match=r"not empty and no run folder"):
+        start(tmp_path / "mine")
+    with pytest.raises(UserError, match="no run folder"):
+        read_records(tmp_path / "mine")
+
+
+def test_nothing_is_warned_about(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start(tmp_path / "run", search={"trials": 12, "seed": 3}).run()
