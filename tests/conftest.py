@@ -1,0 +1,32 @@
+"""Fixtures that several test files share. Nothing here needs the network or a GPU."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from tiny_models import TinyPool
+
+
+@pytest.fixture
+def tiny_pool(tmp_path: Path) -> Callable[..., TinyPool]:
+    """Writes a tiny base and models fine-tuned from it: `tiny_pool("gpt2", models=3, dtype="bfloat16")`.
+
+    What it takes and returns: `make_pool` in tiny_models.py.
+    """
+    from tiny_models import make_pool
+
+    def make(architecture: str = "llama", folder: str = "pool", **options: Any) -> TinyPool:
+        return make_pool(tmp_path / folder, architecture, **options)
+
+    return make
