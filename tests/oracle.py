@@ -167,6 +167,8 @@ def determined(case: Case) -> Tensor:
         cut = interpolation.outlier_threshold(scores)
         # mergekit divides and takes logarithms in float32, where near vectors diverge by no more than the rounding
         return ((scores - cut).abs() > 1e-3 * cut.abs() + 1e-7).reshape(first.shape)
+    if case.method == "multislerp":
+        return everywhere & (_weighted_direction(case) > 1e-4)
     if case.method == "nuslerp":
         return _off_the_poles(case)
     if case.method not in ("ties", "breadcrumbs_ties", "sce"):
@@ -175,14 +177,22 @@ def determined(case: Case) -> Tensor:
     return (sums.abs() > tolerance * sizes) | (sizes == 0)
 
 
+def _weighted_direction(case: Case) -> float:
+    """The length of the weighted mean of directions: where it is 0 mergekit refuses, near 0 rounding turns it."""
+    vectors = [(m if case.base is None else m - case.base).double().flatten() for m in case.models]
+    weights = case.parameters["weight"]
+    directions = [w * v / v.norm().clamp(min=1e-30) for w, v in zip(weights, vectors, strict=True)]
+    return float(sum(directions).norm() / sum(abs(w) for w in weights))
+
+
 def _off_the_poles(case: Case) -> Tensor:
-    """Where vectors are not nearly parallel: there mergekit's float32 angle has lost its digits (ours is float64)."""
+    """Where vectors are not nearly opposite: there mergekit's float32 angle has lost its digits (ours is float64)."""
     parameters, shape = case.parameters, case.models[0].shape
     vectors = [(m if case.base is None else m - case.base).reshape(shape or (1,)) for m in case.models]
     each = not parameters["flatten"]
     products = common.rows_gram(vectors, 0 if parameters["row_wise"] else -1) if each else common.gram(vectors)
-    cos = common.cosine(products, 0, 1).abs()
-    clear = (cos < 0.99) | (cos > 1 - 1e-12)
+    cos = common.cosine(products, 0, 1)
+    clear = (cos > -0.99) | (cos < -1 + 1e-12)
     return clear.expand(vectors[0].shape).reshape(shape)
 
 
@@ -208,7 +218,8 @@ class Difference:
 
 def compare(case: Case) -> Difference:
     """Our result against mergekit's, where it is determined."""
-    ours, theirs, where = case.ours(), case.theirs(), determined(case)
+    ours, where = case.ours(), determined(case)
+    theirs = case.theirs() if where.any() else ours
     assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
     gap = (ours.double() - theirs.double()).abs()[where]
     largest = float(gap.max()) if gap.numel() else 0.0
