@@ -1,0 +1,124 @@
+"""What a mergekit file may hold, and what its parameters are called here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mergesearch import methods
+from mergesearch.errors import UserError, unknown
+from mergesearch.methods import Method
+
+log = logging.getLogger(__name__)
+
+TOP = (
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+)
+MODEL = ("model", "parameters")
+SLICE = ("sources", "parameters", "base_model")
+SOURCE = ("model", "layer_range", "parameters")
+TOKENIZER = ("source",)
+
+# what mergekit knows and we do not, with what to do about it
+UNSUPPORTED = {
+    "modules": "merge the language model alone, with models or slices",
+    "chat_template": "copy the template into the result's tokenizer afterwards",
+    "residual_weight": "use linear with a weight for each model",
+    "tokens": "name a tokenizer source alone",
+    "pad_to_multiple_of": "name a tokenizer source alone",
+    "name": "it belongs to mergekit-multi: merge each of its documents by a file of its own",
+    "input_model_parameters": "write the parameters under each model",
+    "experts": "it belongs to mergekit-moe, which builds a mixture and merges nothing",
+    "gate_mode": "it belongs to mergekit-moe, which builds a mixture and merges nothing",
+    "out_path": "give the output folder on the command line",
+}
+
+# ours -> mergekit's, where the names differ
+RENAMED = {
+    ("nuslerp", "flatten"): "nuslerp_flatten",
+    ("nuslerp", "row_wise"): "nuslerp_row_wise",
+    ("multislerp", "normalize"): "normalize_weights",
+}
+# what mergekit refuses to do without
+_WEIGHTED = (
+    *("linear", "nuslerp", "multislerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"),
+    *("breadcrumbs", "breadcrumbs_ties", "della", "della_linear"),
+)
+REQUIRED = {"weight": _WEIGHTED, "t": ("slerp", "nearswap")}
+# parameters of ours that mergekit's method of that name does not have
+OURS_ALONE = {"sce": ("weight", "lambda", "normalize"), "ram": ("weight", "lambda"), "ramplus_tl": ("weight", "lambda")}
+# mergekit's first input is its base_model
+FIRST_IS_BASE = ("slerp", "nearswap", "arcee_fusion")
+# the base_model is one more input
+BASE_IS_INPUT = (*FIRST_IS_BASE, "linear", "karcher", "passthrough")
+NOT_THERE = ("uniform_soup",)
+RANDOM_RESCALE = ("dare_linear", "dare_ties", "della", "della_linear")
+
+
+def method_names() -> list[str]:
+    """The merge methods that mergekit and this package share."""
+    return [name for name in methods.names() if name not in NOT_THERE and _is_of_mergekit(name)]
+
+
+def _is_of_mergekit(name: str) -> bool:
+    return methods.get(name).function.__module__.startswith("mergesearch.methods.")
+
+
+def method(name: Any, where: str) -> Method:
+    """The method a mergekit file names; `UserError` with the nearest name where there is none."""
+    if name not in method_names():
+        raise unknown("merge method", str(name), method_names(), where)
+    return methods.get(name, where)
+
+
+def their_key(method_name: str, key: str) -> str:
+    """What mergekit calls a parameter of ours."""
+    return RENAMED.get((method_name, key), key)
+
+
+def keys_of(chosen: Method) -> dict[str, str]:
+    """mergekit's name -> ours for every parameter that a file may give to a method; `samples` is ours alone."""
+    return {their_key(chosen.name, key): key for key in chosen.parameters if key != "samples"}
+
+
+def from_source(chosen: Method, key: str) -> bool:
+    """Whether mergekit looks a parameter of ours up for each input rather than once."""
+    return chosen.parameters[key].per_model or key == "scale"
+
+
+def is_required(chosen: Method, key: str) -> bool:
+    return chosen.name in REQUIRED.get(key, ())
+
+
+def has_no_effect(chosen: Method, key: str) -> bool:
+    """Whether mergekit takes a parameter and gives the same tensors whatever its value: storage of masks, and what
+    `task_arithmetic`, which makes nothing sparse, shares with its relatives."""
+    return key == "int8_mask" or (chosen.name == "task_arithmetic" and key in ("density", "rescale"))
+
+
+def check_keys(data: Any, known: Iterable[str], where: str) -> Mapping[str, Any]:
+    """`data` as a mapping with known keys alone.
+
+    Raises:
+        UserError: it is no mapping, holds what is not supported, or an unknown key.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where} is {data!r}: give a mapping with {', '.join(known)}")
+    for key, value in data.items():
+        if key in known:
+            continue
+        if key in UNSUPPORTED:
+            if value is None:
+                continue
+            raise UserError(f"{key} in {where} is not supported: {UNSUPPORTED[key]}")
+        raise unknown("key", str(key), known, where)
+    return data

@@ -1,0 +1,143 @@
+"""The models of a mergekit file: their names here, the part the base plays, and the layers they lend."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from mergesearch.checkpoints import check_files, resolve
+from mergesearch.errors import UserError
+from mergesearch.mergekit import known, settings
+from mergesearch.mergekit.file import File, Slice, Source
+
+RESERVED = ("base", "union")
+
+
+def complete(file: File) -> File:
+    """The file with its base in every slice, and with the number of layers where a gradient asks for it.
+
+    Raises:
+        UserError: a slice that lacks the base, or a method that needs one.
+    """
+    if file.base is None and (file.method.base == "required" or file.method.name in known.FIRST_IS_BASE):
+        raise UserError(f"{file.where}: {file.method.name} needs base_model: name the model to start from")
+    file = dataclasses.replace(file, slices=tuple(_with_base(file, part) for part in file.slices))
+    if file.slices[0].count is not None or not settings.has_gradient(file.settings()):
+        return file
+    return dataclasses.replace(file, slices=(dataclasses.replace(file.slices[0], count=_count(file)),))
+
+
+def _with_base(file: File, part: Slice) -> Slice:
+    found = [source for source in part.sources if source.reference == file.base]
+    others = [source for source in part.sources if source.reference != file.base]
+    if file.base is None or (found and file.method.name not in known.FIRST_IS_BASE):
+        return part
+    if found:
+        return dataclasses.replace(part, sources=(found[0], *others))
+    if part.count is None:
+        return dataclasses.replace(part, sources=(Source(file.base, None, {}, part.where), *others))
+    if file.method.base == "unused" and file.method.name not in known.FIRST_IS_BASE:
+        return part
+    raise UserError(f"{part.where}: base_model {file.base} is not among the sources: list it with its layer_range")
+
+
+def inputs(file: File, part: Slice) -> list[Source]:
+    """The sources that are merged: all of them, or all but the base that task vectors are taken from."""
+    if file.base is None or file.method.name in known.BASE_IS_INPUT:
+        return list(part.sources)
+    return [source for source in part.sources if source.reference != file.base]
+
+
+def names(file: File) -> dict[str, str]:
+    """For each model that is merged, by reference, a short unique name made of it."""
+    found: dict[str, str] = {}
+    for part in file.slices:
+        for source in inputs(file, part):
+            if source.reference not in found:
+                found[source.reference] = _unique(_short(source.reference), [*RESERVED, *found.values()])
+    if not found:
+        raise UserError(f"{file.where}: no model beside base_model is named: there is nothing to merge")
+    return found
+
+
+def _short(reference: str) -> str:
+    path, _, lora = reference.partition("+")
+    words = [part.split("@")[0].rstrip("/").split("/")[-1].removeprefix("zoo:") for part in (path, lora)]
+    return re.sub(r"[^\w.+-]+", "-", "+".join(filter(None, words))) or "model"
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    name = f"{name}-model" if name in RESERVED else name
+    options = [name, *(f"{name}-{number}" for number in range(2, len(taken) + 3))]
+    return next(option for option in options if option not in taken)
+
+
+def stack(file: File, called: Mapping[str, str]) -> tuple[list[dict[str, list[int]]] | None, int | None]:
+    """`Recipe.stack`, None where layers stay where they are; the number of layers, None where it does not matter."""
+    if any(source.layers is None for source in file.slices[0].sources):
+        return None, file.slices[0].count
+    layers = file.slices[-1].first + (file.slices[-1].count or 0)
+    if all(s.layers == (p.first, p.first + p.count) for p in file.slices for s in p.sources) and layers == _count(file):
+        return None, layers
+    return [_row(file, part, called) for part in file.slices], layers
+
+
+def _row(file: File, part: Slice, called: Mapping[str, str]) -> dict[str, list[int]]:
+    row = {}
+    for source in part.sources:
+        taken = [called.get(source.reference)] if source in inputs(file, part) else ["base"]
+        row.update({name: [source.layers[0], source.layers[1] - 1] for name in taken if source.layers})
+    return row
+
+
+def check_filters(filters: Sequence[str], stacked: object, where: str) -> None:
+    """`UserError` for a filter that names a layer where layers move: mergekit takes their old numbers."""
+    for pattern in filters if stacked else ():
+        if re.search(r"(^|\.)\d", pattern):
+            raise UserError(
+                f"{where}: filter {pattern!r} names a layer, which is not supported with stacked layers: use slices"
+            )
+
+
+def tensor_names(file: File) -> Collection[str]:
+    """The names of the first model's tensors."""
+    source = file.slices[0].sources[0]
+    return check_files(resolve(source.reference.partition("+")[0], source.where), source.where).keys()
+
+
+def _configuration(reference: str, where: str) -> dict:
+    path = Path(resolve(reference.partition("+")[0], where)) / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {path} cannot be read ({error}): give the folder of a complete checkpoint") from None
+    return {**data, **(data.get("text_config") or {})}
+
+
+def _count(file: File) -> int:
+    """How many decoder layers the first model has."""
+    source = file.slices[0].sources[0]
+    data = _configuration(source.reference, source.where)
+    for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+        if isinstance(data.get(key), int):
+            return data[key]
+    raise UserError(
+        f"{source.where}: config.json of {source.reference} does not say how many layers it has: use slices"
+    )
+
+
+def common_dtype(file: File) -> str:
+    """The dtype that holds every model's, as mergekit promotes them."""
+    found = {_dtype(source) for part in file.slices for source in part.sources}
+    return found.pop() if len(found) == 1 else "float32"
+
+
+def _dtype(source: Source) -> str:
+    data = _configuration(source.reference, source.where)
+    dtype = data.get("dtype") or data.get("torch_dtype")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"{source.where}: config.json of {source.reference} states dtype {dtype!r}: give out_dtype")
+    return dtype
