@@ -28,6 +28,8 @@ UNKNOWN: dict[str, set[str]] = {
     "ram": {"weight", "lambda"},
     "ramplus_tl": {"weight", "lambda"},
 }
+# where the default search range is not what is worth comparing
+RANGES = {"gamma": (0.0, 0.4)}
 # a difference of this many units of the dtype's precision, on the scale of the largest number involved
 UNITS = 32
 # mergekit computes these in float32 whatever it is given
@@ -115,9 +117,10 @@ def _draw(known: methods.Method, key: str, count: int, generator: torch.Generato
         # nuslerp's angle and multislerp's direction have poles where weights cancel
         low = 1 if known.name in ("nuslerp", "multislerp") else -8
         return [(low + _index(17 - low, generator)) / 8 for _ in range(count)]
-    if parameter.search is None:
+    span = RANGES.get(key, parameter.search)
+    if span is None:
         return parameter.default
-    values = [_between(parameter.search, generator) for _ in range(count if parameter.per_model else 1)]
+    values = [_between(span, generator) for _ in range(count if parameter.per_model else 1)]
     return values if parameter.per_model else values[0]
 
 
@@ -225,6 +228,19 @@ def compare(case: Case) -> Difference:
     largest = float(gap.max()) if gap.numel() else 0.0
     unit = EPSILON[ours.dtype] * max(magnitude(case), float(ours.abs().max()))
     return Difference(largest, largest / unit, int((gap == 0).sum()), gap.numel(), ours.numel())
+
+
+def errors(case: Case) -> tuple[float, float]:
+    """How far our result and mergekit's are from mergekit's own in float64, on the same inputs: the largest of each."""
+    wide = dataclasses.replace(
+        case, models=[m.double() for m in case.models], base=None if case.base is None else case.base.double()
+    )
+    where = determined(case)
+    if not where.any():
+        return 0.0, 0.0
+    truth = wide.theirs()
+    gaps = [(merged.double() - truth).abs()[where].max() for merged in (case.ours(), case.theirs())]
+    return float(gaps[0]), float(gaps[1])
 
 
 def allowed(case: Case) -> float:

@@ -33,7 +33,6 @@ Gammas = Annotated[
         low=0.0,
         high=1.0,
         high_open=True,
-        search=(0.0, 0.1),
         meaning="the fraction of largest magnitudes that is dropped as outliers",
     ),
 ]

@@ -1,0 +1,116 @@
+"""Compare every merge method with mergekit and print the table of results/parity.md.
+
+    python scripts/parity.py > results/parity.md
+
+Needs the extra `parity`. Takes about two minutes on one core.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import itertools
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1])]
+
+import oracle  # noqa: E402
+
+from mergesearch import methods  # noqa: E402
+
+SHAPES = [(), (1,), (2,), (7,), (1, 4), (4, 1), (5, 6), (3, 4, 5), (300, 500)]
+ON_PURPOSE = {
+    "arcee_fusion": "mergekit computes and returns float32 whatever it is given; compared off the threshold",
+    "breadcrumbs": "mergekit erases the change of a tensor shorter than 1/density, ours keep one element",
+    "breadcrumbs_ties": "as breadcrumbs",
+    "dare_linear": "rescaled by 1/density (unbiased, as in the paper); `rescale: l1` is mergekit's rule; masks from a "
+    "counter-based generator",
+    "dare_ties": "as dare_linear",
+    "della": "rescaled by 1/p; equal magnitudes share their rank; epsilon is narrowed where mergekit refuses it or "
+    "fails (density +- epsilon outside (0, 1), rows of one element)",
+    "della_linear": "as della",
+    "karcher": "mergekit takes tensors with a norm of 1e-6 or less for zero, and counts a base as an input",
+    "linear": "weights that sum to zero count as one, mergekit gives NaN",
+    "multislerp": "weights whose directions cancel give zero, mergekit refuses",
+    "nuslerp": "angles from float64 sums; mergekit's float32 loses its digits where vectors are nearly opposite",
+    "ramplus_tl": "mergekit computes the scale in float32 and returns float32 whatever it is given",
+    "sce": "where select_topk leaves less than one element, or nothing varies, mergekit gives the base",
+    "slerp": "mergekit takes tensors with a norm below 1e-8 for zero",
+    "ties": "every element equal to the smallest one kept is kept, mergekit keeps exactly k by an unstable sort",
+}
+
+
+def main() -> None:
+    """Print the page."""
+    versions = [f"{p} {importlib.metadata.version(p)}" for p in ("mergekit", "torch")]
+    print("# Every merge method against mergekit\n")
+    print("    python scripts/parity.py > results/parity.md\n")
+    print(f"{datetime.date.today()}, {', '.join(versions)}, Python {platform.python_version()}, CPU.\n")
+    print(
+        "Random inputs of the shapes "
+        + ", ".join(str(s) for s in SHAPES)
+        + "; 2 to 6 models (1 to 12 for task-vector methods); with and without a zero task vector, many equal "
+        "magnitudes, a base: 72 cases of 1,200,872 elements for each row; random weights of mixed signs, densities, t, "
+        "gamma, lambda from their whole useful ranges, both of every switch. mergekit gets the same tensors in the same dtype. Compared: the share of "
+        "elements whose value rounding cannot decide (not where an election sums to zero, a threshold is met "
+        "exactly, a direction has no length). Equal: to the last bit. Largest: the largest difference, absolute, and "
+        "in units of the dtype's precision at the largest number that enters (0.5 is a rounding). Errors: the largest "
+        "distance of our float32 result, and of mergekit's, from mergekit's own float64 result on the same inputs. "
+        "Random methods are compared at density 1, where nothing is drawn; tests compare their probabilities.\n"
+    )
+    print("| method | dtype | compared | equal | largest | units | our error | its error | different on purpose |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, dtype in itertools.product(methods.names(), (torch.float32, torch.float64)):
+        print(_row(name, dtype), flush=True)
+
+
+def _row(name: str, dtype: torch.dtype) -> str:
+    cases = list(_cases(name, dtype))
+    found = [oracle.compare(case) for case in cases]
+    total, compared, equal = (sum(getattr(d, c) for d in found) for c in ("total", "compared", "equal"))
+    figures = f"{compared / total:.2%} | {equal / compared:.2%} | {max(d.largest for d in found):.1e}"
+    units = max(d.units for d in found)
+    start = f"| {name} | {str(dtype).removeprefix('torch.')} | {figures} | {units:.2g}"
+    if dtype == torch.float64:
+        return f"{start} | | | |"
+    ours, its = (max(column) for column in zip(*(oracle.errors(case) for case in cases), strict=True))
+    return f"{start} | {ours:.1e} | {its:.1e} | {ON_PURPOSE.get(name, '')} |"
+
+
+def _cases(name: str, dtype: torch.dtype) -> Iterator[oracle.Case]:
+    method = methods.get(name)
+    flags = itertools.product(SHAPES, (False, True), (False, True), (False, True))
+    for seed, (shape, zero, quantised, with_base) in enumerate(flags):
+        case = oracle.make(
+            "ties" if method.random else name,
+            shape,
+            _count(method, seed),
+            dtype,
+            seed,
+            zero=zero,
+            quantised=quantised,
+            with_base=with_base,
+        )
+        yield _whole(name, case) if method.random else case
+
+
+def _count(method: methods.Method, seed: int) -> int:
+    least = min(method.max_models or 2, max(method.min_models, 1 if method.family == "task_vector" else 2))
+    most = method.max_models or (12 if method.family == "task_vector" else 6)
+    return least + seed % (most - least + 1)
+
+
+def _whole(name: str, case: oracle.Case) -> oracle.Case:
+    """The case of `ties` as one of a random method that drops nothing."""
+    kept = {k: case.parameters[k] for k in ("weight", "lambda", "normalize", "rescale")}
+    complete = methods.get(name).complete(kept, [f"m{i}" for i in range(len(case.models))], "a case")
+    return oracle.Case(name, case.base, case.models, complete)
+
+
+if __name__ == "__main__":
+    main()
