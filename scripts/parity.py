@@ -24,6 +24,21 @@ import oracle  # noqa: E402
 from mergesearch import methods  # noqa: E402
 
 SHAPES = [(), (1,), (2,), (7,), (1, 4), (4, 1), (5, 6), (3, 4, 5), (300, 500)]
+ABOUT = f"""
+Random inputs of the shapes {", ".join(str(s) for s in SHAPES)}; 2 to 6 models (1 to 12 for task-vector methods); with
+and without a zero task vector, many equal magnitudes, a base: 72 cases of 1,200,872 elements for each row; random
+weights of mixed signs, densities, t, gamma, lambda from their whole useful ranges, both of every switch. mergekit gets
+the same tensors in the same dtype.
+
+- compared: the share of elements whose value rounding cannot decide (not where an election sums to zero, a threshold is
+  met exactly, a direction has no length)
+- equal: to the last bit
+- largest: the largest difference, absolute, and in units of the dtype's precision at the largest number that enters
+- our error, its error: the largest distance of our float32 result, and of mergekit's, from mergekit's own float64
+  result on the same inputs
+
+Random methods are compared at density 1, where nothing is drawn; tests compare their probabilities.
+"""
 ON_PURPOSE = {
     "arcee_fusion": "mergekit computes and returns float32 whatever it is given; compared off the threshold",
     "breadcrumbs": "mergekit erases the change of a tensor shorter than 1/density, ours keep one element",
@@ -51,18 +66,7 @@ def main() -> None:
     print("# Every merge method against mergekit\n")
     print("    python scripts/parity.py > results/parity.md\n")
     print(f"{datetime.date.today()}, {', '.join(versions)}, Python {platform.python_version()}, CPU.\n")
-    print(
-        "Random inputs of the shapes "
-        + ", ".join(str(s) for s in SHAPES)
-        + "; 2 to 6 models (1 to 12 for task-vector methods); with and without a zero task vector, many equal "
-        "magnitudes, a base: 72 cases of 1,200,872 elements for each row; random weights of mixed signs, densities, t, "
-        "gamma, lambda from their whole useful ranges, both of every switch. mergekit gets the same tensors in the same dtype. Compared: the share of "
-        "elements whose value rounding cannot decide (not where an election sums to zero, a threshold is met "
-        "exactly, a direction has no length). Equal: to the last bit. Largest: the largest difference, absolute, and "
-        "in units of the dtype's precision at the largest number that enters (0.5 is a rounding). Errors: the largest "
-        "distance of our float32 result, and of mergekit's, from mergekit's own float64 result on the same inputs. "
-        "Random methods are compared at density 1, where nothing is drawn; tests compare their probabilities.\n"
-    )
+    print(ABOUT)
     print("| method | dtype | compared | equal | largest | units | our error | its error | different on purpose |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, dtype in itertools.product(methods.names(), (torch.float32, torch.float64)):

@@ -118,14 +118,37 @@ def test_whole_numbers():
     assert complete["max_iter"] == 3 and isinstance(complete["max_iter"], int)
 
 
-@pytest.mark.parametrize("family", ["task_vector"])
-def test_task_vector_family_has_weight_and_lambda(family):
-    for name in methods.names():
-        if methods.get(name).family == family:
-            assert {"weight", "lambda"} <= set(methods.get(name).parameters), name
+@pytest.mark.parametrize(("name", "defaults"), {
+    "linear": {"weight": 1.0, "normalize": True},
+    "task_arithmetic": {"weight": 1.0, "lambda": 1.0, "normalize": False},
+    "ties": {"normalize": True, "density": 1.0},
+    "dare_linear": {"normalize": False, "samples": 1, "rescale": "inverse"},
+    "dare_ties": {"normalize": False, "samples": 1, "rescale": "inverse"},
+    "breadcrumbs": {"normalize": False, "gamma": 0.01},
+    "breadcrumbs_ties": {"normalize": False, "gamma": 0.01},
+    "della": {"normalize": True, "epsilon": 0.15},
+    "della_linear": {"normalize": False, "epsilon": 0.15},
+    "sce": {"normalize": True, "select_topk": 1.0, "weight": 1.0, "lambda": 1.0},
+    "ram": {"epsilon": 1e-5, "weight": 1.0, "lambda": 1.0},
+    "ramplus_tl": {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2, "weight": 1.0, "lambda": 1.0},
+    "karcher": {"max_iter": 10, "tol": 1e-5},
+    "model_stock": {"filter_wise": False},
+    "nuslerp": {"flatten": True, "row_wise": False},
+    "passthrough": {"scale": 1.0},
+}.items())  # fmt: skip
+def test_published_defaults(name, defaults):
+    assert defaults.items() <= {k: p.default for k, p in methods.get(name).parameters.items()}.items()
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).family == "task_vector"])
+TASK_VECTOR = [name for name in methods.names() if methods.get(name).family == "task_vector"]
+
+
+@pytest.mark.parametrize("name", TASK_VECTOR)
+def test_task_vector_family_has_weight_and_lambda(name):
+    assert {"weight", "lambda"} <= set(methods.get(name).parameters)
+
+
+@pytest.mark.parametrize("name", TASK_VECTOR)
 def test_lambda_scales_the_merged_task_vector(name):
     """lambda 2 moves twice as far from the base, lambda 0 nowhere."""
     method = methods.get(name)
