@@ -165,6 +165,24 @@ def score_model(model: str, config: Config, on: str = "search") -> Scores:
     return _scorer(config, live, tokenizer, tasks, documents).score()
 
 
+def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = "holdout") -> dict[str, Scores]:
+    """The scores of several recipes of one run on the same documents, by name.
+
+    Raises:
+        UserError: what is wrong with the input.
+        CandidateError: one of them cannot be built or scored.
+    """
+    tasks = load(config.tasks, config.include_path)
+    documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
+    engine = Engine(_load_pool(config), config.dtype)
+    scorer = _scorer(config, engine.model, engine.pool.tokenizer, tasks, documents)
+    found = {}
+    for name, recipe in candidates.items():
+        engine.load(recipe)
+        found[name] = scorer.score()
+    return found
+
+
 def _live(model: str, config: Config) -> tuple[Any, Any]:
     if model.endswith((".yaml", ".yml")):
         recipe = recipes.read(model)

@@ -41,10 +41,11 @@ def main() -> None:
     """The entry point of the command."""
     # else tokenizers warns at length whenever lm-eval forks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(_status())
+    sys.exit(status())
 
 
-def _status() -> int:
+def status() -> int:
+    """Runs the verb in `sys.argv` and returns its exit status."""
     try:
         return app(standalone_mode=False) or 0
     except UserError as error:

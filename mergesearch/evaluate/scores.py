@@ -12,20 +12,7 @@ from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One task's figure in the metric's own unit, as `lm_eval` gives it for the same documents.
-
-    `stderr` is the standard error over documents (None below 2 documents); see `statistics`.
-    """
-
-    value: float
-    stderr: float | None
-    documents: int
-    metric: str
-    filter: str
-    higher_is_better: bool
+from mergesearch.record import TaskScore
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,5 @@
+"""`python -m mergesearch`."""
+
+from mergesearch.cli import main
+
+main()

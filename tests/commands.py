@@ -1,0 +1,46 @@
+"""Running the command inside the test's own process: the libraries it needs are imported once for all tests."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from mergesearch import cli
+
+QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+def mergesearch(*arguments: object) -> Done:
+    """Exit status and output of `mergesearch ARGUMENTS`."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["mergesearch", *(str(argument) for argument in arguments)]
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        status = cli.status()
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def sets(**changes: object) -> list[str]:
+    """`--set` options; a double underscore stands for the dot in a key."""
+    return [part for key, value in changes.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+def small(output: Path, trials: int = 6, limit: int = 12, **changes: object) -> list[str]:
+    """Options that make the quickstart small: few documents and trials, float32, its own run folder."""
+    limits = {f"tasks__{position}__limit": limit for position in range(4)}
+    keys = {"dtype": "float32", "search__trials": trials, "output": output, **limits, **changes}
+    return sets(**keys)

@@ -1,0 +1,288 @@
+"""The command, as its users meet it, over the demo zoo."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import QUICKSTART, Done, mergesearch, small
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from mergesearch import recipe as recipes
+from mergesearch import zoo
+from mergesearch.search.store import read_records
+
+TRIALS = 6
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A run folder, and what the run said."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = mergesearch("run", QUICKSTART, *small(folder, TRIALS, space__methods="[dare_ties, task_arithmetic]"))
+    assert done.status == 0, done.err
+    return folder, done
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return json.loads(mergesearch("table", folder, "--format", "json").out)
+
+
+def test_run_says_how_it_goes_and_exports_the_winner(finished: tuple[Path, Done]) -> None:
+    folder, done = finished
+    assert len(re.findall(r"^\[\d+/12\] trial \d+ ", done.out, flags=re.MULTILINE)) == 6 + TRIALS
+    assert "winner: trial" in done.out and done.err == ""
+    best = rows(folder)[0]
+    assert recipes.read(folder / "best" / "recipe.yaml").id == best["recipe"]
+
+
+def test_the_table_has_every_candidate(finished: tuple[Path, Done]) -> None:
+    found = rows(finished[0])
+    assert len(found) == 6 + TRIALS and {row["state"] for row in found} == {"complete"}
+    assert {"base", "code", "average"} <= {row["method"] for row in found}
+    assert mergesearch("table", finished[0], "--top", 2, "--format", "md").out.count("\n") == 4
+    assert "rank" in mergesearch("table", finished[0]).out
+
+
+def test_the_same_command_again_scores_nothing_again(finished: tuple[Path, Done]) -> None:
+    folder, _ = finished
+    before = rows(folder)
+    done = mergesearch("run", QUICKSTART, *small(folder, TRIALS, space__methods="[dare_ties, task_arithmetic]"))
+    assert done.status == 0 and "going on after 12 trials" in done.out and rows(folder) == before
+
+
+def test_per_document_scores_lie_beside(finished: tuple[Path, Done]) -> None:
+    from mergesearch.evaluate.scores import load_documents
+
+    folder, _ = finished
+    for row in rows(folder):
+        documents = load_documents(folder / "scores" / f"{row['trial']:05d}.npz")
+        assert set(documents) == {"zoo_code", "zoo_prose", "zoo_names", "zoo_strings"}
+        assert sum(documents["zoo_code"].values) / 12 == pytest.approx(row["zoo_code"])
+
+
+def test_search_and_holdout_never_meet(finished: tuple[Path, Done]) -> None:
+    documents = json.loads((finished[0] / "documents.json").read_text())
+    for task, ids in documents["search"].items():
+        assert len(ids) == 12 and not set(ids) & set(documents["holdout"][task])
+
+
+@pytest.fixture(scope="module")
+def exports(finished: tuple[Path, Done]) -> dict[str, tuple[Path, dict[str, object]]]:
+    """The winner, and a DARE candidate, as checkpoints with their rows of the table."""
+    folder, _ = finished
+    found = rows(folder)
+    dare = next(row for row in found if row["method"] == "dare_ties")
+    chosen = {"winner": ("best", found[0]), "dare": (str(dare["trial"]), dare)}
+    for name, (trial, _) in chosen.items():
+        assert mergesearch("export", folder, folder.parent / name, "--trial", trial).status == 0
+    return {name: (folder.parent / name, row) for name, (_, row) in chosen.items()}
+
+
+@pytest.mark.parametrize("which", ["winner", "dare"])
+def test_table_score_and_lm_eval_agree_on_the_export(
+    finished: tuple[Path, Done], exports: dict[str, tuple[Path, dict[str, object]]], which: str
+) -> None:
+    out, row = exports[which]
+    settings = finished[0] / "config.yaml"
+    scored = json.loads(mergesearch("score", out, "--config", settings, "--format", "json").out)
+    by_hand = lm_eval(out)
+    for task, found in scored["tasks"].items():
+        assert found["value"] == row[task]
+        assert by_hand[task][f"{found['metric']},none"] == row[task]
+
+
+def lm_eval(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """The results of the model card's own command, run in the checkpoint's folder."""
+    card = (checkpoint / "README.md").read_text()
+    (line,) = re.findall(r"^lm_eval .*$", card, flags=re.MULTILINE)
+    command = line.replace("$(mergesearch zoo)", str(zoo.folder())).replace("lm_eval ", "-m lm_eval ", 1)
+    out = checkpoint.parent / f"lm_eval-{checkpoint.name}"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    shell = f"{sys.executable} {command} --output_path {out}"
+    subprocess.run(shell, shell=True, cwd=checkpoint, env=environment, check=True, capture_output=True)
+    (file,) = out.rglob("results_*.json")
+    return json.loads(file.read_text())["results"]
+
+
+def test_a_recipe_file_scores_and_merges_as_its_trial(
+    finished: tuple[Path, Done], exports: dict[str, tuple[Path, dict[str, object]]], tmp_path: Path
+) -> None:
+    out, row = exports["dare"]
+    settings = finished[0] / "config.yaml"
+    scored = mergesearch("score", out / "recipe.yaml", "--config", settings, "--format", "json")
+    assert {task: found["value"] for task, found in json.loads(scored.out)["tasks"].items()} == {
+        task: row[task] for task in ("zoo_code", "zoo_prose", "zoo_names", "zoo_strings")
+    }
+    assert mergesearch("merge", out / "recipe.yaml", tmp_path / "merged").status == 0
+    ours, theirs = load_file(tmp_path / "merged" / "model.safetensors"), load_file(out / "model.safetensors")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_export_is_complete(exports: dict[str, tuple[Path, dict[str, object]]]) -> None:
+    out, row = exports["winner"]
+    assert {"config.json", "generation_config.json", "tokenizer.json", "recipe.yaml", "README.md"} <= {
+        file.name for file in out.iterdir()
+    }
+    with safe_open(out / "model.safetensors", "pt") as opened:
+        assert opened.metadata()["mergesearch_recipe_id"] == row["recipe"]
+        assert opened.metadata()["mergesearch_recipe"] == (out / "recipe.yaml").read_text()
+    card = (out / "README.md").read_text()
+    others = {"base", "code", "prose", "names", "strings", "average"} - {row["method"]}
+    assert all(f"\n| {name} |" in card for name in others) and "\n| **this model** |" in card
+    assert "torch: " in card and "base_model:" in card
+
+
+def test_shards_carry_the_recipe_too(finished: tuple[Path, Done], tmp_path: Path) -> None:
+    done = mergesearch("export", finished[0], tmp_path / "out", "--max-shard-size", "500KB")
+    assert done.status == 0
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    for shard in shards:
+        with safe_open(shard, "pt") as opened:
+            assert "mergesearch_recipe" in opened.metadata()
+
+
+def test_score_on_search_holdout_and_all(finished: tuple[Path, Done]) -> None:
+    size = sum(1 for _ in (zoo.folder() / "tasks" / "zoo_names.jsonl").open())
+    held_out = math.ceil(0.05 * size)
+    tasks = ["--set", "tasks=[{task: zoo_names, limit: 12}]", "--set", "holdout=0.05"]
+    options = ["--config", finished[0] / "config.yaml", *tasks]
+    for side, count in {"search": 12, "holdout": held_out, "all": 12 + held_out}.items():
+        done = mergesearch("score", "zoo:names", *options, "--on", side, "--format", "json")
+        assert json.loads(done.out)["tasks"]["zoo_names"]["documents"] == count
+    text = mergesearch("score", "zoo:names", *options).out
+    assert re.match(r"zoo_names acc: 0\.\d{4} ± 0\.\d{4} on 12 documents\n", text)
+
+
+def test_zoo_prints_its_folder() -> None:
+    assert mergesearch("zoo").out == f"{zoo.folder()}\n"
+
+
+def test_killed_in_the_middle_nothing_is_lost_and_nothing_scored_twice(tmp_path: Path) -> None:
+    options = small(tmp_path / "killed", trials=8, limit=8)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mergesearch", "run", QUICKSTART, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("[9/"):
+            break
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    finished = {r.number: r for r in read_records(tmp_path / "killed")[1] if r.state == "complete"}
+    assert 9 <= len(finished) < 14
+    written = {number: documents(tmp_path / "killed", number).stat().st_mtime_ns for number in finished}
+
+    assert mergesearch("run", QUICKSTART, *options).status == 0
+    after = {r.number: r for r in read_records(tmp_path / "killed")[1]}
+    assert len(after) == 14 and all(record.state == "complete" for record in after.values())
+    for number, record in finished.items():
+        assert after[number] == record
+        assert documents(tmp_path / "killed", number).stat().st_mtime_ns == written[number]
+
+    assert mergesearch("run", QUICKSTART, *small(tmp_path / "whole", trials=8, limit=8)).status == 0
+    for ours, theirs in zip(after.values(), read_records(tmp_path / "whole")[1], strict=True):
+        assert (ours.recipe_id, ours.objective, ours.scores) == (theirs.recipe_id, theirs.objective, theirs.scores)
+
+
+def documents(folder: Path, number: int) -> Path:
+    return folder / "scores" / f"{number:05d}.npz"
+
+
+def test_ctrl_c_prints_the_table_and_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mergesearch.engine import Engine
+
+    load, calls = Engine.load, []
+
+    def interrupted(self: Engine, recipe: recipes.Recipe) -> float:
+        calls.append(recipe)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return load(self, recipe)
+
+    monkeypatch.setattr(Engine, "load", interrupted)
+    options = small(tmp_path / "run", trials=1, limit=8)
+    done = mergesearch("run", QUICKSTART, *options)
+    assert done.status == 1
+    assert "rank" in done.out and f"To go on: mergesearch run {QUICKSTART} --set dtype=float32" in done.out
+    monkeypatch.undo()
+    assert mergesearch("run", QUICKSTART, *options).status == 0
+    assert len(rows(tmp_path / "run")) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["run", "none.yaml"], ["none.yaml", "no such file"]),
+        (["run", QUICKSTART, "--set", "serch.trials=1"], ["'serch'", "'search'"]),
+        (["run", QUICKSTART, "--set", "space.methods=[tise]"], ["'tise'", "'ties'"]),
+        (["run", QUICKSTART, "--set", "base_model=zoo:bass"], ["'bass'", "'base'"]),
+        (["run", QUICKSTART, "--set", "base_model=./nowhere"], ["base_model", "./nowhere"]),
+        (["run", QUICKSTART, "--set", "tasks.0.task=zoo_coed"], ["'zoo_coed'", "'zoo_code'"]),
+        (["run", QUICKSTART, "--set", "tasks.0.metric=ac"], ["'ac'", "'acc'"]),
+        (["run", QUICKSTART, "--set", "device=cuda:7"], ["cuda:7", "auto"]),
+        (["run", QUICKSTART, "--set", "tasks.0.limit=1"], ["zoo_code", "limit"]),
+        (["run", QUICKSTART, "--set", "space.layer_groups=9"], ["9", "4 layers"]),
+        (["table", "nowhere"], ["nowhere", "no run folder"]),
+        (["export", "nowhere", "out"], ["nowhere", "no run folder"]),
+        (["merge", "none.yaml", "out"], ["none.yaml", "no such file"]),
+        (["score", "./nowhere", "--config", QUICKSTART], ["./nowhere"]),
+        (["score", "zoo:code", "--config", QUICKSTART, "--on", "serach"], ["'serach'", "'search'"]),
+        (["tabel", "x"], ["tabel"]),
+        (["run"], ["CONFIG"]),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_sentence(
+    arguments: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = mergesearch(*arguments)
+    assert done.status == 2, done.err
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in done.err
+    for part in parts:
+        assert part in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_needs_a_new_folder_and_a_trial_that_is_there(finished: tuple[Path, Done], tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("important")
+    taken = mergesearch("export", finished[0], tmp_path / "full")
+    assert taken.status == 2 and "exists already" in taken.err
+    missing = mergesearch("export", finished[0], tmp_path / "out", "--trial", "99")
+    assert missing.status == 2 and "trials 0 to 11" in missing.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_configuration_is_refused_by_a_run_folder(finished: tuple[Path, Done]) -> None:
+    done = mergesearch("run", QUICKSTART, *small(finished[0], TRIALS, holdout=0.25))
+    assert done.status == 2 and "holdout: 0.25, there 0.5" in done.err
+
+
+def test_a_full_disk_at_export_leaves_nothing_half_written(
+    finished: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    done = mergesearch("export", finished[0], tmp_path / "out")
+    assert done.status == 1 and "No space left" in done.err
+    assert list(tmp_path.iterdir()) == []
