@@ -71,7 +71,7 @@ def sce(
     Keep the k = max(1, floor(select_topk m)) elements of largest variance over the models, m of them not zero (all of
     them where nothing varies or select_topk is 1); c_i = w_i mean(d_i^2) / sum_j mean(d_j^2); sign +1 where
     sum_i w_i d_i >= 0, else -1; base + lambda sum c_i d_i / sum c_i over the models whose w_i d_i has that sign. Wan et
-    al., "FuseChat: Knowledge Fusion of Chat Models", arXiv:2408.07990, section 3.3.
+    al., "FuseChat: Knowledge Fusion of Chat Models", arXiv:2408.07990.
 
     weight: any number for each model, 1. lambda: any number, 1. select_topk: (0, 1], 1. normalize: divide by the
     coefficients that took part, true. base and each model: one shape; returns that shape.
@@ -119,7 +119,7 @@ def ram(
 
     Model i changed element j where |d_ij| > epsilon, n_j models did; base + (lambda / max(n_j, 1)) times the sum of
     w_i d_ij over them. Yuan et al., "Behavior Knowledge Merge in Reinforced Agentic Models" (Reinforced Agent Merging),
-    arXiv:2601.13572, section 4.
+    arXiv:2601.13572.
 
     weight: any number for each model, 1. lambda: any number, 1. epsilon: [0, inf), 1e-5, in the units of the weights.
     base and each model: one shape; returns that shape.
@@ -141,7 +141,7 @@ def ramplus_tl(
     """As ram, with what only one model changed scaled up where that model shares much with others.
 
     Unique changes of model i are multiplied by 1 + r min(alpha, shared_i / unique_i), the counts of elements of this
-    tensor that it changed with others and alone ("tensor-local" RAM+). Yuan et al., arXiv:2601.13572, section 4.
+    tensor that it changed with others and alone ("tensor-local" RAM+). Yuan et al., arXiv:2601.13572.
 
     weight: any number for each model, 1. lambda: any number, 1. epsilon: [0, inf), 1e-5, in the units of the weights.
     r: [0, inf), 0.1. alpha: [0, inf), 0.2. base and each model: one shape; returns that shape.

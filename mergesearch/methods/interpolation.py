@@ -87,7 +87,7 @@ def model_stock(base: Tensor, models: Sequence[Tensor], *, filter_wise: FilterWi
 
     t = N c / (1 + (N - 1) c), c the mean over all pairs of <d_i, d_j> / max(|d_i| |d_j|, 1e-6), the cosine of the task
     vectors; t is 0 at the singularity (a divisor below 1e-6); t mean_i x_i + (1 - t) base. Jang et al., "Model Stock:
-    All we need is just a few fine-tuned models", arXiv:2403.19522, equation 7.
+    All we need is just a few fine-tuned models", arXiv:2403.19522.
 
     filter_wise: one t for each vector along the last dimension, false. Base and two or more models of one shape;
     returns that shape.

@@ -101,7 +101,7 @@ def breadcrumbs(
 
     Of d_i the floor(gamma n) largest magnitudes go (fewer where density + gamma > 1), then the smallest until
     k = max(1, floor(density n)) are left; base + lambda sum_i w_i d_i. Davari and Belilovsky, "Model Breadcrumbs",
-    arXiv:2312.06795, section 3.
+    arXiv:2312.06795.
 
     weight: any number for each model, 1. density: (0, 1] for each model, 1. gamma: [0, 1) for each model, 0.01. lambda:
     any number, 1. normalize: divide by sum_i w_i, false. rescale: "none" or "l1", none. base and each model: one shape;
@@ -160,7 +160,7 @@ def della(
     p_ij = density - epsilon + 2 epsilon r_ij, r the rank of |d_ij| within its row from 0 (smallest) to 1, equal ones
     sharing their mean rank; m_ij ~ Bernoulli(p_ij), d_ij <- m_ij d_ij / p_ij; then as `ties`. epsilon is cut to
     min(epsilon, 1 - density, 0.99 density), so the mean of p is always density. Deep et al., "DELLA-Merging: Reducing
-    Interference in Model Merging through Magnitude-Based Sampling", arXiv:2406.11617, section 3.
+    Interference in Model Merging through Magnitude-Based Sampling", arXiv:2406.11617.
 
     weight: any number for each model, 1. density: (0, 1] for each model, 1. epsilon: [0, 1] for each model, 0.15.
     lambda: any number, 1. normalize: divide by the weights that took part, true. rescale: "inverse" (by 1/p), "l1" or

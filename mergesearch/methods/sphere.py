@@ -90,9 +90,7 @@ def nuslerp(
     return merged if base is None else base + merged
 
 
-@method(
-    paper="Goddard 2025, goddard.blog/posts/multislerp-wow-what-a-cool-idea", family="interpolation", base="optional"
-)
+@method(paper="Goddard, goddard.blog/posts/multislerp-wow-what-a-cool-idea", family="interpolation", base="optional")
 def multislerp(
     base: Tensor | None,
     models: Sequence[Tensor],
@@ -106,7 +104,7 @@ def multislerp(
     u_i = d_i / (|d_i| + eps), m = sum_i w_i u_i, the result is m/|m| sum_i w_i |d_i|, where d_i is the model or, where
     there is a base, its task vector; `normalize` divides the weights by their sum first. (The published step in the
     tangent space at m is always zero: the tangent vectors there sum to m - m.) Opposite directions that cancel give
-    zero. Goddard, "Multi-SLERP", 2025.
+    zero. Goddard, "Multi-SLERP: wow, what a cool idea", goddard.blog.
 
     weight: any number for each model, 1. normalize: true. eps: [0, 1], 1e-8. Models, and a base or none, of one shape;
     returns that shape.

@@ -114,7 +114,7 @@ def _drop_once(d: Tensor, probability: Scalar, rescale: str, key: MaskKey, sampl
 
 
 def elect(weighted: Sequence[Tensor]) -> Tensor:
-    """Where the sum over models is not negative (bool): the sign that most of the mass has (TIES, section 4)."""
+    """Where the sum over models is not negative (bool): the sign that most of the mass has (TIES)."""
     return weighted_sum(weighted, [1.0] * len(weighted)) >= 0
 
 
@@ -159,7 +159,7 @@ def task_arithmetic(
     """Add the weighted sum of the task vectors to the base.
 
     base + lambda sum_i w_i (x_i - base). A negative weight takes a skill away (task negation). Ilharco et al.,
-    "Editing Models with Task Arithmetic", arXiv:2212.04089, section 2.
+    "Editing Models with Task Arithmetic", arXiv:2212.04089.
 
     weight: any number for each model, 1. lambda: any number, 1. normalize: divide by sum_i w_i, false.
     base and each model: one shape; returns that shape.
@@ -213,7 +213,7 @@ def dare_linear(
     """Drop elements of each task vector at random, rescale the others, add the weighted sum to the base.
 
     m_ij ~ Bernoulli(density), d_i <- m_i d_i / density; base + lambda sum_i w_i d_i. Yu et al., "Language Models are
-    Super Mario", arXiv:2311.03099, equations 1 to 3.
+    Super Mario", arXiv:2311.03099.
 
     weight: any number for each model, 1. density: (0, 1] for each model, 1. lambda: any number, 1. normalize: divide
     by sum_i w_i, false. rescale: "inverse" (by 1/density), "l1" or "none", inverse. samples: masks to average, 1.
@@ -237,7 +237,7 @@ def dare_ties(
 ) -> Tensor:
     """Drop elements of each task vector at random and rescale the others, elect signs, sum what agrees.
 
-    As `dare_linear`, with the election of `ties` before the sum. Yu et al., arXiv:2311.03099, section 3.3; Yadav et
+    As `dare_linear`, with the election of `ties` before the sum. Yu et al., arXiv:2311.03099.3; Yadav et
     al., arXiv:2306.01708.
 
     weight: any number for each model, 1. density: (0, 1] for each model, 1. lambda: any number, 1. normalize: divide
