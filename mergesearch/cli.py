@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -163,6 +164,39 @@ def score(
     for task, found in scores.tasks.items():
         error = f" ± {found.stderr:.4f}" if found.stderr is not None else ""
         out.print(f"{task} {found.metric}: {found.value:.4f}{error} on {found.documents} documents", highlight=False)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one method, with its mathematics")] = None,
+    format: Annotated[str, typer.Option(help="text or json")] = "text",
+) -> None:
+    """Every merge method with its parameters, their ranges, and the paper."""
+    from mergesearch import methods as registry
+
+    _one_of("--format", format, ("text", "json"))
+    if name:
+        registry.get(name, "the command line")
+    rows = [row for row in registry.describe() if name in (None, row["name"])]
+    if format == "json":
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        out.print(f"[bold]{row['name']}[/bold]  {row['summary']}", highlight=False, soft_wrap=True)
+        base = {"required": "the base and ", "optional": "with or without the base, ", "unused": ""}[row["base"]]
+        out.print(f"    merges {base}{row['models']}; {row['paper']}", highlight=False, markup=False, soft_wrap=True)
+        for parameter in row["parameters"]:
+            out.print(f"    {_parameter_line(parameter)}", highlight=False, markup=False, soft_wrap=True)
+    if name:
+        out.print("\n" + inspect.getdoc(registry.get(name).function), highlight=False, markup=False, soft_wrap=True)
+
+
+def _parameter_line(parameter: dict[str, Any]) -> str:
+    each = ", one for each model" if parameter["per_model"] else ""
+    low_high = parameter["search"]
+    searched = f", searched in [{low_high[0]:g}, {low_high[1]:g}]" if low_high else ""
+    default = str(parameter["default"]).lower() if isinstance(parameter["default"], bool) else parameter["default"]
+    return f"{parameter['key']} = {default} ({parameter['allowed']}{each}{searched}): {parameter['meaning']}"
 
 
 @app.command()
