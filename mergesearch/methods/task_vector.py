@@ -237,7 +237,7 @@ def dare_ties(
 ) -> Tensor:
     """Drop elements of each task vector at random and rescale the others, elect signs, sum what agrees.
 
-    As `dare_linear`, with the election of `ties` before the sum. Yu et al., arXiv:2311.03099.3; Yadav et
+    As `dare_linear`, with the election of `ties` before the sum. Yu et al., arXiv:2311.03099; Yadav et
     al., arXiv:2306.01708.
 
     weight: any number for each model, 1. density: (0, 1] for each model, 1. lambda: any number, 1. normalize: divide
