@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch import recipe as recipes
-from mergesearch.checkpoints import Pool, choose_device, load_model, load_tokenizer, new_folder, remove, resolve
+from mergesearch.checkpoints import Pool, choose_device, load_reference, new_folder, remove, resolve
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Engine, check
 from mergesearch.errors import UserError, unknown
@@ -189,19 +189,21 @@ def _live(model: str, config: Config) -> tuple[Any, Any]:
         engine = _engine_for(recipe, config.device, config.allow_unrelated, config.trust_remote_code)
         engine.load(recipe)
         return engine.model, engine.pool.tokenizer
-    folder = resolve(model, "MODEL")
-    tokenizer = load_tokenizer(folder, "MODEL", config.trust_remote_code)
-    if tokenizer is None:
-        raise UserError(f"MODEL {model} has no tokenizer that transformers can load: add the tokenizer's files")
-    live = load_model(folder, "MODEL", DTYPES[config.dtype], config.trust_remote_code)
-    return live.to(choose_device(config.device)), tokenizer
+    device = choose_device(config.device)
+    live, tokenizer = load_reference(model, config.base_model, "MODEL", DTYPES[config.dtype], config.trust_remote_code)
+    return live.to(device), tokenizer
 
 
 def _engine_for(recipe: Recipe, device: str, allow_unrelated: bool, trust_remote_code: bool) -> Engine:
     check(recipe)
     base = recipe.base or next(iter(recipe.models.values()))
     pool = Pool.load(
-        base, recipe.models, device=device, allow_unrelated=allow_unrelated, trust_remote_code=trust_remote_code
+        base,
+        recipe.models,
+        device=device,
+        allow_unrelated=allow_unrelated,
+        trust_remote_code=trust_remote_code,
+        tokenizer=recipe.tokenizer,
     )
     return Engine(pool, recipe.out_dtype)
 
@@ -217,6 +219,7 @@ def _load_pool(config: Config) -> Pool:
         device=config.device,
         trust_remote_code=config.trust_remote_code,
         allow_unrelated=config.allow_unrelated,
+        tokenizer=config.tokenizer,
     )
 
 

@@ -118,6 +118,7 @@ class Config(Strict):
     output: str | None = Field(None, description="the run folder; default: results/NAME")
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    tokenizer: str = Field("base", description="`base`, `union`, or the model whose tokenizer the candidates get")
     batch_size: int = Field(64, ge=1)
     apply_chat_template: bool = False
     fewshot_as_multiturn: bool = False
@@ -148,6 +149,12 @@ class Config(Strict):
         if twice:
             raise ValueError(f"task {twice!r} is listed twice: list each task once")
         return value
+
+    @model_validator(mode="after")
+    def _tokenizer_is_known(self) -> Config:
+        if self.tokenizer not in ("base", "union", *self.models):
+            raise ValueError(f"tokenizer is {self.tokenizer!r}: use base, union or one of {', '.join(self.models)}")
+        return self
 
     @property
     def folder(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from mergesearch.checkpoints import Pool, new_folder, save
+from mergesearch.checkpoints import new_folder, save
 from mergesearch.engine import Engine
 from mergesearch.recipe import Recipe
 from mergesearch.record import Record, TaskScore
@@ -52,17 +52,12 @@ def write_checkpoint(
     with new_folder(out) as folder:
         engine.load(recipe)
         metadata = {"mergesearch_recipe": recipe.to_yaml(), "mergesearch_recipe_id": recipe.id}
-        save(engine.model, tokenizer_of(recipe, engine.pool), folder, metadata, max_shard_size)
+        save(engine.model, engine.pool.tokenizer, folder, metadata, max_shard_size)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         if story.samples:
             (folder / SAMPLES).write_text(json.dumps(story.samples) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(recipe, story), encoding="utf-8")
     return Path(out)
-
-
-def tokenizer_of(recipe: Recipe, pool: Pool) -> Any:
-    """The tokenizer that the result gets."""
-    return pool.tokenizer if recipe.tokenizer == "base" else pool.tokenizers[recipe.tokenizer]
 
 
 def lm_eval_commands(story: Story, dtype: str) -> list[str]:

@@ -25,7 +25,7 @@ class TensorInfo:
     """Where a tensor stands in the model.
 
     Attributes:
-        name: its name in the live model.
+        name: its name in the checkpoint's files; experts that transformers keeps fused are apart, as in the files.
         layer: 0 for the first decoder layer. Embeddings count as layer 0, the final norm and the head as the last.
         component: one of `COMPONENTS`.
         shape: its shape.

@@ -124,6 +124,7 @@ class SearchSpace:
             rules=tuple(rules),
             seed=config.search.seed,
             out_dtype=config.dtype,
+            tokenizer=config.tokenizer,
         )
 
     def _suggest_method(self, trial: Suggests, prefix: str) -> tuple[str, tuple[str, ...]]:

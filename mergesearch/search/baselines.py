@@ -29,4 +29,5 @@ def _recipe(config: Config, rules: tuple[Rule, ...]) -> Recipe:
         rules=rules,
         seed=config.search.seed,
         out_dtype=config.dtype,
+        tokenizer=config.tokenizer,
     )

@@ -1,0 +1,213 @@
+"""Where a checkpoint's files are and what their headers say: no tensor is read here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergesearch import zoo
+from mergesearch.errors import UserError
+
+# Mistral's repositories hold every weight a second time; subfolders hold other formats.
+_DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+_LEAVE = ["consolidated*", "*/*"]
+_FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reference names: a model's folder, an adapter's folder, or an adapter over a model.
+
+    Attributes:
+        reference: as the user wrote it.
+        folder: the model's folder; None for an adapter over the pool's base.
+        adapter: the PEFT adapter's folder, or None.
+    """
+
+    reference: str
+    folder: Path | None
+    adapter: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """The folder that makes this source what it is: the adapter's where there is one."""
+        found = self.adapter or self.folder
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class Header:
+    """Shape and dtype (as safetensors names it: F32, BF16, ...) of a tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+# --- finding ------------------------------------------------------------------------------------------------------
+
+
+def locate(reference: str, where: str) -> Source:
+    """What a reference names: a folder, `zoo:NAME`, a hub id with an optional `@revision`, or `MODEL+ADAPTER` of these.
+
+    A folder with `adapter_config.json` and no `config.json` is a PEFT adapter over the pool's base.
+
+    Raises:
+        UserError: there is no such checkpoint, or the hub cannot be reached.
+    """
+    model, plus, adapter = reference.rpartition("+")
+    if not plus or Path(reference).expanduser().exists():
+        folder = _folder(reference, where)
+        return Source(reference, None, folder) if _is_adapter(folder) else Source(reference, folder)
+    lora = _folder(adapter, where)
+    if not (lora / "adapter_config.json").is_file():
+        raise UserError(f"{where}: {adapter} in {reference} has no adapter_config.json: put a PEFT adapter after the +")
+    return Source(reference, _folder(model, where), lora)
+
+
+def resolve(reference: str, where: str) -> Path:
+    """The local folder of a checkpoint or, for an adapter without its model, of the adapter; raises as `locate`."""
+    source = locate(reference, where)
+    return source.folder or source.path
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _folder(reference: str, where: str) -> Path:
+    if reference.startswith("zoo:"):
+        return zoo.path(reference.removeprefix("zoo:"))
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(
+            f"{where}: {reference} is a file, not a checkpoint folder: give the folder that holds config.json"
+        )
+    if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
+        raise UserError(
+            f"{where}: no folder {reference!r}: give a checkpoint folder, a hub id (owner/name) or zoo:NAME"
+        )
+    return _download(reference, where)
+
+
+def _download(reference: str, where: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = reference.partition("@")
+    try:
+        found = snapshot_download(name, revision=revision or None, allow_patterns=_DOWNLOAD, ignore_patterns=_LEAVE)
+    except Exception as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())[:200]
+        raise UserError(
+            f"{where}: {reference!r} is no local folder and cannot be fetched from the hub ({type(error).__name__}: "
+            f"{reason}): give a folder, or check the name, the revision and the connection"
+        ) from None
+    return Path(found)
+
+
+# --- checking -----------------------------------------------------------------------------------------------------
+
+
+def read_config(folder: Path, where: str) -> dict[str, Any]:
+    """config.json of a checkpoint of unquantised weights.
+
+    Raises:
+        UserError: there is none, it is no JSON, or it says that the weights are quantised.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{where}: {folder} has no config.json: give the folder of a complete transformers checkpoint")
+    config = read_json(path, where)
+    if not isinstance(config, dict):
+        raise UserError(f"{where}: {path} is no JSON object: fetch the checkpoint again")
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
+        raise UserError(
+            f"{where}: {folder} holds weights quantised by {method}: merge the unquantised checkpoint instead"
+        )
+    return config
+
+
+def read_json(path: Path, where: str) -> Any:
+    """A JSON file; `UserError` where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{where}: {path} cannot be read as JSON ({error}): fetch the checkpoint again") from None
+
+
+def read_headers(folder: Path, where: str, stem: str = "model") -> dict[str, Header]:
+    """Every tensor of a folder's safetensors files, `STEM.safetensors` or the shards that its index names.
+
+    Raises:
+        UserError: pickled or quantised weights, a missing shard or tensor, a truncated or corrupt file.
+    """
+    headers: dict[str, Header] = {}
+    for file, names in _weight_files(folder, where, stem).items():
+        found = _file_headers(file, where)
+        for name in names or ():
+            if name not in found:
+                raise UserError(f"{where}: {file} lacks tensor {name}, which its index names: fetch the file again")
+        headers.update(found)
+    _check_unquantised(headers, folder, where)
+    return headers
+
+
+def _weight_files(folder: Path, where: str, stem: str) -> dict[Path, list[str] | None]:
+    """The files to read, with the tensors that the index expects in each."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        return _shards(index, where)
+    if (folder / f"{stem}.safetensors").is_file():
+        return {folder / f"{stem}.safetensors": None}
+    pickled = next((p for suffix in ("bin", "pt", "pth", "ckpt") for p in sorted(folder.glob(f"*.{suffix}"))), None)
+    if pickled is not None and pickled.name != "training_args.bin":
+        raise UserError(
+            f"{where}: {folder} holds pickled weights alone ({pickled.name}), which can run code when loaded: "
+            "convert them to safetensors first"
+        )
+    raise UserError(
+        f"{where}: {folder} has no {stem}.safetensors: give the folder of a complete safetensors checkpoint"
+    )
+
+
+def _shards(index: Path, where: str) -> dict[Path, list[str] | None]:
+    data = read_json(index, where)
+    placed = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(placed, dict) or not placed:
+        raise UserError(f"{where}: {index} has no weight_map: fetch the checkpoint again")
+    files: dict[Path, list[str] | None] = {}
+    for tensor, name in sorted(placed.items(), key=lambda item: item[1]):
+        file = index.parent / name
+        if not file.is_file():
+            raise UserError(f"{where}: {index.parent} lacks {name}, which its index names: fetch the checkpoint again")
+        files[file] = [*(files.get(file) or ()), tensor]
+    return files
+
+
+def _file_headers(file: Path, where: str) -> dict[str, Header]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: Header(tuple(s.get_shape()), str(s.get_dtype())) for name, s in slices.items()}
+    except OSError as error:
+        raise UserError(f"{where}: {file} cannot be read ({error.strerror or error}): check its permissions") from None
+    except Exception as error:
+        raise UserError(f"{where}: {file} is truncated or corrupt ({error}): fetch the file again") from None
+
+
+def _check_unquantised(headers: dict[str, Header], folder: Path, where: str) -> None:
+    for name, header in headers.items():
+        floating = header.dtype in _FLOATING
+        if (header.dtype.startswith("F") and not floating) or (name.endswith("weight") and not floating):
+            raise UserError(
+                f"{where}: {folder} holds quantised weights, tensor {name} is {header.dtype}: "
+                "merge the unquantised checkpoint instead"
+            )

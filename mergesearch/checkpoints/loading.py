@@ -1,0 +1,258 @@
+"""Live models by way of transformers: what a checkpoint's files would become, and what they become."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergesearch.checkpoints.files import Header, read_config, read_headers
+from mergesearch.errors import UserError
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+META = torch.device("meta")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' own progress bars and load reports; what matters is checked and said by the caller."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer of a live model by name, tied ones once, under the first name."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    """As `floating_tensors`, but the live model's own objects: giving one other `data` changes the model."""
+    return {name: tensor for name, tensor in state(model).items() if tensor.is_floating_point()}
+
+
+def floating_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every floating parameter and persistent buffer of a live model by name, tied ones once."""
+    return {name: tensor.detach() for name, tensor in parameters(model).items()}
+
+
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """Every persistent buffer that is not floating: masks, tables, counts. They are copied, not merged."""
+    return {name: tensor.detach() for name, tensor in state(model).items() if not tensor.is_floating_point()}
+
+
+def ties(model: nn.Module) -> dict[str, str]:
+    """For each name that a live model ties to another, the name it is tied to."""
+    first: dict[int, str] = {}
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if first.setdefault(id(tensor), name) != name:
+            found[name] = first[id(tensor)]
+    return found
+
+
+# --- from files ---------------------------------------------------------------------------------------------------
+
+
+def load_config(folder: Path, where: str, trust_remote_code: bool = False) -> Any:
+    """The transformers configuration of a checkpoint; `UserError` where transformers does not know it."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:
+        raise UserError(f"{where}: transformers cannot read {folder / 'config.json'}: {_reason(error)}") from None
+
+
+def probe(folder: Path, headers: Mapping[str, Header], where: str, trust_remote_code: bool = False) -> nn.Module:
+    """The live model that a checkpoint would become, on the meta device: made from the headers alone.
+
+    transformers fills what a checkpoint lacks with random numbers and leaves out what it does not know; here both are
+    errors.
+
+    Raises:
+        UserError: missing, unexpected or misshapen tensors, an architecture that transformers does not know.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(folder, where, trust_remote_code)
+    blanks = {name: torch.empty(h.shape, device=META, dtype=_DTYPES.get(h.dtype)) for name, h in headers.items()}
+    try:
+        with quiet_transformers(), META:
+            model_class = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        with quiet_transformers():
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=blanks,
+                device_map={"": "meta"},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except Exception as error:
+        raise UserError(
+            f"{where}: transformers cannot build a {config.model_type} model from the tensors of {folder} "
+            f"({_reason(error)}): give a complete checkpoint of this architecture"
+        ) from None
+    _check_complete(info, model, folder, where)
+    return model
+
+
+def _check_complete(info: Mapping[str, Any], model: nn.Module, folder: Path, where: str) -> None:
+    said = {"missing_keys": "lacks tensor", "unexpected_keys": "has an unexpected tensor"}
+    for kind, words in said.items():
+        if info.get(kind):
+            name, more = sorted(info[kind])[0], len(info[kind]) - 1
+            raise UserError(
+                f"{where}: {folder} {words} {name}{f' and {more} more' if more else ''} for a {type(model).__name__}: "
+                "give a complete checkpoint of this architecture"
+            )
+    if info.get("mismatched_keys"):
+        name, found, expected = sorted(info["mismatched_keys"])[0]
+        raise UserError(
+            f"{where}: tensor {name} of {folder} is {times(found)}, its config.json makes it {times(expected)}: "
+            "give a complete checkpoint, or mend its config.json"
+        )
+
+
+def load_model(
+    folder: Path, where: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """A checkpoint as a live causal language model on the CPU, in evaluation mode.
+
+    Args:
+        dtype: of the live model; None: as the files have it. Where they mix dtypes, each tensor comes in the narrowest
+            one of them that holds it without loss.
+
+    Raises:
+        UserError: quantised, pickled, truncated or corrupt files; missing, unexpected or misshapen tensors.
+    """
+    read_config(folder, where)
+    headers = read_headers(folder, where)
+    probe(folder, headers, where, trust_remote_code)
+    return read_model(folder, headers, where, dtype, trust_remote_code)
+
+
+def read_model(
+    folder: Path, headers: Mapping[str, Header], where: str, dtype: torch.dtype | None, trust_remote_code: bool
+) -> nn.Module:
+    """As `load_model`, for a checkpoint that was probed already."""
+    from transformers import AutoModelForCausalLM
+
+    stored = {_DTYPES[header.dtype] for header in headers.values() if header.dtype in _DTYPES}
+    wide = dtype or (torch.float32 if len(stored) != 1 else next(iter(stored)))
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=wide, trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True
+            )
+    except Exception as error:
+        raise UserError(f"{where}: transformers cannot load {folder}: {_reason(error)}") from error
+    if dtype is None and len(stored) > 1:
+        _narrow(model, [d for d in stored if d.itemsize < wide.itemsize])
+    return model.eval()
+
+
+def _narrow(model: nn.Module, dtypes: list[torch.dtype]) -> None:
+    """Gives each tensor back the narrower dtype that its file had, where that loses nothing."""
+    for tensor in state(model).values():
+        for dtype in dtypes if tensor.is_floating_point() else ():
+            small = tensor.detach().to(dtype)
+            if torch.equal(small.to(tensor.dtype), tensor.detach()):
+                tensor.data = small
+                break
+
+
+# --- from tensors -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """How transformers builds a candidate, apart from its weights.
+
+    Attributes:
+        model_class: the architecture's class.
+        config: its configuration.
+        conversions: what transformers does to the base's files when it loads them (fused experts, names), undone when
+            a candidate is written.
+        generation: the generation configuration, or None for the architecture's own.
+    """
+
+    model_class: Any
+    config: Any
+    conversions: Any = None
+    generation: Any = None
+
+    def blank(self) -> nn.Module:
+        """The model on the meta device: names and shapes without weights."""
+        with quiet_transformers(), META:
+            return self._finish(self.model_class(copy.deepcopy(self.config)))
+
+    def build(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The model that holds `tensors`, by live name; those that have the right dtype and device are not copied.
+
+        Raises:
+            UserError: the configuration asks for other tensors than these.
+        """
+        with quiet_transformers():
+            model, info = self.model_class.from_pretrained(
+                None,
+                config=copy.deepcopy(self.config),
+                state_dict=dict(tensors),
+                dtype=dtype,
+                device_map=None if device.type == "cpu" else {"": str(device)},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info.get(kind):
+                first = sorted(str(key) for key in info[kind])[0]
+                raise UserError(f"the layers do not fit together: {kind.removesuffix('_keys')} tensor {first}")
+        return self._finish(model)
+
+    def _finish(self, model: nn.Module) -> nn.Module:
+        model._weight_conversions = self.conversions
+        if self.generation is not None:
+            model.generation_config = copy.deepcopy(self.generation)
+        return model.eval()
+
+
+def generation_config(folder: Path) -> Any | None:
+    """A checkpoint's own generation configuration, or None."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return None
+    with contextlib.suppress(Exception), quiet_transformers():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return None
+
+
+def times(shape: Any) -> str:
+    """A shape in words: `32x16`."""
+    return "x".join(str(n) for n in shape) or "a scalar"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).strip().split("\n")[0].split())[:200] or type(error).__name__

@@ -1,0 +1,84 @@
+"""PEFT adapters as models: merged into their base once, when the pool is read."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mergesearch.checkpoints.files import read_headers, read_json
+from mergesearch.errors import UserError
+
+
+def check_adapter(folder: Path, where: str) -> None:
+    """What can be said against an adapter before a model is loaded.
+
+    Raises:
+        UserError: peft is missing, the adapter cannot be merged into weights, its weights are pickled or corrupt.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise UserError(
+            f"{where}: {folder} is a PEFT adapter, which needs peft: pip install 'mergesearch[lora]'"
+        ) from None
+    read_headers(folder, where, "adapter_model")
+    kind = read_json(folder / "adapter_config.json", where).get("peft_type")
+    tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+    if tuner is None or not hasattr(tuner, "merge_and_unload"):
+        raise UserError(f"{where}: {folder} is a {kind} adapter, which cannot be merged into weights: use a LoRA")
+
+
+def apply_adapter(model: nn.Module, folder: Path, where: str) -> nn.Module:
+    """The model with the adapter merged in: plain, rank-stabilised and weight-decomposed LoRA, modules_to_save.
+
+    Arithmetic is in float32, and what the adapter changed stays in float32: the delta of a LoRA is often smaller than
+    the spacing of bfloat16 numbers around the weight it is added to, and rounding would erase it before the merge.
+    What it did not change keeps the base's dtype and values.
+
+    Raises:
+        UserError: the adapter was made for another base.
+    """
+    try:
+        adapted, result = _load(model, folder)
+        for kind, keys in (("lacks", result.missing_keys), ("has the unknown", result.unexpected_keys)):
+            if keys:
+                raise ValueError(f"it {kind} {sorted(keys)[0]}")
+        with torch.no_grad():
+            return adapted.merge_and_unload().eval()
+    except Exception as error:
+        raise _unfit(folder, where, " ".join(str(error).split())[:300]) from None
+
+
+def _load(model: nn.Module, folder: Path) -> tuple[Any, Any]:
+    from peft import PeftConfig, PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    for name, module in model.named_modules():
+        # the copy that was trained takes the dtype of the module it replaces
+        if any(name == saved or name.endswith(f".{saved}") for saved in getattr(config, "modules_to_save", None) or ()):
+            module.float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = PeftModel(model, config)
+        for module in adapted.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.get_base_layer().float()
+        return adapted, adapted.load_adapter(str(folder), "default", torch_device="cpu")
+
+
+def _unfit(folder: Path, where: str, reason: str) -> UserError:
+    try:
+        hint = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError):
+        hint = None
+    made = f" (it was trained on {hint})" if hint else ""
+    return UserError(
+        f"{where}: the adapter {folder} does not fit its base: {reason}{made}: name the base it was trained on"
+    )

@@ -1,0 +1,135 @@
+"""Writing what was merged: a complete checkpoint, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from mergesearch.checkpoints.loading import quiet_transformers, state
+from mergesearch.errors import UserError
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `out` when all is written and vanishes when anything fails.
+
+    Raises:
+        UserError: `out` exists and is not empty, cannot be written, or the disk is full.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already: name a new folder")
+    above = _first_missing(out.parent)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        with _disk_errors(out):
+            partial.mkdir(parents=True)
+            yield partial
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+            above = None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if above is not None:
+            _remove_empty(out.parent, above)
+
+
+def _first_missing(folder: Path) -> Path | None:
+    """The topmost of the folders that have to be made to make `folder`."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    return missing[-1] if missing else None
+
+
+def _remove_empty(folder: Path, last: Path) -> None:
+    with contextlib.suppress(OSError):
+        while folder.is_relative_to(last):
+            folder.rmdir()
+            folder = folder.parent
+
+
+@contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(out) from None
+        if error.filename is None and error.filename2 is None:
+            raise
+        raise UserError(f"cannot write {out} ({error.strerror}): name a folder that can be written") from None
+    except SafetensorError as error:
+        if "os error 28" in str(error) or "No space left" in str(error):
+            raise _full(out) from None
+        if "I/O error" in str(error) or "os error" in str(error):
+            raise UserError(f"cannot write {out} ({error}): name a folder that can be written") from None
+        raise
+
+
+def _full(out: Path) -> UserError:
+    return UserError(f"cannot write {out}: the disk is full (nothing was kept): free space or name a folder elsewhere")
+
+
+def remove(folder: Path) -> None:
+    """Takes a folder that was written here away, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def save(
+    model: nn.Module, tokenizer: Any, folder: Path, metadata: Mapping[str, str], max_shard_size: str = "5GB"
+) -> None:
+    """Writes a complete checkpoint: config, generation config, tokenizer, and safetensors shards carrying `metadata`.
+
+    Goes through transformers, so that what the live model holds in another form (fused experts, tied embeddings)
+    is written as the architecture's checkpoints are.
+
+    Raises:
+        UserError: `max_shard_size` is no size.
+    """
+    _copy_repeated(model)
+    with quiet_transformers():
+        try:
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        except ValueError as error:
+            if "max_shard_size" not in str(error) and "size" not in str(error):
+                raise
+            raise UserError(f"--max-shard-size {max_shard_size!r} is no size: write it as 5GB or 500MB") from None
+        tokenizer.save_pretrained(folder)
+    for file in sorted(folder.glob("*.safetensors")):
+        _add_metadata(file, metadata)
+
+
+def _copy_repeated(model: nn.Module) -> None:
+    """Gives each tensor memory of its own: a stack that repeats a layer shares it, which safetensors refuses."""
+    seen: set[int] = set()
+    for tensor in state(model).values():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            tensor.data = tensor.detach().clone()
+        seen.add(tensor.data_ptr())
+
+
+def _add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
+    """Adds to the `__metadata__` of a safetensors file, whose tensors keep their bytes.
+
+    transformers offers no way to pass metadata. Format: 8 bytes little-endian header length, JSON header padded with
+    spaces, data (https://github.com/huggingface/safetensors#format).
+    """
+    changed = file.with_suffix(".metadata")
+    with file.open("rb") as source, changed.open("wb") as target:
+        header = json.loads(source.read(struct.unpack("<Q", source.read(8))[0]))
+        header["__metadata__"] = {**header.get("__metadata__", {}), **metadata}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        target.write(struct.pack("<Q", len(text)) + text)
+        shutil.copyfileobj(source, target, 16 * 2**20)
+    changed.replace(file)
