@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mergesearch.checkpoints import check_files, resolve
+from mergesearch.checkpoints.files import locate, read_config, read_headers
 from mergesearch.errors import UserError
 from mergesearch.mergekit import known, settings
 from mergesearch.mergekit.file import File, Slice, Source
@@ -105,22 +105,25 @@ def check_filters(filters: Sequence[str], stacked: object, where: str) -> None:
 def tensor_names(file: File) -> Collection[str]:
     """The names of the first model's tensors."""
     source = file.slices[0].sources[0]
-    return check_files(resolve(source.reference.partition("+")[0], source.where), source.where).keys()
+    return read_headers(_folder(file, source), source.where).keys()
 
 
-def _configuration(reference: str, where: str) -> dict:
-    path = Path(resolve(reference.partition("+")[0], where)) / "config.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where}: {path} cannot be read ({error}): give the folder of a complete checkpoint") from None
+def _folder(file: File, source: Source) -> Path:
+    """Where the configuration of a source is: an adapter has that of the model it lies over."""
+    found = locate(source.reference, source.where)
+    over = found.folder or (locate(file.base, file.where).folder if file.base else None)
+    return over or found.path
+
+
+def _configuration(file: File, source: Source) -> dict[str, Any]:
+    data = read_config(_folder(file, source), source.where)
     return {**data, **(data.get("text_config") or {})}
 
 
 def _count(file: File) -> int:
     """How many decoder layers the first model has."""
     source = file.slices[0].sources[0]
-    data = _configuration(source.reference, source.where)
+    data = _configuration(file, source)
     for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
         if isinstance(data.get(key), int):
             return data[key]
@@ -131,12 +134,12 @@ def _count(file: File) -> int:
 
 def common_dtype(file: File) -> str:
     """The dtype that holds every model's, as mergekit promotes them."""
-    found = {_dtype(source) for part in file.slices for source in part.sources}
+    found = {_dtype(file, source) for part in file.slices for source in part.sources}
     return found.pop() if len(found) == 1 else "float32"
 
 
-def _dtype(source: Source) -> str:
-    data = _configuration(source.reference, source.where)
+def _dtype(file: File, source: Source) -> str:
+    data = _configuration(file, source)
     dtype = data.get("dtype") or data.get("torch_dtype")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"{source.where}: config.json of {source.reference} states dtype {dtype!r}: give out_dtype")

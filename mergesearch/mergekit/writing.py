@@ -1,2 +1,283 @@
-def write(): ...
-def export(): ...
+"""A `Recipe` becomes a file that `mergekit-yaml` or, with several methods, `mergekit-multi` runs.
+
+Layers that are merged alike are a slice, and what differs within a layer is told apart by filters. Arithmetic there is
+float32, as here, with one rounding to the recipe's `out_dtype`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mergesearch import methods
+from mergesearch.errors import UserError
+from mergesearch.mergekit import known
+from mergesearch.mergekit.filters import conditions
+from mergesearch.mergekit.layout import Layout, Row, Slot
+from mergesearch.recipe import Recipe, Rule
+
+Values = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a mergekit document can state: one method over one list of models, by reference, and what it starts from."""
+
+    method: str
+    models: tuple[str, ...]
+    base: str | None
+
+
+def write(recipe: Recipe, layout: Layout, references: Mapping[str, str]) -> str:
+    """The recipe as mergekit's YAML.
+
+    Args:
+        recipe: what to write; its rules cover every tensor of `layout`.
+        layout: the result's tensors (`layout.of` of the pool's).
+        references: for `base` and every model what mergekit can load: an absolute folder.
+
+    Raises:
+        UserError: something in the recipe that mergekit cannot do, by name.
+    """
+    found = _by_group(recipe, layout, references)
+    documents = _documents(recipe, layout, found, references)
+    texts = [yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000) for document in documents]
+    return _head(recipe, len(documents) > 1) + "---\n".join(texts)
+
+
+def export(recipe: Recipe, *, trust_remote_code: bool = False) -> str:
+    """As `write`, with models found on disk (hub ids are fetched) and the architecture read from the base's config."""
+    from mergesearch.mergekit.layout import read, references
+
+    return write(recipe, read(recipe, trust_remote_code), references(recipe))
+
+
+def limits(recipe: Recipe) -> list[str]:
+    """What mergekit cannot reproduce of a recipe, in sentences."""
+    found = ["Arithmetic is float32 and the result is rounded once: off the ties, values differ by one unit at most."]
+    random = [name for name in recipe.methods if methods.get(name).random]
+    if random:
+        rescaled = {_rescale(rule.method, rule.parameters) for rule in recipe.rules if rule.method in random}
+        rule = (
+            " and scales what is kept to the task vector's L1 norm, not by 1/density" if "inverse" in rescaled else ""
+        )
+        found.append(f"{', '.join(random)}: mergekit draws masks from another generator{rule}, so tensors differ.")
+    if recipe.tokenizer != "base":
+        found.append("Rows of tokens that a model lacks are filled by mergekit's rule.")
+    return found
+
+
+def _rescale(method: str, parameters: Mapping[str, Any]) -> Any:
+    return parameters.get("rescale", methods.get(method).parameters["rescale"].default)
+
+
+def _head(recipe: Recipe, several: bool) -> str:
+    command = "mergekit-multi FILE --intermediate-dir FOLDER --out-path OUT" if several else "mergekit-yaml FILE OUT"
+    lines = [f"Written by mergesearch from recipe {recipe.id}. To run it: {command}", *limits(recipe)]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+# --- what merges each tensor --------------------------------------------------------------------------------------
+
+
+def _by_group(recipe: Recipe, layout: Layout, references: Mapping[str, str]) -> dict[Group, dict[str, dict[str, Any]]]:
+    """For each group of the recipe the parameters of its tensors, by name and by mergekit's keys."""
+    found: dict[Group, dict[str, dict[str, Any]]] = {}
+    for slot in layout.slots:
+        rule = recipe.rule_for(slot.info)
+        where = f"rules.{recipe.rules.index(rule)}"
+        method = methods.get(rule.method, where)
+        names, complete = _complete(method, rule, slot, recipe, where)
+        group = _group(method, tuple(references[name] for name in names), references.get("base"), recipe)
+        found.setdefault(group, {})[slot.info.name] = _translated(method, complete, where)
+    return found
+
+
+def _complete(
+    method: methods.Method, rule: Rule, slot: Slot, recipe: Recipe, where: str
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The models that a rule merges in a row of a stack, or everywhere, and their parameters."""
+    everyone = rule.models or tuple(recipe.models)
+    names = everyone
+    if slot.models is not None:
+        names = tuple(name for name in everyone if name in slot.models) if rule.models else slot.models
+    given = {
+        key: _for_models(value, names, everyone)
+        if key in method.parameters and method.parameters[key].per_model
+        else value
+        for key, value in rule.parameters.items()
+    }
+    return names, method.complete(given, names, where, has_base=recipe.base is not None)
+
+
+def _for_models(value: Any, names: tuple[str, ...], everyone: tuple[str, ...]) -> Any:
+    """One value for each of `everyone`, as one for each of those who take part."""
+    if isinstance(value, Mapping):
+        return {name: v for name, v in value.items() if name in names or name not in everyone}
+    if isinstance(value, list | tuple) and len(value) == len(everyone) and set(names) <= set(everyone):
+        return [value[everyone.index(name)] for name in names]
+    return value
+
+
+def _group(method: methods.Method, models: tuple[str, ...], base: str | None, recipe: Recipe) -> Group:
+    if method.name in known.FIRST_IS_BASE:
+        return Group(method.name, models, models[0])
+    uses_base = method.base != "unused" and recipe.base is not None
+    name = "linear" if method.name == "uniform_soup" else method.name
+    inputs = [*models, *([base] if uses_base else [])]
+    if len(set(inputs)) < len(inputs):
+        twice = next(reference for reference in inputs if inputs.count(reference) > 1)
+        raise UserError(f"{twice} takes part twice in a merge, which mergekit refuses: export the checkpoint itself")
+    return Group(name, models, base if uses_base else None)
+
+
+def _translated(method: methods.Method, complete: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Complete parameters of ours in mergekit's terms; per-model ones stay lists."""
+    if method.name == "uniform_soup":
+        return {"weight": 1.0}
+    if method.name not in known.method_names():
+        raise UserError(f"{method.name} in {where} cannot be written for mergekit, which has no such method")
+    for key in (*known.OURS_ALONE.get(method.name, ()), "samples"):
+        if key in complete and not _is_default(method, key, complete[key]):
+            raise UserError(
+                f"{key} {complete[key]} of {method.name} in {where} cannot be written for mergekit, which has none: "
+                "export the checkpoint itself"
+            )
+    keys = {theirs: ours for theirs, ours in known.keys_of(method).items() if ours not in _alone(method)}
+    return {theirs: _value(ours, complete[ours]) for theirs, ours in keys.items() if _matters(method, ours, complete)}
+
+
+def _alone(method: methods.Method) -> Collection[str]:
+    return known.OURS_ALONE.get(method.name, ())
+
+
+def _value(key: str, value: Any) -> Any:
+    if key == "rescale":
+        return value != "none"
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _matters(method: methods.Method, key: str, complete: Mapping[str, Any]) -> bool:
+    """Whether a parameter must be written: it is required, or it is not what mergekit takes by default."""
+    if key == "rescale":
+        return (complete[key] != "none") != (method.name in known.RANDOM_RESCALE)
+    return known.is_required(method, key) or not _is_default(method, key, complete[key])
+
+
+def _is_default(method: methods.Method, key: str, value: Any) -> bool:
+    return all(v == method.parameters[key].default for v in (value if isinstance(value, list) else [value]))
+
+
+# --- documents ----------------------------------------------------------------------------------------------------
+
+
+def _documents(
+    recipe: Recipe, layout: Layout, found: Mapping[Group, Values], references: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    tokens = _tokenizer(recipe, references)
+    if len(found) == 1:
+        [(group, values)] = found.items()
+        return [{**_document(group, values, layout), **_dtypes(recipe.out_dtype), **tokens}]
+    parts, membership = [], {}
+    for number, (group, values) in enumerate(found.items(), 1):
+        document = {"name": f"group-{number}", **_document(group, values, layout), **_dtypes("float32"), **tokens}
+        parts.append(document)
+        membership.update(dict.fromkeys(values, number - 1))
+    names = tuple(part["name"] for part in parts)
+    return [*parts, {**_assembly(names, membership, layout.flat()), **_dtypes(recipe.out_dtype)}]
+
+
+def _dtypes(out: str) -> dict[str, str]:
+    return {"dtype": "float32", "out_dtype": out}
+
+
+def _tokenizer(recipe: Recipe, references: Mapping[str, str]) -> dict[str, str]:
+    if recipe.tokenizer == "base":
+        return {}
+    return {"tokenizer_source": references.get(recipe.tokenizer, recipe.tokenizer)}
+
+
+def _assembly(names: tuple[str, ...], membership: Mapping[str, int], layout: Layout) -> dict[str, Any]:
+    """The document that takes each tensor from the group it belongs to.
+
+    passthrough takes a whole slice from one model. Where groups meet within a layer, linear with weights of 1 and 0,
+    which is exact, chooses tensor by tensor.
+    """
+    runs = layout.runs({name: {"from": number} for name, number in membership.items()})
+    if all(len({membership[s.info.name] for s in run.slots}) == 1 for run in runs):
+        sources = [(names[membership[run.slots[0].info.name]], run) for run in runs]
+        slices = [{"sources": [{"model": n, "layer_range": [r.first, r.last + 1]}]} for n, r in sources]
+        return {"merge_method": "passthrough", "slices": slices}
+    weights = {
+        name: {"weight": tuple(float(n == number) for n in range(len(names))), "normalize": False}
+        for name, number in membership.items()
+    }
+    return _document(Group("linear", names, None), weights, layout)
+
+
+def _document(group: Group, values: Values, layout: Layout) -> dict[str, Any]:
+    runs = layout.runs(values)
+    head: dict[str, Any] = {"merge_method": group.method}
+    if group.base is not None:
+        head["base_model"] = group.base
+    shared, parts = _lift([_run(group, values, run, layout) for run in runs])
+    tail = {"parameters": shared} if shared else {}
+    if len(runs) == 1 and layout.is_flat:
+        models = [{k: v for k, v in source.items() if k != "layer_range"} for source in parts[0]["sources"]]
+        return {**head, "models": models, **tail}
+    return {**head, "slices": parts, **tail}
+
+
+def _lift(parts: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all slices say alike, and the slices without it."""
+    first = parts[0].get("parameters", {})
+    shared = {k: v for k, v in first.items() if all(p.get("parameters", {}).get(k) == v for p in parts)}
+    rest = []
+    for part in parts:
+        own = {k: v for k, v in part.get("parameters", {}).items() if k not in shared}
+        rest.append({"sources": part["sources"], **({"parameters": own} if own else {})})
+    return shared, rest
+
+
+def _run(group: Group, values: Values, run: Row, layout: Layout) -> dict[str, Any]:
+    """A slice: its sources with their layers and parameters, and the parameters of them all."""
+    here = {slot.info.name: values[slot.info.name] for slot in run.slots if slot.info.name in values}
+    here = here or {run.slots[0].info.name: next(iter(values.values()))}
+    keys = dict.fromkeys(key for given in values.values() for key in given)
+    method = methods.get(group.method)
+    ours = known.keys_of(method)
+    value_of = functools.partial(_conditions, here, method)
+    per_source = [key for key in keys if known.from_source(method, ours[key])]
+    sources = []
+    for reference, first in _inputs(group, run, layout):
+        source: dict[str, Any] = {"model": reference, "layer_range": [first, first + run.last - run.first + 1]}
+        if reference in group.models and per_source:
+            position = group.models.index(reference)
+            source["parameters"] = {key: value_of(key, position) for key in per_source}
+        sources.append(source)
+    shared = {key: value_of(key, None) for key in keys if key not in per_source}
+    return {"sources": sources, **({"parameters": shared} if shared else {})}
+
+
+def _conditions(here: Values, method: methods.Method, key: str, position: int | None) -> Any:
+    default = method.parameters[known.keys_of(method)[key]].default
+    chosen = {}
+    for name, given in here.items():
+        value = given.get(key, not_stated(method, key, default))
+        chosen[name] = value[position] if isinstance(value, tuple) and position is not None else value
+    return conditions(chosen, f"{key} of {method.name}")
+
+
+def not_stated(method: methods.Method, key: str, default: Any) -> Any:
+    """What mergekit takes for a parameter that is not given."""
+    return method.name in known.RANDOM_RESCALE if key == "rescale" else default
+
+
+def _inputs(group: Group, run: Row, layout: Layout) -> list[tuple[str, int]]:
+    """Every input of a slice with its first layer."""
+    names = [*([group.base] if group.base is not None and group.base not in group.models else []), *group.models]
+    return [(reference, layout.first_of(reference, run)) for reference in names]
