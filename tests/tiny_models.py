@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 VOCABULARY = 64
 _SIZES: dict[str, Any] = {
@@ -101,6 +103,7 @@ def fine_tune(model: nn.Module, seed: int, scale: float = 0.02) -> nn.Module:
 
 def write(model: nn.Module, folder: Path, tokenizer: Any | None = None, **options: Any) -> Path:
     """Saves model and tokenizer; `max_shard_size="20KB"` makes shards."""
+    logging.disable_progress_bar()
     model.save_pretrained(folder, **options)
     (tokenizer or make_tokenizer()).save_pretrained(folder)
     return folder
@@ -154,3 +157,18 @@ def make_pool(
             edit(name, model)
         write(model, folder / name)
     return TinyPool(str(folder / "base"), {name: str(folder / name) for name in names[1:]})
+
+
+def file_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Every tensor in a folder's safetensors files."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        found.update(load_file(file))
+    return found
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal shape, dtype and bytes; unlike `torch.equal`, 0.0 is not -0.0."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one.contiguous().reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8))
