@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch import recipe as recipes
-from mergesearch.checkpoints import Pool, choose_device, load_reference, new_folder, remove, resolve
+from mergesearch.checkpoints import Pool, choose_device, load_reference, locate, new_folder, remove
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Engine, check
 from mergesearch.errors import UserError, unknown
@@ -63,13 +63,13 @@ def prepare(
     """
     check_space(config)
     RunFolder(config.folder).check(config)
-    references = {"base_model": config.base_model, **{f"models.{n}": ref for n, ref in config.models.items()}}
-    base_folder = {where: resolve(reference, where) for where, reference in references.items()}["base_model"]
     say(f"loading {len(config.tasks)} tasks")
-    tasks = load(config.tasks, config.include_path, tokenizer=str(base_folder))
+    tasks = load_tasks(config)
     documents = splits(config, tasks)
     say(f"loading the base and {len(config.models)} models")
-    pool = _load_pool(config)
+    pool = load_pool(config)
+    for note in pool.notes:
+        say(f"note: {note}")
     space = SearchSpace(config, pool.infos, pool.layers)
     engine = Engine(pool, config.dtype)
     say("building requests")
@@ -80,6 +80,13 @@ def prepare(
     write_documents(folder, _samples(tasks, documents))
     search = Search(config, folder, space, engine, scorer, started=started, finished=finished, device=str(pool.device))
     return Session(config, folder, pool, engine, search)
+
+
+def load_tasks(config: Config) -> list[Task]:
+    """The tasks of a configuration, once every parent is known to be there: that is quickly said."""
+    references = {"base_model": config.base_model, **{f"models.{n}": ref for n, ref in config.models.items()}}
+    sources = {where: locate(reference, where) for where, reference in references.items()}
+    return load(config.tasks, config.include_path, tokenizer=str(sources["base_model"].path))
 
 
 def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:
@@ -119,7 +126,7 @@ def export_trial(run: Path, out: Path, trial: str = "best", max_shard_size: str 
     with new_folder(out):  # refuses an unusable name before any model is loaded
         pass
     Path(out).rmdir()
-    engine = Engine(_load_pool(config), config.dtype)
+    engine = Engine(load_pool(config), config.dtype)
     write_checkpoint(recipe, engine, out, _story(RunFolder(run), config, record, found), max_shard_size)
     return record
 
@@ -159,7 +166,7 @@ def score_model(model: str, config: Config, on: str = "search") -> Scores:
         raise unknown("value", on, SIDES, "--on")
     if on == "holdout" and not config.holdout:
         raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
-    tasks = load(config.tasks, config.include_path)
+    tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
     live, tokenizer = _live(model, config)
     return _scorer(config, live, tokenizer, tasks, documents).score()
@@ -172,9 +179,9 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = "h
         UserError: what is wrong with the input.
         CandidateError: one of them cannot be built or scored.
     """
-    tasks = load(config.tasks, config.include_path)
+    tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
-    engine = Engine(_load_pool(config), config.dtype)
+    engine = Engine(load_pool(config), config.dtype)
     scorer = _scorer(config, engine.model, engine.pool.tokenizer, tasks, documents)
     found = {}
     for name, recipe in candidates.items():
@@ -196,23 +203,29 @@ def _live(model: str, config: Config) -> tuple[Any, Any]:
 
 def _engine_for(recipe: Recipe, device: str, allow_unrelated: bool, trust_remote_code: bool) -> Engine:
     check(recipe)
-    base = recipe.base or next(iter(recipe.models.values()))
-    pool = Pool.load(
-        base,
+    return Engine(pool_of(recipe, device, allow_unrelated, trust_remote_code), recipe.out_dtype)
+
+
+def pool_of(
+    recipe: Recipe, device: str = "auto", allow_unrelated: bool = False, trust_remote_code: bool = False
+) -> Pool:
+    """The parents of a recipe; one without base is built like its first model."""
+    return Pool.load(
+        recipe.base or next(iter(recipe.models.values())),
         recipe.models,
         device=device,
         allow_unrelated=allow_unrelated,
         trust_remote_code=trust_remote_code,
         tokenizer=recipe.tokenizer,
     )
-    return Engine(pool, recipe.out_dtype)
 
 
 def _side(part: Split, on: str) -> list[int]:
     return {"search": part.search, "holdout": part.holdout, "all": sorted(part.search + part.holdout)}[on]
 
 
-def _load_pool(config: Config) -> Pool:
+def load_pool(config: Config) -> Pool:
+    """The parents of a configuration; `UserError` says what keeps them from being merged."""
     return Pool.load(
         config.base_model,
         config.models,

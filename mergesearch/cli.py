@@ -166,6 +166,20 @@ def score(
         out.print(f"{task} {found.metric}: {found.value:.4f}{error} on {found.documents} documents", highlight=False)
 
 
+@app.command("check")
+def check_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a recipe, or a run's configuration")],
+    override: Sets = [],  # noqa: B006 - typer reads the default
+    allow_unrelated: Annotated[bool, typer.Option(help="for a recipe: merge models that share no base")] = False,
+) -> None:
+    """Run every check on a recipe or a configuration and say what it would do, merging nothing."""
+    from mergesearch.preview import preview
+
+    for label, text in preview(file, override, allow_unrelated):
+        out.print(f"[bold]{label}[/bold]: ", end="", highlight=False)
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one method, with its mathematics")] = None,

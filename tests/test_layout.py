@@ -16,8 +16,8 @@ FLOORS = {
     "space": 2, "mergekit": 2,
     "engine": 3, "evaluate": 3,
     "search": 4, "results": 4, "export": 4,
-    "actions": 5,
-    "cli": 6,
+    "actions": 5, "preview": 6,
+    "cli": 7,
 }  # fmt: skip
 # on the ground floor some modules serve the others
 GROUND = {"errors": 0, "strict": 1, "record": 2, "recipe": 2, "config": 2, "zoo": 2}

@@ -1,0 +1,140 @@
+"""What a recipe or a run would do, found by running every check and merging nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from mergesearch import config as configuration
+from mergesearch import mergekit
+from mergesearch.actions import load_pool, load_tasks, pool_of, splits
+from mergesearch.checkpoints import Pool
+from mergesearch.config import Config
+from mergesearch.engine import DTYPES, Job, check, form_of, plan
+from mergesearch.recipe import Recipe
+from mergesearch.search.store import RunFolder
+from mergesearch.space import SearchSpace, check_space
+from mergesearch.strict import read_yaml
+
+Lines = list[tuple[str, str]]
+
+
+def preview(path: str | Path, overrides: Sequence[str] = (), allow_unrelated: bool = False) -> Lines:
+    """Label and text of each line of `mergesearch check`.
+
+    Args:
+        path: a recipe (native or mergekit's), or a run configuration: what has `tasks` is a configuration.
+        overrides: `key=value`, for a configuration.
+        allow_unrelated: for a recipe, accept models that share no base.
+
+    Raises:
+        UserError: whatever `mergesearch merge` or `mergesearch run` would refuse.
+    """
+    if "tasks" in read_yaml(path):
+        return _run(configuration.read(path, overrides))
+    return _merge(mergekit.read_any(path), allow_unrelated)
+
+
+def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
+    check(recipe)
+    pool = pool_of(recipe, allow_unrelated=allow_unrelated)
+    jobs = plan(recipe, pool, form_of(recipe, pool))
+    return [
+        ("recipe", f"{recipe.id}, {len(recipe.rules)} rules, seed {recipe.seed}, to {recipe.out_dtype}"),
+        *_parents(pool),
+        ("result", _size((job.info.shape for job in jobs), len({job.info.layer for job in jobs}))),
+        *_rules(recipe, jobs),
+        *_memory(pool, _numbers(job.info.shape for job in jobs), recipe.out_dtype),
+    ]
+
+
+def _run(config: Config) -> Lines:
+    check_space(config)
+    RunFolder(config.folder).check(config)
+    tasks = load_tasks(config)
+    documents = splits(config, tasks)
+    pool = load_pool(config)
+    space = SearchSpace(config, pool.infos, pool.layers)
+    searched = sum(len(part.search) for part in documents.values())
+    baselines = len(config.models) + 2
+    candidates = config.search.trials + baselines
+    return [
+        ("run", f"{config.name} in {config.folder}"),
+        *_parents(pool),
+        ("candidate", _size((info.shape for info in pool.infos), pool.layers)),
+        *(
+            (
+                f"task {task.label}",
+                f"{task.metric}, {len(documents[task.label].search)} search and {len(documents[task.label].holdout)} "
+                f"holdout documents of {task.size}",
+            )
+            for task in tasks
+        ),
+        ("groups", ", ".join(group.label for group in space.groups)),
+        ("methods", ", ".join(space.methods)),
+        ("dimension", f"{space.dimension} parameters in the largest proposal"),
+        (
+            "budget",
+            f"{config.search.trials} trials after {baselines} baselines, {searched} documents each: "
+            f"{candidates * searched:,} document evaluations",
+        ),
+        *_memory(pool, pool.parameters, config.dtype),
+    ]
+
+
+def _parents(pool: Pool) -> Lines:
+    names = ", ".join(f"{name} ({model.reference})" for name, model in pool.models.items())
+    return [("base", pool.base.reference), ("models", names), *(("note", note) for note in pool.notes)]
+
+
+def _size(shapes: Iterable[tuple[int, ...]], layers: int) -> str:
+    shapes = list(shapes)
+    return f"{len(shapes)} tensors, {_numbers(shapes):,} parameters, {layers} layers"
+
+
+def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def _rules(recipe: Recipe, jobs: Sequence[Job]) -> Lines:
+    tensors: Counter[int] = Counter()
+    parameters: Counter[int] = Counter()
+    methods: dict[int, str] = {}
+    for job in jobs:
+        position = recipe.rules.index(recipe.rule_for(job.info))
+        tensors[position] += 1
+        parameters[position] += _numbers([job.info.shape])
+        methods[position] = f"{job.step.method.name} of {', '.join(job.step.models)}"
+    return [
+        (f"rule {rule.label}", f"{methods[n]}: {tensors[n]} tensors, {parameters[n]:,} parameters")
+        if n in tensors
+        else (f"rule {rule.label}", f"{rule.method} covers no tensor: an earlier rule takes them all")
+        for n, rule in enumerate(recipe.rules)
+    ]
+
+
+def _memory(pool: Pool, parameters: int, dtype: str) -> Lines:
+    candidate = parameters * DTYPES[dtype].itemsize
+    parents = [pool.base, *pool.models.values()]
+    held = _held(tensor for parent in parents for tensor in parent.live.values())
+    largest = max(tensor.numel() for tensor in pool.base.tensors.values())
+    working = largest * 4 * (len(parents) + 2)
+    text = f"{_bytes(held)} parents + {_bytes(candidate)} candidate + {_bytes(working)} at work on the largest tensor"
+    return [("memory", f"{_bytes(held + candidate + working)} on {pool.device}: {text}")]
+
+
+def _held(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages, shared ones once."""
+    storages: Mapping[int, int] = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
