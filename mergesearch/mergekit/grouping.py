@@ -100,7 +100,8 @@ def _rules_of(
         for pattern in patterns:
             yield _rule(method, inner[first], (first, last), _INSIDE + (pattern or "*") if ends else pattern)
     if not inside_only and outer != inner[-1]:
-        yield from (_rule(method, outer, None, pattern) for pattern in patterns)
+        end = len(inner) - 1
+        yield from (_rule(method, outer, (end, end), pattern) for pattern in patterns)
 
 
 def _rule(method: str, merge: Merge | None, layers: tuple[int, int] | None, pattern: str | None) -> Rule | None:

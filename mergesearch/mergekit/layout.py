@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergesearch.checkpoints.files import locate, read_headers, resolve
-from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe, TensorInfo
 
 
@@ -63,11 +62,8 @@ class Layout:
         start, sources = next(row for row in reversed(self.rows) if row[0] <= run.first)
         if not sources:
             return run.first
-        if reference not in sources:
-            raise UserError(
-                f"stack row from layer {start} names no layers of {reference}, which is merged there: add it"
-            )
-        return sources[reference] + run.first - start
+        # a source of other rows, whose tensors nobody takes from this one
+        return sources[reference] + run.first - start if reference in sources else 0
 
     def runs(self, values: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         """The longest runs of layers whose tensors of equal name have equal values; what has none fits everything."""

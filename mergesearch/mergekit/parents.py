@@ -51,6 +51,23 @@ def inputs(file: File, part: Slice) -> list[Source]:
     return [source for source in part.sources if source.reference != file.base]
 
 
+def behind(file: File) -> Slice:
+    """The last slice as mergekit sees it for the final norm and the head: cut to as many sources as the first has.
+
+    Raises:
+        UserError: that leaves the base out.
+    """
+    first, last = file.slices[0], file.slices[-1]
+    cut = last.sources[: len(first.sources)]
+    lost = [source.reference for source in last.sources[len(cut) :]]
+    if file.base in lost:
+        raise UserError(
+            f"{last.where}: base_model {file.base} stands behind the {len(cut)} sources mergekit takes the head from, "
+            "as many as the first slice has: list it first"
+        )
+    return dataclasses.replace(last, sources=cut)
+
+
 def names(file: File) -> dict[str, str]:
     """For each model that is merged, by reference, a short unique name made of it."""
     found: dict[str, str] = {}

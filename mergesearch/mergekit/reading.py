@@ -117,9 +117,9 @@ def _merge_at(
 
 
 def _part_at(file: File, place: int) -> Slice:
-    """The slice of a place; the last one for the tensors behind the layers."""
+    """The slice of a place, which for the tensors behind the layers is the last."""
     inside = (s for s in file.slices if s.count is None or place < s.first + s.count)
-    return next(inside, file.slices[-1])
+    return next(inside, None) or parents.behind(file)
 
 
 _MISSING = object()

@@ -6,8 +6,9 @@ float32, as here, with one rounding to the recipe's `out_dtype`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,20 @@ from mergesearch.recipe import Recipe, Rule
 Values = Mapping[str, Mapping[str, Any]]
 
 
+# beside its parameters, what a tensor is merged of
+MODELS = "models"
+
+
 @dataclass(frozen=True)
 class Group:
-    """What a mergekit document can state: one method over one list of models, by reference, and what it starts from."""
+    """What a mergekit document can state: one method and, by reference, the base it starts from.
+
+    `models` tells groups apart that one document could not hold, since different models meet within a layer.
+    """
 
     method: str
-    models: tuple[str, ...]
     base: str | None
+    models: tuple[str, ...] | None = None
 
 
 def write(recipe: Recipe, layout: Layout, references: Mapping[str, str]) -> str:
@@ -92,9 +100,23 @@ def _by_group(recipe: Recipe, layout: Layout, references: Mapping[str, str]) -> 
         where = f"rules.{recipe.rules.index(rule)}"
         method = methods.get(rule.method, where)
         names, complete = _complete(method, rule, slot, recipe, where)
-        group = _group(method, tuple(references[name] for name in names), references.get("base"), recipe)
-        found.setdefault(group, {})[slot.info.name] = _translated(method, complete, where)
-    return found
+        models = tuple(references[name] for name in names)
+        group = _group(method, models, references.get("base"), recipe)
+        found.setdefault(group, {})[slot.info.name] = {MODELS: models, **_translated(method, complete, where)}
+    return {group: values for whole in found.items() for group, values in _parted(*whole, layout)}
+
+
+def _parted(group: Group, values: Values, layout: Layout) -> Iterator[tuple[Group, Values]]:
+    """One group, or where different models meet within a layer, one for each list of models."""
+    meeting = [{values[s.info.name][MODELS] for s in run.slots if s.info.name in values} for run in layout.runs(values)]
+    # mergekit merges the head of no more sources than the first slice has
+    widths = [len(models) for run in (meeting[0], meeting[-1]) for models in run]
+    if all(len(models) <= 1 for models in meeting) and widths == sorted(widths, reverse=True):
+        yield group, values
+        return
+    for models in dict.fromkeys(given[MODELS] for given in values.values()):
+        chosen = {name: given for name, given in values.items() if given[MODELS] == models}
+        yield dataclasses.replace(group, models=models), chosen
 
 
 def _complete(
@@ -125,14 +147,14 @@ def _for_models(value: Any, names: tuple[str, ...], everyone: tuple[str, ...]) -
 
 def _group(method: methods.Method, models: tuple[str, ...], base: str | None, recipe: Recipe) -> Group:
     if method.name in known.FIRST_IS_BASE:
-        return Group(method.name, models, models[0])
+        return Group(method.name, models[0])
     uses_base = method.base != "unused" and recipe.base is not None
     name = "linear" if method.name == "uniform_soup" else method.name
     inputs = [*models, *([base] if uses_base else [])]
     if len(set(inputs)) < len(inputs):
         twice = next(reference for reference in inputs if inputs.count(reference) > 1)
         raise UserError(f"{twice} takes part twice in a merge, which mergekit refuses: export the checkpoint itself")
-    return Group(name, models, base if uses_base else None)
+    return Group(name, base if uses_base else None)
 
 
 def _translated(method: methods.Method, complete: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -213,10 +235,10 @@ def _assembly(names: tuple[str, ...], membership: Mapping[str, int], layout: Lay
         slices = [{"sources": [{"model": n, "layer_range": [r.first, r.last + 1]}]} for n, r in sources]
         return {"merge_method": "passthrough", "slices": slices}
     weights = {
-        name: {"weight": tuple(float(n == number) for n in range(len(names))), "normalize": False}
+        name: {MODELS: names, "weight": tuple(float(n == number) for n in range(len(names))), "normalize": False}
         for name, number in membership.items()
     }
-    return _document(Group("linear", names, None), weights, layout)
+    return _document(Group("linear", None), weights, layout)
 
 
 def _document(group: Group, values: Values, layout: Layout) -> dict[str, Any]:
@@ -247,16 +269,17 @@ def _run(group: Group, values: Values, run: Row, layout: Layout) -> dict[str, An
     """A slice: its sources with their layers and parameters, and the parameters of them all."""
     here = {slot.info.name: values[slot.info.name] for slot in run.slots if slot.info.name in values}
     here = here or {run.slots[0].info.name: next(iter(values.values()))}
-    keys = dict.fromkeys(key for given in values.values() for key in given)
+    models = next(iter(here.values()))[MODELS]
+    keys = [key for key in dict.fromkeys(key for given in values.values() for key in given) if key != MODELS]
     method = methods.get(group.method)
-    ours = known.keys_of(method)
     value_of = functools.partial(_conditions, here, method)
-    per_source = [key for key in keys if known.from_source(method, ours[key])]
+    per_source = [key for key in keys if known.from_source(method, known.keys_of(method)[key])]
     sources = []
-    for reference, first in _inputs(group, run, layout):
+    for reference in [*([group.base] if group.base not in (None, *models) else []), *models]:
+        first = layout.first_of(reference, run)
         source: dict[str, Any] = {"model": reference, "layer_range": [first, first + run.last - run.first + 1]}
-        if reference in group.models and per_source:
-            position = group.models.index(reference)
+        if reference in models and per_source:
+            position = models.index(reference)
             source["parameters"] = {key: value_of(key, position) for key in per_source}
         sources.append(source)
     shared = {key: value_of(key, None) for key in keys if key not in per_source}
@@ -267,17 +290,11 @@ def _conditions(here: Values, method: methods.Method, key: str, position: int | 
     default = method.parameters[known.keys_of(method)[key]].default
     chosen = {}
     for name, given in here.items():
-        value = given.get(key, not_stated(method, key, default))
+        value = given.get(key, _not_stated(method, key, default))
         chosen[name] = value[position] if isinstance(value, tuple) and position is not None else value
     return conditions(chosen, f"{key} of {method.name}")
 
 
-def not_stated(method: methods.Method, key: str, default: Any) -> Any:
+def _not_stated(method: methods.Method, key: str, default: Any) -> Any:
     """What mergekit takes for a parameter that is not given."""
     return method.name in known.RANDOM_RESCALE if key == "rescale" else default
-
-
-def _inputs(group: Group, run: Row, layout: Layout) -> list[tuple[str, int]]:
-    """Every input of a slice with its first layer."""
-    names = [*([group.base] if group.base is not None and group.base not in group.models else []), *group.models]
-    return [(reference, layout.first_of(reference, run)) for reference in names]
