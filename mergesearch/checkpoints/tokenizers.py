@@ -187,7 +187,7 @@ def align(tensors: Mapping[str, Tensor], vocabulary: Vocabulary, base: str) -> d
     filled = _filled(tensors, origins, have, vocabulary.anchor, base)
     aligned = {}
     for parent, tensor in tensors.items():
-        rows = filled.to(tensor.dtype)
+        rows = filled.to(tensor.dtype, copy=True)
         rows[have[parent]] = tensor[origins[parent][have[parent]]]
         aligned[parent] = rows
     return aligned
