@@ -8,12 +8,18 @@ import sys
 from pathlib import Path
 
 import contract
+import optuna
 import pytest
 import torch
+from commands import mergesearch
 
 from mergesearch import methods
+from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.methods import adaptive, mask_key, registry, sparse, sphere, task_vector
+from mergesearch.recipe import TensorInfo
+from mergesearch.space import SearchSpace
+from mergesearch.strict import validate
 
 OWN_FILE = '''
 from __future__ import annotations
@@ -59,8 +65,23 @@ def test_a_file_of_its_own_is_enough(own_registry, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "mergesearch.methods.median", raising=False)
     assert "median_soup" in methods.names()
     assert "median_soup" in [row["name"] for row in methods.describe()]
+    assert "median_soup" in mergesearch("methods").out
     for check in contract.CHECKS.values():
         check(methods.get("median_soup"))
+
+
+def test_a_file_of_its_own_is_in_the_search_space(own_registry, monkeypatch, tmp_path):
+    (tmp_path / "median.py").write_text(OWN_FILE)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "mergesearch.methods.median", raising=False)
+    data = {"base_model": "base", "models": {"a": "a", "b": "b"}, "tasks": [{"task": "quiz"}]}
+    config = validate(Config, {**data, "space": {"methods": ["median_soup"]}}, "test")
+    space = SearchSpace(config, [TensorInfo("layers.0.mlp", 0, "mlp", (2, 2))], 1)
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    recipe = space.suggest(trial)
+    assert recipe.methods == ["median_soup"] and space.parameters(recipe) == trial.params
+    searched = [p for p in methods.get("median_soup").parameters.values() if p.search is not None]
+    assert len(trial.params) >= len(searched)
 
 
 def test_a_user_module_is_enough(own_registry, tmp_path):
