@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergesearch import mergekit
 from mergesearch import recipe as recipes
 from mergesearch.checkpoints import Pool, choose_device, load_reference, locate, new_folder, remove
 from mergesearch.config import Config
@@ -131,6 +132,31 @@ def export_trial(run: Path, out: Path, trial: str = "best", max_shard_size: str 
     return record
 
 
+def export_mergekit(run: Path, out: Path, trial: str = "best") -> tuple[Record, list[str]]:
+    """Writes one candidate of a run as a file for mergekit; returns its record and what mergekit cannot reproduce.
+
+    Args:
+        run: the run folder.
+        out: the new file.
+        trial: `best`, or a trial's number.
+
+    Raises:
+        UserError: no such run or trial, a recipe that mergekit cannot express, or `out` exists or cannot be written.
+    """
+    config, found, _ = read_records(run)
+    record = _chosen(found, trial, run)
+    recipe = Recipe.from_data(dict(record.recipe or {}), f"trial {record.number}")
+    if out.exists():
+        raise UserError(f"{out} exists already: name a new file")
+    text = mergekit.export(recipe, trust_remote_code=config.trust_remote_code)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
+    return record, mergekit.limits(recipe)
+
+
 def merge_recipe(
     recipe: Recipe,
     out: Path,
@@ -192,7 +218,7 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = "h
 
 def _live(model: str, config: Config) -> tuple[Any, Any]:
     if model.endswith((".yaml", ".yml")):
-        recipe = recipes.read(model)
+        recipe = mergekit.read_any(model)
         engine = _engine_for(recipe, config.device, config.allow_unrelated, config.trust_remote_code)
         engine.load(recipe)
         return engine.model, engine.pool.tokenizer

@@ -116,17 +116,24 @@ def export(
     out_folder: OutPath,
     trial: Annotated[str, typer.Option(metavar="best|N", help="which candidate")] = "best",
     max_shard_size: Annotated[str, typer.Option(help="the largest safetensors file")] = "5GB",
+    format: Annotated[str, typer.Option(help="checkpoint (a folder) or mergekit (its YAML file)")] = "checkpoint",
 ) -> None:
-    """A candidate of a run as a complete checkpoint, with recipe.yaml and a model card."""
-    from mergesearch.actions import export_trial
+    """A candidate of a run as a complete checkpoint, or as a file that mergekit runs."""
+    from mergesearch.actions import export_mergekit, export_trial
 
-    record = export_trial(run, out_folder, trial, max_shard_size)
+    _one_of("--format", format, ("checkpoint", "mergekit"))
+    if format == "mergekit":
+        record, notes = export_mergekit(run, out_folder, trial)
+    else:
+        record, notes = export_trial(run, out_folder, trial, max_shard_size), []
     out.print(f"trial {record.number} ({record.method}) is in {out_folder}", soft_wrap=True, markup=False)
+    for note in notes:
+        out.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe's YAML file")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe's YAML file, native or mergekit's")],
     out_folder: OutPath,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="the largest safetensors file")] = "5GB",
@@ -134,10 +141,10 @@ def merge(
     trust_remote_code: Annotated[bool, typer.Option(help="run code from the models' folders")] = False,
 ) -> None:
     """Build a checkpoint from a recipe file."""
-    from mergesearch import recipe as recipes
+    from mergesearch import mergekit
     from mergesearch.actions import merge_recipe
 
-    stated = recipes.read(recipe)
+    stated = mergekit.read_any(recipe)
     merge_recipe(stated, out_folder, device, max_shard_size, allow_unrelated, trust_remote_code)
     out.print(f"recipe {stated.id} is in {out_folder}", soft_wrap=True, markup=False)
 

@@ -8,6 +8,6 @@ documentation is silent, its behaviour was observed from outside, and tests/test
 from __future__ import annotations
 
 from mergesearch.mergekit.reading import from_data, is_mergekit, read, read_any
-from mergesearch.mergekit.writing import export, write
+from mergesearch.mergekit.writing import export, limits, write
 
-__all__ = ["export", "from_data", "is_mergekit", "read", "read_any", "write"]
+__all__ = ["export", "from_data", "is_mergekit", "limits", "read", "read_any", "write"]
