@@ -44,14 +44,20 @@ def apply_adapter(model: nn.Module, folder: Path, where: str) -> nn.Module:
         UserError: the adapter was made for another base.
     """
     try:
-        adapted, result = _load(model, folder)
-        for kind, keys in (("lacks", result.missing_keys), ("has the unknown", result.unexpected_keys)):
-            if keys:
-                raise ValueError(f"it {kind} {sorted(keys)[0]}")
-        with torch.no_grad():
-            return adapted.merge_and_unload().eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _merged(model, folder)
     except Exception as error:
         raise _unfit(folder, where, " ".join(str(error).split())[:300]) from None
+
+
+def _merged(model: nn.Module, folder: Path) -> nn.Module:
+    adapted, result = _load(model, folder)
+    for kind, keys in (("lacks", result.missing_keys), ("has the unknown", result.unexpected_keys)):
+        if keys:
+            raise ValueError(f"it {kind} {sorted(keys)[0]}")
+    with torch.no_grad():
+        return adapted.merge_and_unload().eval()
 
 
 def _load(model: nn.Module, folder: Path) -> tuple[Any, Any]:
@@ -64,13 +70,11 @@ def _load(model: nn.Module, folder: Path) -> tuple[Any, Any]:
         # the copy that was trained takes the dtype of the module it replaces
         if any(name == saved or name.endswith(f".{saved}") for saved in getattr(config, "modules_to_save", None) or ()):
             module.float()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = PeftModel(model, config)
-        for module in adapted.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.get_base_layer().float()
-        return adapted, adapted.load_adapter(str(folder), "default", torch_device="cpu")
+    adapted = PeftModel(model, config)
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.get_base_layer().float()
+    return adapted, adapted.load_adapter(str(folder), "default", torch_device="cpu")
 
 
 def _unfit(folder: Path, where: str, reason: str) -> UserError:

@@ -336,7 +336,7 @@ class _Reader:
         self.aliases: dict[str, dict[str, str]] = {}
         fixed: dict[str, Tensor] = {}
         for where, source in self.sources.items():
-            twin = next((w for w in loaded if self._same(self.sources[w], source)), None)
+            twin = next((w for w in loaded if self._chain(self.sources[w]) == self._chain(source)), None)
             if twin is not None:
                 loaded[where] = Checkpoint(source.reference, source.path, dict(loaded[twin].live))
                 self.aliases[where] = self.aliases[twin]
@@ -350,16 +350,16 @@ class _Reader:
             loaded[where] = Checkpoint(source.reference, source.path, live)
         return loaded, fixed
 
-    def _same(self, one: Source, other: Source) -> bool:
-        folders = [source.folder or self._base_folder() for source in (one, other)]
-        return folders[0] == folders[1] and one.adapter == other.adapter
+    def _chain(self, source: Source) -> list[Path]:
+        """The folders that make a parent: a model, then the adapters that are laid over it in turn."""
+        below = [source.folder] if source.folder is not None else self._chain(self.sources[BASE])
+        return below + ([source.adapter] if source.adapter is not None else [])
 
     def _read(self, parent: _Parent, source: Source, where: str) -> nn.Module:
-        over_base = source.folder is None
-        model = read_model(source.folder or self._base_folder(), parent.headers, where, None, self.trust)
-        base_adapter = self.sources[BASE].adapter if over_base else None
-        for adapter in (base_adapter, source.adapter):
-            model = model if adapter is None else apply_adapter(model, adapter, where)
+        folder, *adapters = self._chain(source)
+        model = read_model(folder, parent.headers, where, None, self.trust)
+        for adapter in adapters:
+            model = apply_adapter(model, adapter, where)
         return model
 
     def _untie(self, loaded: Mapping[str, Checkpoint], parents: Mapping[str, _Parent]) -> bool:
