@@ -288,7 +288,11 @@ class _Watch:
             self.say(f"going on after {self._done} trials")
 
     def started(self, record: Record) -> None:
-        self._bar.update(self._task, description=f"trial {record.number} {record.method}")
+        text = f"trial {record.number} {record.method}"
+        if record.name:  # the first ones have no objective, and so no line, until all parents are scored
+            self.say(text)
+        else:
+            self._bar.update(self._task, description=text)
 
     def finished(self, record: Record) -> None:
         self._count(record)
