@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from mergesearch.checkpoints import new_folder, save
+from mergesearch.checkpoints import check_shard_size, new_folder, save
 from mergesearch.engine import Engine
 from mergesearch.recipe import Recipe
 from mergesearch.record import Record, TaskScore
@@ -49,6 +49,7 @@ def write_checkpoint(
         UserError: the recipe does not fit the pool, or `out` is not a new folder.
         CandidateError: the merge came out with NaN or infinity.
     """
+    check_shard_size(max_shard_size)
     with new_folder(out) as folder:
         engine.load(recipe)
         metadata = {"mergesearch_recipe": recipe.to_yaml(), "mergesearch_recipe_id": recipe.id}
@@ -56,7 +57,7 @@ def write_checkpoint(
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         if story.samples:
             (folder / SAMPLES).write_text(json.dumps(story.samples) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(recipe, story), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(recipe, story, engine.pool.notes), encoding="utf-8")
     return Path(out)
 
 
@@ -79,8 +80,8 @@ def _only(samples: Mapping[str, Any], names: Sequence[str]) -> str:
     return json.dumps({name: samples[name] for name in names if name in samples}, separators=(",", ":"))
 
 
-def model_card(recipe: Recipe, story: Story) -> str:
-    """README.md for a merged checkpoint."""
+def model_card(recipe: Recipe, story: Story, notes: Sequence[str] = ()) -> str:
+    """README.md for a merged checkpoint; `notes` say what the parents did not have in common."""
     front = {
         "library_name": "transformers",
         "tags": ["merge", "mergesearch"],
@@ -92,6 +93,7 @@ def model_card(recipe: Recipe, story: Story) -> str:
         f"A merge made by mergesearch, recipe `{recipe.id}`: {', '.join(recipe.methods)} over "
         f"{len(recipe.models)} models, {recipe.dtype} arithmetic, {recipe.out_dtype} weights.",
         _parents(recipe),
+        *(["\n".join(f"- {note}" for note in notes)] if notes else []),
         *([_scores(story.records)] if story.records else []),
         *([_by_hand(story, recipe.out_dtype)] if story.samples else []),
         f"## Recipe\n\n```yaml\n{recipe.to_yaml().strip()}\n```",

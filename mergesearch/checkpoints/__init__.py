@@ -13,10 +13,10 @@ from mergesearch.checkpoints.loading import Blueprint, constants, floating_tenso
 from mergesearch.checkpoints.lora import apply_adapter
 from mergesearch.checkpoints.pool import Checkpoint, Form, Pool, choose_device, load_reference
 from mergesearch.checkpoints.tokenizers import load_tokenizer
-from mergesearch.checkpoints.writing import new_folder, remove, save
+from mergesearch.checkpoints.writing import check_shard_size, new_folder, remove, save
 
 __all__ = [
-    "Blueprint", "Checkpoint", "Form", "Layout", "Piece", "Pool", "Source", "apply_adapter", "choose_device",
-    "constants", "describe", "floating_tensors", "load_model", "load_reference", "load_tokenizer", "locate",
-    "new_folder", "parameters", "remove", "resolve", "save",
+    "Blueprint", "Checkpoint", "Form", "Layout", "Piece", "Pool", "Source", "apply_adapter", "check_shard_size",
+    "choose_device", "constants", "describe", "floating_tensors", "load_model", "load_reference", "load_tokenizer",
+    "locate", "new_folder", "parameters", "remove", "resolve", "save",
 ]  # fmt: skip

@@ -82,7 +82,15 @@ def load_config(folder: Path, where: str, trust_remote_code: bool = False) -> An
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:
-        raise UserError(f"{where}: transformers cannot read {folder / 'config.json'}: {_reason(error)}") from None
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{where}: {folder} brings code of its own for its architecture: read that code, and set "
+                "trust_remote_code: true (--trust-remote-code) to run it"
+            ) from None
+        raise UserError(
+            f"{where}: transformers cannot read {folder / 'config.json'} ({_reason(error)}): give a checkpoint of an "
+            "architecture that the installed transformers knows"
+        ) from None
 
 
 def probe(folder: Path, headers: Mapping[str, Header], where: str, trust_remote_code: bool = False) -> nn.Module:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
@@ -65,8 +66,8 @@ def _disk_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(out) from None
-        if error.filename is None and error.filename2 is None:
-            raise
+        if not str(error.filename).startswith(str(out.parent)):
+            raise  # not about this folder
         raise UserError(f"cannot write {out} ({error.strerror}): name a folder that can be written") from None
     except SafetensorError as error:
         if "os error 28" in str(error) or "No space left" in str(error):
@@ -85,6 +86,12 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_shard_size(size: str) -> None:
+    """`UserError` where a text is no size of a file."""
+    if not re.fullmatch(r"\s*[1-9]\d*\s*[KMGT]B\s*", size, re.IGNORECASE):
+        raise UserError(f"--max-shard-size {size!r} is no size: write it as 5GB or 500MB")
+
+
 def save(
     model: nn.Module, tokenizer: Any, folder: Path, metadata: Mapping[str, str], max_shard_size: str = "5GB"
 ) -> None:
@@ -96,14 +103,10 @@ def save(
     Raises:
         UserError: `max_shard_size` is no size.
     """
+    check_shard_size(max_shard_size)
     _copy_repeated(model)
     with quiet_transformers():
-        try:
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
-        except ValueError as error:
-            if "max_shard_size" not in str(error) and "size" not in str(error):
-                raise
-            raise UserError(f"--max-shard-size {max_shard_size!r} is no size: write it as 5GB or 500MB") from None
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
     for file in sorted(folder.glob("*.safetensors")):
         _add_metadata(file, metadata)
