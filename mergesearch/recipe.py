@@ -37,6 +37,18 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML takes for a line's end outside quotes, so that every name comes back as it was."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
+
+
 class Rule(Strict):
     """A group of tensors, and the method with its parameters that merges them.
 
@@ -155,7 +167,7 @@ class Recipe(Strict):
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True, width=1000)
+        return yaml.dump(self.dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
     @classmethod
     def from_data(cls, data: dict[str, Any], where: str) -> Recipe:

@@ -164,5 +164,5 @@ def _settings(data: Any, method: Method, level: str, where: str) -> dict[str, Se
             raise UserError(f"{key} in {where} is one value for all models of {method.name}: give it under parameters")
         if key in known.OURS_ALONE.get(method.name, ()):
             log.warning("%s: mergekit's %s ignores %s; here it takes effect", where, method.name, key)
-        found[keys[key]] = settings.parse(value, place)
+        found[keys[key]] = settings.parse(value, method.parameters[keys[key]], place)
     return found

@@ -17,6 +17,7 @@ from mergesearch.errors import UserError
 from mergesearch.mergekit import known, parents, settings
 from mergesearch.mergekit.file import File, Settings, Slice, Source, parse
 from mergesearch.mergekit.grouping import Merge, rules
+from mergesearch.mergekit.settings import Condition
 from mergesearch.methods import Method
 from mergesearch.recipe import Recipe
 from mergesearch.strict import read_yaml
@@ -133,13 +134,13 @@ def _value(file: File, part: Slice, sources: Sequence[Source], key: str, depth: 
         found = _first(levels, key, matched)
         if found is None:
             return _default(file.method, key)
-        return settings.at(found[0], depth, parameter, found[1])
+        return settings.at(found.value, depth)
     given = [_first([source.parameters, *levels], key, matched) for source in sources]
     if all(found is None for found in given):
         return _default(file.method, key)
     if known.is_required(file.method, key) and None in given:
         return _MISSING
-    values = [parameter.default if f is None else settings.at(f[0], depth, parameter, f[1]) for f in given]
+    values = [parameter.default if f is None else settings.at(f.value, depth) for f in given]
     return values if parameter.per_model else values[0]
 
 
@@ -149,12 +150,9 @@ def _default(method: Method, key: str) -> Any:
     return "l1" if key == "rescale" and method.name in known.RANDOM_RESCALE else None
 
 
-def _first(levels: Sequence[Settings], key: str, matched: frozenset[str]) -> tuple[Any, str] | None:
-    for level in levels:
-        condition = level[key].find(matched) if key in level else None
-        if condition is not None:
-            return condition.value, level[key].where
-    return None
+def _first(levels: Sequence[Settings], key: str, matched: frozenset[str]) -> Condition | None:
+    found = (level[key].find(matched) for level in levels if key in level)
+    return next((condition for condition in found if condition is not None), None)
 
 
 def _check_required(file: File) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from mergesearch.methods import Parameter
 
 @dataclass(frozen=True)
 class Condition:
-    """A value, or a gradient (a tuple), for the names that contain `filter`; None matches every name."""
+    """A value of ours, or a gradient (a tuple of numbers), for names that contain `filter`; None matches every name."""
 
     filter: str | None
     value: Any
@@ -24,27 +24,26 @@ class Setting:
     """All that one level of a file says about one parameter."""
 
     conditions: tuple[Condition, ...]
-    where: str
 
     def find(self, matched: frozenset[str]) -> Condition | None:
         """The first condition that holds for a name which contains just these of the file's filters."""
         return next((c for c in self.conditions if c.filter is None or c.filter in matched), None)
 
 
-def parse(value: Any, where: str) -> Setting:
+def parse(value: Any, parameter: Parameter, where: str) -> Setting:
     """A parameter's value as a file states it.
 
     Raises:
-        UserError: it is none of a value, a gradient, and a list of `filter` and `value`.
+        UserError: it is none of a value, a gradient, and a list of `filter` and `value`, or a value is not allowed.
     """
     if isinstance(value, Mapping):
-        return Setting((_condition(value, where),), where)
-    if isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(v, Mapping) for v in value):
-        return Setting(tuple(_condition(v, f"{where}.{i}") for i, v in enumerate(value)), where)
-    return Setting((Condition(None, _plain(value, where)),), where)
+        return Setting((_condition(value, parameter, where),))
+    if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+        return Setting(tuple(_condition(v, parameter, f"{where}.{i}") for i, v in enumerate(value)))
+    return Setting((Condition(None, _values(value, parameter, where)),))
 
 
-def _condition(data: Any, where: str) -> Condition:
+def _condition(data: Any, parameter: Parameter, where: str) -> Condition:
     known = check_keys(data, ("filter", "value"), where)
     if "value" not in known:
         raise UserError(f"{where} has no value: give one beside filter")
@@ -53,15 +52,19 @@ def _condition(data: Any, where: str) -> Condition:
         raise UserError(
             f"filter {pattern!r} in {where} is not allowed: give a part of the tensors' names, or leave it out"
         )
-    return Condition(None if pattern == "*" else pattern, _plain(known["value"], where))
+    return Condition(None if pattern == "*" else pattern, _values(known["value"], parameter, where))
 
 
-def _plain(value: Any, where: str) -> Any:
+def _values(value: Any, parameter: Parameter, where: str) -> Any:
+    """A value, or a gradient as a tuple; one of a single value is that value."""
     if isinstance(value, Mapping) or value is None or value == []:
         raise UserError(f"{where} is {value!r}: give a value, a list over layers, or a list of filter and value")
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return value[0] if len(value) == 1 else tuple(value)
-    return value
+    if not isinstance(value, list):
+        return native(value, parameter, where)
+    if len(value) > 1 and parameter.kind != "float":
+        raise UserError(f"{parameter.key} {value} in {where} is a gradient, which only numbers can be: give one value")
+    numbers = tuple(native(v, parameter, where) for v in value)
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def filters(settings: Iterable[Setting]) -> Iterator[str]:
@@ -73,22 +76,17 @@ def has_gradient(settings: Iterable[Setting]) -> bool:
     return any(isinstance(c.value, tuple) for setting in settings for c in setting.conditions)
 
 
-def at(value: Any, t: float, parameter: Parameter, where: str) -> Any:
+def at(value: Any, t: float) -> Any:
     """A condition's value at the relative depth t, from 0 for the first layer of a slice to 1 for its last.
 
     A gradient's values stand at equal distances; between two of them it is a straight line.
     """
     if not isinstance(value, tuple):
-        return native(value, parameter, where)
-    if parameter.kind != "float":
-        raise UserError(
-            f"{parameter.key} {list(value)} in {where} is a gradient, which only numbers can be: give one value"
-        )
-    numbers = [parameter.check(v, where) for v in value]
-    place = t * (len(numbers) - 1)
-    left = min(int(place), len(numbers) - 2)
+        return value
+    place = t * (len(value) - 1)
+    left = min(int(place), len(value) - 2)
     share = place - left
-    return (1 - share) * numbers[left] + share * numbers[left + 1]
+    return (1 - share) * value[left] + share * value[left + 1]
 
 
 def native(value: Any, parameter: Parameter, where: str) -> Any:

@@ -1,0 +1,95 @@
+"""Every file of configs/recipes builds as it stands over the demo zoo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mergekit_runs import need_mergekit, ours, theirs, units_apart
+
+from mergesearch import mergekit, zoo
+from mergesearch.checkpoints import resolve
+from mergesearch.mergekit.layout import references
+from mergesearch.recipe import Recipe
+from mergesearch.strict import read_yaml
+
+FOLDER = Path(__file__).parent.parent / "configs" / "recipes"
+FILES = sorted(FOLDER.glob("*.yaml"))
+# what each file is made of: methods, and how many rules
+EXPECTED = {
+    "breadcrumbs": (["breadcrumbs"], 2),
+    "breadcrumbs_ties": (["breadcrumbs_ties"], 1),
+    "dare_linear": (["dare_linear"], 1),
+    "dare_ties": (["dare_ties"], 1),
+    "della": (["della"], 1),
+    "della_linear": (["della_linear"], 1),
+    "groups": (["slerp", "linear", "ties", "task_arithmetic"], 4),
+    "linear": (["linear"], 5),
+    "model_stock": (["model_stock"], 1),
+    "nearswap": (["nearswap"], 1),
+    "nuslerp": (["nuslerp"], 1),
+    "sce": (["sce"], 1),
+    "slerp": (["slerp"], 9),
+    "stack": (["passthrough"], 1),
+    "task_arithmetic": (["task_arithmetic"], 2),
+    "ties": (["ties"], 9),
+}
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+DETERMINISTIC = [path for path in FILES if mergekit.is_mergekit(read_yaml(path)) and path.stem not in RANDOM]
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+def test_the_seed_methods_are_all_there() -> None:
+    assert sorted(path.stem for path in FILES) == sorted(EXPECTED)
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(zoo.path("base") / "model.safetensors")
+
+
+@pytest.mark.parametrize("path", FILES, ids=stem)
+def test_builds_over_the_zoo(path: Path, base: dict[str, torch.Tensor]) -> None:
+    recipe = mergekit.read_any(path)
+    assert (recipe.methods, len(recipe.rules)) == EXPECTED[path.stem]
+    made = ours(recipe)
+    assert all(tensor.isfinite().all() for tensor in made.values())
+    assert made.keys() == base.keys() or path.stem == "stack"
+    changed = [name for name in base if name in made and not torch.equal(made[name], base[name])]
+    assert len(changed) > 0.9 * len(base)
+    assert {tensor.dtype for tensor in made.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("path", FILES, ids=stem)
+def test_says_what_it_shows(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert all(line.startswith("# ") and len(line) <= 120 for line in lines[:2]) and not lines[2].startswith("#")
+
+
+def test_the_stack_has_six_layers() -> None:
+    made = ours(mergekit.read_any(FOLDER / "stack.yaml"))
+    assert max(int(name.split(".")[2]) for name in made if ".layers." in name) == 5
+
+
+@pytest.mark.parametrize("path", DETERMINISTIC, ids=stem)
+def test_mergekit_makes_the_same_of_its_files(path: Path, tmp_path: Path) -> None:
+    need_mergekit()
+    text = path.read_text(encoding="utf-8")
+    for name in zoo.names():
+        text = text.replace(f"zoo:{name}", str(resolve(f"zoo:{name}", "the test")))
+    one, other = ours(mergekit.read_any(path)), theirs(text, tmp_path / "out")
+    assert one.keys() == other.keys()
+    apart = sum(int((units_apart(one[name], other[name]) > 1).sum()) for name in one)
+    # bfloat16 parents have equal magnitudes and variances; which of them survive a cut is undefined in mergekit
+    assert apart <= 0.005 * sum(tensor.numel() for tensor in one.values())
+
+
+def test_every_recipe_names_its_parents_for_mergekit() -> None:
+    recipe = Recipe.from_data(read_yaml(FOLDER / "groups.yaml"), "groups")
+    assert all(Path(folder).is_absolute() for folder in references(recipe).values())
