@@ -189,6 +189,38 @@ def test_a_head_of_its_own_over_a_tied_base(tmp_path: Path) -> None:
         torch.testing.assert_close(_loaded(str(out))(TOKENS).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_of_one_of_two_tied_layers(target: str, dtype: str, tmp_path: Path) -> None:
+    """peft adds to the one and not to the other, so they are no longer tied."""
+    base = base_of(tmp_path / "base", dtype, tie_word_embeddings=True)
+    adapt(make_model(dtype=dtype, tie_word_embeddings=True), tmp_path / "lora", target_modules=[target])
+    written = TinyPool(base, {"a": str(tmp_path / "lora")})
+    engine = Engine(written.load(), "float32")
+    out = write_checkpoint(written.recipe(), engine, tmp_path / "out", STORY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = peft.PeftModel.from_pretrained(_loaded(base).float(), tmp_path / "lora").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(engine.model(TOKENS).logits, expected(TOKENS).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(_loaded(str(out))(TOKENS).logits, expected(TOKENS).logits, rtol=1e-4, atol=1e-5)
+    merged, before = file_tensors(out), file_tensors(base)["model.embed_tokens.weight"].float()
+    untouched = "model.embed_tokens.weight" if target == "lm_head" else "lm_head.weight"
+    assert same_bits(merged[untouched], before)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+def test_adapters_of_fused_experts(architecture: str, tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", architecture=architecture)
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    adapted = adapt(make_model(architecture), tmp_path / "lora", target_modules=["q_proj"], target_parameters=experts)
+    written = TinyPool(base, {"a": str(tmp_path / "lora")})
+    engine = Engine(written.load(), "float32")
+    engine.load(written.recipe())
+    with torch.no_grad():
+        torch.testing.assert_close(engine.model(TOKENS).logits, adapted(TOKENS).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_score_takes_an_adapter(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base")
     adapted = adapt(make_model(), tmp_path / "lora")

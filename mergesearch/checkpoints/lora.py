@@ -71,10 +71,18 @@ def _load(model: nn.Module, folder: Path) -> tuple[Any, Any]:
         if any(name == saved or name.endswith(f".{saved}") for saved in getattr(config, "modules_to_save", None) or ()):
             module.float()
     adapted = PeftModel(model, config)
-    for module in adapted.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.get_base_layer().float()
+    for layer in [module.get_base_layer() for module in adapted.modules() if isinstance(module, BaseTunerLayer)]:
+        _untie(layer, adapted)
+        layer.float()
     return adapted, adapted.load_adapter(str(folder), "default", torch_device="cpu")
+
+
+def _untie(layer: nn.Module, model: nn.Module) -> None:
+    """Gives a layer weights of its own: what an adapter adds to a head must not reach the embedding it is tied to."""
+    elsewhere = {id(p) for m in model.modules() if m is not layer for p in m.parameters(recurse=False)}
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        if id(parameter) in elsewhere:
+            setattr(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
 
 def _unfit(folder: Path, where: str, reason: str) -> UserError:
