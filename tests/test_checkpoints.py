@@ -396,12 +396,12 @@ def test_one_expert_less(architecture: str, tmp_path: Path) -> None:
 
 
 def test_damage_is_found_before_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mergesearch.checkpoints.pool as pool
+    import mergesearch.checkpoints.parents as reading
 
     def read_model(*_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(pool, "read_model", read_model)
+    monkeypatch.setattr(reading, "read_model", read_model)
     for number, damage in enumerate(
         ("missing tensor", "extra tensor", "misshapen tensor", "cut in the data", "pickled")
     ):

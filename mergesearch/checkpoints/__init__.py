@@ -1,8 +1,8 @@
 """Checkpoints and the pool: reading the base and its models, aligning them once, writing what was merged.
 
 files: where the files are and what their headers say. loading: live models by way of transformers. layout: the tensors
-that rules cover. lora, tokenizers, stacking: adapters, vocabularies, layer stacks. checks: refusals. pool: all of it
-in one pass. writing: the way back to disk.
+that rules cover. lora, tokenizers, stacking: adapters, vocabularies, layer stacks. checks: refusals. parents: all of
+it in one pass. pool: what that gives. writing: the way back to disk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from mergesearch.checkpoints.files import Source, locate, resolve
 from mergesearch.checkpoints.layout import Layout, Piece, describe
 from mergesearch.checkpoints.loading import Blueprint, constants, floating_tensors, load_model, parameters
 from mergesearch.checkpoints.lora import apply_adapter
-from mergesearch.checkpoints.pool import Checkpoint, Form, Pool, choose_device, load_reference
+from mergesearch.checkpoints.parents import Checkpoint, Form
+from mergesearch.checkpoints.pool import Pool, choose_device, load_reference
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.checkpoints.writing import check_shard_size, new_folder, remove, save
 

@@ -16,7 +16,7 @@ from mergesearch.checkpoints.loading import floating_tensors, ties, times
 from mergesearch.errors import UserError
 
 if TYPE_CHECKING:
-    from mergesearch.checkpoints.pool import Checkpoint
+    from mergesearch.checkpoints.parents import Checkpoint
 
 # A fine-tune moves weights by a few percent of their norm; independently trained weights lie about 1.4 apart.
 UNRELATED = 1.0

@@ -1,68 +1,23 @@
-"""The pool: the base and its models, read once, checked, and aligned tensor by tensor."""
+"""The pool: the base and its models, and what the candidates made of them look like."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mergesearch.checkpoints import checks
-from mergesearch.checkpoints.files import Header, Source, locate, read_config, read_headers
+from mergesearch.checkpoints.files import locate
 from mergesearch.checkpoints.layout import Layout
-from mergesearch.checkpoints.loading import (
-    Blueprint,
-    constants,
-    floating_tensors,
-    generation_config,
-    load_model,
-    probe,
-    read_model,
-    ties,
-)
+from mergesearch.checkpoints.loading import Blueprint, floating_tensors, load_model
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
+from mergesearch.checkpoints.parents import BASE, Checkpoint, Form, Reader
 from mergesearch.checkpoints.stacking import stacked_config
-from mergesearch.checkpoints.tokenizers import Vocabulary, align, check_equal, load_tokenizer, union
+from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.errors import UserError
 from mergesearch.recipe import TensorInfo
-
-BASE = "base_model"
-
-
-@dataclass
-class Checkpoint:
-    """One parent.
-
-    Attributes:
-        reference: as the user wrote it.
-        folder: where its files are; an adapter's own folder for a LoRA.
-        live: its floating tensors by live name, each in the dtype of its file (float32 where a LoRA changed it).
-        tensors: the same memory by the names of the files, fused ones apart.
-    """
-
-    reference: str
-    folder: Path
-    live: dict[str, Tensor] = field(repr=False)
-    tensors: dict[str, Tensor] = field(repr=False, default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What candidates look like.
-
-    Attributes:
-        blueprint: how transformers builds them.
-        layout: the tensors they are made of.
-        origins: for each layer the parents' layer that it is like; None where that is the same one.
-    """
-
-    blueprint: Blueprint
-    layout: Layout
-    origins: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -116,7 +71,8 @@ class Pool:
         Raises:
             UserError: anything that keeps them from being merged, with the model and the tensor.
         """
-        return _Reader(base, models, choose_device(device), trust_remote_code, allow_unrelated, tokenizer).pool()
+        reader = Reader(base, models, choose_device(device), trust_remote_code, allow_unrelated, tokenizer)
+        return cls(**reader.read())
 
     @property
     def infos(self) -> list[TensorInfo]:
@@ -195,223 +151,6 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise UserError(f"device is {device!r}, but this machine has {count} CUDA devices: use auto or cpu")
     return chosen
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Parent:
-    """What is known of a parent before its tensors are read."""
-
-    where: str
-    source: Source
-    headers: dict[str, Header]
-    config: dict[str, Any]
-    blank: nn.Module
-
-
-class _Reader:
-    """One pass from references to a pool: everything that the files' headers tell is checked before a tensor is read.
-
-    Parents are keyed by where they stand: `base_model`, `models.NAME`.
-    """
-
-    def __init__(
-        self,
-        base: str,
-        models: Mapping[str, str],
-        device: torch.device,
-        trust: bool,
-        allow_unrelated: bool,
-        tokenizer: str,
-    ):
-        self.names = list(models)
-        self.device, self.trust, self.allow_unrelated, self.chosen = device, trust, allow_unrelated, tokenizer
-        references = {BASE: base, **{f"models.{name}": reference for name, reference in models.items()}}
-        self.sources = {where: locate(reference, where) for where, reference in references.items()}
-        if self.sources[BASE].folder is None:
-            raise UserError(f"{BASE}: {base} is an adapter, not a model: name the checkpoint it was trained on")
-        if tokenizer not in ("base", "union", *models):
-            raise UserError(f"tokenizer is {tokenizer!r}: use base, union or one of {', '.join(models)}")
-        self.notes: list[str] = []
-
-    def pool(self) -> Pool:
-        parents = self._probe()
-        tokenizers = self._tokenizers()
-        vocabulary = self._vocabulary(parents, tokenizers)
-        checks.shapes({w: p.blank for w, p in parents.items()}, self._folders(), aligned=vocabulary is not None)
-        loaded, fixed = self._load(parents)
-        untied = self._untie(loaded, parents)
-        form = self._form(parents, vocabulary, untied)
-        if vocabulary is not None:
-            _align(loaded, form.layout.by_token, vocabulary)
-        for where, checkpoint in loaded.items():
-            checkpoint.live = {piece.live: checkpoint.live[piece.live] for piece in form.layout.pieces}
-            checkpoint.tensors = form.layout.views(checkpoint.live)
-            checks.numbers(loaded[BASE], checkpoint, where, self.allow_unrelated)
-        return Pool(
-            base=loaded[BASE],
-            models={name: loaded[f"models.{name}"] for name in self.names},
-            form=form,
-            tokenizer=vocabulary.tokenizer if vocabulary else self._own_tokenizer(tokenizers),
-            tokenizers={name: tokenizers[f"models.{name}"] for name in self.names},
-            device=self.device,
-            tokenizer_source=self.chosen,
-            trust_remote_code=self.trust,
-            constants=fixed,
-            notes=tuple(self.notes),
-        )
-
-    def _folders(self) -> dict[str, Path]:
-        return {where: source.path for where, source in self.sources.items()}
-
-    # --- headers ---
-
-    def _probe(self) -> dict[str, _Parent]:
-        """Each parent as its configuration and its headers describe it, an adapter as the model it lies over."""
-        found: dict[str, _Parent] = {}
-        for where, source in self.sources.items():
-            folder = source.folder or self._base_folder()
-            if source.adapter is not None:
-                check_adapter(source.adapter, where)
-            same = next((p for p in found.values() if (p.source.folder or self._base_folder()) == folder), None)
-            found[where] = self._probe_folder(folder, where, source, found.get(BASE)) if same is None else same
-        return found
-
-    def _base_folder(self) -> Path:
-        folder = self.sources[BASE].folder
-        assert folder is not None
-        return folder
-
-    def _probe_folder(self, folder: Path, where: str, source: Source, base: _Parent | None) -> _Parent:
-        config, headers = read_config(folder, where), read_headers(folder, where)
-        if base is not None:
-            self.notes += checks.configurations(base.config, config, folder, where)
-        try:
-            return _Parent(where, source, headers, config, probe(folder, headers, where, self.trust))
-        except UserError:
-            if base is not None:
-                checks.names(base.headers, headers, folder, where)
-            raise
-
-    # --- tokenizers ---
-
-    def _tokenizers(self) -> dict[str, Any]:
-        """The tokenizer of each parent, the base's where it has none of its own."""
-        found: dict[str, Any] = {}
-        for where, source in self.sources.items():
-            folders = [f for f in (source.adapter, source.folder) if f is not None]
-            loaded = (load_tokenizer(folder, where, self.trust) for folder in folders)
-            found[where] = next((t for t in loaded if t is not None), found.get(BASE))
-            if found[where] is None:
-                raise UserError(
-                    f"{where}: {source.folder} has no tokenizer that transformers can load: add the tokenizer's files"
-                )
-            if self.chosen == "base":
-                check_equal(found[BASE], found[where], source.path, where)
-        return found
-
-    def _own_tokenizer(self, tokenizers: Mapping[str, Any]) -> Any:
-        return tokenizers[self._anchor()]
-
-    def _anchor(self) -> str:
-        return BASE if self.chosen in ("base", "union") else f"models.{self.chosen}"
-
-    def _vocabulary(self, parents: Mapping[str, _Parent], tokenizers: Mapping[str, Any]) -> Vocabulary | None:
-        """What the rows of the result stand for, or None where they are alike in all parents."""
-        rows = {where: parent.blank.get_input_embeddings().weight.shape[0] for where, parent in parents.items()}
-        words = {where: tokenizer.get_vocab() for where, tokenizer in tokenizers.items()}
-        if len(set(rows.values())) == 1 and all(vocab == words[BASE] for vocab in words.values()):
-            return None
-        made = union(tokenizers) if self.chosen == "union" else tokenizers[self._anchor()]
-        count = max(rows[self._anchor()], 1 + max(made.get_vocab().values()))
-        tokens = {where: {t: i for t, i in vocab.items() if i < rows[where]} for where, vocab in words.items()}
-        return Vocabulary(made, count, self._anchor(), tokens)
-
-    # --- tensors ---
-
-    def _load(self, parents: Mapping[str, _Parent]) -> tuple[dict[str, Checkpoint], dict[str, Tensor]]:
-        loaded: dict[str, Checkpoint] = {}
-        self.aliases: dict[str, dict[str, str]] = {}
-        fixed: dict[str, Tensor] = {}
-        for where, source in self.sources.items():
-            twin = next((w for w in loaded if self._chain(self.sources[w]) == self._chain(source)), None)
-            if twin is not None:
-                loaded[where] = Checkpoint(source.reference, source.path, dict(loaded[twin].live))
-                self.aliases[where] = self.aliases[twin]
-                continue
-            model = self._read(parents[where], source, where)
-            live = {name: tensor.to(self.device) for name, tensor in floating_tensors(model).items()}
-            self.aliases[where] = ties(model)
-            fixed = fixed or {name: tensor.to(self.device) for name, tensor in constants(model).items()}
-            if source.adapter is not None:
-                _share_unchanged(live, loaded[BASE].live if BASE in loaded else {})
-            loaded[where] = Checkpoint(source.reference, source.path, live)
-        return loaded, fixed
-
-    def _chain(self, source: Source) -> list[Path]:
-        """The folders that make a parent: a model, then the adapters that are laid over it in turn."""
-        below = [source.folder] if source.folder is not None else self._chain(self.sources[BASE])
-        return below + ([source.adapter] if source.adapter is not None else [])
-
-    def _read(self, parent: _Parent, source: Source, where: str) -> nn.Module:
-        folder, *adapters = self._chain(source)
-        model = read_model(folder, parent.headers, where, None, self.trust)
-        for adapter in adapters:
-            model = apply_adapter(model, adapter, where)
-        return model
-
-    def _untie(self, loaded: Mapping[str, Checkpoint], parents: Mapping[str, _Parent]) -> bool:
-        """Where one parent has a head of its own, the others' heads are what they are tied to. Says whether one has."""
-        names = list(dict.fromkeys(name for checkpoint in loaded.values() for name in checkpoint.live))
-        for where, checkpoint in loaded.items():
-            for name in names:
-                if name not in checkpoint.live:
-                    checkpoint.live[name] = checkpoint.live[self.aliases[where][name]]
-        return bool(ties(parents[BASE].blank)) and len(names) > len(floating_tensors(parents[BASE].blank))
-
-    # --- form ---
-
-    def _form(self, parents: Mapping[str, _Parent], vocabulary: Vocabulary | None, untied: bool) -> Form:
-        blank = parents[BASE].blank
-        config = copy.deepcopy(blank.config)
-        if untied:
-            _set(config, "tie_word_embeddings", False)
-        generation = generation_config(self._base_folder())
-        if vocabulary is not None:
-            _set(config, "vocab_size", vocabulary.rows)
-        if self._anchor() != BASE:
-            generation = self._special_tokens(config, parents) or generation
-        blueprint = Blueprint(type(blank), config, blank._weight_conversions, generation)
-        return Form(blueprint, Layout.of(blueprint.blank()))
-
-    def _special_tokens(self, config: Any, parents: Mapping[str, _Parent]) -> Any | None:
-        """The chosen model's numbers of the special tokens; returns its generation configuration."""
-        chosen = parents[self._anchor()]
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            _set(config, key, getattr(chosen.blank.config.get_text_config(), key, None))
-        return generation_config(chosen.source.folder or self._base_folder())
-
-
-def _align(loaded: Mapping[str, Checkpoint], by_token: frozenset[str], vocabulary: Vocabulary) -> None:
-    for name in by_token & loaded[BASE].live.keys():
-        aligned = align({where: checkpoint.live[name] for where, checkpoint in loaded.items()}, vocabulary, BASE)
-        for where, checkpoint in loaded.items():
-            checkpoint.live[name] = aligned[where]
-
-
-def _share_unchanged(live: dict[str, Tensor], base: Mapping[str, Tensor]) -> None:
-    """Lets an adapter's parent share with the base what the adapter did not touch."""
-    for name, tensor in live.items():
-        if name in base and base[name].dtype == tensor.dtype and torch.equal(base[name], tensor):
-            live[name] = base[name]
-
-
-def _set(config: Any, key: str, value: Any) -> None:
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        if hasattr(part, key):
-            setattr(part, key, value)
 
 
 def load_reference(
