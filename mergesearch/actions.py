@@ -148,13 +148,13 @@ def export_mergekit(run: Path, out: Path, trial: str = "best") -> tuple[Record, 
     recipe = Recipe.from_data(dict(record.recipe or {}), f"trial {record.number}")
     if out.exists():
         raise UserError(f"{out} exists already: name a new file")
-    text = mergekit.export(recipe, trust_remote_code=config.trust_remote_code)
+    text, notes = mergekit.export(recipe, trust_remote_code=config.trust_remote_code)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
-    return record, mergekit.limits(recipe)
+    return record, notes
 
 
 def merge_recipe(

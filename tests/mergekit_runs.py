@@ -46,7 +46,9 @@ def theirs(text: str, out: Path) -> dict[str, Tensor]:
     from mergekit.options import MergeOptions
 
     configuration = MergeConfiguration.model_validate(yaml.safe_load(text))
-    run_merge(configuration, str(out), options=MergeOptions(quiet=True, write_model_card=False, clone_tensors=True))
+    cache = str(out.with_name(f"{out.name}-adapters"))
+    options = MergeOptions(quiet=True, write_model_card=False, clone_tensors=True, lora_merge_cache=cache)
+    run_merge(configuration, str(out), options=options)
     return written(out)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from mergekit_runs import LAYERS, filled, largest_difference, need_mergekit, ours, theirs
 from tiny_models import TinyPool, make_pool
@@ -201,6 +202,24 @@ def test_results_are_rounded_to_out_dtype(parents: TinyPool, tmp_path: Path) -> 
     text = filled(FILES["slices_in_place"], parents) + "\n        dtype: float32\n        out_dtype: bfloat16"
     apart = largest_difference(ours(read(text)), theirs(text, tmp_path / "out"))
     assert max(apart.values()) == 0
+
+
+def test_an_adapter_over_a_model(parents: TinyPool, tmp_path: Path) -> None:
+    need_mergekit()
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    adapted = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        get_peft_model(AutoModelForCausalLM.from_pretrained(parents.models["a"]), adapted).save_pretrained(
+            tmp_path / "lora"
+        )
+    text = filled(FILES["gradient"], parents).replace(parents.models["a"], f"{parents.models['a']}+{tmp_path / 'lora'}")
+    recipe = read(text + "\n        dtype: float32")
+    assert list(recipe.models) == ["a+lora", "b"]
+    apart = largest_difference(ours(recipe), theirs(text + "\n        dtype: float32", tmp_path / "out"))
+    assert max(apart.values()) < 2e-6
+    assert mergekit.export(recipe)[0].splitlines()[0].endswith("mergekit-yaml FILE OUT --lora-merge-cache FOLDER")
 
 
 # --- what is read -------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from commands import mergesearch, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mergekit_runs import LAYERS, need_mergekit, ours, theirs, theirs_multi, units_apart, written
-from tiny_models import TinyPool, make_pool
+from tiny_models import MOE, TinyPool, make_pool
 
 from mergesearch import mergekit, methods
+from mergesearch.engine import Engine
 from mergesearch.errors import UserError
 from mergesearch.mergekit.layout import of
 from mergesearch.recipe import Recipe, Rule, TensorInfo
@@ -102,6 +103,10 @@ def recipe_of(parents: TinyPool, rules: list[Rule], stack: Any = None) -> Recipe
     return parents.recipe(*rules, out_dtype="bfloat16", stack=stack)
 
 
+def export(recipe: Recipe) -> str:
+    return mergekit.export(recipe)[0]
+
+
 def assert_neighbours(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one.keys() == other.keys()
     apart = {name: int(units_apart(one[name], other[name]).max()) for name in one}
@@ -114,7 +119,7 @@ def assert_neighbours(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_mergekit_makes_our_export(name: str, parents: TinyPool, tmp_path: Path) -> None:
     need_mergekit()
     recipe = recipe_of(parents, *([SINGLE[name]] if name in SINGLE else STACKS[name]))
-    text = mergekit.export(recipe)
+    text = export(recipe)
     assert_neighbours(ours(recipe), theirs(text, tmp_path / "out"))
 
 
@@ -122,15 +127,52 @@ def test_mergekit_makes_our_export(name: str, parents: TinyPool, tmp_path: Path)
 def test_mergekit_multi_makes_our_export(name: str, parents: TinyPool, tmp_path: Path) -> None:
     need_mergekit()
     recipe = recipe_of(parents, *SEVERAL[name])
-    text = mergekit.export(recipe)
+    text = export(recipe)
     documents = list(yaml.safe_load_all(text))
     assert [d.get("name") for d in documents] == [*(f"group-{n}" for n in range(1, len(documents))), None]
     assert documents[-1]["merge_method"] == ("linear" if name == "within_layers" else "passthrough")
     assert_neighbours(ours(recipe), theirs_multi(text, tmp_path / name))
 
 
+COMPONENT_RULES = [
+    rule("ties", None, "attention", parameters={"density": 0.4}),
+    rule("ties", (1, 1), "mlp", "experts", parameters={"density": 0.6, "weight": [0.3, 0.9]}),
+    rule("ties", None, "norm", parameters={"weight": 0.7}),
+    rule("ties", parameters={"weight": 0.5, "lambda_": 0.9}),
+]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "phi3", "qwen3", "olmo2"])
+def test_components_of_other_architectures(architecture: str, tmp_path: Path) -> None:
+    need_mergekit()
+    recipe = recipe_of(make_pool(tmp_path / "pool", architecture), COMPONENT_RULES)
+    assert_neighbours(ours(recipe), theirs(export(recipe), tmp_path / "out"))
+
+
+@pytest.mark.parametrize("architecture", MOE)
+def test_fused_experts(architecture: str, tmp_path: Path) -> None:
+    """mergekit sees the experts of a layer as one tensor, which makes no difference where every element is alone."""
+    need_mergekit()
+    pool = make_pool(tmp_path / "pool", architecture)
+    rules = [
+        rule("linear", None, "experts", parameters={"weight": [0.7, 0.3]}),
+        rule("linear", None, "router", "norm", parameters={"weight": [0.1, 0.7]}),
+        rule("linear"),
+    ]
+    recipe = recipe_of(pool, rules)
+    engine = Engine(pool.load(), "bfloat16")
+    engine.load(recipe)
+    text = export(recipe)
+    made = theirs(text, tmp_path / "out")
+    assert "# Experts: mergekit cuts and measures those of a layer as one tensor" in text
+    assert_neighbours({name: engine.model.state_dict()[name] for name in made}, made)
+    apart = [rule("linear", tensors="*experts.0.*", parameters={"weight": [0.1, 0.4]}), rule("linear")]
+    with pytest.raises(UserError, match=r"cannot be written for mergekit, which sees it as a part of .*experts"):
+        export(recipe_of(pool, apart))
+
+
 def test_groups_keep_float32_until_the_end(parents: TinyPool) -> None:
-    documents = list(yaml.safe_load_all(mergekit.export(recipe_of(parents, *SEVERAL["within_layers"]))))
+    documents = list(yaml.safe_load_all(export(recipe_of(parents, *SEVERAL["within_layers"]))))
     assert [d["out_dtype"] for d in documents] == ["float32"] * 3 + ["bfloat16"]
     assert {d["dtype"] for d in documents} == {"float32"}
 
@@ -142,20 +184,20 @@ def test_random_methods_say_what_cannot_be_reproduced(
     method: str, scaled: str, parents: TinyPool, tmp_path: Path
 ) -> None:
     recipe = recipe_of(parents, [rule(method, parameters={"density": 0.6})])
-    text = mergekit.export(recipe)
+    text = export(recipe)
     head = [line for line in text.splitlines() if line.startswith("#")]
     assert any(method in line and "masks from another generator" in line and scaled in line for line in head)
     matched = recipe_of(parents, [rule(method, parameters={"density": 0.6, "rescale": "l1"})])
-    assert scaled not in mergekit.export(matched)
+    assert scaled not in export(matched)
     assert "rescale" not in yaml.safe_load(text).get("parameters", {})
     none = recipe_of(parents, [rule(method, parameters={"density": 0.6, "rescale": "none"})])
-    assert yaml.safe_load(mergekit.export(none))["parameters"]["rescale"] is False
+    assert yaml.safe_load(export(none))["parameters"]["rescale"] is False
 
 
 def test_random_methods_run_there(parents: TinyPool, tmp_path: Path) -> None:
     need_mergekit()
     recipe = recipe_of(parents, [rule("dare_linear", parameters={"density": 0.7, "weight": 0.5})])
-    made = theirs(mergekit.export(recipe), tmp_path / "out")
+    made = theirs(export(recipe), tmp_path / "out")
     assert all(tensor.isfinite().all() for tensor in made.values()) and made.keys() == ours(recipe).keys()
 
 
@@ -169,13 +211,13 @@ def test_random_methods_run_there(parents: TinyPool, tmp_path: Path) -> None:
 )
 def test_what_mergekit_cannot_do_is_refused(rules: list[Rule], message: str, parents: TinyPool) -> None:
     with pytest.raises(UserError, match=message):
-        mergekit.export(recipe_of(parents, rules))
+        export(recipe_of(parents, rules))
 
 
 def test_a_model_that_is_its_own_base_is_refused(parents: TinyPool) -> None:
     recipe = Recipe(base=parents.base, models={**parents.models, "same": parents.base}, rules=(rule("ties"),))
     with pytest.raises(UserError, match="takes part twice"):
-        mergekit.export(recipe)
+        export(recipe)
 
 
 def test_values_that_no_part_of_a_name_tells_apart_are_refused(parents: TinyPool) -> None:
@@ -188,10 +230,10 @@ def test_values_that_no_part_of_a_name_tells_apart_are_refused(parents: TinyPool
 
 def test_tokenizers_are_named(parents: TinyPool) -> None:
     recipe = recipe_of(parents, SINGLE["ties"])
-    assert "tokenizer_source" not in yaml.safe_load(mergekit.export(recipe))
+    assert "tokenizer_source" not in yaml.safe_load(export(recipe))
     for source, there in (("union", "union"), ("b", parents.models["b"])):
         changed = Recipe.from_data({**recipe.dump(), "tokenizer": source}, "the test")
-        assert yaml.safe_load(mergekit.export(changed))["tokenizer_source"] == there
+        assert yaml.safe_load(export(changed))["tokenizer_source"] == there
 
 
 # --- there and back ------------------------------------------------------------------------------------------------
@@ -265,7 +307,7 @@ def _meaning(recipe: Recipe, info: TensorInfo) -> tuple[Any, ...]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over the demo zoo with a candidate of several groups."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    space = {"space__methods": "[ties, task_arithmetic]", "space__layer_groups": 2, "dtype": "bfloat16"}
+    space = {"space__methods": "[linear, task_arithmetic]", "space__layer_groups": 2, "dtype": "bfloat16"}
     done = mergesearch("run", CONFIG, *small(folder, 2, 6, **space))
     assert done.status == 0, done.err
     return folder
@@ -282,9 +324,7 @@ def test_the_exported_file_makes_the_exported_checkpoint(finished: Path, tmp_pat
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     one, other = written(checkpoint), written(made)
     assert one.keys() == other.keys()
-    units = {name: units_apart(one[name], other[name]) for name in one}
-    # bfloat16 parents have many equal magnitudes: what a tie at the cut does is undefined in mergekit
-    assert sum(int((u > 1).sum()) for u in units.values()) < 0.005 * sum(u.numel() for u in units.values())
+    assert max(int(units_apart(one[name], other[name]).max()) for name in one) <= 1
     again = tmp_path / "again"
     assert mergesearch("merge", file, again).status == 0
     back = written(again)

@@ -16,12 +16,14 @@ class Slot:
     """A tensor of the result.
 
     Attributes:
-        info: its place, and its name in the checkpoint's files, which mergekit's filters look at.
+        info: its place, and its name in the checkpoint's files.
+        there: its name in mergekit, which its filters look at: several experts that a model fuses share one.
         inside: its name within its layer, None for one outside the layers.
         models: in a stack the models of its row, else None.
     """
 
     info: TensorInfo
+    there: str
     inside: str | None
     models: tuple[str, ...] | None = None
 
@@ -48,6 +50,11 @@ class Layout:
     slots: tuple[Slot, ...]
     layers: int
     rows: tuple[tuple[int, Mapping[str, int]], ...] = ((0, {}),)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the live model, and mergekit, hold several of the files' tensors as one."""
+        return len({slot.there for slot in self.slots}) < len(self.slots)
 
     @property
     def is_flat(self) -> bool:
@@ -95,15 +102,22 @@ def _agree(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     return all(left.get(k) is None or right[k] is None or left[k] == right[k] for k in right)
 
 
-def of(infos: Sequence[TensorInfo], layers: int, recipe: Recipe, references: Mapping[str, str]) -> Layout:
+def of(
+    infos: Sequence[TensorInfo],
+    layers: int,
+    recipe: Recipe,
+    references: Mapping[str, str],
+    live: Mapping[str, str] | None = None,
+) -> Layout:
     """The layout of a recipe's result.
 
     Args:
         infos: the tensors of each parent.
         layers: the number of decoder layers of each parent.
         references: what the base (`base`) and the models are called in the file.
+        live: the tensors' names in the live model, where they differ from those in the files.
     """
-    slots = [Slot(info, _inside(info)) for info in infos]
+    slots = [Slot(info, (live or {}).get(info.name, info.name), _inside(info)) for info in infos]
     return Layout(tuple(slots), layers) if recipe.stack is None else _stacked(slots, recipe, references)
 
 
@@ -126,7 +140,7 @@ def _stacked(slots: Sequence[Slot], recipe: Recipe, references: Mapping[str, str
                 found.append(_moved(slot, start + slot.info.layer - first, models))
             elif slot.inside is None and ends["embedding" if slot.info.component == "embedding" else "other"]:
                 layer = 0 if slot.info.component == "embedding" else start + last - first
-                found.append(Slot(dataclasses.replace(slot.info, layer=layer), None, models))
+                found.append(dataclasses.replace(slot, info=dataclasses.replace(slot.info, layer=layer), models=models))
         sources = {references[name]: where[0] for name, where in row.items()}
         if recipe.base is not None:
             sources.setdefault(references["base"], first)
@@ -136,8 +150,11 @@ def _stacked(slots: Sequence[Slot], recipe: Recipe, references: Mapping[str, str
 
 
 def _moved(slot: Slot, layer: int, models: tuple[str, ...]) -> Slot:
-    name = slot.info.name.replace(f".{slot.info.layer}.", f".{layer}.", 1)
-    return dataclasses.replace(slot, info=dataclasses.replace(slot.info, name=name, layer=layer), models=models)
+    def renamed(name: str) -> str:
+        return name.replace(f".{slot.info.layer}.", f".{layer}.", 1)
+
+    info = dataclasses.replace(slot.info, name=renamed(slot.info.name), layer=layer)
+    return Slot(info, renamed(slot.there), slot.inside, models)
 
 
 def references(recipe: Recipe) -> dict[str, str]:
@@ -155,9 +172,10 @@ def _absolute(reference: str, where: str, base: str | None) -> str:
 
 def read(recipe: Recipe, trust_remote_code: bool = False) -> Layout:
     """The layout of a recipe's result, from the base's configuration and the headers of its files alone."""
-    from mergesearch.checkpoints import describe
+    from mergesearch.checkpoints.layout import Layout as Pieces
     from mergesearch.checkpoints.loading import probe
 
     folder = resolve(recipe.base or next(iter(recipe.models.values())), "base")
-    infos, layers = describe(probe(folder, read_headers(folder, "base"), "base", trust_remote_code))
-    return of(infos, layers, recipe, references(recipe))
+    found = Pieces.of(probe(folder, read_headers(folder, "base"), "base", trust_remote_code))
+    live = {piece.name: piece.live for piece in found.pieces}
+    return of(found.infos, found.layers, recipe, references(recipe), live)

@@ -54,17 +54,19 @@ def write(recipe: Recipe, layout: Layout, references: Mapping[str, str]) -> str:
     found = _by_group(recipe, layout, references)
     documents = _documents(recipe, layout, found, references)
     texts = [yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000) for document in documents]
-    return _head(recipe, len(documents) > 1) + "---\n".join(texts)
+    adapters = any("+" in reference for reference in references.values())
+    return _head(recipe, layout, len(documents) > 1, adapters) + "---\n".join(texts)
 
 
-def export(recipe: Recipe, *, trust_remote_code: bool = False) -> str:
-    """As `write`, with models found on disk (hub ids are fetched) and the architecture read from the base's config."""
+def export(recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[str, list[str]]:
+    """`write` and `limits`, with models found on disk (hub ids are fetched) and the layout read from the base."""
     from mergesearch.mergekit.layout import read, references
 
-    return write(recipe, read(recipe, trust_remote_code), references(recipe))
+    layout = read(recipe, trust_remote_code)
+    return write(recipe, layout, references(recipe)), limits(recipe, layout)
 
 
-def limits(recipe: Recipe) -> list[str]:
+def limits(recipe: Recipe, layout: Layout) -> list[str]:
     """What mergekit cannot reproduce of a recipe, in sentences."""
     found = ["Arithmetic is float32 and the result is rounded once: off the ties, values differ by one unit at most."]
     random = [name for name in recipe.methods if methods.get(name).random]
@@ -74,6 +76,8 @@ def limits(recipe: Recipe) -> list[str]:
             " and scales what is kept to the task vector's L1 norm, not by 1/density" if "inverse" in rescaled else ""
         )
         found.append(f"{', '.join(random)}: mergekit draws masks from another generator{rule}, so tensors differ.")
+    if layout.is_fused:
+        found.append("Experts: mergekit cuts and measures those of a layer as one tensor, mergesearch one by one.")
     if recipe.tokenizer != "base":
         found.append("Rows of tokens that a model lacks are filled by mergekit's rule.")
     return found
@@ -83,9 +87,10 @@ def _rescale(method: str, parameters: Mapping[str, Any]) -> Any:
     return parameters.get("rescale", methods.get(method).parameters["rescale"].default)
 
 
-def _head(recipe: Recipe, several: bool) -> str:
+def _head(recipe: Recipe, layout: Layout, several: bool, adapters: bool) -> str:
     command = "mergekit-multi FILE --intermediate-dir FOLDER --out-path OUT" if several else "mergekit-yaml FILE OUT"
-    lines = [f"Written by mergesearch from recipe {recipe.id}. To run it: {command}", *limits(recipe)]
+    command += " --lora-merge-cache FOLDER" * adapters
+    lines = [f"Written by mergesearch from recipe {recipe.id}. To run it: {command}", *limits(recipe, layout)]
     return "".join(f"# {line}\n" for line in lines)
 
 
@@ -267,8 +272,7 @@ def _lift(parts: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, A
 
 def _run(group: Group, values: Values, run: Row, layout: Layout) -> dict[str, Any]:
     """A slice: its sources with their layers and parameters, and the parameters of them all."""
-    here = {slot.info.name: values[slot.info.name] for slot in run.slots if slot.info.name in values}
-    here = here or {run.slots[0].info.name: next(iter(values.values()))}
+    here = _here(values, run)
     models = next(iter(here.values()))[MODELS]
     keys = [key for key in dict.fromkeys(key for given in values.values() for key in given) if key != MODELS]
     method = methods.get(group.method)
@@ -284,6 +288,19 @@ def _run(group: Group, values: Values, run: Row, layout: Layout) -> dict[str, An
         sources.append(source)
     shared = {key: value_of(key, None) for key in keys if key not in per_source}
     return {"sources": sources, **({"parameters": shared} if shared else {})}
+
+
+def _here(values: Values, run: Row) -> dict[str, Mapping[str, Any]]:
+    """What the tensors of a slice get, by mergekit's names; anything of the group's where they are of other groups."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for slot in (slot for slot in run.slots if slot.info.name in values):
+        mine = values[slot.info.name]
+        if found.setdefault(slot.there, mine) != mine:
+            raise UserError(
+                f"{slot.info.name} cannot be written for mergekit, which sees it as a part of {slot.there} and merges "
+                "that alike: export the checkpoint itself"
+            )
+    return found or {run.slots[0].there: next(iter(values.values()))}
 
 
 def _conditions(here: Values, method: methods.Method, key: str, position: int | None) -> Any:
