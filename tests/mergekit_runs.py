@@ -20,7 +20,7 @@ LAYERS = 5
 
 
 def need_mergekit() -> None:
-    pytest.importorskip("mergekit", reason="compares with mergekit 0.1.5: install the test extra")
+    pytest.importorskip("mergekit", reason="compares with mergekit 0.1.5: install the parity extra")
 
 
 def filled(text: str, pool: TinyPool) -> str:

@@ -12,7 +12,7 @@ import yaml
 from mergekit_runs import LAYERS, filled, largest_difference, need_mergekit, ours, theirs
 from tiny_models import TinyPool, make_pool
 
-from mergesearch import mergekit
+from mergesearch import mergekit, methods
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe, TensorInfo
 
@@ -429,3 +429,15 @@ def test_several_documents_are_refused(tmp_path: Path) -> None:
     file.write_text(f"{TIES}---{TIES}", encoding="utf-8")
     with pytest.raises(UserError, match="holds 2 documents, which belongs to mergekit-multi"):
         mergekit.read_any(file)
+
+
+def test_the_methods_shared_with_mergekit_are_here_and_there() -> None:
+    need_mergekit()
+    from mergekit.merge_methods import get
+
+    from mergesearch.mergekit.known import METHODS
+
+    assert set(METHODS) <= set(methods.names())
+    assert all(get(name) is not None for name in METHODS)
+    with pytest.raises(Exception, match="uniform_soup"):
+        get("uniform_soup")

@@ -42,6 +42,21 @@ UNSUPPORTED = {
     "out_path": "give the output folder on the command line",
 }
 
+# mergekit's merge methods that are here under the same name
+METHODS = (
+    *("linear", "slerp", "nuslerp", "multislerp", "karcher", "nearswap", "model_stock", "arcee_fusion", "passthrough"),
+    *(
+        "task_arithmetic",
+        "ties",
+        "dare_linear",
+        "dare_ties",
+        "breadcrumbs",
+        "breadcrumbs_ties",
+        "della",
+        "della_linear",
+    ),
+    *("sce", "ram", "ramplus_tl"),
+)
 # ours -> mergekit's, where the names differ
 RENAMED = {
     ("nuslerp", "flatten"): "nuslerp_flatten",
@@ -60,23 +75,13 @@ OURS_ALONE = {"sce": ("weight", "lambda", "normalize"), "ram": ("weight", "lambd
 FIRST_IS_BASE = ("slerp", "nearswap", "arcee_fusion")
 # the base_model is one more input
 BASE_IS_INPUT = (*FIRST_IS_BASE, "linear", "karcher", "passthrough")
-NOT_THERE = ("uniform_soup",)
 RANDOM_RESCALE = ("dare_linear", "dare_ties", "della", "della_linear")
-
-
-def method_names() -> list[str]:
-    """The merge methods that mergekit and this package share."""
-    return [name for name in methods.names() if name not in NOT_THERE and _is_of_mergekit(name)]
-
-
-def _is_of_mergekit(name: str) -> bool:
-    return methods.get(name).function.__module__.startswith("mergesearch.methods.")
 
 
 def method(name: Any, where: str) -> Method:
     """The method a mergekit file names; `UserError` with the nearest name where there is none."""
-    if name not in method_names():
-        raise unknown("merge method", str(name), method_names(), where)
+    if name not in METHODS:
+        raise unknown("merge method", str(name), METHODS, where)
     return methods.get(name, where)
 
 

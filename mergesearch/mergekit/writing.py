@@ -166,7 +166,7 @@ def _translated(method: methods.Method, complete: Mapping[str, Any], where: str)
     """Complete parameters of ours in mergekit's terms; per-model ones stay lists."""
     if method.name == "uniform_soup":
         return {"weight": 1.0}
-    if method.name not in known.method_names():
+    if method.name not in known.METHODS:
         raise UserError(f"{method.name} in {where} cannot be written for mergekit, which has no such method")
     for key in (*known.OURS_ALONE.get(method.name, ()), "samples"):
         if key in complete and not _is_default(method, key, complete[key]):
