@@ -3,7 +3,10 @@
     python scripts/train_zoo.py                      # the zoo that ships, into mergesearch/zoo
     python scripts/train_zoo.py --output /tmp/zoo    # elsewhere
 
-TOOK
+Deterministic on one machine with the same packages; started again, it goes on from the last checkpoint, and stages that
+are done are skipped. On one thread of a shared two-core machine (CPython 3.11.7, torch 2.13.0) training took 21 minutes.
+Seconds, and the mean loss of the last 100 steps in nats a byte: base 235 s, 1.402; code 198 s, 1.320; prose 147 s,
+1.312; names 220 s, 0.870; strings 450 s, 0.953. The losses are of different mixtures and not comparable.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ class Stage:
     seed: int = 0
 
 
-BASE_MIX = (0.30, 0.45, 0.12, 0.13)
+# little code, so that the code model has much to learn
+BASE_MIX = (0.06, 0.60, 0.16, 0.18)
 
 
 def tuned(skill: str, steps: int, rate: float, own: float) -> Stage:
@@ -58,11 +62,11 @@ def tuned(skill: str, steps: int, rate: float, own: float) -> Stage:
 
 
 STAGES = (
-    Stage("base", None, 2000, 2e-3, BASE_MIX),
-    tuned("code", 500, 1e-3, 0.9),
-    tuned("prose", 500, 1e-3, 0.9),
-    tuned("names", 500, 1e-3, 0.9),
-    tuned("strings", 500, 1e-3, 0.9),
+    Stage("base", None, 800, 2e-3, BASE_MIX),
+    tuned("code", 500, 6e-4, 0.85),
+    tuned("prose", 500, 6e-4, 0.85),
+    tuned("names", 500, 6e-4, 0.85),
+    tuned("strings", 500, 6e-4, 0.85),
 )
 
 
@@ -176,7 +180,8 @@ class Run:
                 self.losses.append(sum(recent) / len(recent))
                 recent = []
                 self.save()
-                print(f"{self.stage.name} {self.step}/{self.stage.steps} loss {self.losses[-1]:.3f} {self.seconds:.0f} s", flush=True)
+                at = f"{self.stage.name} {self.step}/{self.stage.steps}"
+                print(f"{at} loss {self.losses[-1]:.3f} {self.seconds:.0f} s", flush=True)
 
 
 def described(stage: Stage) -> str:
@@ -212,7 +217,8 @@ def export(run: Run, folder: Path) -> None:
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "mergesearch" / "zoo", help="gets models/ and tasks/")
-    parser.add_argument("--work", type=Path, default=ROOT / "results" / "zoo-training", help="checkpoints, to go on from")
+    work = ROOT / "results" / "zoo-training"
+    parser.add_argument("--work", type=Path, default=work, help="checkpoints to go on from")
     parser.add_argument("--no-resume", dest="resume", action="store_false", help="begin again from the first step")
     parser.add_argument("--only", nargs="+", choices=[s.name for s in STAGES], help="these stages alone")
     parser.add_argument("--threads", type=int, default=1)

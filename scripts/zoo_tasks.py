@@ -1,6 +1,6 @@
 """The documents of the demo zoo's tasks, cut from the held-out text of `zoo_text`, and the check that they are.
 
-    zoo_code     multiple_choice        which 16 characters follow in a source file; all four come from that file
+    zoo_code     multiple_choice        which 20 characters follow in a source file; all four come from that file
     zoo_prose    loglikelihood_rolling  a passage of documentation, in bits per byte
     zoo_names    multiple_choice        the last word of a character's name, after two whole names
     zoo_strings  generate_until         upper case, reverse or sort a short word, exactly
@@ -18,7 +18,7 @@ from zoo_text import Corpus
 
 DOCUMENTS = 800
 FEWSHOT = 64
-CODE_CONTEXT, CODE_CHOICE = 48, 16
+CODE_CONTEXT, CODE_CHOICE = 48, 20
 PROSE_LENGTH = 200
 
 
@@ -29,7 +29,8 @@ def code_document(text: str, rng: random.Random) -> dict | None:
     # lm-eval moves white space at a context's end to the continuation: a context ends in something else
     if before.isspace() or not text[start : start + CODE_CHOICE].strip():
         return None
-    places = [m.end() for m in re.finditer(re.escape(before), text[:-CODE_CHOICE]) if abs(m.end() - start) > CODE_CHOICE]
+    places = [m.end() for m in re.finditer(re.escape(before), text[:-CODE_CHOICE])]
+    places = [p for p in places if abs(p - start) > CODE_CHOICE]
     truth = text[start : start + CODE_CHOICE]
     wrong = sorted({text[p : p + CODE_CHOICE] for p in places} - {truth})
     if len(wrong) < 8:

@@ -25,7 +25,9 @@ from pathlib import Path
 
 END = 256  # the token that ends a text; a byte is its own token
 SKILLS = ("code", "prose", "names", "strings")
-SKIPPED = re.compile(r"(^|/)(site-packages|test|tests|idle_test|lib2to3|pydoc_data|__pycache__)/|(^|/)encodings/(cp|iso|mac|koi)")
+SKIPPED = re.compile(
+    r"(^|/)(site-packages|test|tests|idle_test|lib2to3|pydoc_data|__pycache__)/|(^|/)encodings/(cp|iso|mac|koi)"
+)
 HELD_OUT_SHARE = {"code": 0.1, "prose": 0.25, "names": 0.1, "strings": 0.1}
 
 
@@ -68,7 +70,8 @@ def docstring_nodes(tree: ast.Module) -> Iterator[ast.Expr]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            constant = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
                 yield first
 
 
@@ -119,11 +122,11 @@ OPERATIONS: dict[str, Callable[[str], str]] = {"upper": shout, "reverse": mirror
 
 
 def string_texts(count: int = 60_000, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """(operation and operand, "operation: operand -> result"), each pair once; operands of 3 to 5 letters."""
+    """(operation and operand, "operation: operand -> result"), each pair once; operands of 4 to 6 letters."""
     rng, seen = random.Random(seed), set()
     while len(seen) < count:
         operation = rng.choice(sorted(OPERATIONS))
-        word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 5)))
+        word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 6)))
         key = f"{operation}: {word}"
         if key not in seen:
             seen.add(key)

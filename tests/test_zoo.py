@@ -45,7 +45,7 @@ def test_names_and_paths():
 
 
 def test_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match="'prosa'.*did you mean 'prose'"):
+    with pytest.raises(UserError, match=r"'prosa'.*did you mean 'prose'"):
         zoo.path("prosa")
 
 
