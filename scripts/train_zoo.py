@@ -4,7 +4,7 @@
     python scripts/train_zoo.py --output /tmp/zoo    # elsewhere
 
 Deterministic on one machine with the same packages; started again, it goes on from the last checkpoint, and stages that
-are done are skipped. On one thread of a shared two-core machine (CPython 3.11.7, torch 2.13.0) training took 21 minutes.
+are done are skipped. On one thread of a shared two-core machine (CPython 3.11.7, torch 2.13.0) it took 21 minutes.
 Seconds, and the mean loss of the last 100 steps in nats a byte: base 235 s, 1.402; code 198 s, 1.320; prose 147 s,
 1.312; names 220 s, 0.870; strings 450 s, 0.953. The losses are of different mixtures and not comparable.
 """
