@@ -1,9 +1,9 @@
 """The documents of the demo zoo's tasks, cut from the held-out text of `zoo_text`, and the check that they are.
 
-    zoo_code     multiple_choice        which 20 characters follow in a source file; all four come from that file
-    zoo_prose    loglikelihood_rolling  a passage of documentation, in bits per byte
-    zoo_names    multiple_choice        the last word of a character's name, after two whole names
-    zoo_strings  generate_until         upper case, reverse or sort a short word, exactly
+zoo_code     multiple_choice        which 20 characters follow in a source file; all four come from that file
+zoo_prose    loglikelihood_rolling  a passage of documentation, in bits per byte
+zoo_names    multiple_choice        the last word of a character's name, after two whole names
+zoo_strings  generate_until         upper case, reverse or sort a short word, exactly
 """
 
 from __future__ import annotations
