@@ -573,3 +573,26 @@ def test_a_generation_config_that_transformers_would_not_write(tmp_path: Path) -
     out = write_checkpoint(written.recipe(), Engine(written.load(), "float32"), tmp_path / "out", STORY)
     found = json.loads((out / "generation_config.json").read_text())
     assert (found["temperature"], found["top_p"], found["eos_token_id"]) == (0.6, 0.9, odd["eos_token_id"])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_checkpoint_alone_runs_as_transformers_loads_it(tiny_pool, tmp_path, adapted):
+    """In bfloat16 too: the frequencies of the rotary embedding are no weights and keep float32."""
+    from transformers import AutoModelForCausalLM
+
+    from mergesearch.checkpoints import load_reference
+
+    made = tiny_pool("llama", dtype="bfloat16")
+    reference = made.models["a"]
+    if adapted:
+        peft = pytest.importorskip("peft", reason="needs the extra `lora`")
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        model = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32)
+        peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+        reference = str(tmp_path / "adapter")
+    ours, _ = load_reference(reference, made.base, "MODEL", torch.bfloat16)
+    plain = AutoModelForCausalLM.from_pretrained(made.base if adapted else reference, dtype=torch.bfloat16)
+    assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
+    theirs = dict(plain.named_buffers())
+    for name, buffer in ours.named_buffers():
+        assert buffer.dtype == theirs[name].dtype and torch.equal(buffer, theirs[name])

@@ -171,4 +171,7 @@ def load_reference(
         if adapter is not None:
             check_adapter(adapter, where)
             model = apply_adapter(model, adapter, where)
-    return model.to(dtype), tokenizer
+    if source.adapter:
+        for parameter in model.parameters():  # not the model: a rotary embedding's frequencies stay float32
+            parameter.data = parameter.data.to(dtype)
+    return model, tokenizer
