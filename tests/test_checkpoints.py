@@ -578,8 +578,6 @@ def test_a_generation_config_that_transformers_would_not_write(tmp_path: Path) -
 @pytest.mark.parametrize("adapted", [False, True])
 def test_a_checkpoint_alone_runs_as_transformers_loads_it(tiny_pool, tmp_path, adapted):
     """In bfloat16 too: the frequencies of the rotary embedding are no weights and keep float32."""
-    from transformers import AutoModelForCausalLM
-
     from mergesearch.checkpoints import load_reference
 
     made = tiny_pool("llama", dtype="bfloat16")
