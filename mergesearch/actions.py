@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.tasks import Split, Task, load, split
-from mergesearch.export import Story, write_checkpoint
+from mergesearch.export import Story, model_card, write_checkpoint
 from mergesearch.recipe import Recipe
 from mergesearch.record import Record, ranked
+from mergesearch.report import Report, card
 from mergesearch.search.baselines import parent_names
-from mergesearch.search.store import RunFolder, read_records, records, write_documents
+from mergesearch.search.store import RunFolder, read_records, records, write_atomically, write_documents
 from mergesearch.search.study import Search, machine
 from mergesearch.space import SearchSpace, check_space
 
@@ -216,6 +218,44 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = "h
     return found
 
 
+def holdout_scorers(
+    config: Config, folder: RunFolder, other_batch_size: int, say: Callable[[str], None] = log.info
+) -> tuple[Engine, Scorer, Scorer]:
+    """An engine, a scorer of its live model on the holdout, and one that asks in another order and batch size.
+
+    Raises:
+        UserError: what is wrong with the input; a task's documents are not those that the run split.
+    """
+    say(f"loading {len(config.tasks)} tasks")
+    tasks = load_tasks(config)
+    parts = splits(config, tasks)
+    if _samples(tasks, parts)["holdout"] != folder.holdout_documents():
+        raise UserError(
+            f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' data"
+        )
+    say(f"loading the base and {len(config.models)} models")
+    engine = Engine(load_pool(config), config.dtype)
+    say("building requests")
+    holdout = {label: part.holdout for label, part in parts.items()}
+    live, tokenizer = engine.model, engine.pool.tokenizer
+    other = config.model_copy(update={"batch_size": other_batch_size})
+    first = _scorer(config, live, tokenizer, tasks, holdout)
+    return engine, first, _scorer(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
+
+
+def holdout_report(folder: RunFolder) -> Path:
+    """Where the last report on the holdout is."""
+    return folder.holdout / "report.json"
+
+
+def refresh_card(folder: RunFolder, config: Config, found: Sequence[Record], winner: Record) -> None:
+    """Writes the model card of the winner in the run folder anew, if it is there."""
+    recipe = Recipe.from_data(dict(winner.recipe or {}), f"trial {winner.number}")
+    there = folder.best / "recipe.yaml"
+    if there.is_file() and recipes.read(there).id == recipe.id:
+        write_atomically(folder.best / "README.md", model_card(recipe, _story(folder, config, winner, found)))
+
+
 def _live(model: str, config: Config) -> tuple[Any, Any]:
     if model.endswith((".yaml", ".yml")):
         recipe = mergekit.read_any(model)
@@ -263,7 +303,12 @@ def load_pool(config: Config) -> Pool:
 
 
 def _scorer(
-    config: Config, model: Any, tokenizer: Any, tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]
+    config: Config,
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    documents: Mapping[str, Iterable[int]],
+    shuffle: int | None = None,
 ) -> Scorer:
     return Scorer(
         model,
@@ -274,6 +319,7 @@ def _scorer(
         apply_chat_template=config.apply_chat_template,
         fewshot_as_multiturn=config.fewshot_as_multiturn,
         system_instruction=config.system_instruction,
+        shuffle=shuffle,
     )
 
 
@@ -316,7 +362,16 @@ def _story(folder: RunFolder, config: Config, record: Record, found: Sequence[Re
         tasks={task.task: task.num_fewshot for task in config.tasks},
         samples=folder.search_documents() if record.scores else {},
         options=_lm_eval_options(config),
+        holdout=_holdout_card(folder, record),
     )
+
+
+def _holdout_card(folder: RunFolder, record: Record) -> str | None:
+    """The candidate's holdout figures, where a report has them."""
+    file = holdout_report(folder)
+    if not file.is_file():
+        return None
+    return card(Report.from_data(json.loads(file.read_text(encoding="utf-8"))), record.number)
 
 
 def _lm_eval_options(config: Config) -> str:

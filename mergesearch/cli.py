@@ -111,6 +111,26 @@ def table(
 
 
 @app.command()
+def report(
+    run: RunPath,
+    format: Annotated[str, typer.Option(help="text, md or json")] = "text",
+    finalists: Annotated[int, typer.Option(min=1, help="how many of the best proposals beside the baselines")] = 3,
+) -> None:
+    """What the winner is worth on the holdout, documents that the search never saw."""
+    from mergesearch.report import FORMATS, render
+    from mergesearch.reporting import report_run
+
+    _one_of("--format", format, FORMATS)
+    made = report_run(run, finalists, say=lambda text: err.print(text, style="dim", markup=False, soft_wrap=True))
+    rendered = render(made, format)
+    if format == "text":
+        for piece in rendered:
+            out.print(piece)
+    else:
+        print(rendered)
+
+
+@app.command()
 def export(
     run: RunPath,
     out_folder: OutPath,

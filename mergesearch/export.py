@@ -29,6 +29,7 @@ class Story:
         tasks: `lm_eval` task names with their number of few-shot examples (None: the task's own).
         samples: the documents the scores were measured on, as `lm_eval --samples` takes them.
         options: further `lm_eval` options, such as the batch size.
+        holdout: what the report on the holdout found, in Markdown; None where there is none.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Story:
     tasks: Mapping[str, int | None] = field(default_factory=dict)
     samples: Mapping[str, Any] = field(default_factory=dict)
     options: str = ""
+    holdout: str | None = None
 
 
 def write_checkpoint(
@@ -96,6 +98,7 @@ def model_card(recipe: Recipe, story: Story, notes: Sequence[str] = ()) -> str:
         *(["\n".join(f"- {note}" for note in notes)] if notes else []),
         *([_scores(story.records)] if story.records else []),
         *([_by_hand(story, recipe.out_dtype)] if story.samples else []),
+        *([_holdout(story.holdout)] if story.holdout else []),
         f"## Recipe\n\n```yaml\n{recipe.to_yaml().strip()}\n```",
         "## Versions\n\n" + "\n".join(f"- {name}: {version}" for name, version in story.versions.items()),
     ]
@@ -122,6 +125,10 @@ def _scores(records: Sequence[Record]) -> str:
 def _by_hand(story: Story, dtype: str) -> str:
     commands = "\n".join(lm_eval_commands(story, dtype))
     return f"The same figures by hand, in this folder:\n\n```\n{commands}\n```"
+
+
+def _holdout(found: str) -> str:
+    return f"## Holdout\n\nMeasured on documents that the search never saw.\n\n{found}"
 
 
 def _cell(score: TaskScore | None) -> str:

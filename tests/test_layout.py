@@ -15,8 +15,8 @@ FLOORS = {
     "methods": 1, "checkpoints": 1,
     "space": 2, "mergekit": 2,
     "engine": 3, "evaluate": 3,
-    "search": 4, "results": 4, "export": 4,
-    "actions": 5, "preview": 6,
+    "search": 4, "results": 4, "export": 4, "report": 4,
+    "actions": 5, "preview": 6, "reporting": 6,
     "cli": 7,
 }  # fmt: skip
 # on the ground floor some modules serve the others

@@ -63,6 +63,8 @@ class Scorer:
         documents: for each task's label, the documents to score, as `Task` numbers them.
         batch_size: the most requests at once; halved for good whenever memory runs out.
         apply_chat_template, fewshot_as_multiturn, system_instruction: as the options of `lm_eval`.
+        shuffle: ask the requests in an order drawn from this seed; None keeps lm-eval's. The few-shot examples of each
+            document stay the same.
 
     Raises:
         UserError: requests that cannot be built from the documents, a missing chat template.
@@ -79,6 +81,7 @@ class Scorer:
         apply_chat_template: bool = False,
         fewshot_as_multiturn: bool = False,
         system_instruction: str | None = None,
+        shuffle: int | None = None,
     ) -> None:
         _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
         self._tasks = list(tasks)
@@ -92,7 +95,7 @@ class Scorer:
                 "tokenizer_name": self._lm.tokenizer_name if apply_chat_template else "",
             }
             self._parts = [part for task in tasks for part in _build(task, documents[task.label], options)]
-            self._requests = _by_type(self._parts)
+            self._requests = _by_type(self._parts, shuffle)
             self._lm.tokenize(self._requests)
 
     @property
@@ -201,12 +204,15 @@ def _requests_of(leaf: LmEvalTask, name: str, ids: list[int], options: Mapping[s
     return list(leaf.instances)
 
 
-def _by_type(parts: Sequence[_Part]) -> dict[str, list[Instance]]:
-    """The requests in the order in which lm-eval asks them, each as often as its task repeats it."""
+def _by_type(parts: Sequence[_Part], shuffle: int | None = None) -> dict[str, list[Instance]]:
+    """The requests in the order in which lm-eval asks them, each as often as its task repeats it; or shuffled."""
     requests: dict[str, list[Instance]] = defaultdict(list)
     for part in parts:
         for instance in part.instances:
             requests[instance.request_type].extend([instance] * instance.repeats)
+    if shuffle is not None:
+        for asked in requests.values():
+            np.random.Generator(np.random.PCG64(shuffle)).shuffle(asked)
     return dict(requests)
 
 

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 # A figure that is a smooth function g(r) of a ratio of sums r, or of a mean: g and its derivative.
-_SMOOTH: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+_SMOOTH: dict[str, tuple[Callable[[Any], Any], Callable[[float], float]]] = {
     "mean": (lambda r: r, lambda r: 1.0),
     "weighted_mean": (lambda r: r, lambda r: 1.0),
-    "perplexity": (lambda r: math.exp(-r), lambda r: -math.exp(-r)),
-    "weighted_perplexity": (lambda r: math.exp(-r), lambda r: -math.exp(-r)),
+    "perplexity": (lambda r: np.exp(-r), lambda r: -math.exp(-r)),
+    "weighted_perplexity": (lambda r: np.exp(-r), lambda r: -math.exp(-r)),
     "bits_per_byte": (lambda r: -r / math.log(2), lambda r: -1 / math.log(2)),
 }
 JACKKNIFE = "jackknife"
@@ -95,9 +95,21 @@ def figure(values: np.ndarray, aggregation: str) -> float:
             pseudo-values, which is close to, not equal to, the metric itself.
     """
     if aggregation == JACKKNIFE:
-        return mean(_one_a_group(values))
+        return mean(one_a_group(values))
+    return float(from_ratio(_ratio(values), aggregation))
+
+
+def from_ratio(ratio: Any, aggregation: str) -> Any:
+    """g(r): the figure that a mean, or a ratio of sums, stands for.
+
+    Args:
+        ratio: a number or an array of them, float64.
+        aggregation: one of AGGREGATIONS; for `jackknife` r is the mean of the groups' pseudo-values.
+    """
+    if aggregation == JACKKNIFE:
+        return ratio
     transform, _ = _smooth(aggregation)
-    return transform(_ratio(values))
+    return transform(ratio)
 
 
 def influence(values: np.ndarray, aggregation: str) -> np.ndarray:
@@ -114,7 +126,7 @@ def influence(values: np.ndarray, aggregation: str) -> np.ndarray:
     """
     values = np.asarray(values, dtype=np.float64)
     if aggregation == JACKKNIFE:
-        return _one_a_group(values)
+        return one_a_group(values)
     if aggregation == "mean":
         return values
     _, slope = _smooth(aggregation)
@@ -177,8 +189,8 @@ def _groups(documents: int) -> int:
     return math.ceil(documents / math.ceil(documents / MOST_GROUPS)) if documents else 0
 
 
-def _one_a_group(values: np.ndarray) -> np.ndarray:
-    """[n] pseudo-values of documents -> [G] of groups: the first G documents are in G different groups."""
+def one_a_group(values: np.ndarray) -> np.ndarray:
+    """[n, ...] pseudo-values of documents -> [G, ...] of groups: the first G documents are in G different groups."""
     return np.asarray(values, dtype=np.float64)[: _groups(len(values))]
 
 

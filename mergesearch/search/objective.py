@@ -43,6 +43,12 @@ class Objective:
         total = sum(self.weights.values())
         return sum(w * self.scales[t].apply(signed(scores[t])) for t, w in self.weights.items()) / total
 
+    def factors(self, scores: Scores) -> dict[str, float]:
+        """How far the objective moves when a task's metric grows by one: negative where lower is better."""
+        total = sum(self.weights.values())
+        signs = {task: 1.0 if scores[task].higher_is_better else -1.0 for task in self.weights}
+        return {task: signs[task] * weight / self.scales[task].unit / total for task, weight in self.weights.items()}
+
     def stderr(self, scores: Scores) -> float | None:
         """Its standard error, the tasks taken as independent and the scales as fixed; None where a task has none."""
         total = sum(self.weights.values())

@@ -33,7 +33,8 @@ STATES = {
 
 class RunFolder:
     """The files of one run: `config.yaml`, `study.db` unless another storage is named, `scores/NUMBER.npz`
-    (per-document scores), `documents.json` (what the search and the holdout score on), `workers/` (locks)."""
+    (per-document scores), `documents.json` (what the search and the holdout score on), `holdout/` (the report),
+    `workers/` (locks)."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -99,6 +100,11 @@ class RunFolder:
         """Where `mergesearch run` leaves the winner."""
         return self.path / "best"
 
+    @property
+    def holdout(self) -> Path:
+        """What the report on the holdout keeps."""
+        return self.path / "holdout"
+
     def documents(self, number: int) -> Path:
         """Where a trial's per-document scores are."""
         return self.scores / f"{number:05d}.npz"
@@ -106,6 +112,10 @@ class RunFolder:
     def search_documents(self) -> dict[str, list[int]]:
         """The documents that the search scores on, as `lm_eval --samples` takes them."""
         return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["search"]
+
+    def holdout_documents(self) -> dict[str, list[int]]:
+        """The documents that only the report scores on, likewise."""
+        return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["holdout"]
 
     def lock(self, name: str) -> FileLock:
         return FileLock(self.path / f"{name}.lock")
