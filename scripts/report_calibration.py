@@ -1,0 +1,68 @@
+"""How often the report on the holdout is right, over simulated searches: prints results/calibration.md.
+
+    python scripts/report_calibration.py --searches 1000
+
+Every search proposes 40 candidates beside a base, four models and their average, chooses on 200 search documents and is
+reported on by the very code of `mergesearch report`, on documents that it did not see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1])]
+
+from simulated import World, claims_any, simulate  # noqa: E402
+
+from mergesearch.report import Report  # noqa: E402
+
+EQUAL = [World(n, differ) for n, differ in ((50, 0.08), (200, 0.08), (200, 0.3), (1000, 0.02), (1000, 0.08))]
+GAIN = [World(1000, differ, gain=0.03) for differ in (0.04, 0.06, 0.08, 0.1, 0.15, 0.2)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--searches", type=int, default=1000)
+    parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=Path("results/calibration.md"))
+    arguments = parser.parse_args()
+    lines = [
+        "# How often the report on the holdout is right",
+        "",
+        f"`python scripts/report_calibration.py`: {arguments.searches:,} simulated searches a row, {arguments.draws} "
+        "draws each. *differ* is the share of",
+        "documents on which two equal candidates differ; *coverage* counts the 95 % intervals of the winner's "
+        "differences that hold the true gain.",
+        "",
+        "| holdout documents | differ | true gain | claims an improvement over any reference | over both | coverage |",
+        "|---|---|---|---|---|---|",
+    ]
+    for world in [*EQUAL, *GAIN]:
+        found = [simulate(world, seed, arguments.draws) for seed in range(arguments.searches)]
+        lines.append(_line(world, found))
+        print(lines[-1], file=sys.stderr, flush=True)
+    arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(world: World, found: list[Report]) -> str:
+    claimed = np.mean([claims_any(report) for report in found])
+    both = np.mean([report.improvement for report in found])
+    return (
+        f"| {world.documents} | {world.differ:.0%} | {world.gain:.0%} | {claimed:.1%} | {both:.1%} "
+        f"| {np.mean(list(_covered(world, found))):.1%} |"
+    )
+
+
+def _covered(world: World, found: list[Report]):
+    for report in found:
+        for row in report.sections[0].rows:
+            if row.candidate == report.winner and report.winner.startswith("trial"):
+                yield from (c.difference.low <= world.gain <= c.difference.high for c in row.compared)
+
+
+if __name__ == "__main__":
+    main()
