@@ -12,7 +12,7 @@ from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.record import Record
 from mergesearch.report import Entry, Question, Report, build
-from mergesearch.report.build import AVERAGE, SINGLE
+from mergesearch.report.data import AVERAGE, SINGLE
 from mergesearch.search.finalists import Finalists, Kept, choose, score_finalists
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import RunFolder, read_records, write_atomically

@@ -14,7 +14,7 @@ from mergesearch.config import Config
 from mergesearch.evaluate.scores import DocumentScores, Scores
 from mergesearch.record import Record, TaskScore
 from mergesearch.report import Entry, Question, Report, build
-from mergesearch.report.build import AVERAGE, SINGLE
+from mergesearch.report.data import AVERAGE, SINGLE
 from mergesearch.search.finalists import choose
 
 BASELINES = ("base", "a", "b", "c", "d", "average")

@@ -20,8 +20,6 @@ from mergesearch.record import Record
 from mergesearch.report.data import LEVEL, OBJECTIVE, Comparison, Figure, Noise, Report, Row, Section
 from mergesearch.report.words import sentence
 
-SINGLE, AVERAGE = "best single model", "plain average"
-
 
 @dataclass(frozen=True, eq=False)
 class Entry:
@@ -51,7 +49,7 @@ class Question:
     Attributes:
         run: the run's name.
         winner: the winner's trial.
-        references: `SINGLE`, `AVERAGE` -> the trial; one that is the winner itself, or failed, is left out.
+        references: `data.SINGLE`, `data.AVERAGE` -> the trial; one that is the winner itself, or failed, is left out.
         factors: of each task in the objective, signed so that more is better.
         seed: of the draws.
         repeat: in words, how the second scoring of the winner differed.

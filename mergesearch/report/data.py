@@ -8,6 +8,7 @@ from typing import Any
 
 LEVEL = 0.05  # the share of false claims that is accepted
 OBJECTIVE = "objective"
+SINGLE, AVERAGE = "best single model", "plain average"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Comparison:
     """A paired difference on the same documents, turned so that more is better.
 
     Attributes:
-        reference: what it is compared with, `best single model` or `plain average`.
+        reference: what it is compared with, `SINGLE` or `AVERAGE`.
         against: that candidate's label.
         difference: candidate minus reference, with its 95 % interval.
         p_raw, p: two-sided, as tested and after Holm's correction; None where it cannot be tested.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergesearch.errors import unknown
-from mergesearch.report.data import OBJECTIVE, Comparison, Figure, Report, Row, Section
+from mergesearch.report.data import AVERAGE, OBJECTIVE, Comparison, Figure, Report, Row, Section
 from mergesearch.report.words import p_text
 
 FORMATS = ("text", "md", "json")
@@ -84,7 +84,7 @@ def _title(section: Section) -> str:
 
 def _titles(section: Section) -> list[str]:
     against = _references(section).items()
-    columns = [f"against {label}" if label in what else f"against {label},\n{what}" for what, label in against]
+    columns = [f"against {label}" if what == AVERAGE else f"against {label},\n{what}" for what, label in against]
     return ["candidate", "search", "holdout", *columns]
 
 

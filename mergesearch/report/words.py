@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergesearch.record import Record
-from mergesearch.report.data import Comparison, Figure
+from mergesearch.report.data import AVERAGE, Comparison, Figure
 
 
 def sentence(winner: Record, error: str | None, claims: Sequence[Comparison], documents: int) -> str:
@@ -58,7 +58,7 @@ def _list(claims: Sequence[Comparison]) -> str:
 
 def name(claim: Comparison) -> str:
     """`the best single model code`, `the plain average`."""
-    return f"the {claim.reference}{'' if claim.against in claim.reference else f' {claim.against}'}"
+    return f"the {claim.reference}{'' if claim.reference == AVERAGE else f' {claim.against}'}"
 
 
 def difference(claim: Comparison) -> str:
