@@ -15,8 +15,10 @@ from mergesearch.checkpoints import Pool, choose_device, load_reference, locate,
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Engine, check
 from mergesearch.errors import UserError, unknown
+from mergesearch.evaluate.blocks import BlockScorer, split_blocks
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
+from mergesearch.evaluate.statistics import JACKKNIFE
 from mergesearch.evaluate.tasks import Split, Task, load, split
 from mergesearch.export import Story, model_card, write_checkpoint
 from mergesearch.recipe import Recipe
@@ -69,6 +71,7 @@ def prepare(
     say(f"loading {len(config.tasks)} tasks")
     tasks = load_tasks(config)
     documents = splits(config, tasks)
+    check_racing(config, tasks)
     say(f"loading the base and {len(config.models)} models")
     pool = load_pool(config)
     for note in pool.notes:
@@ -79,6 +82,8 @@ def prepare(
     scorer = _scorer(
         config, engine.model, pool.tokenizer, tasks, {label: part.search for label, part in documents.items()}
     )
+    if config.racing:
+        scorer = BlockScorer(scorer, blocks_of(config, tasks, documents))
     folder = RunFolder.prepare(config)
     write_documents(folder, _samples(tasks, documents))
     search = Search(config, folder, space, engine, scorer, started=started, finished=finished, device=str(pool.device))
@@ -96,6 +101,22 @@ def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:
     """Which documents of each task the search may see; the same for every worker and every start."""
     limits = {task.task: task.limit for task in config.tasks}
     return {task.label: split(task, config.holdout, config.search.seed, limits[task.label]) for task in tasks}
+
+
+def check_racing(config: Config, tasks: Sequence[Task]) -> None:
+    """`UserError` where a race cannot compare candidates document by document."""
+    whole = next((task for task in tasks if task.aggregation == JACKKNIFE), None)
+    if config.racing and whole is not None:
+        raise UserError(
+            f"racing compares candidates document by document, and task {whole.label!r} has {whole.metric}, which only "
+            "all documents together have: leave racing out, or choose another metric"
+        )
+
+
+def blocks_of(config: Config, tasks: Sequence[Task], documents: Mapping[str, Split]) -> list[dict[str, list[int]]]:
+    """The blocks in which every candidate is scored."""
+    searched = {task.label: documents[task.label].search for task in tasks}
+    return split_blocks(searched, config.racing.blocks if config.racing else 1, config.search.seed)
 
 
 def refresh_best(session: Session) -> Record | None:

@@ -322,7 +322,7 @@ class _Watch:
         self._bar.stop()
 
     def _count(self, record: Record) -> None:
-        if record.state not in ("complete", "failed"):
+        if record.state not in ("complete", "pruned", "failed"):
             return
         self._done += 1
         self._bar.update(self._task, completed=self._done)
@@ -331,6 +331,8 @@ class _Watch:
 
     def _line(self, record: Record) -> str:
         head = f"[{self._done}/{self._total}] trial {record.number} {record.method}"
+        if record.stopped:
+            return f"{head}: stopped {record.stopped} ({record.seconds or 0.0:.1f} s)"
         if record.objective is None:
             return f"{head}: failed: {record.error}"
         best = f"best {self._best.objective:.4f}, trial {self._best.number}" if self._best else ""

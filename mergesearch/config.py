@@ -102,6 +102,15 @@ class SearchConfig(Strict):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
+class RacingConfig(Strict):
+    """Scoring block by block, so that a candidate that can no longer win is stopped early."""
+
+    blocks: int = Field(16, ge=2, description="each has an equal share of every task's search documents")
+    error: float = Field(
+        0.01, gt=0, le=0.5, description="the chance that a candidate that would have become the best is stopped"
+    )
+
+
 class Config(Strict):
     """One run. See README.md for the file and `configs/` for examples."""
 
@@ -114,6 +123,7 @@ class Config(Strict):
     holdout: float = Field(0.5, ge=0, lt=1, description="share of each task's documents that the search never sees")
     space: SpaceConfig = SpaceConfig()
     search: SearchConfig = SearchConfig()
+    racing: RacingConfig | None = Field(None, description="left out: every candidate is scored on all documents")
     storage: str | None = None
     output: str | None = Field(None, description="the run folder; default: results/NAME")
     device: str = "auto"
@@ -230,4 +240,4 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-__all__ = ["Config", "ObjectiveConfig", "SearchConfig", "SpaceConfig", "TaskConfig", "read"]
+__all__ = ["Config", "ObjectiveConfig", "RacingConfig", "SearchConfig", "SpaceConfig", "TaskConfig", "read"]

@@ -10,7 +10,7 @@ import torch
 
 from mergesearch import config as configuration
 from mergesearch import mergekit
-from mergesearch.actions import load_pool, load_tasks, pool_of, splits
+from mergesearch.actions import check_racing, load_pool, load_tasks, pool_of, splits
 from mergesearch.checkpoints import Pool
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Job, check, form_of, plan
@@ -56,6 +56,7 @@ def _run(config: Config) -> Lines:
     RunFolder(config.folder).check(config)
     tasks = load_tasks(config)
     documents = splits(config, tasks)
+    check_racing(config, tasks)
     pool = load_pool(config)
     space = SearchSpace(config, pool.infos, pool.layers)
     searched = sum(len(part.search) for part in documents.values())
@@ -79,7 +80,7 @@ def _run(config: Config) -> Lines:
         (
             "budget",
             f"{config.search.trials} trials after {baselines} baselines, {searched} documents each: "
-            f"{candidates * searched:,} document evaluations",
+            f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations",
         ),
         *_memory(pool, pool.parameters, config.dtype),
     ]

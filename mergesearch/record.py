@@ -38,13 +38,15 @@ class Record:
     Attributes:
         number: the trial's number in the study, from 0.
         name: of a baseline (`base`, a model's name, `average`); None for what the study proposed.
-        state: `complete`, `failed`, `running` or `waiting`.
+        state: `complete`, `pruned`, `failed`, `running` or `waiting`.
         objective: what the study maximises; None until the trial is complete.
         stderr: the objective's standard error, the tasks taken as independent.
         scores: each task's score by label.
         recipe: the recipe as plain data; None until it is proposed.
         merge_seconds, score_seconds: what building and scoring the candidate took.
         error: why it failed.
+        stopped: for one that was pruned, after how many documents and how far behind.
+        partial: for one that was pruned, each task's score on the documents so far.
         machine: device and library versions.
     """
 
@@ -59,6 +61,8 @@ class Record:
     merge_seconds: float | None = None
     score_seconds: float | None = None
     error: str | None = None
+    stopped: str | None = None
+    partial: Mapping[str, TaskScore] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
 
     @property

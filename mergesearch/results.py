@@ -58,7 +58,7 @@ def _row(position: int, record: Record, tasks: Mapping[str, TaskScore]) -> dict[
         "seconds": seconds,
         "merge_seconds": record.merge_seconds,
         "state": record.state,
-        "error": record.error,
+        "error": record.error or record.stopped,
         "recipe": record.recipe_id,
     }
 
@@ -128,5 +128,7 @@ def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[
         numeric = title not in ("method", "state")
         table.add_column(title, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row, line in zip(rows, cells, strict=True):
-        table.add_row(*line, style="bold" if row["rank"] == 1 else "dim" if row["state"] == "failed" else None)
+        table.add_row(
+            *line, style="bold" if row["rank"] == 1 else "dim" if row["state"] in ("failed", "pruned") else None
+        )
     return table

@@ -12,7 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lm_eval.api.metrics as lm_eval_metrics
@@ -50,7 +50,13 @@ class _Part:
             requests[instance.doc_id].append(instance)
         first = self.task.offset(self.name)
         for position, number in enumerate(self.ids):
-            yield first + number, sorted(requests[position], key=lambda instance: instance.idx)
+            if position in requests:
+                yield first + number, sorted(requests[position], key=lambda instance: instance.idx)
+
+    def only(self, documents: Iterable[int]) -> _Part:
+        """The part with the requests of some of its documents alone, as `Task` numbers them."""
+        wanted, first = set(documents), self.task.offset(self.name)
+        return replace(self, instances=[i for i in self.instances if first + self.ids[i.doc_id] in wanted])
 
 
 class Scorer:
@@ -111,16 +117,56 @@ class Scorer:
                 the answers, out of memory with one request at a time.
         """
         start = time.perf_counter()
+        self.answer()
+        return replace(self.collect(), seconds=time.perf_counter() - start)
+
+    def answer(self) -> None:
+        """Asks the model; `collect` makes scores of what it answers.
+
+        Raises:
+            CandidateError: as for `score`.
+        """
         with quiet(), lm_eval_seeds():
             self._lm.model.eval()
             for request_type, requests in self._requests.items():
                 self._answer(request_type, requests)
+
+    def collect(self) -> Scores:
+        """The scores of the answers that are there, of all documents; the model is not asked.
+
+        Raises:
+            CandidateError: as for `score`.
+        """
+        with quiet(), lm_eval_seeds():
             scored = {task.label: self._score_task(task) for task in self._tasks}
         return Scores(
             tasks={label: score for label, (score, _) in scored.items()},
             documents={label: documents for label, (_, documents) in scored.items()},
-            seconds=time.perf_counter() - start,
         )
+
+    def only(self, documents: Mapping[str, Iterable[int]]) -> Scorer:
+        """A scorer of some of the documents, for each task's label. It shares requests and answers with this one, so
+        that once every document was answered by one part or another, `collect` here gives the scores of them all.
+        Few-shot examples stay those that the whole choice of documents drew."""
+        part = copy.copy(self)
+        part._parts = [part.only(documents[part.task.label]) for part in self._parts]
+        part._requests = _by_type(part._parts)
+        return part
+
+    def answers(self) -> list[list[Any]]:
+        """The answers to the requests, as plain data: a few numbers or texts for each."""
+        return [list(instance.resps) for part in self._parts for instance in part.instances]
+
+    def restore(self, answers: Sequence[Sequence[Any]]) -> None:
+        """Puts back what `answers` gave, after JSON.
+
+        Raises:
+            ValueError: they are answers to other requests.
+        """
+        instances = [instance for part in self._parts for instance in part.instances]
+        for instance, found in zip(instances, answers, strict=True):
+            instance.resps = [tuple(answer) if isinstance(answer, list) else answer for answer in found]
+            instance.filtered_resps = {}
 
     def _answer(self, request_type: str, requests: list[Instance]) -> None:
         for request in requests:

@@ -109,6 +109,10 @@ class RunFolder:
         """Where a trial's per-document scores are."""
         return self.scores / f"{number:05d}.npz"
 
+    def blocks(self, recipe_id: str) -> Path:
+        """Where the answers of a recipe that is not scored to the end are, block by block."""
+        return self.scores / "blocks" / recipe_id
+
     def search_documents(self) -> dict[str, list[int]]:
         """The documents that the search scores on, as `lm_eval --samples` takes them."""
         return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["search"]
@@ -245,6 +249,8 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
         merge_seconds=found.get("merge_seconds"),
         score_seconds=found.get("score_seconds"),
         error=found.get("error"),
+        stopped=found.get("stopped"),
+        partial={task: TaskScore(**data) for task, data in found.get("partial", {}).items()},
         machine=found.get("machine", {}),
     )
 

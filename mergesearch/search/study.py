@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,13 +15,15 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mergesearch.config import Config
+from mergesearch.config import Config, RacingConfig
 from mergesearch.errors import CandidateError
+from mergesearch.evaluate.scores import load_documents
 from mergesearch.recipe import Recipe
 from mergesearch.record import Record, TaskScore
 from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import BASE, baselines, parent_names
 from mergesearch.search.objective import Objective
+from mergesearch.search.racing import Best, race
 from mergesearch.search.samplers import SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
 from mergesearch.space import SearchSpace
@@ -45,7 +48,7 @@ class DocumentScores(Protocol):
 
 
 class Scores(Protocol):
-    """The part of the scorer that a search needs: scores the live model as it is now."""
+    """The part of the scorer that a search needs: scores the live model as it is now. With racing, `Blocks` too."""
 
     def score(self) -> DocumentScores: ...
 
@@ -152,7 +155,9 @@ class Search:
     # --- one trial ---
 
     def _work(self, trial: optuna.Trial) -> None:
-        if "scores" in trial.user_attrs:  # scored before its worker ended; only the objective is missing
+        if "stopped" in trial.user_attrs:  # its worker ended before it told
+            self._prune(trial)
+        if "scores" in trial.user_attrs or "stopped" in trial.user_attrs:  # only the objective is missing
             return
         try:
             recipe = self._recipe(trial)
@@ -176,14 +181,83 @@ class Search:
         return recipe
 
     def _build_and_score(self, trial: optuna.Trial, recipe: Recipe) -> None:
-        merge_seconds = self.engine.load(recipe)
-        found = self.scorer.score()
-        found.save_documents(self.folder.documents(trial.number))
         trial.set_user_attr("machine", self._machine)
+        if self._copy_equal(trial, recipe):
+            return
+        if self.config.racing and not trial.user_attrs.get("name"):
+            self._race(trial, recipe, self.config.racing)
+            return
+        self._keep(trial, self.engine.load(recipe), self.scorer.score())
+
+    def _keep(self, trial: optuna.Trial, merge_seconds: float, found: DocumentScores) -> None:
+        found.save_documents(self.folder.documents(trial.number))
         trial.set_user_attr("merge_seconds", merge_seconds)
         trial.set_user_attr("score_seconds", found.seconds)
         # last, because a trial that has it is not scored again
         trial.set_user_attr("scores", {task: asdict(score) for task, score in found.tasks.items()})
+
+    def _copy_equal(self, trial: optuna.Trial, recipe: Recipe) -> bool:
+        """The scores of an earlier trial with the same recipe, where there is one."""
+        for other in self.study.get_trials(deepcopy=False):
+            found = other.user_attrs
+            if other.number == trial.number or found.get("recipe_id") != recipe.id or "scores" not in found:
+                continue
+            documents = self.folder.documents(other.number)
+            if documents.is_file():
+                shutil.copyfile(documents, self.folder.documents(trial.number))
+            trial.set_user_attr("same_as", other.number)
+            trial.set_user_attr("merge_seconds", 0.0)
+            trial.set_user_attr("score_seconds", 0.0)
+            trial.set_user_attr("scores", found["scores"])
+            return True
+        return False
+
+    # --- racing ---
+
+    def _race(self, trial: optuna.Trial, recipe: Recipe, racing: RacingConfig) -> None:
+        spent: list[float] = []
+        blocks = self.folder.blocks(recipe.id)
+        outcome = race(
+            self.scorer,
+            self._best(),
+            self._factors(),
+            racing.error,
+            blocks,
+            lambda: spent.append(self.engine.load(recipe)),
+        )
+        if outcome.stopped is None:
+            self._keep(trial, sum(spent), outcome.scores)
+            shutil.rmtree(blocks, ignore_errors=True)
+            return
+        trial.set_user_attr("merge_seconds", sum(spent))
+        trial.set_user_attr("score_seconds", outcome.scores.seconds)
+        trial.set_user_attr("blocks", outcome.blocks)
+        trial.set_user_attr("partial", {task: asdict(score) for task, score in outcome.scores.tasks.items()})
+        trial.set_user_attr("stopped", outcome.stopped)
+        self._prune(trial)
+
+    def _prune(self, trial: optuna.Trial) -> None:
+        """Tells the study, with the objective on the documents so far, by which samplers rank pruned trials."""
+        found = trial.user_attrs
+        objective = objective_of(self.study)
+        value = objective.value({task: TaskScore(**data) for task, data in found["partial"].items()})
+        trial.report(value, step=found["blocks"])
+        self.study.tell(trial, state=TrialState.PRUNED)
+        self._finished(self._record(trial.number))
+
+    def _best(self) -> Best | None:
+        """The best finished trial whose documents are here."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        for trial in sorted(complete, key=lambda trial: (-trial.value, trial.number)):
+            if self.folder.documents(trial.number).is_file():
+                return Best(trial.number, load_documents(self.folder.documents(trial.number)))
+        return None
+
+    def _factors(self) -> dict[str, float]:
+        objective = objective_of(self.study)
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        scores = {task: TaskScore(**data) for task, data in complete[0].user_attrs["scores"].items()}
+        return objective.factors(scores)
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr("error", reason)
