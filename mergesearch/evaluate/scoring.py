@@ -149,7 +149,8 @@ class Scorer:
         that once every document was answered by one part or another, `collect` here gives the scores of them all.
         Few-shot examples stay those that the whole choice of documents drew."""
         part = copy.copy(self)
-        part._parts = [part.only(documents[part.task.label]) for part in self._parts]
+        some = [each.only(documents[each.task.label]) for each in self._parts]
+        part._parts = [each for each in some if each.instances]
         part._requests = _by_type(part._parts)
         return part
 

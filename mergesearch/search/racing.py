@@ -4,9 +4,9 @@ After each block, the objective on the documents so far is compared with the bes
 (a paired difference D with standard error s). The question is whether D on all search documents could still come out
 above 0. These are finitely many and the blocks are drawn from them without replacement, so the error of D shrinks to
 nothing by the last block: s carries the finite population correction (Cochran, Sampling Techniques, 3rd ed. 1977,
-section 2.6). The limits D + q s after the blocks 1, 2, ... hold together with probability 1 - error (the error is shared
-out equally over the looks, Bonferroni), so it may be looked at after every block: a confidence sequence on the grid of
-looks. It is one-sided; nothing is ever stopped for being good.
+section 2.6). The limits D + q s after the blocks 1, 2, ... hold together with probability 1 - error (the error is
+shared out equally over the looks, Bonferroni), so it may be looked at after every block: a confidence sequence on the
+grid of looks. It is one-sided; nothing is ever stopped for being good.
 """
 
 from __future__ import annotations

@@ -1,0 +1,124 @@
+"""Races over recorded scores: the rule of `search.racing` applied to the documents of trials that were scored in full.
+
+Used by test_racing.py and by scripts/bench_racing.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mergesearch.evaluate import statistics
+from mergesearch.evaluate.blocks import split_blocks
+from mergesearch.evaluate.scores import DocumentScores
+from mergesearch.search.racing import lead
+
+Documents = Mapping[str, DocumentScores]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The scores of trials on the same documents.
+
+    Attributes:
+        values: by task, [trials, n] or [trials, n, 2].
+        aggregations: by task.
+        factors: of each task in the objective.
+        baselines: how many trials come first and are never stopped.
+    """
+
+    values: Mapping[str, np.ndarray]
+    aggregations: Mapping[str, str]
+    factors: Mapping[str, float]
+    baselines: int
+
+    @classmethod
+    def read(cls, path: Path) -> Matrix:
+        with np.load(path) as found:
+            tasks = [str(task) for task in found["tasks"]]
+            values = {task: found[task].astype(np.float64) for task in tasks}
+            aggregations = dict(zip(tasks, map(str, found["aggregations"]), strict=True))
+            factors = dict(zip(tasks, found["factors"].tolist(), strict=True))
+            return cls(values, aggregations, factors, int(found["baselines"]))
+
+    @property
+    def trials(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def sizes(self) -> dict[str, int]:
+        return {task: values.shape[1] for task, values in self.values.items()}
+
+    def documents(self, trial: int, only: Mapping[str, Sequence[int]] | None = None) -> dict[str, DocumentScores]:
+        found = {}
+        for task, values in self.values.items():
+            ids = sorted(only[task]) if only else list(range(values.shape[1]))
+            found[task] = DocumentScores(ids, values[trial][ids], self.aggregations[task])
+        return found
+
+    def objective(self, trial: int) -> float:
+        return sum(
+            factor * statistics.figure(self.values[task][trial], self.aggregations[task])
+            for task, factor in self.factors.items()
+        )
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What racing did to one search.
+
+    Attributes:
+        evaluations: documents scored.
+        full: documents that scoring everything takes.
+        stopped: trials that were stopped.
+        wrong: those of them that would have become the best.
+        contenders: trials that would have become the best, stopped or not.
+        same_winner: whether the best finished trial is the best of all.
+    """
+
+    evaluations: int
+    full: int
+    stopped: int
+    wrong: int
+    contenders: int
+    same_winner: bool
+
+
+def race_all(matrix: Matrix, blocks: int, error: float, seed: int, shuffle: bool = True) -> Raced:
+    """One search over the recorded trials: the baselines first, then the others in a random order."""
+    sizes = matrix.sizes()
+    parts = split_blocks({task: list(range(size)) for task, size in sizes.items()}, blocks, seed)
+    order = list(range(matrix.trials))
+    if shuffle:
+        rest = order[matrix.baselines :]
+        np.random.default_rng(seed).shuffle(rest)
+        order[matrix.baselines :] = rest
+    objectives = [matrix.objective(trial) for trial in order]
+    full = sum(sizes.values())
+    best, evaluations, stopped, wrong, contenders = 0, 0, 0, 0, 0
+    for position, trial in enumerate(order):
+        seen = full
+        if position >= matrix.baselines:
+            seen = _race_one(matrix, trial, order[best], parts, error)
+            contenders += objectives[position] > objectives[best]
+        evaluations += seen
+        if seen < full:
+            stopped += 1
+            wrong += objectives[position] > objectives[best]
+        elif objectives[position] > objectives[best]:
+            best = position
+    winner = objectives[best] == max(objectives)
+    return Raced(evaluations, full * len(order), stopped, wrong, contenders, winner)
+
+
+def _race_one(matrix: Matrix, trial: int, best: int, parts: Sequence[Mapping[str, list[int]]], error: float) -> int:
+    """Documents scored until it was stopped or finished."""
+    theirs, sizes = matrix.documents(best), matrix.sizes()
+    for number in range(1, len(parts)):
+        so_far = {task: [i for part in parts[:number] for i in part[task]] for task in sizes}
+        ours = matrix.documents(trial, so_far)
+        if lead(ours, theirs, matrix.factors, sizes).upper(error / (len(parts) - 1)) < 0:
+            return sum(map(len, so_far.values()))
+    return sum(sizes.values())

@@ -1,0 +1,122 @@
+"""Blocks of documents: drawn alike for everybody, scored one after another to the same figures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mergesearch.evaluate.blocks import BlockScorer, split_blocks
+
+pytest.importorskip("lm_eval")
+
+from evaluate_tiny import make_model, make_tokenizer, write_group, write_tasks
+
+from mergesearch.config import TaskConfig
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.evaluate.tasks import load, split
+
+WANTED = {
+    "tiny_choice": "acc",
+    "tiny_shots": "acc",
+    "tiny_group": "acc",
+    "tiny_copy": "exact_match,word",
+    "tiny_passages": "bits_per_byte",
+    "tiny_mcc": "mcc",
+}
+DOCUMENTS = {"quiz": list(range(3, 103)), "bits": list(range(0, 66, 2))}
+
+
+def test_blocks_are_shares_of_every_task() -> None:
+    blocks = split_blocks(DOCUMENTS, 8, seed=1)
+    for label, ids in DOCUMENTS.items():
+        assert sorted(i for block in blocks for i in block[label]) == ids
+        sizes = [len(block[label]) for block in blocks]
+        assert max(sizes) - min(sizes) <= 1
+        assert all(block[label] == sorted(block[label]) for block in blocks)
+
+
+def test_blocks_depend_on_the_seed_and_the_task_alone() -> None:
+    blocks = split_blocks(DOCUMENTS, 8, seed=1)
+    assert split_blocks({"quiz": DOCUMENTS["quiz"]}, 8, seed=1) == [{"quiz": block["quiz"]} for block in blocks]
+    assert split_blocks(DOCUMENTS, 8, seed=2) != blocks
+    assert blocks[0]["quiz"] != DOCUMENTS["quiz"][: len(blocks[0]["quiz"])]
+
+
+def test_no_block_is_without_a_task() -> None:
+    assert len(split_blocks({"quiz": list(range(50)), "few": [1, 2, 3]}, 8, seed=0)) == 3
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory) -> Scorer:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tasks(folder)
+    write_group(folder, "tiny_pair", ["tiny_zero", "tiny_last"])
+    wanted = {("tiny_pair" if name == "tiny_group" else name): metric for name, metric in WANTED.items()}
+    tasks = load([TaskConfig(task=name, metric=metric) for name, metric in wanted.items()], [str(folder / "tasks")])
+    return Scorer(
+        make_model(0), make_tokenizer(), tasks, {t.label: split(t, 0.4, 1).search for t in tasks}, batch_size=4
+    )
+
+
+def blocks_of(scorer: Scorer, count: int = 3) -> BlockScorer:
+    numbers = {label: found.ids for label, found in scorer.score().documents.items()}
+    return BlockScorer(scorer, split_blocks(numbers, count, seed=0))
+
+
+def forget(scorer: Scorer) -> None:
+    scorer.restore([[] for _ in scorer.answers()])
+
+
+def assert_same(ours, theirs) -> None:
+    for label, score in theirs.tasks.items():
+        assert ours.tasks[label].value == pytest.approx(score.value, rel=1e-5)
+        assert ours.tasks[label].documents == score.documents
+        assert ours.documents[label].ids == theirs.documents[label].ids
+        np.testing.assert_allclose(ours.documents[label].values, theirs.documents[label].values, rtol=1e-4)
+
+
+def test_block_by_block_gives_the_scores_of_all(scorer: Scorer) -> None:
+    whole = scorer.score()
+    blocks = blocks_of(scorer)
+    forget(scorer)
+    seconds = sum(blocks.score_block(number) for number in range(blocks.count))
+    found = blocks.collect(blocks.count, seconds)
+    assert_same(found, whole)
+    assert found.seconds == seconds > 0
+
+
+def test_the_first_blocks_give_the_values_of_their_documents(scorer: Scorer) -> None:
+    whole = scorer.score()
+    blocks = blocks_of(scorer)
+    forget(scorer)
+    blocks.score_block(0)
+    found = blocks.collect(1)
+    for label in ("tiny_choice", "tiny_shots", "tiny_passages", "tiny_pair"):
+        place = {document: position for position, document in enumerate(whole.documents[label].ids)}
+        ids = found.documents[label].ids
+        assert 0 < len(ids) == found.tasks[label].documents < len(place)
+        expected = whole.documents[label].values[[place[document] for document in ids]]
+        np.testing.assert_allclose(found.documents[label].values, expected, rtol=1e-4)
+
+
+def test_answers_come_back_to_the_last_bit(scorer: Scorer) -> None:
+    blocks = blocks_of(scorer)
+    for number in range(blocks.count):
+        blocks.score_block(number)
+    before = blocks.collect(blocks.count)
+    kept = [json.loads(json.dumps(blocks.answers(number))) for number in range(blocks.count)]
+    forget(scorer)
+    for number, answers in enumerate(kept):
+        blocks.restore(number, answers)
+    after = blocks.collect(blocks.count)
+    assert after.tasks == before.tasks
+    for label, documents in before.documents.items():
+        assert np.array_equal(after.documents[label].values, documents.values)
+
+
+def test_answers_to_other_requests_are_refused(scorer: Scorer) -> None:
+    blocks = blocks_of(scorer)
+    with pytest.raises(ValueError):
+        blocks.restore(0, blocks.answers(0)[1:])

@@ -1,0 +1,294 @@
+"""Racing: the rule over simulated and recorded scores, and the study over stand-ins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from raced import Matrix, race_all
+
+from mergesearch import config
+from mergesearch.config import Config
+from mergesearch.evaluate.blocks import BlockScorer, split_blocks
+from mergesearch.evaluate.scores import DocumentScores, Scores
+from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.record import TaskScore
+from mergesearch.results import render, table_rows
+from mergesearch.search.racing import lead, quantile
+from mergesearch.search.store import RunFolder, read_records, records
+from mergesearch.search.study import Search
+from mergesearch.space import SearchSpace
+
+RECORDED = Path(__file__).parent / "data" / "raced.npz"
+
+
+def quiz(values: np.ndarray, ids: list[int] | None = None) -> dict[str, DocumentScores]:
+    return {"quiz": DocumentScores(list(range(len(values))) if ids is None else ids, values, "mean")}
+
+
+# --- the rule ---
+
+
+def test_on_all_documents_the_lead_is_the_difference_and_certain() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = (rng.random((2, 80)) < 0.5).astype(float)
+    found = lead(quiz(ours), quiz(theirs), {"quiz": 2.0}, {"quiz": 80})
+    assert found.value == pytest.approx(2 * (ours.mean() - theirs.mean())) and found.stderr == 0.0
+
+
+def test_the_lead_compares_the_same_documents() -> None:
+    theirs = np.arange(40.0)
+    ids = [3, 7, 30]
+    found = lead(quiz(theirs[ids] + 1.0, ids), quiz(theirs), {"quiz": 1.0}, {"quiz": 40})
+    assert found.value == pytest.approx(1.0) and found.fewest == 3
+
+
+def test_no_difference_so_far_is_no_certainty() -> None:
+    theirs = np.array([0.0, 1.0] * 20)
+    found = lead(quiz(theirs[:10], list(range(10))), quiz(theirs), {"quiz": 1.0}, {"quiz": 40})
+    assert found.value == 0.0 and found.stderr > 0.05
+
+
+def test_one_document_decides_nothing() -> None:
+    found = lead(quiz(np.zeros(1), [0]), quiz(np.ones(40)), {"quiz": 1.0}, {"quiz": 40})
+    assert not found.upper(0.01) < 0
+
+
+def test_the_quantile_is_students() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for error in (0.01, 0.001):
+        for freedom in (24, 100, 1000):
+            assert quantile(error, freedom) == pytest.approx(stats.t.isf(error, freedom), rel=0.02)
+
+
+@pytest.mark.parametrize("differ", [0.05, 0.3])
+def test_a_candidate_as_good_as_the_best_is_seldom_stopped(differ: float) -> None:
+    """The hardest case: the candidate is better by one document of 160."""
+    stopped = 0
+    parts = split_blocks({"quiz": list(range(160))}, 8, seed=0)
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        theirs = (rng.random(160) < 0.6).astype(float)
+        ours = np.where(rng.random(160) < differ, 1 - theirs, theirs)
+        ours = _one_better(ours, theirs, rng)
+        stopped += _stopped_after(ours, theirs, parts, 0.01) is not None
+    assert stopped / 1000 <= 0.01
+
+
+def _one_better(ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    ours = ours.copy()
+    while ours.sum() != theirs.sum() + 1:
+        behind = ours.sum() < theirs.sum() + 1
+        ours[rng.choice(np.flatnonzero(ours == (0.0 if behind else 1.0)))] = 1.0 if behind else 0.0
+    return ours
+
+
+def _stopped_after(ours: np.ndarray, theirs: np.ndarray, parts: list[Any], error: float) -> int | None:
+    for number in range(1, len(parts)):
+        ids = sorted(i for part in parts[:number] for i in part["quiz"])
+        found = lead(quiz(ours[ids], ids), quiz(theirs), {"quiz": 1.0}, {"quiz": len(ours)})
+        if found.upper(error / (len(parts) - 1)) < 0:
+            return number
+    return None
+
+
+def test_a_candidate_far_behind_is_stopped_at_once() -> None:
+    rng = np.random.default_rng(0)
+    theirs = (rng.random(320) < 0.8).astype(float)
+    ours = (rng.random(320) < 0.2).astype(float)
+    parts = split_blocks({"quiz": list(range(320))}, 8, seed=0)
+    assert _stopped_after(ours, theirs, parts, 0.01) == 1
+
+
+@pytest.mark.skipif(not RECORDED.is_file(), reason="no recorded matrix")
+def test_over_recorded_scores_the_winner_stays_and_documents_are_saved() -> None:
+    matrix = Matrix.read(RECORDED)
+    found = [race_all(matrix, blocks=16, error=0.01, seed=seed) for seed in range(12)]
+    assert sum(r.wrong for r in found) <= 0.01 * sum(r.stopped for r in found)
+    assert sum(r.evaluations for r in found) < sum(r.full for r in found)
+    assert sum(r.same_winner for r in found) >= 11
+
+
+# --- the study ---
+
+INFOS = [TensorInfo(f"layers.{i}.mlp", i, "mlp", (2, 2)) for i in range(2)]
+SIZE = 120
+
+
+class Engine:
+    def __init__(self, stop_at: int | None = None):
+        self.loaded: list[Recipe] = []
+        self.stop_at = stop_at
+
+    def load(self, recipe: Recipe) -> float:
+        if self.stop_at == len(self.loaded):
+            raise KeyboardInterrupt
+        self.loaded.append(recipe)
+        return 0.25
+
+
+class Live:
+    """Scores that depend on the recipe that was loaded last; answers are the values of documents."""
+
+    def __init__(self, engine: Engine, only: list[int] | None = None, answered: dict[int, float] | None = None):
+        self.engine, self.ids = engine, list(range(SIZE)) if only is None else only
+        self.answered = {} if answered is None else answered
+        self.asked: list[tuple[str, int]] = []
+        self.stop_at: int | None = None
+
+    def only(self, documents: dict[str, list[int]]) -> Live:
+        part = Live(self.engine, documents["quiz"], self.answered)
+        part.asked, part.root = self.asked, getattr(self, "root", self)
+        return part
+
+    def answer(self) -> None:
+        root = getattr(self, "root", self)
+        if root.stop_at is not None and len(self.asked) >= root.stop_at:
+            raise KeyboardInterrupt
+        recipe = self.engine.loaded[-1]
+        skill = 0.4 + 0.5 * (int(recipe.id[:4], 16) / 0xFFFF)
+        shared = np.random.default_rng(0).random(SIZE)
+        for document in self.ids:
+            self.asked.append((recipe.id, document))
+            self.answered[document] = float(shared[document] < skill)
+
+    def collect(self) -> Scores:
+        values = np.array([self.answered[document] for document in self.ids])
+        score = TaskScore(float(values.mean()), 0.01, len(values), "acc")
+        return Scores({"quiz": score}, quiz(values, self.ids))
+
+    def score(self) -> Scores:
+        self.answer()
+        return self.collect()
+
+    def answers(self) -> list[list[float]]:
+        return [[self.answered[document]] for document in self.ids]
+
+    def restore(self, answers: list[list[float]]) -> None:
+        for document, (value,) in zip(self.ids, answers, strict=True):
+            self.answered[document] = value
+
+
+def settings(folder: Path, trials: int = 12, **changes: Any) -> Config:
+    data = {
+        "name": "test",
+        "base_model": "base",
+        "models": {"a": "a", "b": "b"},
+        "tasks": [{"task": "quiz"}],
+        "objective": {"scale": "raw"},
+        "space": {"methods": ["linear", "ties"], "layer_groups": 2},
+        "search": {"trials": trials, "seed": 3},
+        "output": str(folder),
+        "racing": {"blocks": 6},
+    }
+    return config.validate(Config, {**data, **changes}, "test")
+
+
+def start(folder: Path, live: Live | None = None, **changes: Any) -> Search:
+    live = live or Live(Engine())
+    read = settings(folder, **changes)
+    blocks = split_blocks({"quiz": list(range(SIZE))}, 6, seed=0)
+    scorer = BlockScorer(live, [{label: sorted(ids) for label, ids in block.items()} for block in blocks])
+    return Search(read, RunFolder.prepare(read), SearchSpace(read, INFOS, 2), live.engine, scorer)
+
+
+def rows(folder: Path) -> list[tuple[Any, ...]]:
+    return [(r.number, r.recipe_id, r.state, r.objective, r.stopped) for r in read_records(folder)[1]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Live]:
+    folder = tmp_path_factory.mktemp("raced") / "run"
+    live = Live(Engine())
+    start(folder, live).run()
+    return folder, live
+
+
+def test_hopeless_candidates_are_pruned_and_say_after_how_many_documents(whole: tuple[Path, Live]) -> None:
+    folder, live = whole
+    found = read_records(folder)[1]
+    pruned = [record for record in found if record.state == "pruned"]
+    assert len(found) == 16 and pruned and all(r.state == "complete" for r in found[:4])
+    for record in pruned:
+        assert record.objective is None and record.scores == {} and record.partial["quiz"].documents < SIZE
+        assert record.stopped.startswith(f"after {record.partial['quiz'].documents} of {SIZE} documents: -0.")
+    assert len(live.asked) < 16 * SIZE
+
+
+def test_the_winner_is_the_one_that_scoring_everything_finds(whole: tuple[Path, Live], tmp_path: Path) -> None:
+    found = read_records(whole[0])[1]
+    best = max((r for r in found if r.objective is not None), key=lambda r: r.objective)
+    for record in found:
+        if record.state == "pruned":
+            engine = Engine()
+            engine.load(Recipe.from_data(dict(record.recipe), "test"))
+            assert Live(engine).score().tasks["quiz"].value <= best.objective
+
+
+def test_the_table_shows_them(whole: tuple[Path, Live]) -> None:
+    found = read_records(whole[0])[1]
+    row = next(row for row in table_rows(found) if row["state"] == "pruned")
+    assert row["rank"] is None and row["quiz"] is None and row["error"].startswith("after ")
+    assert "pruned: after " in render(found, "md")
+
+
+@pytest.mark.parametrize("at", [0, 2 * SIZE + 1, 4 * SIZE, 4 * SIZE + 30, 4 * SIZE + 130, 4 * SIZE + 250])
+def test_killed_between_blocks_it_goes_on_from_there(tmp_path: Path, whole: tuple[Path, Live], at: int) -> None:
+    first = Live(Engine())
+    first.stop_at = at
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", first).run()
+    second = Live(Engine())
+    start(tmp_path / "run", second).run()
+    assert rows(tmp_path / "run") == rows(whole[0])
+    # no block was scored twice, none lost
+    assert sorted(first.asked + second.asked) == sorted(whole[1].asked)
+
+
+def test_a_recipe_that_was_scored_is_not_scored_again(tmp_path: Path) -> None:
+    live = Live(Engine())
+    fixed = {"methods": ["linear"], "weight": [0.5, 0.5]}
+    search = start(tmp_path / "run", live, trials=3, space=fixed, racing=None)
+    search.run()
+    found = records(search.study)
+    assert len({record.recipe_id for record in found[4:]}) == 1
+    assert {r.objective for r in found[4:]} == {found[4].objective} and found[5].seconds == 0.0
+    assert len(live.engine.loaded) == len({record.recipe_id for record in found})
+    assert search.folder.documents(5).read_bytes() == search.folder.documents(4).read_bytes()
+
+
+def test_a_pruned_recipe_goes_on_from_its_blocks(tmp_path: Path, whole: tuple[Path, Live]) -> None:
+    found = next(record for record in read_records(whole[0])[1] if record.state == "pruned")
+    live = Live(Engine())
+    search = start(tmp_path / "run", live, trials=0)
+    search.run()
+    for _ in range(2):
+        search.study.enqueue_trial({}, user_attrs={"recipe": found.recipe, "recipe_id": found.recipe_id})
+        search.run()
+    first, second = records(search.study)[4:]
+    assert (first.state, first.stopped) == (second.state, second.stopped) and second.seconds == 0.0
+    assert len(set(live.asked)) == len(live.asked)
+
+
+def test_without_racing_nothing_is_pruned(tmp_path: Path) -> None:
+    live = Live(Engine())
+    start(tmp_path / "run", live, trials=4, racing=None).run()
+    assert {row[2] for row in rows(tmp_path / "run")} == {"complete"}
+
+
+def test_samplers_see_how_far_a_pruned_trial_got(whole: tuple[Path, Live]) -> None:
+    search = start(whole[0])
+    pruned = [trial for trial in search.study.trials if trial.state.name == "PRUNED"]
+    for trial in pruned:
+        ((step, value),) = trial.intermediate_values.items()
+        assert 1 <= step < 6 and value == trial.user_attrs["partial"]["quiz"]["value"]
+
+
+def test_a_block_file_holds_its_answers(whole: tuple[Path, Live]) -> None:
+    found = next(record for record in read_records(whole[0])[1] if record.state == "pruned")
+    files = sorted(RunFolder(whole[0]).blocks(found.recipe_id).glob("*.json"))
+    answers = [answer for file in files for answer in json.loads(file.read_text())]
+    assert len(answers) == found.partial["quiz"].documents
