@@ -35,8 +35,8 @@ def main() -> None:
         "",
         f"`python scripts/bench_racing.py`: {arguments.searches} simulated searches a row over {proposals} recorded "
         f"proposals after {matrix.baselines} baselines;",
-        f"documents: {sizes}. *Saving*: document evaluations without racing / with it, for the whole search and for the "
-        "proposals alone (baselines are",
+        f"documents: {sizes}. *Saving*: document evaluations without racing / with it, for the whole search and for "
+        "the proposals alone (baselines are",
         "never stopped). *Wrongly stopped*: stopped though the full score would have made it the best. *Contenders*: "
         "trials whose full score makes them the best.",
         "",
