@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from raced import Matrix, Raced, race_all  # noqa: E402
 
-SETTINGS = [(8, 0.01), (16, 0.01), (32, 0.01), (16, 0.02), (16, 0.05), (16, 0.1)]
+SETTINGS = [(8, 0.01), (16, 0.01), (32, 0.01), (16, 0.05), (16, 0.2), (16, 0.5)]
 
 
 def main() -> None:
