@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mergesearch.methods.common import Normalize, Scalar, Scalars, Weights, dot, per_model, scalar
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.task_vector import Lambda, elect, keep_count, task_vectors
+from mergesearch.methods.statistics import count_nonzero, kth_smallest, statistic
+from mergesearch.methods.task_vector import Lambda, elect, task_vectors
 
 TopShare = Annotated[
     Scalar,
@@ -42,11 +43,8 @@ def spread(vectors: Sequence[Tensor]) -> Tensor:
 
 def spread_threshold(variance: Tensor, top: Scalar) -> Tensor:
     """The least variance among the max(1, floor(top n)) largest of the n that are not 0; 0 where all are 0."""
-    flat = variance.flatten()
-    nonzero = int((flat != 0).sum())
-    if nonzero == 0:
-        return flat.new_zeros(())
-    return torch.kthvalue(flat, flat.numel() - keep_count(nonzero, top) + 1).values
+    keep = (count_nonzero(variance) * top).floor().clamp(min=1)
+    return kth_smallest(variance, variance.numel() + 1 - keep)
 
 
 def energy_shares(vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -151,10 +149,15 @@ def ramplus_tl(
 
 def unique_scale(changed: Tensor, count: Tensor, r: Scalar, alpha: Scalar) -> Tensor:
     """1 + r min(alpha, shared / unique) of one model, 0-d float64; `count`: how many models changed each element."""
-    unique = (changed & (count == 1)).sum().double()
-    shared = (changed & (count > 1)).sum().double()
+    unique, shared = unique_and_shared(changed, count).unbind()
     ratio = shared / unique.clamp(min=1)
     return 1 + scalar(r).to(ratio.device) * torch.minimum(ratio, scalar(alpha).to(ratio.device))
+
+
+@statistic(how="sum")
+def unique_and_shared(changed: Tensor, count: Tensor) -> Tensor:
+    """How many elements one model changed alone and how many with others, (2,) float64."""
+    return torch.stack([(changed & (count == 1)).sum(), (changed & (count > 1)).sum()]).double()
 
 
 def _merge_changes(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mergesearch.methods.registry import Parameter
+from mergesearch.methods.statistics import statistic
 
 # 32 MiB of float64: a dot product of a whole embedding needs no more
 _BLOCK = 2**22
@@ -53,12 +54,14 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Scalar]) -> Tensor
     return merged
 
 
+@statistic(how="sum")
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """sum_j a_j b_j over all elements, 0-d float64: products and sums in float64, so the order hardly matters."""
     blocks = zip(a.flatten().split(_BLOCK), b.flatten().split(_BLOCK), strict=True)
     return sum((x.double() * y.double()).sum() for x, y in blocks)
 
 
+@statistic(how="sum")
 def gram(tensors: Sequence[Tensor]) -> Tensor:
     """All dot products of N tensors as flat vectors, (N, N) float64: what every angle and norm is made of."""
     rows = [[dot(a, b) for b in tensors[: i + 1]] for i, a in enumerate(tensors)]
@@ -66,6 +69,7 @@ def gram(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.stack(row) for row in full])
 
 
+@statistic()
 def rows_gram(tensors: Sequence[Tensor], dim: int) -> Tensor:
     """As `gram`, for each vector along `dim`: (N, N, ...) float64 with that dimension kept as 1."""
     wide = [t.double() for t in tensors]

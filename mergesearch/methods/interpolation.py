@@ -25,6 +25,7 @@ from mergesearch.methods.common import (
     weighted_sum,
 )
 from mergesearch.methods.registry import Parameter, method
+from mergesearch.methods.statistics import kth_smallest, statistic
 
 Nearness = Annotated[
     Scalar,
@@ -126,6 +127,7 @@ def arcee_fusion(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
     return torch.where(scores >= outlier_threshold(scores), second, first)
 
 
+@statistic(how="rows", per_element=True)
 def importance(first: Tensor, second: Tensor) -> Tensor:
     """|b - a| times the divergence of each vector along the last dimension, float64: near models diverge by little."""
     logs = [torch.log_softmax(x.double(), dim=-1) for x in (first, second)]
@@ -135,6 +137,5 @@ def importance(first: Tensor, second: Tensor) -> Tensor:
 
 def outlier_threshold(scores: Tensor) -> Tensor:
     """median + 1.5 (Q3 - Q1), each the order statistic at floor(q (n - 1)); 0-d."""
-    flat = scores.flatten()
-    lower, middle, upper = (torch.kthvalue(flat, 1 + int(q * (flat.numel() - 1))).values for q in (0.25, 0.5, 0.75))
+    lower, middle, upper = (kth_smallest(scores, 1 + int(q * (scores.numel() - 1))) for q in (0.25, 0.5, 0.75))
     return middle + 1.5 * (upper - lower)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mergesearch.methods.statistics import statistic
+
 # elements that share one pair of stream words: an int32 index reaches no further
 _WINDOW = 2**31
 # eager torch is fastest where a block's temporaries stay in the cache
@@ -36,6 +38,7 @@ def mask_key(seed: int, model: str, tensor: str) -> MaskKey:
     return _words("mask", seed, model, tensor)
 
 
+@statistic(how="uniform", per_element=True)
 def uniform(
     key: MaskKey,
     shape: Sequence[int],

@@ -8,9 +8,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from mergesearch.methods.common import Normalize, Scalar, Scalars, Weights, per_model
+from mergesearch.methods.common import Normalize, Scalar, Scalars, Weights, per_model, scalar
 from mergesearch.methods.masks import MaskKey
 from mergesearch.methods.registry import Parameter, method
+from mergesearch.methods.statistics import statistic
 from mergesearch.methods.task_vector import (
     Densities,
     DropRescale,
@@ -69,10 +70,16 @@ def magnitude_ranks(d: Tensor) -> Tensor:
     """
     if d.shape[-1] == 1:
         return torch.full_like(d, 0.5, dtype=torch.float32)
+    return rank_sums(d).to(torch.float32) / scalar(2 * (d.shape[-1] - 1))
+
+
+@statistic(how="rows", per_element=True)
+def rank_sums(d: Tensor) -> Tensor:
+    """The first plus the last rank, counted from 0, among the equal magnitudes of the row; int16 where that holds it."""
     size = d.abs().contiguous()
     ordered = size.sort(dim=-1).values
     below, upto = (torch.searchsorted(ordered, size, right=right) for right in (False, True))
-    return (below + upto - 1).to(torch.float32) / (2 * (d.shape[-1] - 1))
+    return (below + upto - 1).to(torch.int16 if 2 * d.shape[-1] < 2**15 else torch.int32)
 
 
 def keep_probabilities(ranks: Tensor, density: Scalar, epsilon: Scalar) -> Tensor:
@@ -80,8 +87,8 @@ def keep_probabilities(ranks: Tensor, density: Scalar, epsilon: Scalar) -> Tenso
 
     The cut leaves the least likely element a hundredth of density: with none at all its loss could not be made good.
     """
-    density, epsilon = float(density), float(epsilon)
-    epsilon = min(epsilon, 1 - density, 0.99 * density)
+    density = scalar(density)
+    epsilon = torch.minimum(scalar(epsilon), torch.minimum(1 - density, 0.99 * density))
     return (density - epsilon) + ranks * (2 * epsilon)
 
 

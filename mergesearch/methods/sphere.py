@@ -28,6 +28,7 @@ from mergesearch.methods.common import (
     weighted_sum,
 )
 from mergesearch.methods.registry import Parameter, method
+from mergesearch.methods.statistics import statistic
 
 Position = Annotated[
     Scalar,
@@ -159,6 +160,7 @@ def mean_direction(products: Tensor, weights: Tensor, eps: float) -> Tensor:
     return torch.where(gone, 0.0, towards / torch.where(gone, 1.0, length)) * (weights * lengths).sum()
 
 
+@statistic()
 def karcher_coefficients(products: Tensor, max_iter: int, tol: float) -> Tensor:
     """The (N,) coefficients of `karcher` from the (N, N) dot products."""
     lengths = norms(products)

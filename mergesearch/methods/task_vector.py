@@ -25,6 +25,7 @@ from mergesearch.methods.common import (
 )
 from mergesearch.methods.masks import MaskKey, uniform
 from mergesearch.methods.registry import Parameter, method
+from mergesearch.methods.statistics import kth_smallest, statistic
 
 Densities = Annotated[
     Scalars,
@@ -71,7 +72,7 @@ def keep_count(n: int, density: Scalar) -> int:
 
 def magnitude_threshold(d: Tensor, count: int) -> Tensor:
     """The `count`-th largest magnitude of d, 0-d."""
-    return torch.kthvalue(d.abs().flatten(), d.numel() - count + 1).values
+    return kth_smallest(d.abs(), d.numel() - count + 1)
 
 
 def trim(d: Tensor, density: Scalar) -> Tensor:
@@ -87,6 +88,7 @@ def match_l1(kept: Tensor, d: Tensor) -> Tensor:
     return kept * l1_factor(l1_norm(kept), l1_norm(d))
 
 
+@statistic(how="sum")
 def l1_norm(d: Tensor) -> Tensor:
     """The sum of magnitudes, summed in float64 so that it hardly depends on the order; 0-d."""
     return d.abs().sum(dtype=torch.float64)

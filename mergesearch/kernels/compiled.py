@@ -1,0 +1,125 @@
+"""Kernels compiled by torch.compile: in the background, kept on disk, and done without where there is no compiler."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mergesearch.kernels.program import Program
+
+log = logging.getLogger(__name__)
+
+When = Literal["never", "background", "now"]
+# below this many parameters a candidate in blocks is done before a compiler has started
+WORTH_COMPILING = 30_000_000
+# the size that a kernel is compiled at: enough for the compiler to use all threads, little enough to be done at once
+_EXAMPLE = 2**20
+
+Kernel = Callable[..., Tensor]
+
+
+class Compiler:
+    """Compiled kernels by program and dtypes.
+
+    Args:
+        when: "background": a kernel is compiled while candidates are made without it; "now": before its first use;
+            "never".
+        patience: how many seconds the end of the process may wait for a kernel being compiled.
+    """
+
+    def __init__(self, when: When = "background", patience: float = 60.0):
+        self.when = when
+        self._ready: dict[Any, Kernel | None] = {}
+        self._jobs: queue.Queue[Any] = queue.Queue()
+        self._worker: threading.Thread | None = None
+        self._patience = patience
+        self._stopped = False
+
+    def kernel(self, program: Program, out: Tensor, scalars: Tensor, keys: Tensor, arguments: Sequence[Tensor]) -> Any:
+        """The compiled kernel for arguments like these, or None: as yet, or for good."""
+        if self.when == "never":
+            return None
+        shape = out.ndim if program.rows else 1
+        key = (program.source, shape, out.dtype, out.device, tuple(a.dtype for a in arguments))
+        if key not in self._ready:
+            self._ready[key] = None
+            work = (key, program, _example(program, out, scalars, keys, arguments))
+            self._compile(*work) if self.when == "now" else self._later(work)
+        return self._ready[key]
+
+    def wait(self) -> None:
+        """Returns when everything asked for so far is compiled."""
+        self._jobs.join()
+
+    def _later(self, work: Any) -> None:
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="mergesearch-compiler", daemon=True)
+            self._worker.start()
+            atexit.register(self._stop)
+        self._jobs.put(work)
+
+    def _work(self) -> None:
+        while not self._stopped:
+            work = self._jobs.get()
+            try:
+                if work is not None and not self._stopped:
+                    self._compile(*work)
+            finally:
+                self._jobs.task_done()
+
+    def _stop(self) -> None:
+        # a thread inside the compiler must not meet the interpreter's end
+        self._stopped = True
+        self._jobs.put(None)
+        if self._worker is not None:
+            self._worker.join(self._patience)
+
+    def _compile(self, key: Any, program: Program, example: tuple[Any, ...]) -> None:
+        try:
+            self._ready[key] = _compile(program, example)
+        except Exception as error:
+            self.when = "never"
+            reason = " ".join(str(error).split())[:200]
+            log.warning("merging without compiled kernels, block by block: %s: %s", type(error).__name__, reason)
+
+
+def _example(program: Program, out: Tensor, *inputs: Any) -> tuple[Any, ...]:
+    """Arguments like the given ones with a few elements, none of them the caller's memory."""
+    scalars, keys, arguments = inputs
+    if not program.rows:
+        blank = [torch.zeros(_EXAMPLE, dtype=t.dtype, device=t.device) for t in (out, *arguments)]
+    else:
+        blank = [torch.zeros_like(t) for t in (out, *arguments)]
+    return (blank[0], scalars.clone(), keys.clone(), *blank[1:])
+
+
+def _compile(program: Program, example: tuple[Any, ...]) -> Kernel:
+    keep_on_disk()
+    options = {"cpp.dynamic_threads": True} if example[0].device.type == "cpu" else {}
+    made = torch.compile(program.kernel, dynamic=True, fullgraph=True, options=options)
+    with torch.no_grad():
+        made(*example)
+    return made
+
+
+def keep_on_disk() -> None:
+    """Lets torch keep compiled kernels where the next process finds them, unless the environment names a place."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mergesearch" / "kernels"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
+def compiled_here() -> dict[str, int]:
+    """How many kernels this process compiled, and how many it found on disk."""
+    from torch._dynamo.utils import counters
+
+    found = counters["inductor"]
+    return {"compiled": found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"], "found": found["fxgraph_cache_hit"]}

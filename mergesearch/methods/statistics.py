@@ -1,0 +1,83 @@
+"""What of a method needs more than one element at a time: statistics, and the two things that stand in for them.
+
+A method is a plain function. Whatever in it looks at a whole tensor (a threshold, a norm, ranks) is a call of a function
+marked `statistic`; what is left is elementwise. Called plainly, a marked function just runs. A fast path may listen with
+`listening`: it is then given each call instead of its result, so that statistics can be kept between candidates and the
+elementwise rest can be compiled, without the method's file knowing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+How = Literal["whole", "sum", "rows", "order", "uniform"]
+Listener = Callable[["Statistic", tuple[Any, ...], dict[str, Any]], Any]
+
+_listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("listener", default=None)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A marked function.
+
+    Attributes:
+        function: the plain definition.
+        how: how it may be computed piece by piece. "whole": not at all; "sum": the sum of what it gives for blocks of
+            its tensors, taken flat; "rows": what it gives for blocks of rows (the last dimension), one after another;
+            "order": the k-th smallest of its first argument, k its second; "uniform": random numbers by counter.
+        per_element: whether the result has its tensors' shape; otherwise it is small.
+    """
+
+    function: Callable[..., Any]
+    how: How
+    per_element: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+
+def statistic(*, how: How = "whole", per_element: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Marks a function of whole tensors, see `Statistic`. Called plainly it does what it did before."""
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        made = Statistic(function, how, per_element)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            listener = _listener.get()
+            return function(*args, **kwargs) if listener is None else listener(made, args, kwargs)
+
+        return call
+
+    return mark
+
+
+@contextlib.contextmanager
+def listening(listener: Listener | None) -> Iterator[None]:
+    """Within it, in this thread, calls of marked functions go to `listener`; None: they run plainly."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@statistic(how="order")
+def kth_smallest(values: Tensor, k: int | Tensor) -> Tensor:
+    """The k-th smallest of all elements, k from 1 on; 0-d, of the values' dtype."""
+    return torch.kthvalue(values.flatten(), int(k)).values
+
+
+@statistic(how="sum")
+def count_nonzero(values: Tensor) -> Tensor:
+    """How many elements are not 0; 0-d float64, so exact up to 2^53."""
+    return (values != 0).sum().double()
