@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mergesearch import methods
+from mergesearch import kernels, methods
 from mergesearch.checkpoints import Form, Piece, Pool, parameters
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe, Rule, TensorInfo
@@ -29,6 +30,11 @@ class Step:
     method: methods.Method
     models: tuple[str, ...]
     parameters: dict[str, Any]
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for steps that do the same."""
+        return repr((self.method.name, self.models, sorted(self.parameters.items())))
 
     @property
     def copies(self) -> bool:
@@ -53,6 +59,17 @@ class Job:
     step: Step
     base: str | None
     parents: tuple[str, ...]
+
+    def operands(self, pool: Pool, seed: int) -> kernels.Operands:
+        """The stored tensors that it merges, and what names them: who, which tensor, how often it was written to."""
+        models = self.step.models
+        base = pool.base.tensors[self.base] if self.base is not None else None
+        parents = tuple(pool.parent(m).tensors[n] for m, n in zip(models, self.parents, strict=True))
+        names = tuple((m, n, t._version) for m, n, t in zip(models, self.parents, parents, strict=True))
+        masks = tuple(methods.mask_key(seed, m, self.info.name) for m in models) if self.step.method.random else ()
+        return kernels.Operands(
+            base, parents, (("base", self.base, None if base is None else base._version), *names), masks
+        )
 
 
 def check(recipe: Recipe) -> list[Step]:
@@ -211,6 +228,8 @@ def merge(
 ) -> Iterator[tuple[Job, Tensor]]:
     """The merged tensors one after another, in float32 arithmetic and rounded once to `dtypes`, by live name.
 
+    The plain definition, which `Engine.load` equals faster.
+
     Raises:
         CandidateError: a tensor came out with NaN or infinity.
     """
@@ -232,12 +251,19 @@ class Engine:
     stacking changes what is inside: its configuration, its depth, its tensors. A stack's tensors that are passed
     through unchanged are the parents' own memory, not copies: do not write to them.
 
+    What one candidate has in common with the one before it is not merged again; statistics of the parents are kept.
+
     Args:
         pool: the aligned parents.
         dtype: the dtype of the candidates, a recipe's `out_dtype`.
+        compiled: when kernels are compiled: "background", "now" (before their first use) or "never"; None: in the
+            background where candidates are large enough for it to pay.
     """
 
-    def __init__(self, pool: Pool, dtype: str):
+    def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None):
+        self.runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, pool.device, compiled)
+        self._made: dict[tuple[str, int], Any] = {}
+        self._versions: dict[str, int] = {}
         self.pool = pool
         self.dtype = dtype
         self.model: nn.Module = pool.new_model(DTYPES[dtype])
@@ -267,18 +293,33 @@ class Engine:
         if not same:
             self._rebuild(form, jobs, sources, recipe.stack)
         self._share(sources)
-        dtypes = {name: tensor.dtype for name, tensor in self._live.items()}
-        own = [job for job in jobs if job.piece.live not in self._shared]
-        for job, merged in merge(own, self.pool, recipe.seed, dtypes):
-            job.piece.view(self._live).copy_(merged)
+        self._write([job for job in jobs if job.piece.live not in self._shared], recipe.seed)
         return time.perf_counter() - started
+
+    def _write(self, jobs: Sequence[Job], seed: int) -> None:
+        """Merges the tensors that are not yet what they should be, those of one step together."""
+        made: dict[tuple[str, int], Any] = {}
+        steps: dict[str, list[tuple[Job, kernels.Operands]]] = {}
+        touched = {name for name, tensor in self._live.items() if tensor._version != self._versions.get(name)}
+        for job in jobs:
+            operands, place = job.operands(self.pool, seed), (job.piece.live, job.piece.offset)
+            made[place] = (job.step.identity, operands.names, operands.masks)
+            if job.piece.live in touched or self._made.get(place) != made[place]:
+                steps.setdefault(job.step.identity, []).append((job, operands))
+        self._made = {}  # nothing is certain, should this fail
+        for step in steps.values():
+            how = step[0][0].step
+            tasks = [kernels.Task(operands, job.piece.view(self._live), job.info.name) for job, operands in step]
+            self.runner.run(kernels.Recipe(how.method, how.parameters), tasks)
+        self._made = made
+        self._versions = {name: tensor._version for name, tensor in self._live.items()}
 
     def _rebuild(self, form: Form, jobs: Sequence[Job], sources: Mapping[str, Tensor], stack: Any) -> None:
         """Puts a model of another form into the live model's place, as yet without the candidate's weights."""
         self._form = None  # nothing to go on from, should this fail
         for tensor in self._live.values():
             tensor.data = tensor.data.new_empty(0)
-        self._live, self._shared = {}, set()
+        self._live, self._shared, self._made = {}, set(), {}
         dtype, device = DTYPES[self.dtype], self.pool.device
         tensors = {job.piece.live: _origin_tensor(job, self.pool) for job in jobs}
         for name, tensor in tensors.items():
@@ -297,6 +338,7 @@ class Engine:
             if source is not None and (source.dtype, source.device) == (tensor.dtype, tensor.device):
                 tensor.data = source
                 self._shared.add(name)
+                self._versions.pop(name, None)
             elif name in self._shared:
                 tensor.data = torch.empty_like(tensor)
                 self._shared.discard(name)

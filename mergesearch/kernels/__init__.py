@@ -1,13 +1,36 @@
 """Fast paths of the merge methods: each equals the plain definition in `mergesearch.methods`.
 
-symbols: a method run once on symbols shows its elementwise part and its statistics. program: the elementwise part as a
-function over blocks. compiled: the same compiled. tables, statistics: what is kept between candidates. runner: all of it.
+symbols: a method run once on symbols shows its elementwise part and its statistics. program: the elementwise part as
+a function over blocks. compiled: the same compiled. tables, statistics: what is kept between candidates. runner: all
+of it.
 """
 
 from __future__ import annotations
 
-from mergesearch.kernels.compiled import WORTH_COMPILING, Compiler
+import torch
+
+from mergesearch.kernels.compiled import WORTH_COMPILING, Compiler, When
 from mergesearch.kernels.runner import Recipe, Runner, Task
 from mergesearch.kernels.statistics import Operands, Statistics
 
-__all__ = ["WORTH_COMPILING", "Compiler", "Operands", "Recipe", "Runner", "Statistics", "Task"]
+__all__ = ["WORTH_COMPILING", "Compiler", "Operands", "Recipe", "Runner", "Statistics", "Task", "When", "runner_for"]
+
+
+def runner_for(parameters: int, parents: int, device: torch.device, compiled: When | None = None) -> Runner:
+    """A runner for candidates of that many parameters made of that many parents (the base counts).
+
+    Small statistics are kept up to a fiftieth of what the parents take in 16 bits (64 MiB at least), those of the
+    tensors' own shape up to a quarter of the device's free memory.
+    """
+    when = compiled or ("background" if parameters >= WORTH_COMPILING else "never")
+    limit = max(64 * 2**20, parameters * parents * 2 // 50)
+    return Runner(Statistics(limit, free_memory(device) // 4), Compiler(when))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device: for the CPU what can be had without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available

@@ -122,4 +122,7 @@ def compiled_here() -> dict[str, int]:
     from torch._dynamo.utils import counters
 
     found = counters["inductor"]
-    return {"compiled": found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"], "found": found["fxgraph_cache_hit"]}
+    return {
+        "compiled": found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"],
+        "found": found["fxgraph_cache_hit"],
+    }

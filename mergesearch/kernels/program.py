@@ -1,7 +1,7 @@
 """Elementwise programs: what was recorded on symbols, as the text of a Python function over flat blocks.
 
-The text is the program's identity: equal recipes, other numbers, other tensors give the same text, so one compiled kernel
-serves them all. It runs as it stands on blocks that fit the cache, or compiled.
+The text is the program's identity: other numbers and other tensors give the same text, so one compiled kernel serves
+them all. It runs as it stands on blocks that fit the cache, or compiled.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def _not_elementwise(source: str, count: int, dtypes: tuple[torch.dtype, ...]) -
 
 
 def spans(shape: Sequence[int], flat: bool, size: int) -> list[tuple[int, int]]:
-    """Ranges of the first dimension whose blocks have about `size` elements and end where a window ends at the latest."""
+    """Ranges of the first dimension whose blocks have about `size` elements; none reaches over a window's end."""
     length, inner = (math.prod(shape), 1) if flat else (shape[0], max(1, math.prod(shape[1:])))
     step = max(1, size // inner)
     if flat:

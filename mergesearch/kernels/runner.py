@@ -160,9 +160,7 @@ class Runner:
         some = [tasks[0].operands] if recording.alike else [t.operands for t in tasks]
         scalars, rows = recording.values(some, self.statistics)
         scalars = scalars.to(device, non_blocking=True)
-        return [
-            self._one(recording, task, scalars[i % len(some)], rows[i % len(some)]) for i, task in enumerate(tasks)
-        ]
+        return [self._one(recording, task, scalars[i % len(some)], rows[i % len(some)]) for i, task in enumerate(tasks)]
 
     def _one(self, recording: Recording, task: Task, scalars: Tensor, rows: Sequence[Tensor]) -> Tensor:
         program, operands = recording.program, task.operands

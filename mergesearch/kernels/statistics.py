@@ -157,9 +157,7 @@ class Statistics:
             cache.put(key, found)
         return found
 
-    def _compute(
-        self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any
-    ) -> Tensor:
+    def _compute(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any) -> Tensor:
         how = request.statistic.how
         with listening(None):
             if request.program is None or how == "whole":
@@ -176,9 +174,7 @@ class Statistics:
         )
         return request.statistic.function(*args, **kwargs)
 
-    def _order(
-        self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any
-    ) -> Tensor:
+    def _order(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any) -> Tensor:
         rank = request.symbol.args[1]
         rank = int(value(rank) if isinstance(rank, Symbol) else rank)
 

@@ -1,9 +1,9 @@
 """A method run once on symbols: which elementwise operations and which statistics it is made of.
 
 `record` calls a method's plain function with symbols in the place of its tensors. Elementwise operations on them are
-written down, not done; statistics are asked for through a callback; scalars, which are real 0-d tensors, are computed on
-the spot. What a method does besides (a branch on a tensor's values, an operation in place) raises `Unsupported`: then
-the plain definition is used, so no method has to know of any of this.
+written down, not done; statistics are asked for through a callback; scalars, which are real 0-d tensors, are computed
+on the spot. What a method does besides (a branch on a tensor's values, an operation in place) raises `Unsupported`:
+then the plain definition is used, so no method has to know of any of this.
 """
 
 from __future__ import annotations

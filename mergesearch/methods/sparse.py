@@ -75,7 +75,7 @@ def magnitude_ranks(d: Tensor) -> Tensor:
 
 @statistic(how="rows", per_element=True)
 def rank_sums(d: Tensor) -> Tensor:
-    """The first plus the last rank, counted from 0, among the equal magnitudes of the row; int16 where that holds it."""
+    """The first plus the last rank, from 0, among the equal magnitudes of the row; int16 where that holds it."""
     size = d.abs().contiguous()
     ordered = size.sort(dim=-1).values
     below, upto = (torch.searchsorted(ordered, size, right=right) for right in (False, True))

@@ -1,9 +1,10 @@
-"""What of a method needs more than one element at a time: statistics, and the two things that stand in for them.
+"""What of a method needs more than one element at a time: a call of a function marked `statistic`.
 
-A method is a plain function. Whatever in it looks at a whole tensor (a threshold, a norm, ranks) is a call of a function
-marked `statistic`; what is left is elementwise. Called plainly, a marked function just runs. A fast path may listen with
-`listening`: it is then given each call instead of its result, so that statistics can be kept between candidates and the
-elementwise rest can be compiled, without the method's file knowing of it.
+A method is a plain function. Whatever in it looks at a whole tensor (a threshold, a norm, ranks) is a call of a marked
+function; what is left is elementwise. Called plainly, a marked function just runs. A fast path may listen with
+`listening`: it is then given each call instead of its result, so that statistics can be kept between candidates and
+the elementwise rest can be compiled, without the method's file knowing of it. A method that marks nothing is right all
+the same, and slower.
 """
 
 from __future__ import annotations
