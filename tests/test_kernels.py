@@ -1,0 +1,380 @@
+"""Every fast path equals the plain definition, for every registered method: blocked, compiled, with kept statistics."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import contract
+import pytest
+import torch
+from torch import Tensor
+
+from mergesearch import methods
+from mergesearch.errors import CandidateError
+from mergesearch.kernels import Compiler, Operands, Recipe, Runner, Statistics, Task, compiled, program, runner, tables
+from mergesearch.methods import Method, mask_key, registry
+from mergesearch.methods.statistics import count_nonzero, kth_smallest, listening
+
+MANY = 2**24
+SHAPES = [(), (1,), (7,), (5, 6), (1, 4), (4, 1), (3, 4, 5), (0, 3)]
+# in a default run two methods are compiled: one of averages, one with masks, thresholds and an election
+COMPILED = ("linear", "dare_ties")
+slow = pytest.mark.skipif(not os.environ.get("MERGESEARCH_SLOW"), reason="takes minutes: set MERGESEARCH_SLOW=1")
+
+
+def cases(method: Method) -> list[dict[str, Any]]:
+    """The contract's settings, with a density that drops something where there is one."""
+    found = list(contract.settings(method))
+    if "density" in method.parameters:
+        found = [{"density": 0.5, **given} for given in found]
+        found += [{"density": 0.5, "rescale": "l1", "weight": [0.4, -0.7, 1.1][: contract.count(method)]}]
+    if "select_topk" in method.parameters:
+        found += [{"select_topk": 0.4}]
+    return found
+
+
+def parents(method: Method, shape: tuple[int, ...], dtype: torch.dtype, base: bool, seed: int = 0) -> Operands:
+    start, models = contract.inputs(method, shape, torch.float32, seed)
+    names = contract.labels(method)
+    return Operands(
+        base=start.to(dtype) if base else None,
+        models=tuple(m.to(dtype) for m in models),
+        names=tuple((name, seed, shape, dtype) for name in ("base", *names)),
+        masks=tuple(mask_key(0, name, "w") for name in names) if method.random else (),
+    )
+
+
+def defined(method: Method, operands: Operands, given: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    """What the plain definition gives, rounded once."""
+    base = None if operands.base is None else operands.base.float()
+    parameters = method.complete(given, contract.labels(method), "the test", has_base=base is not None)
+    return method(base, [m.float() for m in operands.models], parameters, list(operands.masks) or None).to(dtype)
+
+
+def made(run: Runner, method: Method, operands: Operands, given: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    has_base = operands.base is not None
+    parameters = method.complete(given, contract.labels(method), "the test", has_base=has_base)
+    out = torch.full_like(operands.models[0], math.nan, dtype=dtype)
+    run.run(Recipe(method, parameters), [Task(operands, out, "w")])
+    return out
+
+
+def assert_within_an_ulp(got: Tensor, wanted: Tensor) -> None:
+    """Equal but for the last bit, an element that is exactly 0 or untouched included."""
+    whole = torch.int16 if got.element_size() == 2 else torch.int32
+    steps = (got.contiguous().view(whole).long() - wanted.contiguous().view(whole).long()).abs()
+    assert steps.max() <= 1, f"{steps.max()} units in the last place"
+    assert torch.equal(got == 0, wanted == 0)
+
+
+def options(method: Method) -> list[bool]:
+    return [True] if method.base == "required" else [True, False]
+
+
+# --- blocked ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_blocks_equal_the_definition(name):
+    """bf16 parents; float32 and bf16 results; blocks that cut rows and tensors anywhere; with and without a base."""
+    method = methods.get(name)
+    run = Runner(Statistics(MANY, MANY), Compiler("never"), block=11)
+    for shape, base in itertools.product(SHAPES, options(method)):
+        for given in cases(method) if shape == (5, 6) else cases(method)[:1] + cases(method)[-1:]:
+            operands = parents(method, shape, torch.bfloat16, base)
+            for dtype in (torch.float32, torch.bfloat16):
+                got, wanted = made(run, method, operands, given, dtype), defined(method, operands, given, dtype)
+                assert torch.equal(got, wanted), (shape, given, base)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_no_method_needs_its_plain_definition(name, monkeypatch):
+    """Each method here can be split into statistics and an elementwise rest: none is slow without anybody noticing."""
+    method = methods.get(name)
+    monkeypatch.setattr(runner, "plain", lambda recipe, task: pytest.fail("the plain definition was used"))
+    run = Runner(Statistics(MANY, MANY), Compiler("never"))
+    for given in cases(method):
+        made(run, method, parents(method, (6, 7), torch.bfloat16, True), given, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_degenerate_inputs_equal_the_definition(name):
+    """Equal models, models that are the base, zeros."""
+    method = methods.get(name)
+    run = Runner(Statistics(MANY, MANY), Compiler("never"), block=16)
+    for number, change in enumerate((lambda x: x * 0, lambda x: torch.ones_like(x))):
+        operands = parents(method, (5, 6), torch.float32, True)
+        same = tuple(change(m) for m in operands.models)
+        operands = Operands(change(operands.base), same, [(number, i) for i in range(1 + len(same))], operands.masks)
+        for given in cases(method):
+            got, wanted = (f(method, operands, given, torch.float32) for f in (lambda *a: made(run, *a), defined))
+            assert torch.equal(got, wanted), given
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_strided_tensors_equal_the_definition(name):
+    """Views of fused tensors: transposed parents, a transposed destination."""
+    method = methods.get(name)
+    run = Runner(Statistics(MANY, MANY), Compiler("now" if name in COMPILED else "never"), block=11)
+    operands = parents(method, (5, 6), torch.bfloat16, True)
+    turned = [t.t().contiguous().t() for t in (operands.base, *operands.models)]
+    strided = Operands(turned[0], tuple(turned[1:]), operands.names, operands.masks)
+    given = cases(method)[-1]
+    parameters = method.complete(given, contract.labels(method), "the test")
+    out = torch.full((6, 5), math.nan).t()
+    run.run(Recipe(method, parameters), [Task(strided, out, "w")])
+    assert torch.equal(out, defined(method, operands, given, torch.float32))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_many_tensors_of_one_shape_equal_the_definition(name):
+    """A group shares one recording; its statistics are each tensor's own. Twice: the second time they are kept ones."""
+    method = methods.get(name)
+    run = Runner(Statistics(MANY, MANY), Compiler("never"), block=16)
+    tensors = [parents(method, (5, 6), torch.bfloat16, True, seed) for seed in range(4)]
+    for given in cases(method):
+        parameters = method.complete(given, contract.labels(method), "the test")
+        wanted = [defined(method, one, given, torch.float32) for one in tensors]
+        for _ in range(2):
+            outs = [torch.full((5, 6), math.nan) for _ in tensors]
+            run.run(Recipe(method, parameters), [Task(one, out, "w") for one, out in zip(tensors, outs, strict=True)])
+            for out, one in zip(outs, wanted, strict=True):
+                # coefficients worked out for all tensors at once may differ in their last bit
+                assert_within_an_ulp(out, one)
+
+
+def test_a_method_that_cannot_be_split_is_merged_plainly(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+    @methods.method(paper="none", family="interpolation", base="unused")
+    def middle(base, models):
+        """The median, which no elementwise operation gives."""
+        return torch.stack(list(models)).median(0).values
+
+    method = methods.get("middle")
+    operands = parents(method, (5, 6), torch.bfloat16, False)
+    run = Runner(Statistics(MANY, MANY), Compiler("never"))
+    got = made(run, method, operands, {}, torch.bfloat16)
+    assert torch.equal(got, torch.stack(list(operands.models)).median(0).values)
+
+
+@pytest.mark.parametrize("body", [
+    "x = models[0]; return x + x.float().cumsum(-1)",
+    "x = models[0]; return x - x.mean()",
+    "x = models[0].clone(); x.add_(1.0); return x",
+    "x = models[0]; return x * 2 if (x > 0).any() else x",
+    "x = models[0]; return x.flip(0)",
+])  # fmt: skip
+def test_what_is_not_elementwise_is_never_cut(body, monkeypatch):
+    """A method's author who forgets to mark a statistic gets a slow method, not a wrong one."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    space: dict[str, Any] = {"methods": methods, "torch": torch}
+    exec(f"def odd(base, models):\n    '''Odd.'''\n    {body}\n", space)
+    methods.method(paper="none", family="interpolation", base="unused", name="odd")(space["odd"])
+    method = methods.get("odd")
+    operands = parents(method, (5, 6), torch.float32, False)
+    got = made(Runner(Statistics(MANY, MANY), Compiler("never"), block=6), method, operands, {}, torch.float32)
+    assert torch.equal(got, defined(method, operands, {}, torch.float32))
+
+
+def test_masks_of_blocks_are_those_of_the_whole_beyond_the_first_window(monkeypatch):
+    """Windows of 2^31 elements are too long for a test: with short ones blocks and the definition agree."""
+    monkeypatch.setattr(methods.masks, "_WINDOW", 64)
+    monkeypatch.setattr(methods.masks, "_CPU_BLOCK", 16)
+    monkeypatch.setattr(program, "WINDOW", 32)
+    monkeypatch.setattr(runner, "WINDOW", 32)
+    method = methods.get("dare_linear")
+    operands = parents(method, (300,), torch.float32, True)
+    run = Runner(Statistics(MANY, MANY), Compiler("never"), block=16)
+    got = made(run, method, operands, {"density": 0.5}, torch.float32)
+    assert torch.equal(got, defined(method, operands, {"density": 0.5}, torch.float32))
+
+
+def test_nan_names_the_tensor():
+    method = methods.get("linear")
+    operands = parents(method, (5, 6), torch.float32, False)
+    operands.models[0][2, 3] = math.inf
+    with pytest.raises(CandidateError, match="linear made NaN or infinity in w"):
+        made(Runner(Statistics(MANY, MANY), Compiler("never")), method, operands, {}, torch.float32)
+
+
+# --- compiled -----------------------------------------------------------------------------------------------------
+
+
+def compiled_equals(name: str, settings: list[dict[str, Any]]) -> None:
+    method = methods.get(name)
+    compiler = Compiler("now")
+    run = Runner(Statistics(MANY, MANY), compiler, block=1000)
+    for given, dtype in itertools.product(settings, (torch.bfloat16, torch.float32)):
+        for shape in ((33, 77), (2, 3)):
+            operands = parents(method, shape, torch.bfloat16, True)
+            wanted = defined(method, operands, given, dtype)
+            assert_within_an_ulp(made(run, method, operands, given, dtype), wanted)
+    assert compiler.when == "now", "the compiler gave up"
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_kernels_equal_the_definition(name):
+    compiled_equals(name, cases(methods.get(name))[:1])
+
+
+@pytest.mark.slow
+@slow
+@pytest.mark.parametrize("name", methods.names())
+def test_every_compiled_kernel_equals_the_definition(name):
+    compiled_equals(name, cases(methods.get(name)))
+
+
+def test_other_numbers_compile_nothing_new():
+    method = methods.get("linear")
+    run = Runner(Statistics(MANY, MANY), Compiler("now"))
+    made(run, method, parents(method, (33, 77), torch.bfloat16, False), {"weight": 0.3}, torch.bfloat16)
+    before = sum(compiled.compiled_here().values())
+    for weight, shape in ((0.4, (33, 77)), (1.7, (12, 5)), (-2.0, (999,)), (0.0, (3, 4, 5))):
+        operands = parents(method, shape, torch.bfloat16, False)
+        given = {"weight": [weight, 0.5, 1.0]}
+        got, wanted = (
+            made(run, method, operands, given, torch.bfloat16),
+            defined(method, operands, given, torch.bfloat16),
+        )
+        assert_within_an_ulp(got, wanted)
+    assert sum(compiled.compiled_here().values()) == before
+
+
+def test_the_background_takes_over():
+    method = methods.get("linear")
+    run = Runner(Statistics(MANY, MANY), Compiler("background"))
+    operands = parents(method, (33, 77), torch.bfloat16, False)
+    first = made(run, method, operands, {"weight": 0.3}, torch.bfloat16)
+    run.compiler.wait()
+    assert any(run.compiler._ready.values())
+    assert_within_an_ulp(made(run, method, operands, {"weight": 0.3}, torch.bfloat16), first)
+
+
+def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch, caplog):
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no C++ compiler here")
+
+    monkeypatch.setattr(compiled, "_compile", broken)
+    method = methods.get("linear")
+    run = Runner(Statistics(MANY, MANY), Compiler("now"))
+    operands = parents(method, (33, 77), torch.bfloat16, False)
+    with caplog.at_level(logging.WARNING):
+        for dtype in (torch.bfloat16, torch.float32):
+            assert torch.equal(made(run, method, operands, {}, dtype), defined(method, operands, {}, dtype))
+    assert [r.getMessage() for r in caplog.records if "without compiled kernels" in r.getMessage()] == [
+        "merging without compiled kernels, block by block: RuntimeError: no C++ compiler here"
+    ]
+
+
+SECOND_START = """
+    import sys, torch
+    sys.path.insert(0, {tests!r})
+    import test_kernels as t
+    from mergesearch import methods
+    for name in ("linear", "ties"):
+        method = methods.get(name)
+        run = t.Runner(t.Statistics(t.MANY, t.MANY), t.Compiler("now"))
+        t.made(run, method, t.parents(method, (33, 77), torch.bfloat16, True), {{}}, torch.bfloat16)
+    print(t.compiled.compiled_here())
+"""
+
+
+@pytest.mark.slow
+@slow
+def test_the_second_process_compiles_nothing(tmp_path):
+    code = textwrap.dedent(SECOND_START).format(tests=os.path.dirname(__file__))
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert [eval(s) for s in said] == [{"compiled": 2, "found": 0}, {"compiled": 0, "found": 2}]
+
+
+# --- statistics ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["few", "many", "equal", "signed"])
+def test_tables_give_the_very_kth(kind, dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40_000, generator=generator, dtype=torch.float64).to(dtype)
+    values = {
+        "few": (values * 50).round().abs() / 64,
+        "many": values.abs(),
+        "equal": torch.ones_like(values),
+        "signed": values,
+    }[kind]
+
+    def blocks():
+        return iter(values.split(1000))
+
+    table = tables.Table(blocks, values.numel())
+    ordered = values.sort().values
+    for k in (1, 2, 399, 20_000, 20_001, 39_999, 40_000):
+        assert torch.equal(table.smallest(k, blocks), ordered[k - 1])
+        assert torch.equal(table.smallest(k, blocks), kth_smallest(values, k))
+    with pytest.raises(ValueError, match="40001"):
+        table.smallest(40_001, blocks)
+
+
+def test_tables_stay_small():
+    values = torch.randn(2**21, generator=torch.Generator().manual_seed(0)).abs()
+
+    def blocks():
+        return iter(values.split(2**16))
+
+    table = tables.Table(blocks, values.numel())
+    for k in range(1, 2**21, 2**15):
+        table.smallest(k, blocks)
+    assert table.nbytes < 0.2 * values.nbytes
+
+
+def test_statistics_are_kept_in_bounded_memory():
+    method = methods.get("ties")
+    kept = Statistics(5000, 5000)
+    run = Runner(kept, Compiler("never"))
+    for seed in range(50):
+        operands = parents(method, (20, 30), torch.bfloat16, True, seed)
+        made(run, method, operands, {"density": 0.3}, torch.float32)
+        assert kept.nbytes <= 10_000
+    assert kept.nbytes > 0
+
+
+def test_kept_statistics_are_not_computed_again(monkeypatch):
+    method = methods.get("slerp")
+    kept = Statistics(MANY, MANY)
+    run = Runner(kept, Compiler("never"))
+    operands = parents(method, (20, 30), torch.bfloat16, False)
+    made(run, method, operands, {"t": 0.3}, torch.float32)
+    monkeypatch.setattr(kept, "_compute", lambda *_: pytest.fail("computed again"))
+    got = made(run, method, operands, {"t": 0.6}, torch.float32)
+    assert torch.equal(got, defined(method, operands, {"t": 0.6}, torch.float32))
+
+
+def test_listening_is_over_when_it_ends():
+    with listening(lambda *_: 7):
+        assert count_nonzero(torch.ones(3)) == 7
+    assert count_nonzero(torch.ones(3)) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", methods.names())
+def test_kernels_on_cuda_equal_the_definition(name):
+    """The same on a CUDA device, compiled, against the definition there."""
+    method = methods.get(name)
+    run = Runner(Statistics(MANY, MANY), Compiler("now"))
+    for given in cases(method):
+        here = parents(method, (33, 77), torch.bfloat16, True)
+        there = Operands(here.base.cuda(), tuple(m.cuda() for m in here.models), here.names, here.masks)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert_within_an_ulp(made(run, method, there, given, dtype), defined(method, there, given, dtype))
