@@ -11,7 +11,7 @@ from typing import Any
 
 from mergesearch import mergekit
 from mergesearch import recipe as recipes
-from mergesearch.checkpoints import Pool, choose_device, load_reference, locate, new_folder, remove
+from mergesearch.checkpoints import Pool, Residency, choose_device, load_reference, locate, new_folder, remove
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Engine, check
 from mergesearch.errors import UserError, unknown
@@ -20,7 +20,7 @@ from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
 from mergesearch.evaluate.tasks import Split, Task, load, split
-from mergesearch.export import Story, model_card, write_checkpoint
+from mergesearch.export import Story, metadata_of, model_card, write_checkpoint, write_words
 from mergesearch.recipe import Recipe
 from mergesearch.record import Record, ranked
 from mergesearch.report import Report, card
@@ -28,6 +28,7 @@ from mergesearch.search.baselines import parent_names
 from mergesearch.search.store import RunFolder, read_records, records, write_atomically, write_documents
 from mergesearch.search.study import Search, machine
 from mergesearch.space import SearchSpace, check_space
+from mergesearch.streaming import can_stream, stream
 
 log = logging.getLogger(__name__)
 
@@ -194,9 +195,20 @@ def merge_recipe(
         UserError: the recipe cannot be merged, or `out` is no new folder.
         CandidateError: the merge came out with NaN or infinity.
     """
-    engine = _engine_for(recipe, device, allow_unrelated, trust_remote_code)
-    story = Story(out.name, machine(str(engine.pool.device)))
-    write_checkpoint(recipe, engine, out, story, max_shard_size)
+    check(recipe)
+    with new_folder(out):  # refuses an unusable name before any model is read
+        pass
+    Path(out).rmdir()
+    chosen = choose_device(device)
+    residency: Residency = "mapped" if chosen.type == "cpu" else "device"
+    pool = pool_of(recipe, device, allow_unrelated, trust_remote_code, residency)
+    story = Story(out.name, machine(str(chosen)))
+    if residency != "mapped" or not can_stream(recipe, pool):
+        write_checkpoint(recipe, Engine(pool, recipe.out_dtype), out, story, max_shard_size)
+        return
+    with new_folder(out) as folder:
+        stream(recipe, pool, folder, metadata_of(recipe), max_shard_size)
+        write_words(recipe, folder, story, pool.notes)
 
 
 def score_model(model: str, config: Config, on: str = "search") -> Scores:
@@ -294,7 +306,11 @@ def _engine_for(recipe: Recipe, device: str, allow_unrelated: bool, trust_remote
 
 
 def pool_of(
-    recipe: Recipe, device: str = "auto", allow_unrelated: bool = False, trust_remote_code: bool = False
+    recipe: Recipe,
+    device: str = "auto",
+    allow_unrelated: bool = False,
+    trust_remote_code: bool = False,
+    residency: Residency = "device",
 ) -> Pool:
     """The parents of a recipe; one without base is built like its first model."""
     return Pool.load(
@@ -304,6 +320,7 @@ def pool_of(
         allow_unrelated=allow_unrelated,
         trust_remote_code=trust_remote_code,
         tokenizer=recipe.tokenizer,
+        residency=residency,
     )
 
 

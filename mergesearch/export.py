@@ -54,13 +54,22 @@ def write_checkpoint(
     check_shard_size(max_shard_size)
     with new_folder(out) as folder:
         engine.load(recipe)
-        metadata = {"mergesearch_recipe": recipe.to_yaml(), "mergesearch_recipe_id": recipe.id}
-        save(engine.model, engine.pool.tokenizer, folder, metadata, max_shard_size)
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        if story.samples:
-            (folder / SAMPLES).write_text(json.dumps(story.samples) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(recipe, story, engine.pool.notes), encoding="utf-8")
+        save(engine.model, engine.pool.tokenizer, folder, metadata_of(recipe), max_shard_size)
+        write_words(recipe, folder, story, engine.pool.notes)
     return Path(out)
+
+
+def metadata_of(recipe: Recipe) -> dict[str, str]:
+    """What each safetensors file of a checkpoint carries."""
+    return {"mergesearch_recipe": recipe.to_yaml(), "mergesearch_recipe_id": recipe.id}
+
+
+def write_words(recipe: Recipe, folder: Path, story: Story, notes: Sequence[str]) -> None:
+    """Writes what a checkpoint says of itself: recipe.yaml, README.md, the documents that it was scored on."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    if story.samples:
+        (folder / SAMPLES).write_text(json.dumps(story.samples) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(recipe, story, notes), encoding="utf-8")
 
 
 def lm_eval_commands(story: Story, dtype: str) -> list[str]:

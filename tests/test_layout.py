@@ -14,8 +14,8 @@ FLOORS = {
     "errors": 0, "strict": 0, "record": 0, "recipe": 0, "config": 0, "zoo": 0,
     "methods": 1, "checkpoints": 1,
     "space": 2, "mergekit": 2, "kernels": 2,
-    "engine": 3, "evaluate": 3,
-    "search": 4, "results": 4, "export": 4, "report": 4,
+    "engine": 3, "evaluate": 3, "residency": 3,
+    "search": 4, "results": 4, "export": 4, "report": 4, "streaming": 4,
     "actions": 5, "preview": 6, "reporting": 6,
     "cli": 7,
 }  # fmt: skip

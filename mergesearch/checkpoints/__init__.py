@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from mergesearch.checkpoints.files import Source, locate, resolve
 from mergesearch.checkpoints.layout import Layout, Piece, describe
-from mergesearch.checkpoints.loading import Blueprint, constants, floating_tensors, load_model, parameters
+from mergesearch.checkpoints.loading import Blueprint, constants, floating_tensors, load_model, parameters, state
 from mergesearch.checkpoints.lora import apply_adapter
+from mergesearch.checkpoints.mapped import release
 from mergesearch.checkpoints.parents import Checkpoint, Form
-from mergesearch.checkpoints.pool import Pool, choose_device, load_reference
+from mergesearch.checkpoints.pool import Pool, Residency, choose_device, load_reference
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.checkpoints.writing import check_shard_size, new_folder, remove, save
 
 __all__ = [
-    "Blueprint", "Checkpoint", "Form", "Layout", "Piece", "Pool", "Source", "apply_adapter", "check_shard_size",
-    "choose_device", "constants", "describe", "floating_tensors", "load_model", "load_reference", "load_tokenizer",
-    "locate", "new_folder", "parameters", "remove", "resolve", "save",
+    "Blueprint", "Checkpoint", "Form", "Layout", "Piece", "Pool", "Residency", "Source", "apply_adapter",
+    "check_shard_size", "choose_device", "constants", "describe", "floating_tensors", "load_model",
+    "load_reference", "load_tokenizer", "locate", "new_folder", "parameters", "release", "remove", "resolve",
+    "save", "state",
 ]  # fmt: skip

@@ -148,7 +148,7 @@ def read_headers(folder: Path, where: str, stem: str = "model") -> dict[str, Hea
         UserError: pickled or quantised weights, a missing shard or tensor, a truncated or corrupt file.
     """
     headers: dict[str, Header] = {}
-    for file, names in _weight_files(folder, where, stem).items():
+    for file, names in weight_files(folder, where, stem).items():
         found = _file_headers(file, where)
         for name in names or ():
             if name not in found:
@@ -158,7 +158,7 @@ def read_headers(folder: Path, where: str, stem: str = "model") -> dict[str, Hea
     return headers
 
 
-def _weight_files(folder: Path, where: str, stem: str) -> dict[Path, list[str] | None]:
+def weight_files(folder: Path, where: str, stem: str) -> dict[Path, list[str] | None]:
     """The files to read, with the tensors that the index expects in each."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():

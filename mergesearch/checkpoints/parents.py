@@ -112,7 +112,7 @@ class Reader:
         for where, checkpoint in loaded.items():
             checkpoint.live = {piece.live: checkpoint.live[piece.live] for piece in form.layout.pieces}
             checkpoint.tensors = form.layout.views(checkpoint.live)
-            checks.numbers(loaded[BASE], checkpoint, where, self.allow_unrelated)
+            self._check_numbers(loaded[BASE], checkpoint, where)
         return {
             "base": loaded[BASE],
             "models": {name: loaded[f"models.{name}"] for name in self.names},
@@ -125,6 +125,12 @@ class Reader:
             "constants": fixed,
             "notes": tuple(self.notes),
         }
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
+
+    def _check_numbers(self, base: Checkpoint, checkpoint: Checkpoint, where: str) -> None:
+        checks.numbers(base, checkpoint, where, self.allow_unrelated)
 
     def _folders(self) -> dict[str, Path]:
         return {where: source.path for where, source in self.sources.items()}
@@ -202,7 +208,7 @@ class Reader:
                 self.aliases[where] = self.aliases[twin]
                 continue
             model = self._read(parents[where], source, where)
-            live = {name: tensor.to(self.device) for name, tensor in floating_tensors(model).items()}
+            live = {name: self._place(tensor) for name, tensor in floating_tensors(model).items()}
             self.aliases[where] = ties(model)
             fixed = fixed or {name: tensor.to(self.device) for name, tensor in constants(model).items()}
             if source.adapter is not None:

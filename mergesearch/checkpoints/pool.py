@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,14 @@ from mergesearch.checkpoints.files import locate
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import Blueprint, floating_tensors, load_model
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
+from mergesearch.checkpoints.mapped import MappedReader, PinnedReader
 from mergesearch.checkpoints.parents import BASE, Checkpoint, Form, Reader
 from mergesearch.checkpoints.stacking import stacked_config
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.errors import UserError
 from mergesearch.recipe import TensorInfo
+
+Residency = Literal["device", "pinned", "mapped"]
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Pool:
         trust_remote_code: bool = False,
         allow_unrelated: bool = False,
         tokenizer: str = "base",
+        residency: Residency = "device",
     ) -> Pool:
         """Reads, checks and aligns the base and the models.
 
@@ -67,11 +71,14 @@ class Pool:
             allow_unrelated: let a model through whose task vector is as large as the base.
             tokenizer: `base`: every vocabulary must equal the base's; `union` or a model's name: embeddings and head
                 are aligned by token.
+            residency: where the parents' tensors are: on `device`, in pinned host memory, or in their files, mapped
+                into memory (adapters and fused weights are read all the same). Candidates are always on `device`.
 
         Raises:
             UserError: anything that keeps them from being merged, with the model and the tensor.
         """
-        reader = Reader(base, models, choose_device(device), trust_remote_code, allow_unrelated, tokenizer)
+        kinds = {"device": Reader, "pinned": PinnedReader, "mapped": MappedReader}
+        reader = kinds[residency](base, models, choose_device(device), trust_remote_code, allow_unrelated, tokenizer)
         return cls(**reader.read())
 
     @property

@@ -16,6 +16,8 @@ from mergesearch.kernels.statistics import Operands, Request, Statistics, _leave
 from mergesearch.kernels.symbols import Symbol, Unsupported, record, replace, symbols_in
 from mergesearch.methods import Method
 
+_NO_KEYS = torch.zeros(1, dtype=torch.int32)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -206,6 +208,8 @@ class Runner:
         return torch.stack(flags).all()
 
     def _keys(self, program: Program, operands: Operands, offset: int, device: torch.device) -> Tensor:
+        if not program.words:
+            return _NO_KEYS if device.type == "cpu" else _NO_KEYS.to(device)
         return torch.tensor(program.keys(operands.masks, offset), dtype=torch.int32, device=device)
 
 

@@ -1,0 +1,469 @@
+"""How fast candidates are made, beside the machine's own copy bandwidth and beside mergekit.
+
+    python scripts/bench_engine.py              the table of results/engine.md (about ten minutes on two cores)
+    python scripts/bench_engine.py --device cuda    the same on a CUDA device, about 3 G parameters
+    python scripts/bench_engine.py --scaling    how the figures change with the number of models and of parameters
+    python scripts/bench_engine.py --quick      a small model, for trying the script itself
+
+A result is compared with the method's plain definition before it is timed; where they differ by more than one unit in
+the last place, or a mask differs, nothing is timed and the exit status is 1. Each method's rounds alternate with copies
+of the same memory, so that a busy machine slows both. Needs nothing but the package; `--mergekit` needs the extra
+`parity`. Rows of a run replace those of the same device and part in results/engine.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import functools
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergesearch import kernels, methods
+from mergesearch.kernels.compiled import keep_on_disk
+
+RESULTS = Path(__file__).parent.parent / "results"
+COLUMNS = (
+    "part", "method", "device", "engine", "parameters", "models", "seconds", "GB/s", "copy GB/s", "share of copy",
+    "first seconds", "new density seconds", "kept MiB", "peak share", "equal", "load", "threads", "torch", "python",
+    "date",
+)  # fmt: skip
+# share of the copy bandwidth that issue and README promise: CPU, H100
+TARGETS = {
+    **dict.fromkeys(("linear", "task_arithmetic", "uniform_soup", "passthrough"), (0.70, 0.85)),
+    **dict.fromkeys(("slerp", "nuslerp", "multislerp", "karcher", "model_stock"), (0.60, 0.80)),
+    **dict.fromkeys(("ties", "breadcrumbs", "breadcrumbs_ties", "sce", "ram", "ramplus_tl"), (0.40, 0.80)),
+    **dict.fromkeys(("dare_linear", "dare_ties", "della", "della_linear"), (0.20, 0.70)),
+}
+AGAINST = {"linear": 20.0, "task_arithmetic": 8.0, "ties": 400.0, "dare_ties": 30.0}
+# what mergekit calls the methods that it has under other names; None: it has none
+MERGEKIT = {"uniform_soup": "linear", "della_linear": "della_linear", "ram": "ram", "ramplus_tl": "ramplus_tl"}
+
+
+@dataclass
+class Bench:
+    """A base and models of one shape list, and the candidate that they are merged into."""
+
+    base: dict[str, Tensor]
+    models: list[dict[str, Tensor]]
+    live: dict[str, Tensor]
+
+    @property
+    def parameters(self) -> int:
+        return sum(t.numel() for t in self.base.values())
+
+    def tasks(self, method: methods.Method, count: int) -> list[kernels.Task]:
+        names = [f"m{i}" for i in range(count)]
+        return [
+            kernels.Task(
+                kernels.Operands(
+                    base=start if method.base != "unused" else None,
+                    models=tuple(model[name] for model in self.models[:count]),
+                    names=tuple((parent, name) for parent in ("base", *names)),
+                    masks=tuple(methods.mask_key(0, m, name) for m in names) if method.random else (),
+                ),
+                self.live[name],
+                name,
+            )
+            for name, start in self.base.items()
+        ]
+
+
+def shapes(layers: int, hidden: int, inner: int, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors of a Llama with tied embeddings."""
+    yield "embed", (vocabulary, hidden)
+    for layer in range(layers):
+        for part in "qkvo":
+            yield f"{layer}.{part}", (hidden, hidden)
+        yield f"{layer}.gate", (inner, hidden)
+        yield f"{layer}.up", (inner, hidden)
+        yield f"{layer}.down", (hidden, inner)
+        yield f"{layer}.norm1", (hidden,)
+        yield f"{layer}.norm2", (hidden,)
+    yield "norm", (hidden,)
+
+
+SIZES = {
+    "quick": (2, 256, 640, 8000),
+    "10M": (4, 256, 640, 24000),
+    "40M": (8, 512, 1376, 28000),
+    "158M": (18, 768, 2048, 40000),
+    "400M": (22, 1152, 3072, 50000),
+    "3G": (28, 3072, 8192, 32000),
+}
+
+
+def make(size: str, models: int, device: torch.device) -> Bench:
+    """Random weights as a fine-tune has them: the base of standard deviation 0.02, task vectors a tenth of that."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def noise(shape: tuple[int, ...], scale: float) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).mul_(scale)
+
+    base = {name: noise(shape, 0.02).bfloat16() for name, shape in shapes(*SIZES[size])}
+    made = [{name: t.float().add_(noise(t.shape, 0.002)).bfloat16() for name, t in base.items()} for _ in range(models)]
+    return Bench(base, made, {name: torch.empty_like(t) for name, t in base.items()})
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+class Copy:
+    """The machine's copy bandwidth, bytes read plus bytes written, for memory of one model's size."""
+
+    def __init__(self, parameters: int, device: torch.device):
+        self.source = torch.zeros(parameters, dtype=torch.bfloat16, device=device).add_(1)
+        self.target = torch.zeros_like(self.source)
+        self.device = device
+
+    def once(self) -> float:
+        return 2 * self.source.nbytes / timed(lambda: self.target.copy_(self.source), self.device) / 1e9
+
+
+class Peak:
+    """The most memory that this process held above what it held at the start, in bytes; sampled each millisecond."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def __enter__(self) -> Peak:
+        self.most = 0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.start = torch.cuda.memory_allocated(self.device)
+            return self
+        self.start, self.going = held(), True
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while self.going:
+            self.most = max(self.most, held() - self.start)
+            time.sleep(0.001)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.device.type == "cuda":
+            self.most = torch.cuda.max_memory_allocated(self.device) - self.start
+            return
+        self.going = False
+        self.thread.join()
+
+
+def held() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# --- equality -----------------------------------------------------------------------------------------------------
+
+
+def differs(bench: Bench, method: methods.Method, parameters: dict[str, Any], count: int) -> str:
+    """What is wrong with the candidate in `bench.live`; empty where it is the definition's.
+
+    Each shape is checked once in full, whichever of its tensors comes last.
+    """
+    last = {tuple(task.out.shape): task for task in bench.tasks(method, count)}
+    for task in last.values():
+        base, parents = task.operands.base, task.operands.models
+        wanted = method(
+            None if base is None else base.float(), [m.float() for m in parents], parameters, list(task.operands.masks)
+        ).to(task.out.dtype)
+        steps = (task.out.view(torch.int16).int() - wanted.view(torch.int16).int()).abs().max()
+        if steps > 1:
+            return f"{task.label} differs by {steps} units in the last place"
+    return ""
+
+
+# --- one method ---------------------------------------------------------------------------------------------------
+
+
+def given(method: methods.Method, count: int) -> dict[str, Any]:
+    """The parameters of the benchmark: defaults, half of the elements where there is a density, uneven weights."""
+    found: dict[str, Any] = {"density": 0.5} if "density" in method.parameters else {}
+    if "weight" in method.parameters:
+        found["weight"] = [0.3 + 0.1 * i for i in range(count)]
+    return found
+
+
+def measure(
+    bench: Bench, name: str, count: int, device: torch.device, rounds: int, copy: Copy, part: str, check: bool = True
+) -> dict[str, Any]:
+    """One row; raises SystemExit where the result is wrong."""
+    method = methods.get(name)
+    count = max(method.min_models, min(count, method.max_models or count))
+    labels = [f"m{i}" for i in range(count)]
+    settings = given(method, count)
+    parameters = method.complete(settings, labels, "the benchmark")
+    run = kernels.Runner(kernels.Statistics(2**28, 2**34), kernels.Compiler("now"))
+    tasks, how = bench.tasks(method, count), kernels.Recipe(method, parameters)
+    first = timed(lambda: run.run(how, tasks), device)
+    problem = differs(bench, method, parameters, count) if check else ""
+    if problem:
+        sys.exit(f"{name}: {problem}: not timed")
+    seconds, copies = [], []
+    with Peak(device) as peak:
+        for number in range(rounds):
+            if "weight" in settings:
+                settings["weight"] = [w + 0.001 * number for w in settings["weight"]]
+            how = kernels.Recipe(method, method.complete(settings, labels, "the benchmark"))
+            copies.append(copy.once())
+            seconds.append(timed(lambda how=how: run.run(how, tasks), device))
+    moved = 2 * bench.parameters * (count + 1 + (method.base != "unused"))
+    median, speed = statistics.median(seconds), statistics.median(copies)
+    held_now = 2 * bench.parameters * (len(bench.models) + 2)
+    row = {
+        "part": part, "method": name, "device": label(device), "engine": "mergesearch", "parameters": bench.parameters,
+        "models": count, "seconds": median, "GB/s": moved / median / 1e9, "copy GB/s": speed,
+        "share of copy": statistics.median(moved / s / 1e9 / c for s, c in zip(seconds, copies, strict=True)),
+        "first seconds": first, "kept MiB": run.statistics.nbytes / 2**20, "peak share": peak.most / held_now,
+        "equal": "yes" if check else "not checked", **surroundings(),
+    }  # fmt: skip
+    if "density" in settings:
+        settings["density"] = 0.37
+        how = kernels.Recipe(method, method.complete(settings, labels, "the benchmark"))
+        row["new density seconds"] = timed(lambda: run.run(how, tasks), device)
+    return row
+
+
+def against(bench: Bench, name: str, count: int, rounds: int, part: str) -> dict[str, Any] | None:
+    """mergekit's `merge_state_dicts` on the same tensors; None where it has no such method or refuses."""
+    from mergekit.merge_methods import merge_state_dicts
+
+    method = methods.get(name)
+    count = max(method.min_models, min(count, method.max_models or count))
+    models: dict[str, Any] = {f"m{i}": model for i, model in enumerate(bench.models[:count])}
+    parameters: dict[str, Any] = {k: v for k, v in given(method, count).items() if k == "density"}
+    parameters |= {"weight": 0.5} if "weight" in method.parameters or name == "uniform_soup" else {}
+    parameters |= {"t": 0.5} if name in ("slerp", "nearswap") else {}
+    first_is_base = name in ("slerp", "nearswap", "arcee_fusion")
+    if method.base != "unused":
+        models = {"base": bench.base, **models}
+    base = "base" if method.base != "unused" else "m0" if first_is_base else None
+    seconds = []
+    try:
+        for _ in range(rounds):
+            call = functools.partial(
+                merge_state_dicts, models, MERGEKIT.get(name, name), parameters=parameters, base=base
+            )
+            seconds.append(timed(call, torch.device("cpu")))
+            if seconds[-1] > 3:
+                break
+    except Exception as error:
+        print(f"  mergekit {name}: {type(error).__name__}: {str(error)[:120]}", flush=True)
+        return None
+    return {
+        "part": part, "method": name, "device": "cpu", "engine": "mergekit 0.1.5", "parameters": bench.parameters,
+        "models": count, "seconds": statistics.median(seconds), **surroundings(),
+    }  # fmt: skip
+
+
+def label(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def surroundings() -> dict[str, Any]:
+    return {
+        "load": f"{os.getloadavg()[0]:.2f}", "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "python": platform.python_version(), "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+
+
+# --- the parts ----------------------------------------------------------------------------------------------------
+
+
+def table(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    bench = make(args.size, 3, device)
+    copy = Copy(bench.parameters, device)
+    rows = []
+    for name in args.methods or methods.names():
+        rows.append(measure(bench, name, 3, device, args.rounds, copy, "methods"))
+        say(rows[-1])
+        write(args, rows)
+        if args.mergekit and device.type == "cpu":
+            other = against(bench, name, 3, 3, "methods")
+            rows += [other] if other else []
+            if other:
+                print(
+                    f"{'':18s} mergekit {other['seconds']:8.3f} s, {other['seconds'] / rows[-2]['seconds']:.0f}x",
+                    flush=True,
+                )
+    return rows
+
+
+def scaling(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    rows = []
+    wanted = args.methods or ["linear", "ties", "dare_ties"]
+    bench = make("40M", 12, device)
+    for count in (2, 3, 4, 6, 8, 12):
+        for name in wanted:
+            rows.append(measure(bench, name, count, device, args.rounds, Copy(bench.parameters, device), "models"))
+            say(rows[-1])
+            write(args, rows)
+    del bench
+    for size in ("10M", "40M", "158M", "400M"):
+        bench = make(size, 3, device)
+        for name in wanted:
+            rows.append(measure(bench, name, 3, device, args.rounds, Copy(bench.parameters, device), "parameters"))
+            say(rows[-1])
+            write(args, rows)
+    return rows
+
+
+def say(row: dict[str, Any]) -> None:
+    density = f", new density {row['new density seconds']:.2f} s" if "new density seconds" in row else ""
+    print(
+        f"{row['method']:18s} {row['models']:2d} x {row['parameters'] / 1e6:6.0f} M {row['seconds']:8.4f} s "
+        f"{row['GB/s']:7.1f} GB/s, {row['share of copy']:4.0%} of copy ({row['copy GB/s']:.1f}), "
+        f"first {row['first seconds']:.1f} s{density}, kept {row['kept MiB']:.0f} MiB, peak {row['peak share']:+.1%}",
+        flush=True,
+    )
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def save(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Puts rows into the long table; those of the same part, method, device, engine and size are replaced."""
+    old = list(csv.DictReader(path.open())) if path.is_file() else []
+    identity = ("part", "method", "device", "engine", "parameters", "models")
+    new = [{c: _cell(row.get(c, "")) for c in COLUMNS} for row in rows]
+    replaced = {tuple(row[c] for c in identity) for row in new}
+    kept = [row for row in old if tuple(row[c] for c in identity) not in replaced]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(kept + new)
+    return kept + new
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def report(rows: Sequence[dict[str, str]]) -> str:
+    """results/engine.md from the long table."""
+    return "\n\n".join(["# How fast candidates are made", _words(rows), _methods(rows), *_scaling(rows)]) + "\n"
+
+
+def _words(rows: Sequence[dict[str, str]]) -> str:
+    loads = sorted(float(r["load"]) for r in rows)
+    dates = sorted({r["date"] for r in rows})
+    return (
+        "Medians, bf16 parents and candidate, statistics of the parents known (`first` is the first candidate, which "
+        "computes them and compiles or loads the kernel). A share is of the copy bandwidth measured in the same "
+        "rounds, on the same memory; bytes count each parent read once and the candidate written once. `new density`: "
+        "a candidate with a density not seen before. `peak`: the most memory above pool and candidate while candidates "
+        "were made, as a share of pool and candidate; `kept`: what is kept between candidates. Every row was checked "
+        "against the plain definition before it was timed. The 1-minute load average of the machine was "
+        f"{loads[0]:.1f} to {loads[-1]:.1f}; torch {rows[0]['torch']}, {dates[0]} to {dates[-1]}. Long form: "
+        "engine.csv. Reproduce with `python scripts/bench_engine.py --mergekit` and `--scaling`; the H100 column with "
+        "`python scripts/bench_engine.py --device cuda`."
+    )
+
+
+def _methods(rows: Sequence[dict[str, str]]) -> str:
+    ours = [r for r in rows if r["part"] == "methods" and r["engine"] == "mergesearch"]
+    theirs = {r["method"]: float(r["seconds"]) for r in rows if r["engine"].startswith("mergekit")}
+    cuda = {r["method"]: r for r in ours if not r["device"].startswith("cpu")}
+    cpu = [r for r in ours if r["device"].startswith("cpu")]
+    lines = ["## Methods"]
+    if cpu:
+        lines.append(
+            f"{int(cpu[0]['parameters']) / 1e6:.0f} M parameters, 3 models (2 where a method takes two), "
+            f"{cpu[0]['device']}."
+        )
+    head = ("method", "s", "GB/s", "share of copy", "goal", "mergekit 0.1.5, s", "times", "goal", "first, s",
+            "new density, s", "kept, MiB", "peak", "load", "H100 share", "goal")  # fmt: skip
+    body = [_method_line(r, theirs, cuda) for r in sorted(cpu, key=lambda r: r["method"])]
+    return "\n\n".join([*lines, grid(head, body)])
+
+
+def _method_line(r: dict[str, str], theirs: dict[str, float], cuda: dict[str, dict[str, str]]) -> list[str]:
+    name, goal = r["method"], TARGETS.get(r["method"])
+    other = theirs.get(name)
+    times = other / float(r["seconds"]) if other else None
+    return [
+        name, f"{float(r['seconds']):.3f}", f"{float(r['GB/s']):.1f}", f"{float(r['share of copy']):.0%}",
+        _goal(float(r["share of copy"]), goal[0] if goal else None, "{:.0%}"),
+        f"{other:.2f}" if other else "-", f"{times:.1f}x" if times else "-",
+        _goal(times, AGAINST.get(name, 1.0), "{:.0f}x") if times else "-",
+        f"{float(r['first seconds']):.1f}",
+        f"{float(r['new density seconds']):.2f}" if r["new density seconds"] else "-",
+        f"{float(r['kept MiB']):.0f}", f"{float(r['peak share']):+.1%}", r["load"],
+        f"{float(cuda[name]['share of copy']):.0%}" if name in cuda else "not measured",
+        f"{goal[1]:.0%}" if goal else "-",
+    ]  # fmt: skip
+
+
+def _goal(value: float, goal: float | None, form: str) -> str:
+    return "-" if goal is None else f"{form.format(goal)} {'met' if value >= goal else 'missed'}"
+
+
+def _scaling(rows: Sequence[dict[str, str]]) -> list[str]:
+    parts = []
+    for part, title in (("models", "Number of models"), ("parameters", "Number of parameters")):
+        chosen = [r for r in rows if r["part"] == part]
+        if chosen:
+            body = [
+                [r["method"], r["models"], f"{int(r['parameters']) / 1e6:.0f} M", f"{float(r['seconds']):.4f}",
+                 f"{float(r['GB/s']):.1f}", f"{float(r['share of copy']):.0%}", f"{float(r['first seconds']):.1f}",
+                 r["load"]]
+                for r in sorted(chosen, key=lambda r: (r["method"], int(r["models"]), int(r["parameters"])))
+            ]  # fmt: skip
+            head = ("method", "models", "parameters", "s", "GB/s", "share of copy", "first, s", "load")
+            parts.append(f"## {title}\n\n{grid(head, body)}")
+    return parts
+
+
+def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--methods", nargs="*")
+    parser.add_argument("--mergekit", action="store_true")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    args.size = args.size or ("quick" if args.quick else "158M" if device.type == "cpu" else "3G")
+    keep_on_disk()
+    write(args, scaling(args, device) if args.scaling else table(args, device))
+
+
+def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
+    """Brings results/engine.csv and engine.md up to date; a trial run leaves them alone."""
+    if not args.quick:
+        (args.out / "engine.md").write_text(report(save(rows, args.out / "engine.csv")))
+
+
+if __name__ == "__main__":
+    main()
