@@ -1,12 +1,12 @@
 """How fast candidates are made, beside the machine's own copy bandwidth and beside mergekit.
 
-    python scripts/bench_engine.py              the table of results/engine.md (about ten minutes on two cores)
+    python scripts/bench_engine.py              the table of results/engine.md
     python scripts/bench_engine.py --device cuda    the same on a CUDA device, about 3 G parameters
     python scripts/bench_engine.py --scaling    how the figures change with the number of models and of parameters
     python scripts/bench_engine.py --quick      a small model, for trying the script itself
 
-A result is compared with the method's plain definition before it is timed; where they differ by more than one unit in
-the last place, or a mask differs, nothing is timed and the exit status is 1. Each method's rounds alternate with copies
+Before a method is timed, one tensor of each shape is compared with its plain definition; where they differ by more than
+one unit in the last place nothing is timed and the exit status is 1. Each method's rounds alternate with copies
 of the same memory, so that a busy machine slows both. Needs nothing but the package; `--mergekit` needs the extra
 `parity`. Rows of a run replace those of the same device and part in results/engine.csv.
 """
@@ -376,8 +376,8 @@ def _words(rows: Sequence[dict[str, str]]) -> str:
         "computes them and compiles or loads the kernel). A share is of the copy bandwidth measured in the same "
         "rounds, on the same memory; bytes count each parent read once and the candidate written once. `new density`: "
         "a candidate with a density not seen before. `peak`: the most memory above pool and candidate while candidates "
-        "were made, as a share of pool and candidate; `kept`: what is kept between candidates. Every row was checked "
-        "against the plain definition before it was timed. The 1-minute load average of the machine was "
+        "were made, as a share of pool and candidate; `kept`: what is kept between candidates. Before a row was timed, one "
+        "tensor of each shape was compared with the plain definition. The 1-minute load average of the machine was "
         f"{loads[0]:.1f} to {loads[-1]:.1f}; torch {rows[0]['torch']}, {dates[0]} to {dates[-1]}. Long form: "
         "engine.csv. Reproduce with `python scripts/bench_engine.py --mergekit` and `--scaling`; the H100 column with "
         "`python scripts/bench_engine.py --device cuda`."
