@@ -377,7 +377,7 @@ def _words(rows: Sequence[dict[str, str]]) -> str:
         "rounds, on the same memory; bytes count each parent read once and the candidate written once. `new density`: "
         "a candidate with a density not seen before. `peak`: the most memory above pool and candidate while candidates "
         "were made, as a share of pool and candidate; `kept`: what is kept between candidates. Before a row was "
-        "timed, one tensor of each shape was compared with the plain definition. The 1-minute load average of the machine was "
+        "timed, one tensor of each shape was compared with the definition. The 1-minute load average was "
         f"{loads[0]:.1f} to {loads[-1]:.1f}; torch {rows[0]['torch']}, {dates[0]} to {dates[-1]}. Long form: "
         "engine.csv. Reproduce with `python scripts/bench_engine.py --mergekit` and `--scaling`; the H100 column with "
         "`python scripts/bench_engine.py --device cuda`."
