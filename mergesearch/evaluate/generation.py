@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[Batch]:
 
 def _families(ordered: Sequence[Prompt]) -> list[tuple[list[Prompt], int]]:
     """(members, how many tokens they share) for each beginning worth sharing; first those that share none."""
-    common = [common_prefix(a.tokens, b.tokens) for a, b in zip(ordered, ordered[1:], strict=False)]
+    common = [common_prefix(a.tokens, b.tokens) for a, b in pairwise(ordered)]
     families: list[tuple[list[Prompt], int]] = [([], 0)]
     waiting = [(0, len(ordered), 0)]
     while waiting:
@@ -92,7 +93,7 @@ def _families(ordered: Sequence[Prompt]) -> list[tuple[list[Prompt], int]]:
             families.append(([], fork))
             family = len(families) - 1
         cuts = [low, *(at + 1 for at in range(low, high - 1) if common[at] == fork), high]
-        waiting.extend((begin, end, family) for begin, end in zip(cuts, cuts[1:], strict=False))
+        waiting.extend((begin, end, family) for begin, end in pairwise(cuts))
     return families
 
 

@@ -1,4 +1,4 @@
-"""Packs of a token trie run through a transformers causal LM: one forward pass each, the head on the needed rows only."""
+"""Packs of a token trie run through a transformers causal LM: the head on the needed rows only."""
 
 from __future__ import annotations
 

@@ -113,6 +113,16 @@ class Scorer:
         """The most requests at once, after what running out of memory has taught."""
         return self._lm.batch_size
 
+    @property
+    def requests(self) -> Mapping[str, Sequence[Instance]]:
+        """lm-eval's requests by type; `resps` holds the answers of the weights that were scored last."""
+        return self._requests
+
+    @property
+    def tokens(self) -> tuple[int, int] | None:
+        """(tokens that token tries compute for log-likelihoods, tokens without them); None where lm-eval answers."""
+        return self._lm.work() if isinstance(self._lm, TrieLM) and any(self._lm.work()) else None
+
     def score(self) -> Scores:
         """The scores of the model's present weights.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -100,8 +101,9 @@ class _SortedQueries:
         self.members = [members[key] for key in sorted(members)]
         self.inputs = [queries[found[0][0]].inputs for found in self.members]
         self.sizes = np.array([len(inputs) for inputs in self.inputs], dtype=np.int64)
-        pairs = zip(self.inputs, self.inputs[1:], strict=False)
-        self.shared = np.array([0, *(common_prefix(a, b) for a, b in pairs)], dtype=np.int64)[: len(self.inputs)]
+        self.shared = np.array([0, *(common_prefix(a, b) for a, b in pairwise(self.inputs))], dtype=np.int64)[
+            : len(self.inputs)
+        ]
 
     def common(self, first: int, second: int) -> int:
         """How many first tokens two different inputs share."""
@@ -114,7 +116,7 @@ class _SortedQueries:
     def branches(self, low: int, high: int, fork: int) -> list[_Range]:
         """The ranges of inputs that stay together beyond their fork."""
         cuts = [low, *(low + 1 + np.flatnonzero(self.shared[low + 1 : high] == fork)).tolist(), high]
-        return list(zip(cuts, cuts[1:], strict=False))
+        return list(pairwise(cuts))
 
     def tokens(self, low: int, high: int, cached: int) -> int:
         """The distinct tokens of a range of inputs beyond the `cached` first ones."""

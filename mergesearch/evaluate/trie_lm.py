@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +65,10 @@ class TrieLM(RememberingLM):
         if self._serves["loglikelihood"]:
             # the queries hold the tokens now
             self._pairs.clear()
+
+    def work(self) -> tuple[int, int]:
+        """(tokens that the planned log-likelihoods compute, tokens of one sequence for each distinct request)."""
+        return sum(plan.tokens for plan in self._plans.values()), sum(plan.naive for plan in self._plans.values())
 
     def shrink(self, request_type: str) -> str | None:
         if not self._serves.get(request_type):
