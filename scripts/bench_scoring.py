@@ -42,7 +42,7 @@ from mergesearch.config import TaskConfig
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import load
 
-BATCH_SIZES = (8, 32, 64)
+BATCH_SIZES = (8, 32)
 CHOICE = {
     "output_type": "multiple_choice",
     "doc_to_choice": "choices",

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 # Side by side up to here: on a CPU a pass is at its best with some hundred tokens, a GPU wants more of them.
-_FILL = {"cpu": 512, "cuda": 4096}
+_FILL = {"cpu": 384, "cuda": 4096}
 _LONGEST = {"cpu": 4096, "cuda": 16384}
 _SHORTEST = 32
 _ROWS = {"cpu": 64, "cuda": 256}
