@@ -331,6 +331,7 @@ def report(out: Path, rows: list[Row]) -> None:
         "wall.",
         "Load: the machine's one-minute load average before and after; above the cores used, others were at work.",
         "",
+        "",
     ]
     out.with_suffix(".md").write_text("\n".join(head) + markdown(rows) + "\n")
 
