@@ -201,7 +201,7 @@ class Scorer:
 
     def _share(self, task: Task, holds: Callable[[Instance], bool]) -> float:
         requests = [request for part in self._parts if part.task is task for request in part.instances]
-        return sum(map(holds, requests)) / len(requests)
+        return sum(map(holds, requests)) / max(1, len(requests))
 
 
 def lm_eval_samples(tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:

@@ -84,6 +84,7 @@ class TrieLM(RememberingLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         if self._model_left_out or not self._try("generate_until", requests):
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        self._cut.difference_update(request.args[0] for request in requests)
         groups, others = self._grouped(requests)
         texts: list[str] = [""] * len(requests)
         own_way = super().generate_until([requests[number] for number in others], disable_tqdm)
