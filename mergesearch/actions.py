@@ -354,6 +354,7 @@ def _scorer(
         tasks,
         documents,
         batch_size=config.batch_size,
+        scoring=config.scoring,
         apply_chat_template=config.apply_chat_template,
         fewshot_as_multiturn=config.fewshot_as_multiturn,
         system_instruction=config.system_instruction,

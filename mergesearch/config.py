@@ -13,7 +13,7 @@ from mergesearch.errors import UserError
 from mergesearch.strict import Strict, parse_yaml, read_yaml, validate
 
 # What may differ when a run folder is taken up again: the budget and the machine, not the search.
-RESUMABLE = (("search", "trials"), ("search", "hours"), ("output",), ("device",), ("batch_size",))
+RESUMABLE = (("search", "trials"), ("search", "hours"), ("output",), ("device",), ("batch_size",), ("scoring",))
 
 
 def _as_range(value: Any) -> Any:
@@ -129,7 +129,10 @@ class Config(Strict):
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     tokenizer: str = Field("base", description="`base`, `union`, or the model whose tokenizer the candidates get")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="requests at once where lm-eval's own model answers")
+    scoring: Literal["auto", "lm_eval"] = Field(
+        "lm_eval", description="`auto`: shared prompts are computed once where the model allows it; `lm_eval`: never"
+    )
     apply_chat_template: bool = False
     fewshot_as_multiturn: bool = False
     system_instruction: str | None = None

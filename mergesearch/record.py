@@ -18,6 +18,8 @@ class TaskScore:
         metric: the metric's lm-eval name, `acc`.
         filter: the lm-eval filter it was taken after, mostly `none`.
         higher_is_better: whether more is better.
+        truncated: the share of its prompts that lost their beginning, being longer than the model's context.
+        cut: the share of its generated answers that ended at the token limit.
     """
 
     value: float
@@ -26,6 +28,8 @@ class TaskScore:
     metric: str
     filter: str = "none"
     higher_is_better: bool = True
+    truncated: float = 0.0
+    cut: float = 0.0
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)

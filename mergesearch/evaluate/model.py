@@ -1,7 +1,8 @@
-"""lm-eval's own Hugging Face model, which remembers what it tokenized."""
+"""lm-eval's own Hugging Face model, which remembers what it tokenized and counts what was cut."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ class RememberingLM(HFLM):
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        self._truncated: set[Any] = set()
+        self._cut: set[str] = set()
+        self._prompts: list[str] = []
         self._texts: dict[tuple, list[int]] = {}
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self._batches: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -33,11 +37,25 @@ class RememberingLM(HFLM):
         finally:
             self._model_left_out = False
 
-    def halve_batch_size(self) -> int:
-        """After running out of memory: free what can be freed, and go on with half as many requests at once."""
+    def shrink(self, request_type: str) -> str | None:
+        """After running out of memory: free what can be freed, and do less at once; None where nothing is left to do.
+
+        Returns:
+            What is smaller now, in a few words.
+        """
         clear_torch_cache()
-        self.batch_size_per_gpu = max(1, self.batch_size_per_gpu // 2)
-        return self.batch_size_per_gpu
+        if self.batch_size_per_gpu == 1:
+            return None
+        self.batch_size_per_gpu //= 2
+        return f"batch size is now {self.batch_size_per_gpu}"
+
+    def was_truncated(self, request: Instance) -> bool:
+        """Whether the request's prompt is longer than the model's context, so that its beginning is lost."""
+        return (request.args[0] if request.request_type == "generate_until" else request.args) in self._truncated
+
+    def was_cut(self, request: Instance) -> bool:
+        """Whether the last answer to the request ended at the token limit and nowhere else."""
+        return request.args[0] in self._cut
 
     def can_generate(self, text: str) -> bool:
         """Whether the logits after `text` are numbers: greedy decoding hides NaN, log-likelihoods show it."""
@@ -71,18 +89,42 @@ class RememberingLM(HFLM):
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         key = (tuple(strings), padding_side, left_truncate_len, truncation)
+        self._prompts = list(strings)
         if key not in self._batches:
             self._batches[key] = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+            if left_truncate_len:
+                self._truncated.update(text for text in strings if len(self.tok_encode(text)) > left_truncate_len)
         return self._batches[key]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         if self._model_left_out:
+            for arguments, context, continuation in requests:
+                if arguments is not None and len(context) + len(continuation) > self.max_length + 1:
+                    self._truncated.add(arguments)
             return [(0.0, False)] * len(requests)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        self._cut.difference_update(request.args[0] for request in requests)
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         if self._model_left_out:
             return context
-        return super()._model_generate(context, max_length, stop, **kwargs)
+        prompts = self._prompts
+        tokens = super()._model_generate(context, max_length, stop, **kwargs)
+        if tokens.shape[1] >= max_length:
+            answers = tokens[:, context.shape[1] :].tolist()
+            self._cut.update(p for p, a in zip(prompts, answers, strict=True) if not self._ended(a, stop))
+        return tokens
+
+    def _ended(self, answer: Sequence[int], stop: Sequence[str]) -> bool:
+        text = self.tokenizer.decode(answer)
+        return not self.ends().isdisjoint(answer) or any(term in text for term in stop if term)
+
+    def ends(self) -> set[int]:
+        """The token ids that end a sequence, as the model's generation configuration has them."""
+        ends = self.model.generation_config.eos_token_id
+        return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +29,13 @@ from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task
+from mergesearch.evaluate.trie_lm import TrieLM
 
 log = logging.getLogger(__name__)
+
+_MODELS = {"auto": TrieLM, "lm_eval": RememberingLM}
+# A larger share of truncated prompts or of cut answers is worth a warning.
+_WORTH_A_WARNING = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +72,9 @@ class Scorer:
         tokenizer: its tokenizer; a copy of it is used.
         tasks: as `tasks.load` gives them.
         documents: for each task's label, the documents to score, as `Task` numbers them.
-        batch_size: the most requests at once; halved for good whenever memory runs out.
+        batch_size: the most requests at once where lm-eval's own model answers; halved for good whenever memory runs
+            out. Token tries take their sizes from the free memory.
+        scoring: `auto`, by token tries wherever the model takes them; `lm_eval`, by lm-eval's own model alone.
         apply_chat_template, fewshot_as_multiturn, system_instruction: as the options of `lm_eval`.
         shuffle: ask the requests in an order drawn from this seed; None keeps lm-eval's. The few-shot examples of each
             document stay the same.
@@ -84,6 +91,7 @@ class Scorer:
         documents: Mapping[str, Iterable[int]],
         *,
         batch_size: int,
+        scoring: str = "auto",
         apply_chat_template: bool = False,
         fewshot_as_multiturn: bool = False,
         system_instruction: str | None = None,
@@ -92,7 +100,7 @@ class Scorer:
         _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
         self._tasks = list(tasks)
         with quiet():
-            self._lm = RememberingLM(model, copy.deepcopy(tokenizer), batch_size)
+            self._lm = _MODELS[scoring](model, copy.deepcopy(tokenizer), batch_size)
             options = {
                 "system_instruction": system_instruction,
                 "apply_chat_template": apply_chat_template,
@@ -103,11 +111,26 @@ class Scorer:
             self._parts = [part for task in tasks for part in _build(task, documents[task.label], options)]
             self._requests = _by_type(self._parts, shuffle)
             self._lm.tokenize(self._requests)
+        self._truncated = {task.label: self._share(task, self._lm.was_truncated) for task in self._tasks}
+        for label, share in self._truncated.items():
+            if share > _WORTH_A_WARNING:
+                log.warning("task %r: %.1f %% of its prompts are longer than the model's context", label, 100 * share)
+        self._warned_of_cuts: set[str] = set()
 
     @property
     def batch_size(self) -> int:
         """The most requests at once, after what running out of memory has taught."""
         return self._lm.batch_size
+
+    @property
+    def requests(self) -> Mapping[str, Sequence[Instance]]:
+        """lm-eval's requests by type; `resps` holds the answers of the weights that were scored last."""
+        return self._requests
+
+    @property
+    def tokens(self) -> tuple[int, int] | None:
+        """(tokens that token tries compute for log-likelihoods, tokens without them); None where lm-eval answers."""
+        return self._lm.work() if isinstance(self._lm, TrieLM) and any(self._lm.work()) else None
 
     def score(self) -> Scores:
         """The scores of the model's present weights.
@@ -189,10 +212,12 @@ class Scorer:
             except Exception as error:
                 if not _out_of_memory(error):
                     raise CandidateError(f"the model failed on {request_type} requests: {_reason(error)}") from error
-                if self.batch_size == 1:
-                    raise CandidateError(f"out of memory with one request at a time: {_reason(error)}") from error
+                reason = _reason(error)
             # outside the handler: the traceback holds on to the tensors
-            log.warning("out of memory on %s requests: batch size is now %d", request_type, self._lm.halve_batch_size())
+            smaller = self._lm.shrink(request_type)
+            if smaller is None:
+                raise CandidateError(f"out of memory with one request at a time: {reason}")
+            log.warning("out of memory on %s requests: %s", request_type, smaller)
 
     def _score_task(self, task: Task) -> tuple[TaskScore, DocumentScores]:
         items = [items for items in (_items(part) for part in self._parts if part.task is task) if items]
@@ -212,8 +237,21 @@ class Scorer:
             metric=task.metric,
             filter=task.filter,
             higher_is_better=task.higher_is_better,
+            truncated=self._truncated[task.label],
+            cut=self._cut(task),
         )
         return score, documents
+
+    def _cut(self, task: Task) -> float:
+        share = self._share(task, self._lm.was_cut)
+        if share > _WORTH_A_WARNING and task.label not in self._warned_of_cuts:
+            self._warned_of_cuts.add(task.label)
+            log.warning("task %r: %.1f %% of its answers end at the token limit", task.label, 100 * share)
+        return share
+
+    def _share(self, task: Task, holds: Callable[[Instance], bool]) -> float:
+        requests = [request for part in self._parts if part.task is task for request in part.instances]
+        return sum(map(holds, requests)) / max(1, len(requests))
 
 
 def lm_eval_samples(tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:
