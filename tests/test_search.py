@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from mergesearch import config
@@ -147,6 +148,26 @@ def test_stopped_anywhere_the_same_command_ends_as_if_it_had_not_been(
     start(tmp_path / "cut", scorer=second).run()
     assert proposals(tmp_path / "cut") == whole
     assert len(first.scored) + len(second.scored) == 18  # none scored twice, none lost
+
+
+@pytest.mark.parametrize("at", [2, 5, 40, 60])
+def test_killed_while_a_trial_is_proposed_it_gets_the_same_parameters(
+    tmp_path: Path, at: int, whole: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suggest, calls = optuna.Trial.suggest_float, []
+
+    def killed(self: optuna.Trial, *arguments: Any, **options: Any) -> float:
+        calls.append(arguments)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return suggest(self, *arguments, **options)
+
+    monkeypatch.setattr(optuna.Trial, "suggest_float", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "cut").run()
+    monkeypatch.undo()
+    start(tmp_path / "cut").run()
+    assert proposals(tmp_path / "cut") == whole
 
 
 def test_a_larger_budget_goes_on_from_a_finished_run(tmp_path: Path, whole: list[Any]) -> None:

@@ -47,6 +47,7 @@ class SeededPerTrial(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._inner = self._make(trial_seed(self._seed, trial.number))
+        self._known: set[str] = set()
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -55,12 +56,24 @@ class SeededPerTrial(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._inner.sample_relative(study, trial, search_space)
+        found = self._inner.sample_relative(study, trial, search_space)
+        self._known |= found.keys()
+        return found
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        # a trial that was killed while it was being proposed has some parameters already: draw them again, so that the
+        # remaining ones are those it would have had
+        for name in trial.params:
+            self._draw_again(study, trial, name)
+        self._known.add(param_name)
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def _draw_again(self, study: Study, trial: FrozenTrial, name: str) -> None:
+        if name not in self._known:
+            self._known.add(name)
+            self._inner.sample_independent(study, trial, name, trial.distributions[name])
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._inner.after_trial(study, trial, state, values)
