@@ -1,7 +1,7 @@
 """Train the demo zoo: one base, then four models fine-tuned from it, and write the documents of their tasks.
 
     python scripts/train_zoo.py                      # the zoo that ships, into mergesearch/zoo
-    python scripts/train_zoo.py --output /tmp/zoo    # elsewhere
+    python scripts/train_zoo.py --output ./my-zoo    # elsewhere
 
 Deterministic on one machine with the same packages; started again, it goes on from the last checkpoint, and stages that
 are done are skipped. On one thread of a shared two-core machine (CPython 3.11.7, torch 2.13.0) it took 21 minutes.

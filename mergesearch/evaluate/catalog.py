@@ -92,11 +92,11 @@ def _check_metrics(entry: Entry) -> None:
 
 def _unknown_task(name: str, manager: TaskManager, folders: Sequence[str]) -> UserError:
     close = nearest(name, manager.all_tasks)
-    hint = f"did you mean {close!r}? " if close else ""
+    hint = f": did you mean {close!r}?" if close else ""
     broken = _broken_yaml(folders)
     also = f"; {broken} could not be read" if broken else ""
     return UserError(
-        f"unknown task {name!r}: {hint}(searched lm-eval's own tasks and {', '.join(folders) or 'no include_path'}; "
+        f"unknown task {name!r}{hint} (searched lm-eval's own tasks and {', '.join(folders) or 'no include_path'}; "
         f"`lm_eval ls tasks` lists what lm-eval has{also})"
     )
 
