@@ -61,6 +61,15 @@ def base_of(folder: Path, dtype: str = "float32", architecture: str = "llama", *
     return str(write(make_model(architecture, dtype=dtype, **config), folder))
 
 
+def assert_runs_as(adapted: torch.nn.Module, base: str, adapter: Path) -> None:
+    """The adapter over the base, merged alone by the engine, gives peft's own logits."""
+    written = TinyPool(base, {"a": str(adapter)})
+    engine = Engine(written.load(), "float32")
+    engine.load(written.recipe())
+    with torch.no_grad():
+        torch.testing.assert_close(engine.model(TOKENS).logits, adapted(TOKENS).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_every_kind_is_what_peft_computes(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base")
     adapters, expected = {}, {}
@@ -86,21 +95,13 @@ def test_other_architectures(architecture: str, tmp_path: Path) -> None:
     adapted = adapt(
         make_model(architecture), tmp_path / "lora", target_modules=targets, fan_in_fan_out=architecture == "gpt2"
     )
-    written = TinyPool(base, {"a": str(tmp_path / "lora")})
-    engine = Engine(written.load(), "float32")
-    engine.load(written.recipe())
-    with torch.no_grad():
-        torch.testing.assert_close(engine.model(TOKENS).logits, adapted(TOKENS).logits, rtol=1e-4, atol=1e-5)
+    assert_runs_as(adapted, base, tmp_path / "lora")
 
 
 def test_trained_biases_are_kept(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base", attention_bias=True)
     adapted = adapt(make_model(attention_bias=True), tmp_path / "lora", bias="lora_only")
-    written = TinyPool(base, {"a": str(tmp_path / "lora")})
-    engine = Engine(written.load(), "float32")
-    engine.load(written.recipe())
-    with torch.no_grad():
-        torch.testing.assert_close(engine.model(TOKENS).logits, adapted(TOKENS).logits, rtol=1e-4, atol=1e-5)
+    assert_runs_as(adapted, base, tmp_path / "lora")
 
 
 def test_a_small_delta_survives_a_bfloat16_base(tmp_path: Path) -> None:
@@ -214,11 +215,7 @@ def test_adapters_of_fused_experts(architecture: str, tmp_path: Path) -> None:
     base = base_of(tmp_path / "base", architecture=architecture)
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     adapted = adapt(make_model(architecture), tmp_path / "lora", target_modules=["q_proj"], target_parameters=experts)
-    written = TinyPool(base, {"a": str(tmp_path / "lora")})
-    engine = Engine(written.load(), "float32")
-    engine.load(written.recipe())
-    with torch.no_grad():
-        torch.testing.assert_close(engine.model(TOKENS).logits, adapted(TOKENS).logits, rtol=1e-4, atol=1e-5)
+    assert_runs_as(adapted, base, tmp_path / "lora")
 
 
 def test_score_takes_an_adapter(tmp_path: Path) -> None:
