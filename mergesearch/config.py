@@ -13,7 +13,16 @@ from mergesearch.errors import UserError
 from mergesearch.strict import Strict, parse_yaml, read_yaml, validate
 
 # What may differ when a run folder is taken up again: the budget and the machine, not the search.
-RESUMABLE = (("search", "trials"), ("search", "hours"), ("output",), ("device",), ("batch_size",), ("scoring",))
+RESUMABLE = (
+    ("search", "trials"),
+    ("search", "hours"),
+    ("search", "documents"),
+    ("output",),
+    ("device",),
+    ("batch_size",),
+    ("scoring",),
+)
+AUTO = ("baselines", "greedy_soup", "learned_soup", "study")
 
 
 def _as_range(value: Any) -> Any:
@@ -46,6 +55,49 @@ class ObjectiveConfig(Strict):
     """
 
     scale: Literal["raw", "parents"] = "parents"
+    pareto: bool = Field(False, description="keep one objective for each task, and look for the front they trade along")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"pareto": True} if value == "pareto" else value
+
+
+class Selector(Strict):
+    """Some of the tensors: what `layers` and `components` both select; left out, each selects everything."""
+
+    layers: tuple[int, int] | None = Field(None, description="first and last layer, both included")
+    components: list[str] | None = None
+
+
+class Freeze(Selector):
+    """Tensors that the search leaves as one of its parents has them."""
+
+    at: str = Field("base", description="`base`, `average` or a model's name")
+
+
+class Narrow(Selector):
+    """Ranges of their own for some of the tensors: further keys are method parameters, as in `space`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return _ranges(self.model_extra or {})
+
+
+class StackConfig(Strict):
+    """The search for a stack: which model's layer stands at each depth, how often, and how loud."""
+
+    repeats: tuple[int, int] = Field((1, 2), description="the fewest and the most times a layer is there; 0 skips it")
+    scale: Range = Field((1.0, 1.0), description="of what a repeated layer adds to the residual stream")
+    base: bool = Field(True, description="whether the base's layers may be taken too")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StackConfig:
+        low, high = self.repeats
+        if not 0 <= low <= high or high < 1:
+            raise ValueError(f"repeats: [{low}, {high}]: give the fewest and the most, as in [1, 2]")
+        return self
 
 
 class SpaceConfig(Strict):
@@ -59,6 +111,16 @@ class SpaceConfig(Strict):
         ["all"], min_length=1, description="each group of layers splits into these; `other`: all that is not named"
     )
     method_per: Literal["recipe", "group"] = "recipe"
+    depth: Literal["groups", "control_points", "split"] = Field(
+        "groups",
+        description="how parameters vary over depth: by groups of layers; interpolated between control points; one mix "
+        "up to a layer that is searched and another above",
+    )
+    control_points: int = Field(3, ge=2)
+    freeze: list[Freeze] = Field([])
+    ranges_for: list[Narrow] = Field([])
+    grow: bool = Field(False, description="begin with one group for the whole model, then refine around the best")
+    stack: StackConfig | None = Field(None, description="search a stack of layers instead of merging tensors")
     weight: Range | None = None
     density: Range | None = None
     lam: Range | None = Field(None, alias="lambda")
@@ -81,25 +143,74 @@ class SpaceConfig(Strict):
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Every range that the file gives, by the parameter's YAML name; `space.py` refuses what is no parameter."""
         named = {"weight": self.weight, "density": self.density, "lambda": self.lam}
-        found = {key: value for key, value in named.items() if value is not None}
-        for key, value in (self.model_extra or {}).items():
-            value = _as_range(value)
-            if not (
-                isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
-            ):
-                # a misspelt key of another kind: space.py names the nearest valid one
-                value = (float("nan"), float("nan"))
-            found[key] = (value[0], value[1])
-        return found
+        return {**{key: value for key, value in named.items() if value is not None}, **_ranges(self.model_extra or {})}
+
+
+def _ranges(extra: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    found = {}
+    for key, value in extra.items():
+        value = _as_range(value)
+        if not (
+            isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
+        ):
+            # a misspelt key of another kind: space.py names the nearest valid one
+            value = (float("nan"), float("nan"))
+        found[key] = (value[0], value[1])
+    return found
+
+
+class GreedySoupConfig(Strict):
+    """Greedy soup: an ingredient stays only if the soup does not get worse on the search documents."""
+
+    trials: int = Field(0, ge=0, description="so many of the best trials are ingredients beside the models")
+
+
+class LearnedSoupConfig(Strict):
+    """Learned soup: mixing coefficients learned on the search documents."""
+
+    method: Literal["task_arithmetic", "linear"] = "task_arithmetic"
+    per: list[Literal["recipe", "group", "tensor"]] = Field(["recipe", "group"], min_length=1)
+    coefficients: Literal["free", "softmax"] = "free"
+    optimizer: Literal["adam", "cmaes"] = "adam"
+    start: float | None = Field(None, description="the weight of each model at the start; default: the best mix so far")
+    steps: int = Field(40, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    documents: int = Field(16, ge=1, description="of each task, drawn for each step")
+    validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
+    patience: int = Field(3, ge=1, description="looks at the validation documents without gain that end it")
+    layer_groups: int = Field(3, ge=1, description="of per: group")
+    components: list[str] = Field(["attention", "mlp", "other"], min_length=1, description="of per: group")
+    checkpointing: bool = Field(False, description="compute activations twice rather than keep them")
+    batch_size: int = Field(16, ge=1, description="documents at once")
 
 
 class SearchConfig(Strict):
-    """The study's sampler and its budget; the baselines come on top of `trials`."""
+    """What is run, in what order, and how long. The baselines come on top of `trials`."""
 
-    sampler: Literal["tpe", "random"] = "tpe"
+    strategy: list[Literal["auto", "baselines", "greedy_soup", "learned_soup", "study", "random"]] = Field(
+        ["auto"], min_length=1, description="one or a list, each starting from what the earlier ones found"
+    )
+    sampler: Literal["auto", "tpe", "cmaes", "gp", "nsga2", "random"] = "auto"
     trials: int = Field(40, ge=0)
     hours: float | None = Field(None, gt=0)
+    documents: int | None = Field(None, ge=1, description="document evaluations; a backward pass counts as two more")
     seed: int = Field(0, ge=0, lt=2**32)
+    defaults: bool = Field(True, description="each method's published defaults are among the baselines")
+    warm_start: list[str] = Field([], description="run folders whose best recipes are tried first")
+    random_control: bool = Field(False, description="at the end as many random proposals as there were others")
+    greedy_soup: GreedySoupConfig = GreedySoupConfig()
+    learned_soup: LearnedSoupConfig = LearnedSoupConfig()
+
+    @field_validator("strategy", "warm_start", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def strategies(self) -> list[str]:
+        """The strategies in order, `auto` written out. The baselines always come first."""
+        found = [name for given in self.strategy for name in (AUTO if given == "auto" else (given,))]
+        return list(dict.fromkeys(["baselines", *found]))
 
 
 class RacingConfig(Strict):
@@ -243,4 +354,18 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-__all__ = ["Config", "ObjectiveConfig", "RacingConfig", "SearchConfig", "SpaceConfig", "TaskConfig", "read"]
+__all__ = [
+    "Config",
+    "Freeze",
+    "GreedySoupConfig",
+    "LearnedSoupConfig",
+    "Narrow",
+    "ObjectiveConfig",
+    "RacingConfig",
+    "SearchConfig",
+    "Selector",
+    "SpaceConfig",
+    "StackConfig",
+    "TaskConfig",
+    "read",
+]

@@ -28,7 +28,8 @@ def path(tmp_path: Path) -> Path:
 
 def test_defaults_are_those_of_the_readme(path: Path) -> None:
     read = config.read(path)
-    assert read.holdout == 0.5 and read.objective.scale == "parents" and read.search.sampler == "tpe"
+    assert read.holdout == 0.5 and read.objective.scale == "parents" and read.search.sampler == "auto"
+    assert read.search.strategies == ["baselines", "greedy_soup", "learned_soup", "study"]
     assert read.folder == Path("results/small")
 
 

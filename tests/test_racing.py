@@ -180,7 +180,7 @@ def settings(folder: Path, trials: int = 12, **changes: Any) -> Config:
         "tasks": [{"task": "quiz"}],
         "objective": {"scale": "raw"},
         "space": {"methods": ["linear", "ties"], "layer_groups": 2},
-        "search": {"trials": trials, "seed": 3},
+        "search": {"trials": trials, "seed": 3, "strategy": "study", "sampler": "tpe", "defaults": False},
         "output": str(folder),
         "racing": {"blocks": 6},
     }

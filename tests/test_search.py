@@ -15,8 +15,9 @@ from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.record import Record, TaskScore
+from mergesearch.search.history import History
 from mergesearch.search.store import RunFolder, Worker, open_study, read_records, records
-from mergesearch.search.study import Search, SearchFailed, worked_hours
+from mergesearch.search.study import Search, SearchFailed
 from mergesearch.space import SearchSpace
 
 INFOS = [TensorInfo(f"layers.{i}.mlp", i, "mlp", (2, 2)) for i in range(2)]
@@ -77,10 +78,10 @@ def settings(folder: Path, **changes: Any) -> Config:
         "models": {"a": "a", "b": "b"},
         "tasks": [{"task": "quiz"}, {"task": "bits"}],
         "space": {"methods": ["linear", "ties", "slerp"], "layer_groups": 2},
-        "search": {"trials": 14, "seed": 3},
         "output": str(folder),
     }
-    return config.validate(Config, {**data, **changes}, "test")
+    search = {"trials": 14, "seed": 3, "strategy": "study", "sampler": "tpe", "defaults": False}
+    return config.validate(Config, {**data, **changes, "search": {**search, **changes.get("search", {})}}, "test")
 
 
 def start(folder: Path, engine: Engine | None = None, scorer: Scorer | None = None, **changes: Any) -> Search:
@@ -242,7 +243,7 @@ def test_hours_are_a_budget(tmp_path: Path) -> None:
     search = start(tmp_path / "run", search={"trials": 14, "hours": 1e-9, "seed": 3})
     search.run()
     assert len(records(search.study)) == 4
-    assert worked_hours(search.study) > 0
+    assert History(search.study, search.config).hours > 0
 
 
 def test_a_living_worker_keeps_its_trial(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from mergesearch import config, methods
 from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.recipe import TensorInfo
-from mergesearch.search.baselines import baselines
+from mergesearch.search.baselines import DEFAULTS, baselines
 from mergesearch.space import SearchSpace, check_space
 
 LAYERS = 4
@@ -98,12 +98,14 @@ def test_a_single_number_fixes_a_parameter() -> None:
 
 def test_baselines_are_points_of_the_space_where_it_holds_them() -> None:
     searched = space(methods=["linear", "task_arithmetic"], layer_groups=2)
-    for name, recipe in baselines(searched.config).items():
+    plain = {name: recipe for name, recipe in baselines(searched.config).items() if name not in DEFAULTS}
+    for name, recipe in plain.items():
         found = searched.parameters(recipe)
         assert found is not None, name
         assert found["method"] == ("task_arithmetic" if name == "base" else "linear")
     narrow = space(methods=["ties"])
-    assert all(narrow.parameters(recipe) is None for recipe in baselines(narrow.config).values())
+    assert all(narrow.parameters(recipe) is None for recipe in plain.values())
+    assert narrow.parameters(baselines(narrow.config)["ties 0.2"]) is not None
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,10 @@ class Objective:
         total = sum(self.weights.values())
         return sum(w * self.scales[t].apply(signed(scores[t])) for t, w in self.weights.items()) / total
 
+    def values(self, scores: Scores) -> list[float]:
+        """Each task's scaled score, in the order of the tasks: what a study of several objectives maximises."""
+        return [self.scales[task].apply(signed(scores[task])) for task in self.weights]
+
     def factors(self, scores: Scores) -> dict[str, float]:
         """How far the objective moves when a task's metric grows by one: negative where lower is better."""
         total = sum(self.weights.values())

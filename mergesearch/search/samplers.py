@@ -8,27 +8,83 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-
-def _tpe(seed: int) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # group: the space depends on the method; without it only what all trials have in common is modelled
-        return optuna.samplers.TPESampler(seed=seed, group=True)
+from mergesearch.space import Space
 
 
-MAKERS: dict[str, Callable[[int], BaseSampler]] = {
+@dataclass(frozen=True)
+class Choice:
+    """A sampler, and what it needs to know of the space.
+
+    Attributes:
+        name: of `MAKERS`.
+        space: the distributions by name, for samplers that need one fixed space; empty for those that do not.
+        start: where to begin, by name.
+    """
+
+    name: str
+    space: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    start: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _tpe(seed: int, choice: Choice) -> BaseSampler:
+    # group: the space depends on the method; without it only what all trials have in common is modelled
+    return optuna.samplers.TPESampler(seed=seed, group=True)
+
+
+def _cmaes(seed: int, choice: Choice) -> BaseSampler:
+    numbers = {name: value for name, value in choice.start.items() if name in choice.space}
+    return optuna.samplers.CmaEsSampler(seed=seed, x0=numbers or None, warn_independent_sampling=False)
+
+
+def _gp(seed: int, choice: Choice) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=4)
+
+
+MAKERS: dict[str, Callable[[int, Choice], BaseSampler]] = {
     "tpe": _tpe,
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "cmaes": _cmaes,
+    "gp": _gp,
+    "nsga2": lambda seed, choice: optuna.samplers.NSGAIISampler(seed=seed, population_size=20),
+    "random": lambda seed, choice: optuna.samplers.RandomSampler(seed=seed),
 }
+# these model one space of a fixed set of numbers
+FIXED_SPACE = ("cmaes", "gp")
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The distributions of a space whose parameters do not depend on each other."""
+    recorder = _Recorder()
+    space.suggest(recorder)
+    return {name: d for name, d in recorder.found.items() if not d.single()}
+
+
+class _Recorder:
+    """Stands in for a trial: notes every distribution, and answers with its middle."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, BaseDistribution] = {}
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        self.found[name] = FloatDistribution(low, high)
+        return (low + high) / 2
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        self.found[name] = IntDistribution(low, high)
+        return (low + high) // 2
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.found[name] = CategoricalDistribution(choices)
+        return choices[0]
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -37,26 +93,55 @@ def trial_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-class SeededPerTrial(BaseSampler):
-    """The sampler called `name`, made anew for each trial from (seed, trial number)."""
+class _View:
+    """A study as a sampler of one space should see it: without the trials of other spaces."""
 
-    def __init__(self, name: str, seed: int):
-        self._make = MAKERS[name]
-        self._seed = seed
-        self._inner = self._make(seed)
+    def __init__(self, study: Study, names: Sequence[str]):
+        self._viewed, self._names = study, frozenset(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._viewed, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        found = self._viewed._get_trials(deepcopy=deepcopy, states=states, use_cache=use_cache)
+        return [trial for trial in found if self._names <= trial.params.keys()]
+
+    def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        return self._get_trials(deepcopy, states)
+
+
+class SeededPerTrial(BaseSampler):
+    """A sampler made anew for each trial from (seed, trial number).
+
+    Args:
+        seed: of the run.
+        choose: which sampler proposes a trial.
+    """
+
+    def __init__(self, seed: int, choose: Callable[[FrozenTrial], Choice]):
+        self._seed, self._choose = seed, choose
+        self._inner: BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+        self._choice = Choice("random")
+        self._known: set[str] = set()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._inner = self._make(trial_seed(self._seed, trial.number))
-        self._known: set[str] = set()
+        self._choice = self._choose(trial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._inner = MAKERS[self._choice.name](trial_seed(self._seed, trial.number), self._choice)
+        self._known = set()
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        if self._choice.space:
+            return {k: d for k, d in self._choice.space.items() if not isinstance(d, CategoricalDistribution)}
         return self._inner.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        found = self._inner.sample_relative(study, trial, search_space)
+        seen: Any = _View(study, list(search_space)) if self._choice.space else study
+        found = self._inner.sample_relative(seen, trial, search_space)
         self._known |= found.keys()
         return found
 
@@ -76,4 +161,6 @@ class SeededPerTrial(BaseSampler):
             self._inner.sample_independent(study, trial, name, trial.distributions[name])
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._inner.after_trial(study, trial, state, values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CMA-ES says that it takes no notice of constraints
+            self._inner.after_trial(study, trial, state, values)

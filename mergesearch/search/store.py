@@ -113,6 +113,10 @@ class RunFolder:
         """Where the answers of a recipe that is not scored to the end are, block by block."""
         return self.scores / "blocks" / recipe_id
 
+    def learning(self, number: int) -> Path:
+        """Where the state of the soup that a trial learns is."""
+        return self.path / "learning" / f"{number:05d}"
+
     def search_documents(self) -> dict[str, list[int]]:
         """The documents that the search scores on, as `lm_eval --samples` takes them."""
         return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["search"]
@@ -154,7 +158,7 @@ def open_study(config: Config, folder: RunFolder, create: bool = True) -> optuna
         storage = url if config.storage else _local_storage(url)
         if create:
             study = optuna.create_study(
-                study_name=config.name, storage=storage, direction="maximize", load_if_exists=True
+                study_name=config.name, storage=storage, directions=_directions(config), load_if_exists=True
             )
         else:
             study = optuna.load_study(study_name=config.name, storage=storage)
@@ -168,6 +172,10 @@ def open_study(config: Config, folder: RunFolder, create: bool = True) -> optuna
     elif create:
         study.set_user_attr("config", config.dump())
     return study
+
+
+def _directions(config: Config) -> list[str]:
+    return ["maximize"] * (len(config.tasks) if config.objective.pareto else 1)
 
 
 def _local_storage(url: str) -> optuna.storages.RDBStorage:
@@ -241,7 +249,7 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
         number=trial.number,
         name=found.get("name"),
         state=STATES[trial.state],
-        objective=trial.value if complete else None,
+        objective=objective.value(scores) if objective and complete else None,
         stderr=objective.stderr(scores) if objective and complete and scores else None,
         scores=scores,
         recipe=found.get("recipe"),

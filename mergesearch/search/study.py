@@ -7,9 +7,9 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
@@ -18,20 +18,23 @@ from optuna.trial import FrozenTrial, TrialState
 from mergesearch.config import Config, RacingConfig
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.scores import load_documents
-from mergesearch.recipe import Recipe
+from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.record import Record, TaskScore
 from mergesearch.search import objective as objectives
-from mergesearch.search.baselines import BASE, baselines, parent_names
+from mergesearch.search.baselines import BASE, parent_names
+from mergesearch.search.history import History, recipe_of, scores_of
 from mergesearch.search.objective import Objective
 from mergesearch.search.racing import Best, race
-from mergesearch.search.samplers import SeededPerTrial
+from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
-from mergesearch.space import SearchSpace
+from mergesearch.search.strategies import Proposal, Wait, strategies_of
+from mergesearch.search.strategies.stages import Stages
+from mergesearch.space import Space
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("mergesearch", "torch", "transformers", "lm_eval", "optuna")
-WAIT = 1.0  # seconds between looks at what other workers are doing
+WAIT_SECONDS = 1.0  # seconds between looks at what other workers are doing
 
 
 class Builds(Protocol):
@@ -53,6 +56,14 @@ class Scores(Protocol):
     def score(self) -> DocumentScores: ...
 
 
+class Learns(Protocol):
+    """Learns the coefficients of a soup on the search documents, from the best mix so far."""
+
+    def learn(
+        self, per: str, start: Recipe | None, objective: Objective | None, state: Path, spent: Callable[[int], None]
+    ) -> Recipe: ...
+
+
 class SearchFailed(Exception):
     """The search cannot go on, and why."""
 
@@ -66,6 +77,10 @@ class Search:
         space: what may be proposed.
         engine: builds candidates.
         scorer: scores the live model.
+        coarse: the space that the study begins with, where it grows.
+        infos, layers: the pool's tensors, where a stage of the study refines a recipe group by group.
+        learner: learns soups; without it there are none.
+        warm: recipes to try first.
         started: called with the record of each trial that begins.
         finished: called with the record of each trial that ends, in the order in which they end here.
     """
@@ -74,10 +89,15 @@ class Search:
         self,
         config: Config,
         folder: RunFolder,
-        space: SearchSpace,
+        space: Space,
         engine: Builds,
         scorer: Scores,
         *,
+        coarse: Space | None = None,
+        infos: Sequence[TensorInfo] = (),
+        layers: int = 0,
+        learner: Learns | None = None,
+        warm: Sequence[Recipe] = (),
         started: Callable[[Record], None] = lambda record: None,
         finished: Callable[[Record], None] = lambda record: None,
         device: str = "cpu",
@@ -87,12 +107,15 @@ class Search:
         self.space = space
         self.engine = engine
         self.scorer = scorer
+        self.learner = learner
         self._started = started
         self._finished = finished
         self._machine = machine(device)
         self.study = open_study(config, folder)
-        self.study.sampler = SeededPerTrial(config.search.sampler, config.search.seed)
-        self._recipes = baselines(config)
+        self.stages = Stages(config, space, coarse, infos, layers)
+        self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
+        self._began = len(self.study.get_trials(deepcopy=False))
+        self.strategies = strategies_of(config, space, self.stages, learner is not None, warm, self._began)
 
     def run(self) -> None:
         """Scores what the budget allows; called again, goes on from what is in the storage.
@@ -102,55 +125,60 @@ class Search:
             KeyboardInterrupt: passed on; the trial at work is taken up by the next start.
         """
         with Worker(self.folder) as worker:
-            with self.folder.lock("setup"):
-                self._enqueue_baselines()
             while (trial := self._take(worker)) is not None:
                 self._work(trial)
                 self._settle()
 
     # --- what to do next ---
 
-    def _enqueue_baselines(self) -> None:
-        if objective_of(self.study):
-            return
-        trials = self.study.get_trials(deepcopy=False)
-        there = {trial.user_attrs.get("name") for trial in trials if trial.state != TrialState.FAIL}
-        for name, recipe in self._recipes.items():
-            if name not in there:
-                parameters = self.space.parameters(recipe) or {}
-                attributes = {"name": name, "recipe": recipe.dump(), "recipe_id": recipe.id}
-                self.study.enqueue_trial(parameters, user_attrs=attributes)
+    def _history(self) -> History:
+        return History(self.study, self.config)
 
     def _take(self, worker: Worker) -> optuna.Trial | None:
-        """The next trial to work on: one that an ended worker left, a waiting one, or a new proposal."""
+        """The next trial to work on: one that an ended worker left, a waiting one, or what a strategy proposes."""
         while True:
             with self.folder.lock("take"):
                 trial = self._left_behind(worker) or self._ask()
-                if trial is not None:
+                if isinstance(trial, optuna.Trial):
                     trial.set_user_attr("worker", worker.id)
                     return trial
-            if not self._awaited():
+            if trial is None:
                 return None
-            time.sleep(WAIT)
+            time.sleep(WAIT_SECONDS)
 
     def _left_behind(self, worker: Worker) -> optuna.Trial | None:
         left = abandoned(self.study, worker)
         return optuna.Trial(self.study, left._trial_id) if left else None
 
-    def _ask(self) -> optuna.Trial | None:
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if waiting or (objective_of(self.study) and not self._spent()):
+    def _ask(self) -> optuna.Trial | Wait | None:
+        if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return self.study.ask()
+        history = self._history()
+        for strategy in self.strategies:
+            if strategy.budgeted and history.spent:
+                continue
+            found = strategy.next(history)
+            if isinstance(found, Wait):
+                return found
+            if found is not None:
+                self._enqueue(strategy.name, found)
+                return self.study.ask()
         return None
 
-    def _awaited(self) -> bool:
-        """Whether there will be more to do once other workers have scored the baselines."""
-        return objective_of(self.study) is None and not self._spent()
+    def _enqueue(self, strategy: str, found: Proposal) -> None:
+        attributes = {"strategy": strategy, **found.attributes}
+        if found.name:
+            attributes["name"] = found.name
+        if found.recipe:
+            attributes |= {"recipe": found.recipe.dump(), "recipe_id": found.recipe.id}
+        self.study.enqueue_trial(dict(found.parameters), user_attrs=attributes)
 
-    def _spent(self) -> bool:
-        proposed = [t for t in self.study.get_trials(deepcopy=False) if not t.user_attrs.get("name")]
-        hours = self.config.search.hours
-        return len(proposed) >= self.config.search.trials or (hours is not None and worked_hours(self.study) >= hours)
+    def _choice(self, trial: FrozenTrial) -> Choice:
+        if "recipe" in trial.user_attrs or "per" in trial.user_attrs:
+            return Choice("random")  # it is not sampled
+        if trial.user_attrs.get("strategy") != "study":
+            return Choice("random")
+        return self.stages.choice(trial, self._history())
 
     # --- one trial ---
 
@@ -175,10 +203,29 @@ class Search:
         stated = trial.user_attrs.get("recipe")
         if stated:
             return Recipe.from_data(stated, f"trial {trial.number}")
-        recipe = self.space.suggest(trial)
+        recipe = self._learned(trial) if "per" in trial.user_attrs else self._suggested(trial)
         trial.set_user_attr("recipe", recipe.dump())
         trial.set_user_attr("recipe_id", recipe.id)
         return recipe
+
+    def _suggested(self, trial: optuna.Trial) -> Recipe:
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        return self.stages.space_of(frozen, self._history()).suggest(trial)
+
+    def _learned(self, trial: optuna.Trial) -> Recipe:
+        if self.learner is None:
+            raise CandidateError("soups cannot be learned here")
+        spent = trial.user_attrs.get("documents_learning", 0)
+
+        def more(documents: int) -> None:
+            nonlocal spent
+            spent += documents
+            trial.set_user_attr("documents_learning", spent)
+
+        start = trial.user_attrs.get("start")
+        recipe = None if start is None else recipe_of(self.study.get_trials(deepcopy=False)[start])
+        learning = self.folder.learning(trial.number)
+        return self.learner.learn(trial.user_attrs["per"], recipe, objective_of(self.study), learning, more)
 
     def _build_and_score(self, trial: optuna.Trial, recipe: Recipe) -> None:
         trial.set_user_attr("machine", self._machine)
@@ -197,10 +244,13 @@ class Search:
         trial.set_user_attr("scores", {task: asdict(score) for task, score in found.tasks.items()})
 
     def _copy_equal(self, trial: optuna.Trial, recipe: Recipe) -> bool:
-        """The scores of an earlier trial with the same recipe, where there is one."""
+        """The scores of an earlier trial that does the same to every tensor, where there is one."""
+        identify = getattr(self.engine, "identity", None)
+        same = identify(recipe) if identify else recipe.id
+        trial.set_user_attr("same", same)
         for other in self.study.get_trials(deepcopy=False):
             found = other.user_attrs
-            if other.number == trial.number or found.get("recipe_id") != recipe.id or "scores" not in found:
+            if other.number == trial.number or found.get("same") != same or "scores" not in found:
                 continue
             documents = self.folder.documents(other.number)
             if documents.is_file():
@@ -247,8 +297,7 @@ class Search:
 
     def _best(self) -> Best | None:
         """The best finished trial whose documents are here."""
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        for trial in sorted(complete, key=lambda trial: (-trial.value, trial.number)):
+        for trial in self._history().complete():
             if self.folder.documents(trial.number).is_file():
                 return Best(trial.number, load_documents(self.folder.documents(trial.number)))
         return None
@@ -278,9 +327,11 @@ class Search:
         return given
 
     def _give(self, trial: FrozenTrial, objective: Objective) -> bool:
-        value = objective.value({task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()})
+        values = (
+            objective.values(scores_of(trial)) if self.config.objective.pareto else objective.value(scores_of(trial))
+        )
         try:
-            self.study.tell(trial.number, value)
+            self.study.tell(trial.number, values)
         except (ValueError, RuntimeError, optuna.exceptions.UpdateFinishedTrialError):
             return False  # another worker was faster
         self._finished(self._record(trial.number))
@@ -292,13 +343,19 @@ class Search:
         found: dict[str, dict[str, TaskScore]] = {}
         for name in parent_names(self.config):
             trial = by_name.get(name)
-            if trial is None or (trial.state != TrialState.FAIL and "scores" not in trial.user_attrs):
+            if trial is None or self._to_retry(trial):
+                return None
+            if trial.state != TrialState.FAIL and "scores" not in trial.user_attrs:
                 return None
             if trial.state != TrialState.FAIL:
                 found[name] = {task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()}
         objective = self._objective(found, by_name)
         self.study.set_user_attr("objective", objective.to_data())
         return objective
+
+    def _to_retry(self, trial: FrozenTrial) -> bool:
+        """Whether it failed before this worker began: such a baseline is scored again."""
+        return trial.state == TrialState.FAIL and trial.number < self._began
 
     def _objective(self, found: dict[str, dict[str, TaskScore]], by_name: dict[str, FrozenTrial]) -> Objective:
         if self.config.objective.scale == "raw":
@@ -328,18 +385,4 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def worked_hours(study: optuna.Study) -> float:
-    """Wall-clock hours in which at least one trial was at work, over all starts and workers of the run."""
-    spans = [
-        (trial.datetime_start, trial.datetime_complete or datetime.now())
-        for trial in study.get_trials(deepcopy=False)
-        if trial.datetime_start and trial.state.is_finished()
-    ]
-    seconds, end = 0.0, datetime.min
-    for start, stop in sorted(spans):
-        seconds += max(0.0, (stop - max(start, end)).total_seconds())
-        end = max(end, stop)
-    return seconds / 3600
-
-
-__all__ = ["Search", "SearchFailed", "machine", "worked_hours"]
+__all__ = ["Search", "SearchFailed", "machine"]

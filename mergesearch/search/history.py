@@ -1,0 +1,127 @@
+"""What a run has found so far, as the strategies read it from the study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mergesearch.config import Config
+from mergesearch.recipe import Recipe
+from mergesearch.record import TaskScore
+from mergesearch.search.objective import Objective
+from mergesearch.search.store import objective_of
+
+CONTROL = "random control"
+
+
+class History:
+    """The trials of a study at one moment.
+
+    Args:
+        study: the study, with the objective among its attributes once the parents have fixed its scale.
+        config: the run's configuration.
+    """
+
+    def __init__(self, study: optuna.Study, config: Config):
+        self.study = study
+        self.config = config
+        self.trials: list[FrozenTrial] = study.get_trials(deepcopy=False)
+        self.objective: Objective | None = objective_of(study)
+
+    def of(self, strategy: str) -> list[FrozenTrial]:
+        """The trials of one strategy that have not failed, by number."""
+        return [t for t in self.trials if t.user_attrs.get("strategy") == strategy and t.state != TrialState.FAIL]
+
+    def ended(self, strategy: str) -> list[FrozenTrial]:
+        """All trials of one strategy, failed ones too."""
+        return [t for t in self.trials if t.user_attrs.get("strategy") == strategy]
+
+    def named(self, name: str) -> FrozenTrial | None:
+        """The latest trial of a baseline that has not failed; else the latest that has."""
+        found = [t for t in self.trials if t.user_attrs.get("name") == name]
+        return next((t for t in reversed(found) if t.state != TrialState.FAIL), found[-1] if found else None)
+
+    def value(self, trial: FrozenTrial) -> float | None:
+        """The objective of a complete trial, also where the study keeps one for each task."""
+        if trial.state != TrialState.COMPLETE or self.objective is None:
+            return None
+        return self.objective.value(scores_of(trial))
+
+    def complete(self) -> list[FrozenTrial]:
+        """Complete trials, the best first, the earlier one among equals."""
+        done = [t for t in self.trials if t.state == TrialState.COMPLETE]
+        return sorted(done, key=lambda t: (not feasible(t), -(self.value(t) or 0.0), t.number))
+
+    def find(self, recipe: Recipe) -> FrozenTrial | None:
+        """The trial that has a recipe; one that is complete where there is any."""
+        found = [t for t in self.trials if t.user_attrs.get("recipe_id") == recipe.id]
+        return next((t for t in found if t.state == TrialState.COMPLETE), found[-1] if found else None)
+
+    # --- budget ---
+
+    @property
+    def proposals(self) -> int:
+        """How many trials count against `search.trials`: all but baselines and the random control."""
+        return sum(1 for t in self.trials if not t.user_attrs.get("name") and t.user_attrs.get("strategy") != CONTROL)
+
+    @property
+    def documents(self) -> int:
+        """Document evaluations so far; a backward pass counts as two more."""
+        return sum(documents_of(t.user_attrs) for t in self.trials)
+
+    @property
+    def hours(self) -> float:
+        """Wall-clock hours in which at least one trial was at work, over all starts and workers of the run."""
+        return worked_hours(self.trials)
+
+    @property
+    def spent(self) -> bool:
+        """Whether one of the budgets is used up."""
+        budget = self.config.search
+        return (
+            self.proposals >= budget.trials
+            or (budget.documents is not None and self.documents >= budget.documents)
+            or (budget.hours is not None and self.hours >= budget.hours)
+        )
+
+
+def scores_of(trial: FrozenTrial) -> dict[str, TaskScore]:
+    """The task scores of a trial by label."""
+    return {task: TaskScore(**data) for task, data in trial.user_attrs.get("scores", {}).items()}
+
+
+def recipe_of(trial: FrozenTrial) -> Recipe:
+    """The recipe of a trial that has one."""
+    return Recipe.from_data(trial.user_attrs["recipe"], f"trial {trial.number}")
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps every constraint of the study."""
+    return all(value <= 0 for value in (getattr(trial, "constraints", None) or {}).values())
+
+
+def documents_of(found: Mapping[str, Any]) -> int:
+    """The document evaluations that a trial cost, from its attributes."""
+    learning = found.get("documents_learning", 0)
+    if "same_as" in found:
+        return learning
+    scored = found.get("scores") or found.get("partial") or {}
+    return learning + sum(score["documents"] for score in scored.values())
+
+
+def worked_hours(trials: Iterable[FrozenTrial]) -> float:
+    """Hours in which at least one of the trials was at work."""
+    spans = [
+        (trial.datetime_start, trial.datetime_complete or datetime.now())
+        for trial in trials
+        if trial.datetime_start and trial.state.is_finished()
+    ]
+    seconds, end = 0.0, datetime.min
+    for start, stop in sorted(spans):
+        seconds += max(0.0, (stop - max(start, end)).total_seconds())
+        end = max(end, stop)
+    return seconds / 3600

@@ -1,0 +1,56 @@
+"""The strategies of a run: each says what to score next from what was found so far, and knows when it has ended.
+
+A strategy keeps no state of its own: everything is read from the study's trials, so that any worker can go on where any
+other stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergesearch.config import Config
+from mergesearch.recipe import Recipe
+from mergesearch.search.strategies.base import WAIT, Proposal, Strategy, Wait
+from mergesearch.search.strategies.baselines import Baselines
+from mergesearch.search.strategies.greedy_soup import GreedySoup
+from mergesearch.search.strategies.learned_soup import LearnedSoups
+from mergesearch.search.strategies.random_control import RandomControl
+from mergesearch.search.strategies.stages import Stages
+from mergesearch.search.strategies.warm_start import WarmStart
+from mergesearch.space import Space
+
+
+def strategies_of(
+    config: Config,
+    space: Space,
+    stages: Stages,
+    learns: bool = False,
+    warm: Sequence[Recipe] = (),
+    began: int = 0,
+) -> list[Strategy]:
+    """The strategies of a configuration, in order.
+
+    Args:
+        config: the run's configuration.
+        space: what the study may propose.
+        stages: the study.
+        learns: whether soups can be learned here.
+        warm: recipes of other runs to try first.
+        began: how many trials there were when this worker began.
+    """
+    made = {
+        "baselines": Baselines(config, space, began),
+        "greedy_soup": GreedySoup(config),
+        "learned_soup": LearnedSoups(config),
+        "study": stages,
+        "random": RandomControl(),
+    }
+    found: list[Strategy] = [made[name] for name in config.search.strategies if name != "learned_soup" or learns]
+    if warm:
+        found.insert(1, WarmStart(warm, space))
+    if config.search.random_control:
+        found.append(RandomControl(like_others=True))
+    return found
+
+
+__all__ = ["WAIT", "Proposal", "Strategy", "Wait", "strategies_of"]

@@ -1,0 +1,50 @@
+"""What a strategy is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mergesearch.recipe import Recipe
+from mergesearch.search.history import History
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to score next.
+
+    Attributes:
+        recipe: the candidate; None where it is still to be found, by a sampler or by learning.
+        name: of a baseline.
+        parameters: the trial's parameters, where the space holds the recipe.
+        attributes: what is noted on the trial.
+    """
+
+    recipe: Recipe | None = None
+    name: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Wait:
+    """Stands for: what comes next depends on trials that other workers are at."""
+
+
+WAIT = Wait()
+
+
+class Strategy(Protocol):
+    """One way to search.
+
+    Attributes:
+        name: as the configuration has it; noted on its trials.
+        budgeted: whether it stops when the run's budget is used up.
+    """
+
+    name: str
+    budgeted: bool
+
+    def next(self, history: History) -> Proposal | Wait | None:
+        """What to score next; None once there is nothing more to do."""
+        ...

@@ -1,0 +1,44 @@
+"""Learned soups: one after another, from few coefficients to many, each starting from the best mix so far."""
+
+from __future__ import annotations
+
+from optuna.trial import FrozenTrial
+
+from mergesearch.config import Config
+from mergesearch.search.affine import Affine, affine_of
+from mergesearch.search.history import History, recipe_of
+from mergesearch.search.strategies.base import Proposal
+
+
+class LearnedSoups:
+    """The soups that `search.learned_soup` asks for. Their recipes are found by the worker that takes the trial."""
+
+    name = "learned_soup"
+    budgeted = True
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def next(self, history: History) -> Proposal | None:
+        there = [t.user_attrs.get("per") for t in history.ended(self.name)]
+        for per in self.config.search.learned_soup.per:
+            if per not in there:
+                return Proposal(attributes={"per": per, "start": self._start(history)})
+        return None
+
+    def _start(self, history: History) -> int | None:
+        """The trial to start from: the best one that is a mix; None for the configured weight.
+
+        A soup of one model is a corner from which gradients lead nowhere fast, so a mix of two at least is wanted.
+        """
+        if self.config.search.learned_soup.start is not None:
+            return None
+        for trial in history.complete():
+            affine = self._affine(trial)
+            if affine is not None and (abs(affine.values) > 0.05).sum(axis=1).min() >= min(2, len(self.config.models)):
+                return trial.number
+        return None
+
+    def _affine(self, trial: FrozenTrial) -> Affine | None:
+        found = affine_of(recipe_of(trial), tuple(self.config.models))
+        return found if found is not None and all(s[2] is None for s in found.selections) else None

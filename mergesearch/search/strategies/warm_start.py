@@ -1,0 +1,33 @@
+"""Warm start: the best recipes of other runs, tried first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergesearch.recipe import Recipe
+from mergesearch.search.history import History
+from mergesearch.search.strategies.base import Proposal
+from mergesearch.space import Space
+
+
+class WarmStart:
+    """Recipes given from outside, one after another.
+
+    Args:
+        recipes: of this run's parents, the best first.
+        space: where they are points of it, the sampler learns from them.
+    """
+
+    name = "warm_start"
+    budgeted = True
+
+    def __init__(self, recipes: Sequence[Recipe], space: Space | None = None):
+        self.recipes, self.space = recipes, space
+
+    def next(self, history: History) -> Proposal | None:
+        there = {t.user_attrs.get("recipe_id") for t in history.ended(self.name)}
+        for recipe in self.recipes:
+            if recipe.id not in there:
+                found = self.space.parameters(recipe) if self.space else None
+                return Proposal(recipe, parameters=found or {})
+        return None

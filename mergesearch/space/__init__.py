@@ -1,0 +1,48 @@
+"""What may be proposed: a trial becomes a recipe, and a recipe the trial's parameters."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mergesearch.config import Config
+from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.space.around import RefineSpace, split_rules
+from mergesearch.space.check import check_space
+from mergesearch.space.groups import Group, groups_of
+from mergesearch.space.knobs import Knob, Suggests
+from mergesearch.space.search_space import SearchSpace
+from mergesearch.space.stacks import StackSpace
+
+
+class Space(Protocol):
+    """What a study needs to propose recipes."""
+
+    dimension: int
+    label: str
+
+    def suggest(self, trial: Suggests) -> Recipe: ...
+    def parameters(self, recipe: Recipe) -> dict | None: ...
+
+
+def space_of(config: Config, infos: list[TensorInfo], layers: int) -> Space:
+    """The space that a configuration describes.
+
+    Raises:
+        UserError: as `SearchSpace` and `StackSpace` raise it.
+    """
+    return (StackSpace if config.space.stack else SearchSpace)(config, infos, layers)
+
+
+__all__ = [
+    "Group",
+    "Knob",
+    "RefineSpace",
+    "SearchSpace",
+    "Space",
+    "StackSpace",
+    "Suggests",
+    "check_space",
+    "groups_of",
+    "space_of",
+    "split_rules",
+]

@@ -1,0 +1,145 @@
+"""RefineSpace: the numbers of one recipe, each in a range around what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergesearch import methods
+from mergesearch.config import Config
+from mergesearch.methods import Parameter
+from mergesearch.recipe import Recipe, Rule, TensorInfo
+from mergesearch.space.groups import Group, frozen_rules, groups_of
+from mergesearch.space.knobs import Knob, Suggests, knobs_of
+
+# of the range that the whole space has for a number, how much lies on each side of where it is
+WIDTH = 0.3
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """One number of one rule."""
+
+    rule: int
+    key: str
+    model: str | None
+    name: str
+    parameter: Parameter
+    low: float
+    high: float
+    value: Any
+
+    def suggest(self, trial: Suggests) -> Any:
+        return Knob(self.parameter, self.low, self.high).suggest(trial, self.name)
+
+
+class RefineSpace:
+    """Recipes with the rules of a given one and other numbers.
+
+    Args:
+        config: the run's configuration.
+        recipe: where to begin; without a stack.
+        label: what the study calls this space; its parameters' names begin with it.
+
+    Attributes:
+        start: the parameters that propose the recipe itself.
+    """
+
+    def __init__(self, config: Config, recipe: Recipe, label: str = "refine"):
+        self.config, self.recipe, self.label = config, recipe, label
+        self.methods = {name: methods.get(name, "the recipe") for name in recipe.methods}
+        self._frozen = frozen_rules(config.space, tuple(config.models))
+        self._knobs = knobs_of(config.space.model_copy(update={"ranges_for": []}), self._known())
+        self._complete = [self._completed(rule) for rule in recipe.rules]
+        self.turned = list(self._turned())
+        self.start = {turned.name: turned.value for turned in self.turned}
+
+    def _known(self) -> dict[str, methods.Method]:
+        """The recipe's methods, and those that the configuration's ranges speak of."""
+        return {**{name: methods.get(name, "space.methods") for name in self.config.space.methods}, **self.methods}
+
+    def _names(self, rule: Rule) -> tuple[str, ...]:
+        return rule.models or tuple(self.recipe.models)
+
+    def _completed(self, rule: Rule) -> dict[str, Any]:
+        return self.methods[rule.method].complete(rule.parameters, self._names(rule), "the recipe")
+
+    def _turned(self) -> Iterator[_Turned]:
+        for position, rule in enumerate(self.recipe.rules):
+            if rule in self._frozen:
+                continue
+            for knob in self._knobs[rule.method]:
+                if knob.fixed:
+                    continue
+                key, stated = knob.parameter.key, self._complete[position][knob.parameter.key]
+                of = self._names(rule) if knob.parameter.per_model else (None,)
+                values = stated if knob.parameter.per_model else [stated]
+                for model, value in zip(of, values, strict=True):
+                    name = ".".join([self.label, rule.label, rule.method, key, *([model] if model else [])])
+                    low, high = _bounds(knob, value)
+                    yield _Turned(position, key, model, name, knob.parameter, low, high, value)
+
+    def suggest(self, trial: Suggests) -> Recipe:
+        """The recipe that a trial proposes; names of parameters read `refine.layers0-1.attention.ties.weight.code`."""
+        stated: list[dict[str, Any]] = [dict(rule.parameters) for rule in self.recipe.rules]
+        for turned in self.turned:
+            value = turned.suggest(trial)
+            if turned.model is None:
+                stated[turned.rule][turned.key] = value
+            else:
+                of = stated[turned.rule].get(turned.key)
+                if not isinstance(of, dict) or turned.model not in of:
+                    of = dict(zip(self._names(self.recipe.rules[turned.rule]), self._each(turned), strict=True))
+                stated[turned.rule][turned.key] = {**of, turned.model: value}
+        rules = [
+            rule.model_copy(update={"parameters": parameters})
+            for rule, parameters in zip(self.recipe.rules, stated, strict=True)
+        ]
+        return self.recipe.model_copy(update={"rules": tuple(rules)})
+
+    def _each(self, turned: _Turned) -> list[Any]:
+        return self._complete[turned.rule][turned.key]
+
+    def parameters(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The trial parameters of the recipe it begins with; None for every other."""
+        return dict(self.start) if recipe.id == self.recipe.id else None
+
+    @property
+    def dimension(self) -> int:
+        """How many numbers are turned."""
+        return len(self.turned)
+
+
+def _bounds(knob: Knob, value: float) -> tuple[float, float]:
+    """WIDTH of the knob's range on each side of a value; inside that range if the value is, and always as allowed."""
+    parameter, reach = knob.parameter, WIDTH * (knob.high - knob.low)
+    low, high = value - reach, value + reach
+    if knob.low <= value <= knob.high:
+        low, high = max(low, knob.low), min(high, knob.high)
+    low = low if parameter.low is None else max(low, parameter.low + 1e-6 * parameter.low_open)
+    high = high if parameter.high is None else min(high, parameter.high - 1e-6 * parameter.high_open)
+    return (round(low), round(high)) if parameter.kind == "int" else (low, high)
+
+
+def split_rules(recipe: Recipe, config: Config, infos: Sequence[TensorInfo], layers: int) -> Recipe:
+    """The same merge stated for each of the space's groups, so that each can go its own way from there.
+
+    Rules that name groups already stay as they are.
+    """
+    space = config.space
+    if space.layer_groups == 1 and space.components == ["all"]:
+        return recipe
+    groups = groups_of(infos, layers, space.layer_groups, space.components)
+    rules = [part for rule in recipe.rules for part in (_split(rule, groups) if _whole(rule) else [rule])]
+    return recipe.model_copy(update={"rules": tuple(rules)})
+
+
+def _whole(rule: Rule) -> bool:
+    return rule.layers is None and rule.components is None and rule.tensors is None
+
+
+def _split(rule: Rule, groups: Sequence[Group]) -> list[Rule]:
+    if len(groups) == 1:
+        return [rule]
+    return [rule.model_copy(update={"layers": group.layers, "components": group.members}) for group in groups]
