@@ -116,7 +116,9 @@ class Losses:
 
     def known(self, documents: Documents) -> dict[str, list[int]]:
         """Those of the documents that have a loss; a document whose right answer is unknown has none."""
-        return {label: [number for number in ids if number in self._documents[label]] for label, ids in documents.items()}
+        return {
+            label: [number for number in ids if number in self._documents[label]] for label, ids in documents.items()
+        }
 
     def loss(self, documents: Documents) -> dict[str, Tensor]:
         """For each task its documents' losses, float32, [n], in the order given; differentiable where the caller asks

@@ -1,9 +1,9 @@
 """Mixing coefficients: one number for each model and cell of a merge, and how the loss moves with each of them.
 
-theta = ref + sum_k c_k (x_k - ref) in every cell, for task_arithmetic (ref the base, c = w) as for linear (c = w / sum w,
-where ref drops out). So dL/dc_k = <dL/dtheta, x_k - ref>: one backward pass gives every coefficient's derivative, taken
-parameter by parameter while the pass runs. Learned soups: Wortsman et al., "Model soups", 2022, arXiv:2203.05482, section
-2; per layer and task vector: Yang et al., "AdaMerging", 2023, arXiv:2310.02575, who lower the entropy instead.
+theta = ref + sum_k c_k (x_k - ref) in every cell: for task_arithmetic with ref the base and c = w, for linear with
+c = w / sum w, where ref drops out. So dL/dc_k = <dL/dtheta, x_k - ref>: one backward pass gives every coefficient's
+derivative, taken parameter by parameter while the pass runs. Learned soups: Wortsman et al., "Model soups", 2022,
+arXiv:2203.05482; for each layer and task vector: Yang et al., "AdaMerging", 2023, arXiv:2310.02575, by entropy.
 """
 
 from __future__ import annotations
@@ -258,10 +258,14 @@ class InnerProducts:
         device = next(iter(self._live.values())).device
         self._total, self._pending = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
         self._model = model
+        self._padded = {m: m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding)}
         self._handles: list[Any] = []
 
     def __enter__(self) -> InnerProducts:
         clear_gradients(self._model)
+        # a padding token gets no gradient, though it may well be a text's first token or its end
+        for module in self._padded:
+            module.padding_idx = None
         for name in self._jobs:
             parameter = self._live[name].requires_grad_()
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
@@ -271,6 +275,8 @@ class InnerProducts:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for module, index in self._padded.items():
+            module.padding_idx = index
         clear_gradients(self._model)
 
     def commit(self) -> None:
