@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,16 @@ class _Part:
         return replace(self, instances=[i for i in self.instances if first + self.ids[i.doc_id] in wanted])
 
 
+@dataclass(frozen=True, eq=False)
+class ScoredDocument:
+    """A document and lm-eval's requests about it, in order; `number` as `Task` numbers them."""
+
+    task: Task
+    leaf: LmEvalTask
+    number: int
+    requests: list[Instance]
+
+
 class Scorer:
     """Scores whatever weights a live model holds, on fixed documents.
 
@@ -98,7 +108,7 @@ class Scorer:
         shuffle: int | None = None,
     ) -> None:
         _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
-        self._tasks = list(tasks)
+        self._tasks, self.chat = list(tasks), apply_chat_template
         with quiet():
             self._lm = _MODELS[scoring](model, copy.deepcopy(tokenizer), batch_size)
             options = {
@@ -126,6 +136,17 @@ class Scorer:
     def requests(self) -> Mapping[str, Sequence[Instance]]:
         """lm-eval's requests by type; `resps` holds the answers of the weights that were scored last."""
         return self._requests
+
+    @property
+    def language_model(self) -> RememberingLM:
+        """lm-eval's model around the live one: how texts become tokens."""
+        return self._lm
+
+    def documents(self) -> Iterator[ScoredDocument]:
+        """Every document that is scored, with its requests; not to be changed."""
+        for part in self._parts:
+            for number, requests in part.documents():
+                yield ScoredDocument(part.task, part.leaf, number, requests)
 
     @property
     def tokens(self) -> tuple[int, int] | None:
@@ -379,4 +400,4 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
 
 
-__all__ = ["DocumentScores", "Scorer", "Scores", "TaskScore", "lm_eval_samples", "load_documents"]
+__all__ = ["DocumentScores", "ScoredDocument", "Scorer", "Scores", "TaskScore", "lm_eval_samples", "load_documents"]

@@ -1,0 +1,303 @@
+"""Differentiable losses of documents, under the weights that the live model holds now.
+
+What lm-eval counts right is no function that a gradient could follow; these losses are, and they fall where the counts
+rise. Texts, few-shot examples and tokens are those of the scorer, so are truncation and the choice of documents.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from lm_eval.api.instance import Instance
+from lm_eval.models.utils_hf import clear_torch_cache
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.evaluate.gold import gold_choice, gold_text
+from mergesearch.evaluate.scoring import ScoredDocument, Scorer
+
+log = logging.getLogger(__name__)
+
+Documents = Mapping[str, Sequence[int]]  # task -> its documents
+Take = Callable[[str, Sequence[int], Tensor], None]
+
+# What divides a choice's log-likelihood before choices are compared, by metric.
+_LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens that go into the model, and those that its last rows should predict."""
+
+    inputs: list[int]
+    targets: list[int]
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """Cross-entropy over the choices: minus the log of the share that the right ones have of exp(ll / length)."""
+
+    sequences: tuple[Tokens, ...]
+    lengths: tuple[float, ...]
+    gold: tuple[int, ...]
+
+    def loss(self, sums: Tensor) -> Tensor:
+        logits = sums / sums.new_tensor(self.lengths)
+        return logits.logsumexp(0) - logits[list(self.gold)].logsumexp(0)
+
+    @property
+    def right(self) -> tuple[Tokens, ...]:
+        return (self.sequences[self.gold[0]],)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Minus the log-likelihood of a text in `units`: of so many tokens, or of so many bytes in bits."""
+
+    sequences: tuple[Tokens, ...]
+    units: float
+
+    def loss(self, sums: Tensor) -> Tensor:
+        return -sums.sum() / self.units
+
+    @property
+    def right(self) -> tuple[Tokens, ...]:
+        return self.sequences
+
+
+class Losses:
+    """Losses of the documents that a scorer scores.
+
+    - multiple choice: the cross-entropy over the choices, whose logits are their summed log-likelihoods, divided by
+      their length where the metric is acc_norm (characters) or acc_bytes; with several right choices, of any of them;
+    - generated answers and single targets: the cross-entropy of the target's tokens given the prompt, nats, the mean
+      over tokens; a generated answer's target ends with the first of the task's stops that is white space, since an
+      answer that does not end is not the right one;
+    - whole texts (loglikelihood_rolling): bits per byte.
+
+    Args:
+        scorer: of all documents that will be asked for; its tokenizer, few-shot examples and truncation count.
+        model: the live model.
+        batch_size: the most documents at once; halved for good whenever memory runs out.
+
+    Raises:
+        UserError: a task whose right answers its documents do not tell, by name.
+    """
+
+    def __init__(self, scorer: Scorer, model: Any, batch_size: int = 16):
+        self.model, self.batch_size = model, batch_size
+        self._lm = scorer.language_model
+        self._chat = scorer.chat
+        self._documents: dict[str, dict[int, _Choices | _Text]] = {}
+        for document in scorer.documents():
+            found = self._documents.setdefault(document.task.label, {})
+            read = self._read(document)
+            if read is not None:
+                found[document.number] = read
+        for label in (label for label, found in self._documents.items() if not found):
+            raise UserError(
+                f"task {label!r}: its documents do not tell the right answer, so that there is no loss to learn by: "
+                "search without gradients (optimizer: cmaes)"
+            )
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks' labels."""
+        return list(self._documents)
+
+    def known(self, documents: Documents) -> dict[str, list[int]]:
+        """Those of the documents that have a loss; a document whose right answer is unknown has none."""
+        return {
+            label: [number for number in ids if number in self._documents[label]] for label, ids in documents.items()
+        }
+
+    def loss(self, documents: Documents) -> dict[str, Tensor]:
+        """For each task its documents' losses, float32, [n], in the order given; differentiable where the caller asks
+        for gradients, and then all of it is held at once: `walk` holds one batch.
+
+        Raises:
+            CandidateError: out of memory with one document at a time.
+        """
+        found: dict[str, dict[int, Tensor]] = {label: {} for label in documents}
+
+        def keep(label: str, ids: Sequence[int], losses: Tensor) -> None:
+            found[label].update(zip(ids, losses, strict=True))
+
+        self.walk(documents, keep)
+        return {label: torch.stack([found[label][number] for number in ids]) for label, ids in documents.items()}
+
+    def walk(self, documents: Documents, take: Take, undo: Callable[[], None] = lambda: None) -> None:
+        """Calls `take(task, documents, losses)` batch by batch: losses float32, [documents].
+
+        Args:
+            take: may run the backward pass.
+            undo: called when memory ran out in the middle of a batch, which is then taken again in halves.
+
+        Raises:
+            CandidateError: out of memory with one document at a time.
+        """
+        for label, ids in documents.items():
+            waiting = sorted(ids, key=lambda number: (self._length(label, number), number))
+            while waiting:
+                part = waiting[: self.batch_size]
+                if self._taken(label, part, take, undo):
+                    waiting = waiting[len(part) :]
+
+    def gold_sequences(self, documents: Documents) -> Iterator[tuple[Tensor, Tensor]]:
+        """(tokens, attention mask), int64, [documents, longest]: prompts with their right answers, batch by batch."""
+        for label, ids in documents.items():
+            ordered = sorted(ids, key=lambda number: (self._length(label, number), number))
+            for start in range(0, len(ordered), self.batch_size):
+                chosen = ordered[start : start + self.batch_size]
+                yield self._padded([s for number in chosen for s in self._document(label, number).right])
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def _read(self, document: ScoredDocument) -> _Choices | _Text | None:
+        kind, first = document.leaf.OUTPUT_TYPE, document.requests[0]
+        if kind == "multiple_choice":
+            return self._choices(document)
+        if kind == "loglikelihood_rolling":
+            return self._rolling(first.args[0])
+        text = first.args[1] if kind == "loglikelihood" else self._answer(document)
+        sequence = self._sequence(first.args[0], text) if text else None
+        return _Text((sequence,), len(sequence.targets)) if sequence is not None and sequence.targets else None
+
+    def _choices(self, document: ScoredDocument) -> _Choices | None:
+        gold = gold_choice(document.leaf, document.requests[0].doc)
+        if gold is None:
+            return None
+        choices = document.leaf.doc_to_choice(document.requests[0].doc)
+        # acc_mutual_info asks for every choice once more, without its context
+        requests = document.requests[: len(choices)]
+        length = _LENGTHS.get(document.task.metric)
+        return _Choices(
+            tuple(self._sequence(*request.args) for request in requests),
+            tuple(float(length(choice)) or 1.0 if length else 1.0 for choice in choices),
+            (gold,) if isinstance(gold, int) else gold,
+        )
+
+    def _answer(self, document: ScoredDocument) -> str | None:
+        """The text that a generated answer should be, with what ends it."""
+        request: Instance = document.requests[0]
+        text = gold_text(document.leaf, request.doc, self._chat)
+        if text is None:
+            return None
+        stops = request.args[1].get("until") or []
+        stops = [stops] if isinstance(stops, str) else stops
+        return text + next((stop for stop in stops if stop and stop.isspace()), "")
+
+    def _rolling(self, text: str) -> _Text:
+        windows = get_rolling_token_windows(
+            token_list=self._lm.tok_encode(text),
+            prefix_token=self._lm.prefix_token_id,
+            max_seq_len=self._lm.max_length,
+            context_len=1,
+        )
+        sequences = tuple(self._cut(*make_disjoint_window(window)) for window in windows)
+        return _Text(sequences, max(1, len(text.encode("utf-8"))) * math.log(2))
+
+    def _sequence(self, context: str, continuation: str) -> Tokens:
+        """As `TemplateLM.loglikelihood` makes tokens of a pair."""
+        if context:
+            return self._cut(*self._lm._encode_pair(context, continuation))
+        tokens = self._lm.tok_encode(continuation, add_special_tokens=False)
+        prefix = self._lm.prefix_token_id
+        return self._cut([prefix], tokens) if tokens[:1] != [prefix] else self._cut(tokens[:1], tokens[1:])
+
+    def _cut(self, context: list[int], continuation: list[int]) -> Tokens:
+        """The last tokens that the model takes, as HFLM keeps them: one more, for that is only predicted."""
+        inputs = (context + continuation)[-(self._lm.max_length + 1) :][:-1]
+        return Tokens(inputs, continuation[-len(inputs) :] if inputs else [])
+
+    def _document(self, label: str, number: int) -> _Choices | _Text:
+        try:
+            return self._documents[label][number]
+        except KeyError:
+            raise UserError(f"task {label!r}: document {number} is not among the scorer's documents") from None
+
+    def _length(self, label: str, number: int) -> int:
+        return max((len(s.inputs) for s in self._document(label, number).sequences), default=0)
+
+    # --- computing ---------------------------------------------------------------------------------------------
+
+    def _taken(self, label: str, ids: Sequence[int], take: Take, undo: Callable[[], None]) -> bool:
+        try:
+            take(label, ids, self._batch(label, ids))
+            return True
+        except Exception as error:
+            if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+        # outside the handler: the traceback holds on to the tensors
+        undo()
+        clear_torch_cache()
+        if len(ids) == 1:
+            raise CandidateError(f"out of memory with one document at a time: {reason}")
+        self.batch_size = max(1, len(ids) // 2)
+        log.warning("out of memory: losses are now taken of %d documents at once", self.batch_size)
+        return False
+
+    def _batch(self, label: str, ids: Sequence[int]) -> Tensor:
+        documents = [self._document(label, number) for number in ids]
+        sums = self._log_likelihoods([s for document in documents for s in document.sequences])
+        parts = sums.split([len(document.sequences) for document in documents])
+        return torch.stack([document.loss(part) for document, part in zip(documents, parts, strict=True)])
+
+    def _log_likelihoods(self, sequences: Sequence[Tokens]) -> Tensor:
+        """[sequences] summed log-probabilities of the targets, float32."""
+        device = self.model.device
+        owners = [row for row, s in enumerate(sequences) for _ in s.targets]
+        places = [place for s in sequences for place in range(len(s.inputs) - len(s.targets), len(s.inputs))]
+        rows, columns = torch.tensor(owners, device=device), torch.tensor(places, device=device)
+        targets = torch.tensor([token for s in sequences for token in s.targets], device=device)
+        tokens, mask = self._padded(sequences)
+        logits = _picked_logits(self.model, tokens, mask, rows, columns)
+        # a model in float64 keeps it
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        found = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        return found.new_zeros(len(sequences)).index_add(0, rows, found)
+
+    def _padded(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        width = max(len(s.inputs) for s in sequences)
+        pad = self._lm.tokenizer.pad_token_id or 0
+        tokens = torch.tensor([[*s.inputs, *[pad] * (width - len(s.inputs))] for s in sequences])
+        mask = torch.tensor([[1] * len(s.inputs) + [0] * (width - len(s.inputs)) for s in sequences])
+        return tokens.to(self.model.device), mask.to(self.model.device)
+
+
+def _picked_logits(model: Any, tokens: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[picks, vocabulary]: the logits at (row, column) of a batch; only these rows go through the head."""
+    head = model.get_output_embeddings()
+    keep = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    with _only_rows(head, rows, columns) as picked:
+        logits = model(input_ids=tokens, attention_mask=mask, **keep).logits
+    return logits[0] if picked else logits[rows, columns]
+
+
+@contextmanager
+def _only_rows(head: Any, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
+    """What the head is given is cut to the rows that are asked for; the list is empty where it was not called."""
+    picked: list[bool] = []
+
+    def pick(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        picked.append(True)
+        return (args[0][rows, columns][None], *args[1:])
+
+    if head is None:
+        yield picked
+        return
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield picked
+    finally:
+        handle.remove()
