@@ -95,7 +95,8 @@ def load_tasks(config: Config) -> list[Task]:
     """The tasks of a configuration, once every parent is known to be there: that is quickly said."""
     references = {"base_model": config.base_model, **{f"models.{n}": ref for n, ref in config.models.items()}}
     sources = {where: locate(reference, where) for where, reference in references.items()}
-    return load(config.tasks, config.include_path, tokenizer=str(sources["base_model"].path))
+    where_tokenizer = str(sources["base_model"].path)
+    return load(config.tasks, config.include_path, tokenizer=where_tokenizer, metric=config.objective.metric)
 
 
 def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:

@@ -46,6 +46,10 @@ class ObjectiveConfig(Strict):
     """
 
     scale: Literal["raw", "parents"] = "parents"
+    metric: str | None = Field(None, description="of every task that has it and names no metric of its own")
+    tie_break: Literal["gold_prob"] | None = Field(
+        None, description="decides between candidates that lie within a document: the probability of the right answer"
+    )
 
 
 class SpaceConfig(Strict):

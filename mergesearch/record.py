@@ -20,6 +20,8 @@ class TaskScore:
         higher_is_better: whether more is better.
         truncated: the share of its prompts that lost their beginning, being longer than the model's context.
         cut: the share of its generated answers that ended at the token limit.
+        gold: how probable what is right is, in [0, 1]: the mean probability of the right choice among the choices; of
+            a task without choices the geometric mean of its targets' probabilities; None where its answers are texts.
     """
 
     value: float
@@ -30,6 +32,7 @@ class TaskScore:
     higher_is_better: bool = True
     truncated: float = 0.0
     cut: float = 0.0
+    gold: float | None = None
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)

@@ -240,7 +240,7 @@ class Search:
         """Tells the study, with the objective on the documents so far, by which samplers rank pruned trials."""
         found = trial.user_attrs
         objective = objective_of(self.study)
-        value = objective.value({task: TaskScore(**data) for task, data in found["partial"].items()})
+        value = objective.ranking({task: TaskScore(**data) for task, data in found["partial"].items()})
         trial.report(value, step=found["blocks"])
         self.study.tell(trial, state=TrialState.PRUNED)
         self._finished(self._record(trial.number))
@@ -278,7 +278,7 @@ class Search:
         return given
 
     def _give(self, trial: FrozenTrial, objective: Objective) -> bool:
-        value = objective.value({task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()})
+        value = objective.ranking({task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()})
         try:
             self.study.tell(trial.number, value)
         except (ValueError, RuntimeError, optuna.exceptions.UpdateFinishedTrialError):
@@ -297,6 +297,9 @@ class Search:
             if trial.state != TrialState.FAIL:
                 found[name] = {task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()}
         objective = self._objective(found, by_name)
+        if found:
+            some = next(iter(found.values()))
+            objective = objectives.broken_by(self.config.objective.tie_break, objective, some)
         self.study.set_user_attr("objective", objective.to_data())
         return objective
 
