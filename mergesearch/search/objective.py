@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mergesearch.config import TaskConfig
+from mergesearch.config import Config, TaskConfig
 from mergesearch.record import TaskScore
+from mergesearch.search import guards
+from mergesearch.search.baselines import BASE
+from mergesearch.search.guards import Guard
 
 Scores = Mapping[str, TaskScore]
 
@@ -36,12 +39,14 @@ class Objective:
         scales: of each task, by label.
         notes: what a reader of the objective should know.
         tie_break: what decides between candidates that lie within a document, `gold_prob`; None for nothing.
+        guards: the limits that a winner must keep.
     """
 
     weights: Mapping[str, float]
     scales: Mapping[str, Scale]
     notes: tuple[str, ...] = ()
     tie_break: str | None = None
+    guards: tuple[Guard, ...] = ()
 
     def ranking(self, scores: Scores) -> float:
         """What the study maximises: `value`, and with a tie-break a little more.
@@ -54,6 +59,14 @@ class Objective:
         total = sum(self.weights.values())
         breaks = (w * _nudge(scores[t]) / self.scales[t].unit for t, w in self.weights.items())
         return self.value(scores) + (sum(breaks) / total if self.tie_break else 0.0)
+
+    def excess(self, scores: Scores) -> dict[str, float]:
+        """For each guard, by task, how far the scores are beyond its limit; 0 or less keeps it."""
+        return {guard.task: guard.excess(scores[guard.task]) for guard in self.guards}
+
+    def infeasible(self, scores: Scores) -> str | None:
+        """Which guards the scores break, in words; None where they keep all."""
+        return "; ".join(filter(None, (guard.why(scores[guard.task]) for guard in self.guards))) or None
 
     def value(self, scores: Scores) -> float:
         """sum_t w_t (s_t - origin_t) / unit_t  /  sum_t w_t."""
@@ -84,17 +97,37 @@ class Objective:
             "scales": scales,
             "notes": list(self.notes),
             "tie_break": self.tie_break,
+            "guards": [guard.to_data() for guard in self.guards],
         }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Objective:
         scales = {task: Scale(*pair) for task, pair in data["scales"].items()}
-        return cls(data["weights"], scales, tuple(data["notes"]), data.get("tie_break"))
+        limits = tuple(Guard(**guard) for guard in data.get("guards", ()))
+        return cls(data["weights"], scales, tuple(data["notes"]), data.get("tie_break"), limits)
 
 
 def signed(score: TaskScore) -> float:
     """The score turned so that more is better."""
     return score.value if score.higher_is_better else -score.value
+
+
+def with_conditions(objective: Objective, config: Config, found: Mapping[str, Scores]) -> Objective:
+    """The objective with the tie-break and the guards of a configuration.
+
+    Args:
+        found: the scores of the parents that could be scored, by name.
+
+    Raises:
+        LookupError: whom a guard is against could not be scored.
+    """
+    limits = guards.fix(config.guard, found.get(BASE), {name: s for name, s in found.items() if name != BASE})
+    if not found:
+        return objective
+    some = next(iter(found.values()))
+    notes = tuple(guard.words(some[guard.task].metric) for guard in limits)
+    objective = replace(objective, guards=limits, notes=(*objective.notes, *notes))
+    return broken_by(config.objective.tie_break, objective, some)
 
 
 def _nudge(score: TaskScore) -> float:

@@ -250,6 +250,7 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
         score_seconds=found.get("score_seconds"),
         error=found.get("error"),
         stopped=found.get("stopped"),
+        infeasible=objective.infeasible(scores) if objective and complete and scores else None,
         partial={task: TaskScore(**data) for task, data in found.get("partial", {}).items()},
         machine=found.get("machine", {}),
     )

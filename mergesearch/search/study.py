@@ -246,8 +246,9 @@ class Search:
         self._finished(self._record(trial.number))
 
     def _best(self) -> Best | None:
-        """The best finished trial whose documents are here."""
+        """The best finished trial whose documents are here and that breaks no guard."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        complete = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
         for trial in sorted(complete, key=lambda trial: (-trial.value, trial.number)):
             if self.folder.documents(trial.number).is_file():
                 return Best(trial.number, load_documents(self.folder.documents(trial.number)))
@@ -278,8 +279,12 @@ class Search:
         return given
 
     def _give(self, trial: FrozenTrial, objective: Objective) -> bool:
-        value = objective.ranking({task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()})
+        scores = {task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()}
+        value = objective.ranking(scores)
         try:
+            for task, excess in objective.excess(scores).items():
+                if task not in trial.constraints:
+                    optuna.Trial(self.study, trial._trial_id).set_constraint(task, excess)
             self.study.tell(trial.number, value)
         except (ValueError, RuntimeError, optuna.exceptions.UpdateFinishedTrialError):
             return False  # another worker was faster
@@ -297,9 +302,10 @@ class Search:
             if trial.state != TrialState.FAIL:
                 found[name] = {task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()}
         objective = self._objective(found, by_name)
-        if found:
-            some = next(iter(found.values()))
-            objective = objectives.broken_by(self.config.objective.tie_break, objective, some)
+        try:
+            objective = objectives.with_conditions(objective, self.config, found)
+        except LookupError as error:
+            raise SearchFailed(str(error)) from None
         self.study.set_user_attr("objective", objective.to_data())
         return objective
 
