@@ -69,7 +69,7 @@ def prepare(
     """
     check_space(config)
     RunFolder(config.folder).check(config)
-    say(f"loading {len(config.tasks)} tasks")
+    say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config)
     documents = splits(config, tasks)
     check_racing(config, tasks)
@@ -95,12 +95,13 @@ def load_tasks(config: Config) -> list[Task]:
     """The tasks of a configuration, once every parent is known to be there: that is quickly said."""
     references = {"base_model": config.base_model, **{f"models.{n}": ref for n, ref in config.models.items()}}
     sources = {where: locate(reference, where) for where, reference in references.items()}
-    return load(config.tasks, config.include_path, tokenizer=str(sources["base_model"].path))
+    where_tokenizer = str(sources["base_model"].path)
+    return load(config.scored, config.include_path, tokenizer=where_tokenizer, metric=config.objective.metric)
 
 
 def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:
     """Which documents of each task the search may see; the same for every worker and every start."""
-    limits = {task.task: task.limit for task in config.tasks}
+    limits = {task.task: task.limit for task in config.scored}
     return {task.label: split(task, config.holdout, config.search.seed, limits[task.label]) for task in tasks}
 
 
@@ -259,7 +260,7 @@ def holdout_scorers(
     Raises:
         UserError: what is wrong with the input; a task's documents are not those that the run split.
     """
-    say(f"loading {len(config.tasks)} tasks")
+    say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config)
     parts = splits(config, tasks)
     if _samples(tasks, parts)["holdout"] != folder.holdout_documents():
@@ -371,7 +372,7 @@ def _samples(tasks: Sequence[Task], documents: Mapping[str, Split]) -> dict[str,
 
 def _best(found: Sequence[Record]) -> Record | None:
     first = next(iter(ranked(found)), None)
-    return first if first and first.objective is not None else None
+    return first if first and first.objective is not None and not first.infeasible else None
 
 
 def _chosen(found: Sequence[Record], trial: str, run: Path) -> Record:
@@ -398,7 +399,7 @@ def _story(folder: RunFolder, config: Config, record: Record, found: Sequence[Re
         title=f"{config.name}, trial {record.number}",
         versions=dict(record.machine) or machine(config.device),
         records=shown,
-        tasks={task.task: task.num_fewshot for task in config.tasks},
+        tasks={task.task: task.num_fewshot for task in config.scored},
         samples=folder.search_documents() if record.scores else {},
         options=_lm_eval_options(config),
         holdout=_holdout_card(folder, record),

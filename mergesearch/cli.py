@@ -326,7 +326,9 @@ class _Watch:
             return
         self._done += 1
         self._bar.update(self._task, completed=self._done)
-        if record.objective is not None and (self._best is None or record.objective > (self._best.objective or 0.0)):
+        if record.objective is None or record.infeasible:
+            return
+        if self._best is None or record.objective > (self._best.objective or 0.0):
             self._best = record
 
     def _line(self, record: Record) -> str:
@@ -336,7 +338,8 @@ class _Watch:
         if record.objective is None:
             return f"{head}: failed: {record.error}"
         best = f"best {self._best.objective:.4f}, trial {self._best.number}" if self._best else ""
-        return f"{head}: {record.objective:.4f} ({best}; {record.seconds or 0.0:.1f} s)"
+        broken = f" but {record.infeasible}" if record.infeasible else ""
+        return f"{head}: {record.objective:.4f}{broken} ({best}; {record.seconds or 0.0:.1f} s)"
 
 
 @contextlib.contextmanager

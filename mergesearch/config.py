@@ -47,6 +47,21 @@ class TaskConfig(Strict):
     limit: int | None = Field(None, ge=1, description="the most documents that the search scores a candidate on")
 
 
+class GuardConfig(Strict):
+    """A task that no winner may get worse on; scored like the others and no part of the objective."""
+
+    task: str = Field(min_length=1)
+    metric: str | None = Field(None, description="as for tasks")
+    num_fewshot: int | None = Field(None, ge=0, description="as for tasks")
+    limit: int | None = Field(None, ge=1, description="as for tasks")
+    max_drop: float = Field(ge=0, description="how much worse than the reference, in the metric's unit")
+    against: Literal["base", "best"] = Field("base", description="the base, or the model that is best on this task")
+
+    def as_task(self) -> TaskConfig:
+        """What is to be scored."""
+        return TaskConfig(task=self.task, metric=self.metric, num_fewshot=self.num_fewshot, limit=self.limit)
+
+
 class ObjectiveConfig(Strict):
     """How task scores become the one number that the study maximises.
 
@@ -56,6 +71,11 @@ class ObjectiveConfig(Strict):
 
     scale: Literal["raw", "parents"] = "parents"
     pareto: bool = Field(False, description="keep one objective for each task, and look for the front they trade along")
+
+    metric: str | None = Field(None, description="of every task that has it and names no metric of its own")
+    tie_break: Literal["gold_prob"] | None = Field(
+        None, description="decides between candidates that lie within a document: the probability of the right answer"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -230,6 +250,7 @@ class Config(Strict):
     models: dict[str, str] = Field(min_length=1)
     tasks: list[TaskConfig] = Field(min_length=1)
     include_path: list[str] = Field([])
+    guard: list[GuardConfig] = Field([], description="tasks that no winner may get worse on")
     objective: ObjectiveConfig = ObjectiveConfig()
     holdout: float = Field(0.5, ge=0, lt=1, description="share of each task's documents that the search never sees")
     space: SpaceConfig = SpaceConfig()
@@ -275,10 +296,31 @@ class Config(Strict):
         return value
 
     @model_validator(mode="after")
+    def _guards_once(self) -> Config:
+        names = [guard.task for guard in self.guard]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"guard {twice!r} is listed twice: list each task once")
+        tasks = {task.task for task in self.tasks}
+        for guard in self.guard:
+            own = next((key for key in ("metric", "num_fewshot", "limit") if getattr(guard, key) is not None), None)
+            if own and guard.task in tasks:
+                raise ValueError(
+                    f"guard {guard.task!r} sets {own}, and the same task is in tasks, where it is scored: set it there"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _tokenizer_is_known(self) -> Config:
         if self.tokenizer not in ("base", "union", *self.models):
             raise ValueError(f"tokenizer is {self.tokenizer!r}: use base, union or one of {', '.join(self.models)}")
         return self
+
+    @property
+    def scored(self) -> list[TaskConfig]:
+        """Every task that candidates are scored on: those of the objective, then the guards'."""
+        tasks = {task.task for task in self.tasks}
+        return [*self.tasks, *(guard.as_task() for guard in self.guard if guard.task not in tasks)]
 
     @property
     def folder(self) -> Path:
@@ -358,6 +400,7 @@ __all__ = [
     "Config",
     "Freeze",
     "GreedySoupConfig",
+    "GuardConfig",
     "LearnedSoupConfig",
     "Narrow",
     "ObjectiveConfig",

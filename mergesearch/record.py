@@ -20,6 +20,8 @@ class TaskScore:
         higher_is_better: whether more is better.
         truncated: the share of its prompts that lost their beginning, being longer than the model's context.
         cut: the share of its generated answers that ended at the token limit.
+        gold: how probable what is right is, in [0, 1]: the mean probability of the right choice among the choices; of
+            a task without choices the geometric mean of its targets' probabilities; None where its answers are texts.
     """
 
     value: float
@@ -30,6 +32,7 @@ class TaskScore:
     higher_is_better: bool = True
     truncated: float = 0.0
     cut: float = 0.0
+    gold: float | None = None
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,6 +53,7 @@ class Record:
         merge_seconds, score_seconds: what building and scoring the candidate took.
         error: why it failed.
         stopped: for one that was pruned, after how many documents and how far behind.
+        infeasible: why a complete one may not win: the guard that it breaks.
         partial: for one that was pruned, each task's score on the documents so far.
         machine: device and library versions.
     """
@@ -66,6 +70,7 @@ class Record:
     score_seconds: float | None = None
     error: str | None = None
     stopped: str | None = None
+    infeasible: str | None = None
     partial: Mapping[str, TaskScore] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
 
@@ -85,7 +90,9 @@ class Record:
 
 
 def ranked(records: Sequence[Record]) -> list[Record]:
-    """Complete records first, best objective first (earlier trial first among equals), then the others by number."""
+    """Complete records first, those that may win before those that break a guard, best objective first (earlier trial
+    first among equals), then the others by number."""
     complete = [record for record in records if record.objective is not None]
     others = [record for record in records if record.objective is None]
-    return sorted(complete, key=lambda r: (-(r.objective or 0.0), r.number)) + sorted(others, key=lambda r: r.number)
+    complete.sort(key=lambda r: (bool(r.infeasible), -(r.objective or 0.0), r.number))
+    return complete + sorted(others, key=lambda r: r.number)

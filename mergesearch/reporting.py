@@ -84,7 +84,13 @@ def _question(config: Config, chosen: Finalists, objective: Objective, notes: li
         seed=config.search.seed,
         repeat=f"requests shuffled, batch size {other_batch_size(config.batch_size)} instead of {config.batch_size}",
         notes=tuple(notes),
+        guards=_guards(chosen, objective),
     )
+
+
+def _guards(chosen: Finalists, objective: Objective) -> dict[str, tuple[int, float]]:
+    numbers = {record.name: record.number for record in chosen.records}
+    return {g.task: (numbers[g.against], g.max_drop) for g in objective.guards if g.against in numbers}
 
 
 def _entries(chosen: Finalists, kept: Kept, objective: Objective, failed: dict[int, str]) -> list[Entry]:

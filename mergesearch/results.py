@@ -42,7 +42,7 @@ def table_rows(records: Sequence[Record], top: int | None = None, sort: str = "r
 
 def _row(position: int, record: Record, tasks: Mapping[str, TaskScore]) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "rank": position if record.objective is not None else None,
+        "rank": position if record.objective is not None and not record.infeasible else None,
         "trial": record.number,
         "objective": record.objective,
         "objective_stderr": record.stderr,
@@ -57,8 +57,8 @@ def _row(position: int, record: Record, tasks: Mapping[str, TaskScore]) -> dict[
         "method": record.method,
         "seconds": seconds,
         "merge_seconds": record.merge_seconds,
-        "state": record.state,
-        "error": record.error or record.stopped,
+        "state": "infeasible" if record.infeasible else record.state,
+        "error": record.error or record.stopped or record.infeasible,
         "recipe": record.recipe_id,
     }
 
@@ -128,7 +128,6 @@ def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[
         numeric = title not in ("method", "state")
         table.add_column(title, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row, line in zip(rows, cells, strict=True):
-        table.add_row(
-            *line, style="bold" if row["rank"] == 1 else "dim" if row["state"] in ("failed", "pruned") else None
-        )
+        faint = "dim" if row["state"] in ("failed", "pruned", "infeasible") else None
+        table.add_row(*line, style="bold" if row["rank"] == 1 else faint)
     return table

@@ -61,6 +61,13 @@ def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
         ("search.trials=many", ["search.trials", "'many'"]),
         ("space.weight=[2, 1]", ["weight", "[2.0, 1.0]"]),
         ("space.components=[mlp, mlp]", ["'mlp'", "twice"]),
+        ("guard=[{task: g}]", ["guard.0.max_drop", "is missing"]),
+        ("guard=[{task: g, max_drop: -1}]", ["guard.0.max_drop", "-1"]),
+        ("guard=[{task: g, max_drop: 0, agianst: base}]", ["'agianst'", "did you mean 'against'"]),
+        ("guard=[{task: g, max_drop: 0, against: bast}]", ["against", "'bast'", "'base'"]),
+        ("guard=[{task: g, max_drop: 0}, {task: g, max_drop: 1}]", ["'g'", "twice"]),
+        ("guard=[{task: zoo_code, max_drop: 0, limit: 3}]", ["'zoo_code'", "limit", "set it there"]),
+        ("objective.tie_break=god_prob", ["objective.tie_break", "'god_prob'", "'gold_prob'"]),
         ("models={base: zoo:code}", ["'base'", "cannot name a model"]),
         ("tasks=[{task: a}, {task: a}]", ["'a'", "twice"]),
         ("tasks.5.limit=3", ["'5'", "list of 1"]),
@@ -92,6 +99,12 @@ def test_broken_files_get_one_sentence(tmp_path: Path, text: str, part: str) -> 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_yaml(tmp_path / "none.yaml")
+
+
+def test_guards_are_scored_beside_the_tasks(path: Path) -> None:
+    read = config.read(path, ["guard=[{task: zoo_code, max_drop: 0.1}, {task: other, metric: acc, max_drop: 0}]"])
+    assert [(task.task, task.metric) for task in read.scored] == [("zoo_code", "acc"), ("other", "acc")]
+    assert read.guard[0].against == "base"
 
 
 def test_only_budget_and_machine_may_change_in_a_run_folder(path: Path) -> None:

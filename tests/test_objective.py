@@ -45,6 +45,38 @@ def test_the_standard_error_follows_the_scale() -> None:
     assert found.stderr(scores(0.5, 1.7, error=None)) is None
 
 
+def counted(right: int, gold: float | None, bits: float = 2.0) -> dict[str, TaskScore]:
+    return {
+        "quiz": TaskScore(right / 100, 0.1, 100, "acc", gold=gold),
+        "bits": TaskScore(bits, 0.1, 100, "bits_per_byte", higher_is_better=False, gold=None),
+    }
+
+
+def test_a_tie_break_decides_among_equals_and_never_over_a_document() -> None:
+    alone = TASKS[:1]
+    found = objectives.broken_by("gold_prob", objectives.raw(alone), counted(50, 0.1))
+    order = [counted(50, 0.1), counted(50, 0.2), counted(51, 0.0), counted(52, 1.0)]
+    ranked = [found.ranking(scores) for scores in order]
+    assert ranked == sorted(ranked) and len(set(ranked)) == 4
+    assert found.ranking(counted(50, 1.0)) < found.ranking(counted(51, 0.0))
+    assert found.value(order[0]) == found.value(order[1]) == objectives.raw(alone).value(order[0])
+
+
+def test_a_tie_break_is_worth_half_a_document_at_most_on_every_scale() -> None:
+    plain = objectives.parents(TASKS, scores(0.4, 2.0), {"a": scores(0.6, 1.5)})
+    found = objectives.broken_by("gold_prob", plain, counted(50, 0.1))
+    document = plain.value(counted(51, None)) - plain.value(counted(50, None))
+    assert found.ranking(counted(50, 1.0)) - found.ranking(counted(50, 0.0)) == pytest.approx(document / 2)
+    assert plain.ranking(counted(50, 1.0)) == plain.value(counted(50, 1.0))
+
+
+def test_tasks_without_a_tie_break_are_named() -> None:
+    assert objectives.broken_by(None, objectives.raw(TASKS), scores(0.5, 2.0)) == objectives.raw(TASKS)
+    found = objectives.broken_by("gold_prob", objectives.raw(TASKS), scores(0.5, 2.0))
+    assert len(found.notes) == 1 and "quiz (acc)" in found.notes[0] and "bits" not in found.notes[0]
+    assert Objective.from_data(found.to_data()) == found
+
+
 def test_it_survives_storage() -> None:
     found = objectives.parents(TASKS, scores(0.7, 2.0), {"a": scores(0.6, 1.0)})
     assert Objective.from_data(found.to_data()) == found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def test_a_baseline_may_win_and_a_failed_one_is_left_out() -> None:
     found = choose([record(0, 0.0), record(1, 0.4), record(2, None), record(4, 0.1)], CONFIG, 1)
     assert found.winner is found.single and found.average is None
     assert [r.number for r in found.records] == [1, 4, 0]
+
+
+def test_what_breaks_a_guard_does_not_win() -> None:
+    broken = replace(record(4, 0.9), infeasible="safe")
+    found = choose([*PARENTS, broken, record(5, 0.7)], CONFIG, 2)
+    assert found.winner.number == 5 and broken not in found.records
+    safe = choose([*PARENTS[:2], replace(PARENTS[2], infeasible="safe"), record(5, 0.3)], CONFIG, 1)
+    assert safe.winner.name == "a" and safe.single.name == "b"
+    with pytest.raises(UserError, match="every finished trial breaks a guard"):
+        choose([replace(PARENTS[1], infeasible="safe")], CONFIG, 1)
 
 
 def test_an_empty_run_has_no_finalists() -> None:
@@ -195,6 +206,31 @@ def made(winner: float = 0.5, single: float = 0.5, average: float = 0.5, repeate
     again = {"repeated": repeated, "repeated_objective": objective(repeated)} if repeated else {}
     entries = [entry(4, first, **again), entry(2, scores(single, seed=2)), entry(3, scores(average, seed=3))]
     return build(question(repeat="batch size 42 instead of 64"), entries, draws=400)
+
+
+def guarded(winner: float, max_drop: float, against: int = 2) -> Report:
+    entries = [entry(4, scores(winner, seed=4)), entry(2, scores(0.6, seed=2)), entry(3, scores(0.5, seed=3))]
+    asked = question(factors={"quiz": 0.5}, guards={"bits": (against, max_drop)})
+    return build(asked, entries, draws=400)
+
+
+def test_guards_are_checked_on_the_holdout() -> None:
+    kept, broken = guarded(0.6, 0.1), guarded(0.3, 0.1)
+    assert [report.guards[0].verdict for report in (kept, broken)] == ["kept", "broken"]
+    assert broken.guards[0].difference.value < -0.1 and broken.guards[0].against == "b"
+    assert "Guard bits (bits_per_byte)" in render(broken, "md") and "allowed -0.1000: broken" in render(broken, "md")
+    assert Report.from_data(json.loads(render(broken, "json"))) == broken
+    assert guarded(0.6, 0.1, against=7).guards[0].verdict == "unscored"
+
+
+def test_guards_are_no_part_of_the_objective() -> None:
+    report = guarded(0.6, 0.1)
+    assert [section.name for section in report.sections] == ["objective", "quiz", "bits"]
+    assert report.sections[0].documents == 300
+    row, quiz = report.sections[0].rows[0].compared[0], report.sections[1].rows[0].compared[0]
+    assert row.difference.high == pytest.approx(
+        row.difference.value + (quiz.difference.high - quiz.difference.value) / 2
+    )
 
 
 def test_a_clear_gain_is_an_improvement() -> None:

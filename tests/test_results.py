@@ -39,6 +39,13 @@ def test_the_best_stand_first_and_failures_last() -> None:
     assert rows[2]["seconds"] == 1.5
 
 
+def test_what_breaks_a_guard_comes_after_all_that_do_not_and_says_why() -> None:
+    broken = record(4, 0.9, infeasible="safe acc 0.3000 is below its guard's 0.4000")
+    assert [r.number for r in ranked([*RECORDS, broken])] == [1, 3, 0, 4, 2]
+    row = table_rows([*RECORDS, broken])[3]
+    assert row["rank"] is None and row["state"] == "infeasible" and "below its guard's 0.4000" in row["error"]
+
+
 @pytest.mark.parametrize(
     ("column", "order"),
     [("trial", [0, 1, 2, 3]), ("quiz", [1, 3, 0, 2]), ("bits", [3, 1, 0, 2]), ("objective", [1, 3, 0, 2])],

@@ -14,7 +14,7 @@ from mergesearch import config
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe, TensorInfo
-from mergesearch.record import Record, TaskScore
+from mergesearch.record import Record, TaskScore, ranked
 from mergesearch.search.history import History
 from mergesearch.search.store import RunFolder, Worker, open_study, read_records, records
 from mergesearch.search.study import Search, SearchFailed
@@ -127,6 +127,31 @@ def test_the_parents_fix_the_scale(tmp_path: Path) -> None:
     quiz = max(a.scores["quiz"].value, b.scores["quiz"].value)
     origin, unit = search.study.user_attrs["objective"]["scales"]["quiz"]
     assert (origin, unit) == (base.scores["quiz"].value, quiz - base.scores["quiz"].value) or (origin, unit) == (0, 1)
+
+
+@pytest.mark.parametrize("against", ["base", "best"])
+def test_a_guard_keeps_winners_from_getting_worse(tmp_path: Path, against: str) -> None:
+    guard = [{"task": "bits", "max_drop": 0.1, "against": against}]
+    search = start(tmp_path / "run", tasks=[{"task": "quiz"}], guard=guard)
+    search.run()
+    found = records(search.study)
+    references = [r.scores["bits"].value for r in found[1:3]] if against == "best" else [found[0].scores["bits"].value]
+    for record, trial in zip(found, search.study.get_trials(), strict=True):
+        excess = record.scores["bits"].value - (min(references) + 0.1)
+        assert trial.constraints == {"bits": pytest.approx(excess)}
+        assert bool(record.infeasible) == (excess > 0)
+    order = ranked(found)
+    assert 0 < sum(record.infeasible is None for record in found) < len(found)
+    assert [bool(r.infeasible) for r in order] == sorted(bool(r.infeasible) for r in order)
+    assert search.study.best_trial.number == order[0].number
+    assert "guard bits: bits_per_byte at most" in search.study.user_attrs["objective"]["notes"][-1]
+
+
+def test_a_guard_against_what_could_not_be_scored_ends_the_run(tmp_path: Path) -> None:
+    engine = Engine(lambda recipe: CandidateError("NaN") if recipe.methods == ["task_arithmetic"] else None)
+    changes = {"objective": {"scale": "raw"}, "guard": [{"task": "bits", "max_drop": 0.1}]}
+    with pytest.raises(SearchFailed, match="guard bits is against base, and base could not be scored"):
+        start(tmp_path / "run", engine, tasks=[{"task": "quiz"}], **changes).run()
 
 
 def test_two_runs_with_one_seed_are_the_same_and_another_seed_differs(tmp_path: Path, whole: list[Any]) -> None:

@@ -1,13 +1,18 @@
-"""What is right: the right choice or the target text of one document of an lm-eval task, as lm-eval itself takes it."""
+"""What is right in a document of an lm-eval task, as lm-eval takes it, and how probable the answers make it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.api.task import Task as LmEvalTask
 from lm_eval.api.utils import maybe_delimit
+
+# What a task can be scored on beside its own metrics: the mean of the probability, or of its logarithm.
+METRICS = ("gold_prob", "gold_logprob")
 
 
 def gold_choice(leaf: LmEvalTask, doc: Mapping[str, Any]) -> int | tuple[int, ...] | None:
@@ -54,6 +59,46 @@ def gold_text(leaf: LmEvalTask, doc: Mapping[str, Any], chat: bool = False) -> s
         return None
     target = _target(leaf, doc)
     return _delimited(leaf, doc, target, chat) if target else None
+
+
+def is_answered(leaf: LmEvalTask) -> bool:
+    """Whether the answers to a task's requests hold the probability of what is right: it has choices, or one target."""
+    own_code = isinstance(leaf, ConfigurableTask) and callable(leaf.config.process_results)
+    return _is(leaf, "loglikelihood") or (_is(leaf, "multiple_choice") and not own_code)
+
+
+def gold_logprob(leaf: LmEvalTask, right: Any, answers: Sequence[float]) -> float:
+    """The log-probability of what is right, from the answers to one document's requests.
+
+    For a task with choices log(sum over the right ones of e^l / sum over all of e^l), the softmax over the choices'
+    log-likelihoods l; else the log-likelihood of the target text.
+
+    Args:
+        leaf: a task that `is_answered`.
+        right: what `gold_choice` gave.
+        answers: log-likelihoods in nats, by `idx`.
+
+    Returns:
+        At most 0, in nats; NaN where what is right is not known.
+    """
+    if _is(leaf, "loglikelihood"):
+        return float(answers[0])
+    if right is None:
+        return math.nan
+    # for mutual information each choice is asked for once more, without the prompt
+    count = len(answers) // 2 if "acc_mutual_info" in leaf.aggregation() else len(answers)
+    logits = np.asarray(answers[:count], dtype=np.float64)
+    chosen = logits[[right] if isinstance(right, int) else list(right)]
+    return float(min(0.0, np.logaddexp.reduce(chosen) - np.logaddexp.reduce(logits)))
+
+
+def mean_probability(leaf: LmEvalTask, logprobs: np.ndarray) -> float | None:
+    """What `TaskScore.gold` says, from [n] `gold_logprob`s; None where all of them are NaN."""
+    known = logprobs[np.isfinite(logprobs)]
+    if not len(known):
+        return None
+    # targets may be long, and the mean of their probabilities that of the shortest ones
+    return float(np.exp(known.mean()) if _is(leaf, "loglikelihood") else np.exp(known).mean())
 
 
 def _is(leaf: LmEvalTask, output_type: str) -> bool:

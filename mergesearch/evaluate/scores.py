@@ -24,11 +24,14 @@ class DocumentScores:
         values: float64, [n], or [n, 2] (numerator, denominator) for ratios of sums such as bits_per_byte's
             (log-likelihood in nats, bytes).
         aggregation: how they become the figure, one of `statistics.AGGREGATIONS`.
+        gold: float64, [n], the log-probability (nats) of what is right: of the right choice among the choices, or of
+            the target text; NaN where it is not known; None where the answers are texts.
     """
 
     ids: list[int]
     values: np.ndarray
     aggregation: str
+    gold: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,8 @@ class Scores:
         for number, scores in enumerate(self.documents.values()):
             arrays[f"ids{number}"] = np.asarray(scores.ids, dtype=np.int64)
             arrays[f"values{number}"] = scores.values
+            if scores.gold is not None:
+                arrays[f"gold{number}"] = scores.gold
         contents = [[label, scores.aggregation] for label, scores in self.documents.items()]
         arrays["contents"] = np.array(json.dumps(contents))
         _write_atomically(Path(path), arrays)
@@ -76,7 +81,12 @@ def load_documents(path: str | Path) -> dict[str, DocumentScores]:
             raise ValueError(f"{path} holds no document scores")
         contents = json.loads(str(arrays["contents"]))
         return {
-            label: DocumentScores(arrays[f"ids{n}"].tolist(), arrays[f"values{n}"], aggregation)
+            label: DocumentScores(
+                arrays[f"ids{n}"].tolist(),
+                arrays[f"values{n}"],
+                aggregation,
+                arrays.get(f"gold{n}"),
+            )
             for n, (label, aggregation) in enumerate(contents)
         }
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lm_eval.api.metrics as lm_eval_metrics
@@ -24,7 +24,7 @@ from lm_eval.api.task import Task as LmEvalTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.evaluate import statistics
+from mergesearch.evaluate import gold, statistics
 from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
@@ -40,13 +40,14 @@ _WORTH_A_WARNING = 0.01
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The chosen documents of one lm-eval task, with their requests."""
+    """The chosen documents of one lm-eval task, with their requests; `right` remembers which choices are right."""
 
     task: Task
     name: str
     leaf: LmEvalTask
     ids: list[int]
     instances: list[Instance]
+    right: dict[int, Any] = field(default_factory=dict)
 
     def documents(self) -> Iterable[tuple[int, list[Instance]]]:
         """(number in the task, requests in order) for each document; lm-eval counts the chosen ones from 0."""
@@ -245,21 +246,22 @@ class Scorer:
         if not items:
             raise CandidateError(f"task {task.label!r}: no document gave {task.metric}")
         try:
-            value = _figure(task, [[item for _, item in pairs] for pairs in items])
-            documents = _document_scores(task, [pair for pairs in items for pair in pairs])
+            value = _figure(task, [[item for _, item, _ in found] for found in items])
+            documents = _document_scores(task, [each for found in items for each in found])
         except Exception as error:
             raise CandidateError(f"task {task.label!r}: {task.metric} cannot be computed: {_reason(error)}") from error
         if not math.isfinite(value):
             raise CandidateError(f"task {task.label!r}: {task.metric} is {value}")
         score = TaskScore(
             value=value,
-            stderr=_stderr(documents, [len(pairs) for pairs in items]),
+            stderr=_stderr(documents, [len(found) for found in items]),
             documents=len(documents.ids),
             metric=task.metric,
             filter=task.filter,
             higher_is_better=task.higher_is_better,
             truncated=self._truncated[task.label],
             cut=self._cut(task),
+            gold=None if documents.gold is None else gold.mean_probability(_first(task), documents.gold),
         )
         return score, documents
 
@@ -322,8 +324,12 @@ def _by_type(parts: Sequence[_Part], shuffle: int | None = None) -> dict[str, li
     return dict(requests)
 
 
-def _items(part: _Part) -> list[tuple[int, Any]]:
-    """(document, its item of the metric), for the documents that give one."""
+def _items(part: _Part) -> list[tuple[int, Any, float]]:
+    """(document, its item of the metric, the log-probability of what is right) for the documents that give an item."""
+    if part.task.metric in gold.METRICS:
+        found = [(number, _logprob(part, number, requests)) for number, requests in part.documents()]
+        alike = math.exp if part.task.metric == "gold_prob" else float
+        return [(number, alike(logprob), logprob) for number, logprob in found if not math.isnan(logprob)]
     items = []
     try:
         # the task may have built other requests since
@@ -340,8 +346,29 @@ def _items(part: _Part) -> list[tuple[int, Any]]:
             reason = f"cannot process the answers to document {number}: {_reason(error)}"
             raise CandidateError(f"task {part.name!r} {reason}") from error
         if part.task.metric in metrics:
-            items.append((number, metrics[part.task.metric]))
+            items.append((number, metrics[part.task.metric], _logprob(part, number, requests)))
     return items
+
+
+def _logprob(part: _Part, number: int, requests: Sequence[Instance]) -> float:
+    if not gold.is_answered(part.leaf):
+        return math.nan
+    if number not in part.right:
+        part.right[number] = _right(part, requests[0].doc)
+    return gold.gold_logprob(part.leaf, part.right[number], [request.resps[0][0] for request in requests])
+
+
+def _right(part: _Part, document: Any) -> Any:
+    try:
+        # a task may write into its document
+        return gold.gold_choice(part.leaf, copy.deepcopy(document))
+    except Exception as error:
+        log.debug("task %r does not say what is right: %s", part.name, _reason(error))
+        return None
+
+
+def _first(task: Task) -> LmEvalTask:
+    return next(iter(task.leaves.values()))
 
 
 def _figure(task: Task, items: Sequence[list[Any]]) -> float:
@@ -352,11 +379,13 @@ def _figure(task: Task, items: Sequence[list[Any]]) -> float:
     return float(lm_eval_metrics.aggregate_subtask_metrics(figures, [len(part) for part in items]))
 
 
-def _document_scores(task: Task, pairs: Sequence[tuple[int, Any]]) -> DocumentScores:
-    items = [item for _, item in pairs]
+def _document_scores(task: Task, found: Sequence[tuple[int, Any, float]]) -> DocumentScores:
+    items = [item for _, item, _ in found]
     jackknife = task.aggregation == statistics.JACKKNIFE
     values = _jackknife(items, task) if jackknife else np.array(items, dtype=np.float64)
-    return DocumentScores([number for number, _ in pairs], values, task.aggregation)
+    logprobs = np.array([logprob for _, _, logprob in found], dtype=np.float64)
+    known = not np.isnan(logprobs).all()
+    return DocumentScores([number for number, _, _ in found], values, task.aggregation, logprobs if known else None)
 
 
 def _jackknife(items: Sequence[Any], task: Task) -> np.ndarray:

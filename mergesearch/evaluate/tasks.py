@@ -16,7 +16,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from mergesearch.config import TaskConfig
 from mergesearch.errors import UserError, unknown
-from mergesearch.evaluate import catalog, statistics
+from mergesearch.evaluate import catalog, gold, statistics
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 
 # Aggregations whose standard errors have a formula, by lm-eval's function.
@@ -37,7 +37,7 @@ class Task:
 
     Attributes:
         label: the name in the configuration.
-        metric, filter: the figure that counts, as in lm-eval's `metric,filter`.
+        metric, filter: the figure that counts, as in lm-eval's `metric,filter`, or one of `gold.METRICS`.
         aggregation: how documents become the figure, one of `statistics.AGGREGATIONS`.
         leaves: lm-eval's own Task objects by name; one, or several for a group.
         sizes: the number of documents of each leaf.
@@ -78,6 +78,8 @@ class Task:
 
     def aggregate(self, items: Sequence[Any]) -> float:
         """lm-eval's own figure from per-document items of the metric; a group's leaves all use the mean."""
+        if self.metric in gold.METRICS:
+            return statistics.mean(items)
         return next(iter(self.leaves.values())).aggregation()[self.metric](items)
 
 
@@ -89,13 +91,20 @@ class Split:
     holdout: list[int]
 
 
-def load(tasks: Sequence[TaskConfig], include_path: Sequence[str] = (), *, tokenizer: str | None = None) -> list[Task]:
+def load(
+    tasks: Sequence[TaskConfig],
+    include_path: Sequence[str] = (),
+    *,
+    tokenizer: str | None = None,
+    metric: str | None = None,
+) -> list[Task]:
     """The tasks of a configuration, in its order, as `lm_eval --tasks ... --include_path ...` would load them.
 
     Args:
         tasks: names of tasks, groups or tags, or paths of YAML files.
         include_path: folders of the user's tasks; the demo zoo's are always known.
         tokenizer: where the tokenizer is, for the few tasks that make their documents with it.
+        metric: of every task that has it and whose configuration names none.
 
     Raises:
         UserError: an unknown task, metric or filter, one that must be chosen and is not, missing data, too few
@@ -104,8 +113,9 @@ def load(tasks: Sequence[TaskConfig], include_path: Sequence[str] = (), *, token
     metadata = {"pretrained": tokenizer, "tokenizer": tokenizer} if tokenizer else {}
     with quiet():
         manager = catalog.find([config.task for config in tasks], include_path, metadata)
-        loaded = [_load(manager, config) for config in tasks]
+        loaded = [_load(manager, config, metric) for config in tasks]
     _refuse_overlaps(loaded)
+    _refuse_metric_of_none(loaded, metric)
     return loaded
 
 
@@ -139,7 +149,7 @@ def _too_few(task: Task, side: str, left: int, holdout: float, limit: int | None
     return f"task {task.label!r} has {left_over}: {remedy}"
 
 
-def _load(manager: Any, config: TaskConfig) -> Task:
+def _load(manager: Any, config: TaskConfig, default: str | None = None) -> Task:
     try:
         with lm_eval_seeds():
             built = manager.load([config.task])
@@ -152,7 +162,7 @@ def _load(manager: Any, config: TaskConfig) -> Task:
     for name, leaf in leaves.items():
         _refuse_unsuitable(name, leaf)
         _set_fewshot(name, leaf, config)
-    metric, chosen_filter = _figure(config, next(iter(leaves.values())))
+    metric, chosen_filter = _figure(config, next(iter(leaves.values())), default)
     task = Task(
         label=config.task,
         config=config,
@@ -215,11 +225,14 @@ def _check_fewshot(name: str, leaf: LmEvalTask) -> None:
         )
 
 
-def _figure(config: TaskConfig, leaf: LmEvalTask) -> tuple[str, str]:
+def _figure(config: TaskConfig, leaf: LmEvalTask, default: str | None) -> tuple[str, str]:
     """The metric and the filter that the configuration means, where the task leaves no doubt."""
     metrics, filters = list(leaf.aggregation()), [ensemble.name for ensemble in leaf._filters]
-    metric, _, chosen = (part.strip() for part in (config.metric or "").partition(","))
+    wanted = config.metric or (default if _has(leaf, default) else None)
+    metric, _, chosen = (part.strip() for part in (wanted or "").partition(","))
     place = f"task {config.task!r}"
+    if metric in gold.METRICS and metric not in metrics:
+        return _gold_figure(metric, chosen, leaf, place)
     if not metric and len(metrics) != 1:
         raise UserError(f"{place} has several metrics ({', '.join(metrics)}): choose one, as in `metric: {metrics[0]}`")
     metric = metric or metrics[0]
@@ -234,7 +247,33 @@ def _figure(config: TaskConfig, leaf: LmEvalTask) -> tuple[str, str]:
     return metric, chosen
 
 
+def _has(leaf: LmEvalTask, metric: str | None) -> bool:
+    name = (metric or "").partition(",")[0].strip()
+    return name in leaf.aggregation() or (name in gold.METRICS and gold.is_answered(leaf))
+
+
+def _gold_figure(metric: str, chosen: str, leaf: LmEvalTask, place: str) -> tuple[str, str]:
+    if not gold.is_answered(leaf):
+        own = ", ".join(leaf.aggregation())
+        raise UserError(
+            f"{place} has no {metric}: its answers do not hold the probability of what is right (output_type "
+            f"{leaf.OUTPUT_TYPE}{', process_results of its own' if callable(leaf.config.process_results) else ''}): "
+            f"choose one of its metrics ({own})"
+        )
+    if chosen:
+        raise UserError(f"{place}: {metric} is taken before any filter: write `metric: {metric}`")
+    return metric, leaf._filters[0].name
+
+
+def _refuse_metric_of_none(tasks: Sequence[Task], metric: str | None) -> None:
+    name = (metric or "").partition(",")[0].strip()
+    if metric and all(task.metric != name for task in tasks):
+        raise unknown("metric", name, dict.fromkeys(task.metric for task in tasks), "objective.metric, for no task")
+
+
 def _direction(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: str) -> bool:
+    if metric in gold.METRICS:
+        return True
     directions = {leaf.higher_is_better().get(metric) for leaf in leaves.values()}
     if len(directions) != 1 or None in directions:
         raise UserError(
@@ -245,6 +284,8 @@ def _direction(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: str
 
 
 def _aggregation(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: str, chosen_filter: str) -> str:
+    if metric in gold.METRICS and all(gold.is_answered(leaf) for leaf in leaves.values()):
+        return "mean"
     for name, leaf in leaves.items():
         if metric not in leaf.aggregation() or chosen_filter not in [ensemble.name for ensemble in leaf._filters]:
             raise UserError(

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from mergesearch.evaluate.resampling import DRAWS, Measure, Resampling, Sample, holm
+from mergesearch.evaluate.resampling import DRAWS, TIE, Measure, Resampling, Sample, holm
 from mergesearch.evaluate.scores import Scores
 from mergesearch.record import Record
-from mergesearch.report.data import LEVEL, OBJECTIVE, Comparison, Figure, Noise, Report, Row, Section
+from mergesearch.report.data import LEVEL, OBJECTIVE, Comparison, Figure, Kept, Noise, Report, Row, Section
 from mergesearch.report.words import sentence
 
 
@@ -54,6 +54,7 @@ class Question:
         seed: of the draws.
         repeat: in words, how the second scoring of the winner differed.
         notes: to be passed on.
+        guards: guard task -> (the trial that it is against, max_drop).
     """
 
     run: str
@@ -63,6 +64,7 @@ class Question:
     seed: int = 0
     repeat: str = ""
     notes: tuple[str, ...] = ()
+    guards: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
 
 def build(question: Question, entries: Sequence[Entry], draws: int = DRAWS) -> Report:
@@ -84,7 +86,7 @@ class _Builder:
         self.place = {entry.record.number: position for position, entry in enumerate(self.scored)}
         self.winner = next(entry for entry in entries if entry.record.number == question.winner)
         tasks = {task: score for entry in self.scored[:1] for task, score in entry.scores.tasks.items()}
-        self.tasks = {task: tasks[task] for task in question.factors if task in tasks}
+        self.tasks = {task: tasks[task] for task in (*question.factors, *question.guards) if task in tasks}
         samples = {task: Sample.of([e.scores.documents[task] for e in self.scored]) for task in self.tasks}
         self.documents = {task: sample.values.shape[1] for task, sample in samples.items()}
         self.resampling = Resampling(samples, question.seed, draws)
@@ -97,7 +99,7 @@ class _Builder:
         compared = self._comparisons()
         sections = tuple(self._section(name, compared) for name in self.measures)
         claims = compared.get((OBJECTIVE, self.question.winner), [])
-        documents = sum(self.documents.values())
+        documents = self._all_documents()
         labels = {entry.record.number: entry.label for entry in self.entries}
         missing = [
             f"the {what} ({labels[number]}) could not be scored on the holdout, so nothing is compared with it"
@@ -114,7 +116,22 @@ class _Builder:
             noise=self.noise,
             repeat=self.question.repeat,
             notes=(*self.question.notes, *missing),
+            guards=tuple(self._kept(task, *limit) for task, limit in self.question.guards.items()),
         )
+
+    def _all_documents(self) -> int:
+        """Those of the objective."""
+        return sum(count for task, count in self.documents.items() if task in self.question.factors)
+
+    def _kept(self, task: str, against: int, max_drop: float) -> Kept:
+        label = next((entry.label for entry in self.entries if entry.record.number == against), f"trial {against}")
+        winner, reference = self.place.get(self.question.winner), self.place.get(against)
+        if winner is None or reference is None:
+            return Kept(task, "", label, None, max_drop, "unscored")
+        value = self._difference(task, (winner, reference))
+        spread = self.resampling.difference_spread(self.measures[task], winner, reference)
+        verdict = "kept" if value >= -max_drop - TIE else "broken"
+        return Kept(task, self.tasks[task].metric, label, _around(value, spread), max_drop, verdict)
 
     def _section(self, name: str, compared: Mapping[tuple[str, int], list[Comparison]]) -> Section:
         score = self.tasks.get(name)
@@ -122,7 +139,7 @@ class _Builder:
             name=name,
             metric=score.metric if score else "",
             higher_is_better=score.higher_is_better if score else True,
-            documents=self.documents.get(name, sum(self.documents.values())),
+            documents=self.documents.get(name, self._all_documents()),
             rows=tuple(self._row(name, entry, compared) for entry in self.entries),
         )
 
@@ -209,7 +226,7 @@ class _Builder:
         winner = self.winner
         if winner.scores is None or winner.repeated is None:
             return ()
-        total = sum(self.documents.values())
+        total = self._all_documents()
         found = [Noise(OBJECTIVE, winner.objective, winner.repeated_objective, total)]
         for task, score in self.tasks.items():
             first, second = Sample.of([winner.scores.documents[task], winner.repeated.documents[task]]).values

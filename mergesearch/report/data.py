@@ -88,6 +88,26 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """One guard on the holdout.
+
+    Attributes:
+        task: the guard's task.
+        against: whom it is against.
+        difference: the winner's figure minus theirs, turned so that more is better, with its 95 % interval.
+        max_drop: how far below 0 it may be.
+        verdict: `kept`, `broken`, or `unscored` where one of the two could not be scored.
+    """
+
+    task: str
+    metric: str
+    against: str
+    difference: Figure | None
+    max_drop: float
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Report:
     """A report on the holdout.
 
@@ -101,6 +121,7 @@ class Report:
         noise: of the winner, section by section; empty where it could not be scored twice.
         repeat: in words, how the second scoring differed.
         notes: what a reader should know besides.
+        guards: of the winner, on the holdout.
     """
 
     run: str
@@ -112,6 +133,7 @@ class Report:
     noise: tuple[Noise, ...]
     repeat: str
     notes: tuple[str, ...]
+    guards: tuple[Kept, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,7 +145,12 @@ class Report:
             Section(**{**section, "rows": tuple(_row(row) for row in section["rows"])}) for section in data["sections"]
         )
         noise = tuple(Noise(**item) for item in data["noise"])
-        return cls(**{**data, "sections": sections, "noise": noise, "notes": tuple(data["notes"])})
+        guards = tuple(_kept(item) for item in data.get("guards", ()))
+        return cls(**{**data, "sections": sections, "noise": noise, "notes": tuple(data["notes"]), "guards": guards})
+
+
+def _kept(data: Mapping[str, Any]) -> Kept:
+    return Kept(**{**data, "difference": Figure(**data["difference"]) if data["difference"] else None})
 
 
 def _row(data: Mapping[str, Any]) -> Row:

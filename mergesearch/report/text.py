@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergesearch.errors import unknown
-from mergesearch.report.data import AVERAGE, OBJECTIVE, Comparison, Figure, Report, Row, Section
+from mergesearch.report.data import AVERAGE, OBJECTIVE, Comparison, Figure, Kept, Report, Row, Section
 from mergesearch.report.words import p_text
 
 FORMATS = ("text", "md", "json")
@@ -51,7 +51,7 @@ def _markdown(report: Report) -> str:
     for section in report.sections:
         lines = [[cell.replace("\n", " ") for cell in line] for line in _lines(section)]
         parts += [f"## {_heading(section)}", _table(_titles(section), lines)]
-    parts += [f"{line}" for line in (*_curse(report), *_noise(report), *_notes(report), METHOD)]
+    parts += [f"{line}" for line in (*_guards(report), *_curse(report), *_noise(report), *_notes(report), METHOD)]
     return "\n\n".join(parts)
 
 
@@ -68,7 +68,7 @@ def _rich(report: Report) -> list[Any]:
         for row, line in zip(section.rows, _lines(section), strict=True):
             table.add_row(*map(Text, line), style="bold" if row.candidate == report.winner else None)
         pieces.append(table)
-    texts = [*_curse(report), *_noise(report), *_notes(report), METHOD]
+    texts = [*_guards(report), *_curse(report), *_noise(report), *_notes(report), METHOD]
     return [*pieces, *(Text(line + "\n") for line in texts), Text(report.sentence, style="bold")]
 
 
@@ -136,6 +136,18 @@ def _curse(report: Report) -> list[str]:
         f"Winner's curse: from the search documents to the holdout the {OBJECTIVE} of {report.winner} changed by "
         f"{changes[report.winner]:+.4f}{beside}."
     ]
+
+
+def _guards(report: Report) -> list[str]:
+    return [_guard(report.winner, kept) for kept in report.guards]
+
+
+def _guard(winner: str, kept: Kept) -> str:
+    allowed = f"allowed {-kept.max_drop:+.4f}" if kept.max_drop else "allowed 0"
+    if kept.difference is None:
+        return f"Guard {kept.task}: {winner} or {kept.against} could not be scored on the holdout."
+    against = f"{winner} against {kept.against} {_score(kept.difference, ' ', '+.4f')}, {allowed}"
+    return f"Guard {kept.task} ({kept.metric}), on the holdout, + is better: {against}: {kept.verdict}."
 
 
 def _noise(report: Report) -> list[str]:

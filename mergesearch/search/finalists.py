@@ -51,17 +51,21 @@ def choose(records: Sequence[Record], config: Config, count: int) -> Finalists:
     complete = [record for record in ranked(records) if record.objective is not None]
     if not complete:
         raise UserError("the run has no finished trial to report on: go on with `mergesearch run`")
+    if complete[0].infeasible:
+        raise UserError("every finished trial breaks a guard, so there is no winner to report on: raise a max_drop")
     baselines = [record for record in complete if record.name]
+    # the reference is the best of them, though a guard may keep it from winning
+    singles = sorted((r for r in baselines if r.name in config.models), key=lambda r: (-(r.objective or 0.0), r.number))
     known = {record.recipe_id for record in baselines}
     proposed: list[Record] = []
     for record in complete:
-        if record.name is None and record.recipe_id not in known and len(proposed) < count:
+        if record.name is None and not record.infeasible and record.recipe_id not in known and len(proposed) < count:
             known.add(record.recipe_id)
             proposed.append(record)
     chosen = {record.number for record in (complete[0], *baselines, *proposed)}
     return Finalists(
         winner=complete[0],
-        single=next((record for record in baselines if record.name in config.models), None),
+        single=next(iter(singles), None),
         average=next((record for record in baselines if record.name == AVERAGE), None),
         records=tuple(record for record in complete if record.number in chosen),
         scored=len(complete),

@@ -49,7 +49,7 @@ class History:
         """The objective of a complete trial, also where the study keeps one for each task."""
         if trial.state != TrialState.COMPLETE or self.objective is None:
             return None
-        return self.objective.value(scores_of(trial))
+        return self.objective.ranking(scores_of(trial))
 
     def complete(self) -> list[FrozenTrial]:
         """Complete trials, the best first, the earlier one among equals."""
@@ -101,7 +101,7 @@ def recipe_of(trial: FrozenTrial) -> Recipe:
 
 def feasible(trial: FrozenTrial) -> bool:
     """Whether a trial keeps every constraint of the study."""
-    return all(value <= 0 for value in (getattr(trial, "constraints", None) or {}).values())
+    return all(excess <= 0 for excess in trial.constraints.values())
 
 
 def documents_of(found: Mapping[str, Any]) -> int:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mergesearch.config import TaskConfig
+from mergesearch.config import Config, TaskConfig
 from mergesearch.record import TaskScore
+from mergesearch.search import guards
+from mergesearch.search.baselines import BASE
+from mergesearch.search.guards import Guard
 
 Scores = Mapping[str, TaskScore]
+
+# What is no count of right documents already differs between any two candidates: nothing is left to break.
+SMOOTH = {"gold_prob", "gold_logprob", "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"}
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,35 @@ class Objective:
         weights: of each task, by label.
         scales: of each task, by label.
         notes: what a reader of the objective should know.
+        tie_break: what decides between candidates that lie within a document, `gold_prob`; None for nothing.
+        guards: the limits that a winner must keep.
     """
 
     weights: Mapping[str, float]
     scales: Mapping[str, Scale]
     notes: tuple[str, ...] = ()
+    tie_break: str | None = None
+    guards: tuple[Guard, ...] = ()
+
+    def ranking(self, scores: Scores) -> float:
+        """What the study maximises: `value`, and with a tie-break a little more.
+
+        Each task's figure gets half of what one of its n documents is worth, times how probable what is right is
+        (`TaskScore.gold`, g in [0, 1]): s_t + g_t / (2 n_t). On one task this is the order by the metric, and by g
+        among equals; on several, candidates whose figures differ by less than half a document of each are told apart
+        by g. What counts as the candidate's figure, in the table's tasks and on the holdout, stays the metric alone.
+        """
+        total = sum(self.weights.values())
+        breaks = (w * _nudge(scores[t]) / self.scales[t].unit for t, w in self.weights.items())
+        return self.value(scores) + (sum(breaks) / total if self.tie_break else 0.0)
+
+    def excess(self, scores: Scores) -> dict[str, float]:
+        """For each guard, by task, how far the scores are beyond its limit; 0 or less keeps it."""
+        return {guard.task: guard.excess(scores[guard.task]) for guard in self.guards}
+
+    def infeasible(self, scores: Scores) -> str | None:
+        """Which guards the scores break, in words; None where they keep all."""
+        return "; ".join(filter(None, (guard.why(scores[guard.task]) for guard in self.guards))) or None
 
     def value(self, scores: Scores) -> float:
         """sum_t w_t (s_t - origin_t) / unit_t  /  sum_t w_t."""
@@ -66,17 +96,66 @@ class Objective:
 
     def to_data(self) -> dict[str, Any]:
         scales = {task: [scale.origin, scale.unit] for task, scale in self.scales.items()}
-        return {"weights": dict(self.weights), "scales": scales, "notes": list(self.notes)}
+        return {
+            "weights": dict(self.weights),
+            "scales": scales,
+            "notes": list(self.notes),
+            "tie_break": self.tie_break,
+            "guards": [guard.to_data() for guard in self.guards],
+        }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Objective:
         scales = {task: Scale(*pair) for task, pair in data["scales"].items()}
-        return cls(data["weights"], scales, tuple(data["notes"]))
+        limits = tuple(Guard(**guard) for guard in data.get("guards", ()))
+        return cls(data["weights"], scales, tuple(data["notes"]), data.get("tie_break"), limits)
 
 
 def signed(score: TaskScore) -> float:
     """The score turned so that more is better."""
     return score.value if score.higher_is_better else -score.value
+
+
+def with_conditions(objective: Objective, config: Config, found: Mapping[str, Scores]) -> Objective:
+    """The objective with the tie-break and the guards of a configuration.
+
+    Args:
+        found: the scores of the parents that could be scored, by name.
+
+    Raises:
+        LookupError: whom a guard is against could not be scored.
+    """
+    limits = guards.fix(config.guard, found.get(BASE), {name: s for name, s in found.items() if name != BASE})
+    if not found:
+        return objective
+    some = next(iter(found.values()))
+    notes = tuple(guard.words(some[guard.task].metric) for guard in limits)
+    objective = replace(objective, guards=limits, notes=(*objective.notes, *notes))
+    return broken_by(config.objective.tie_break, objective, some)
+
+
+def _nudge(score: TaskScore) -> float:
+    if score.gold is None or score.metric in SMOOTH:
+        return 0.0
+    return score.gold / (2 * score.documents)
+
+
+def broken_by(tie_break: str | None, objective: Objective, scores: Scores) -> Objective:
+    """The objective with its tie-break, and a note on tasks that have none.
+
+    Args:
+        tie_break: `gold_prob`, or None.
+        scores: of any candidate.
+    """
+    if tie_break is None:
+        return objective
+    without = [f"{task} ({scores[task].metric})" for task in objective.weights
+               if scores[task].gold is None and scores[task].metric not in SMOOTH]  # fmt: skip
+    note = f"{tie_break} breaks ties: it adds at most half of what one document of a task is worth"
+    if without:
+        texts = "their answers do" if len(without) > 1 else "its answers do"
+        note += f"; not on {', '.join(without)}, as {texts} not hold the probability of what is right"
+    return replace(objective, tie_break=tie_break, notes=(*objective.notes, note))
 
 
 def raw(tasks: Sequence[TaskConfig]) -> Objective:

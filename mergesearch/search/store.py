@@ -249,7 +249,7 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
         number=trial.number,
         name=found.get("name"),
         state=STATES[trial.state],
-        objective=objective.value(scores) if objective and complete else None,
+        objective=objective.ranking(scores) if objective and complete else None,
         stderr=objective.stderr(scores) if objective and complete and scores else None,
         scores=scores,
         recipe=found.get("recipe"),
@@ -258,6 +258,7 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
         score_seconds=found.get("score_seconds"),
         error=found.get("error"),
         stopped=found.get("stopped"),
+        infeasible=objective.infeasible(scores) if objective and complete and scores else None,
         partial={task: TaskScore(**data) for task, data in found.get("partial", {}).items()},
         machine=found.get("machine", {}),
     )

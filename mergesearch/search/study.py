@@ -22,7 +22,7 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.record import Record, TaskScore
 from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import BASE, parent_names
-from mergesearch.search.history import History, recipe_of, scores_of
+from mergesearch.search.history import History, feasible, recipe_of, scores_of
 from mergesearch.search.objective import Objective
 from mergesearch.search.racing import Best, race
 from mergesearch.search.samplers import Choice, SeededPerTrial
@@ -290,14 +290,14 @@ class Search:
         """Tells the study, with the objective on the documents so far, by which samplers rank pruned trials."""
         found = trial.user_attrs
         objective = objective_of(self.study)
-        value = objective.value({task: TaskScore(**data) for task, data in found["partial"].items()})
+        value = objective.ranking({task: TaskScore(**data) for task, data in found["partial"].items()})
         trial.report(value, step=found["blocks"])
         self.study.tell(trial, state=TrialState.PRUNED)
         self._finished(self._record(trial.number))
 
     def _best(self) -> Best | None:
-        """The best finished trial whose documents are here."""
-        for trial in self._history().complete():
+        """The best finished trial whose documents are here and that breaks no guard."""
+        for trial in filter(feasible, self._history().complete()):
             if self.folder.documents(trial.number).is_file():
                 return Best(trial.number, load_documents(self.folder.documents(trial.number)))
         return None
@@ -327,10 +327,12 @@ class Search:
         return given
 
     def _give(self, trial: FrozenTrial, objective: Objective) -> bool:
-        values = (
-            objective.values(scores_of(trial)) if self.config.objective.pareto else objective.value(scores_of(trial))
-        )
+        scores = scores_of(trial)
+        values = objective.values(scores) if self.config.objective.pareto else objective.ranking(scores)
         try:
+            for task, excess in objective.excess(scores).items():
+                if task not in trial.constraints:
+                    optuna.Trial(self.study, trial._trial_id).set_constraint(task, excess)
             self.study.tell(trial.number, values)
         except (ValueError, RuntimeError, optuna.exceptions.UpdateFinishedTrialError):
             return False  # another worker was faster
@@ -350,6 +352,10 @@ class Search:
             if trial.state != TrialState.FAIL:
                 found[name] = {task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()}
         objective = self._objective(found, by_name)
+        try:
+            objective = objectives.with_conditions(objective, self.config, found)
+        except LookupError as error:
+            raise SearchFailed(str(error)) from None
         self.study.set_user_attr("objective", objective.to_data())
         return objective
 
