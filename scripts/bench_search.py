@@ -1,6 +1,6 @@
 """Every search over the same pool and documents, for results/search.md: the best holdout score against the cost.
 
-    pip install cma matplotlib
+    pip install -e ".[bench]"
     python scripts/bench_search.py results/bench-search --seeds 0 1 2 3 4 --candidates 400 --jobs 8
     python scripts/bench_search.py results/bench-search --report
 

@@ -87,8 +87,8 @@ def write(measured: Mapping[str, Mapping[int, Sequence[Candidate]]], yardstick: 
         "\n".join(text(curves, yardstick, about, f"{results.name}.png")) + "\n", encoding="utf-8"
     )
     write_csv(curves, results.with_suffix(".csv"))
-    draw(curves, yardstick, results.with_suffix(".png"))
-    print(f"wrote {results}.md, .csv, .png")
+    drawn = draw(curves, yardstick, results.with_suffix(".png"))
+    print(f"wrote {results}.md, .csv" + (", .png" if drawn else "; no curves: pip install matplotlib"))
     return 0
 
 
@@ -113,6 +113,9 @@ def text(curves: Curves, yardstick: str, about: str, image: str) -> list[str]:
         "",
         "## On the holdout at equal document evaluations",
         "",
+        "Within a seed, both searches after as many document evaluations as the cheaper one spent in all (*documents*:",
+        "the mean of that over seeds); the mean difference and how many of its standard errors over seeds that is.",
+        "",
         *paired_table(curves, yardstick),
         "",
         "## Along the way",
@@ -125,6 +128,8 @@ def text(curves: Curves, yardstick: str, about: str, image: str) -> list[str]:
 
 def seeds_in_words(curves: Curves) -> str:
     counts = sorted({len(seeds) for seeds in curves.values()})
+    if counts == [1]:
+        return "One seed, so no intervals."
     return f"{counts[0]} seeds." if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds, see the table."
 
 
@@ -156,27 +161,29 @@ def reach_cells(seeds: Mapping[int, Curve], yardstick: Mapping[int, Curve]) -> s
 
 def paired_table(curves: Curves, yardstick: str) -> list[str]:
     lines = [
-        f"| search | difference from {yardstick} on the holdout | standard errors | seeds better |",
-        "|---|---|---|---|",
+        f"| search | documents | holdout score less that of {yardstick} | standard errors | seeds better |",
+        "|---|---|---|---|---|",
     ]
     for name, seeds in curves.items():
         found = differences(seeds, curves[yardstick])
         if name == yardstick or not found:
             continue
-        mean = Mean.of(found)
+        mean = Mean.of([difference for _, difference in found])
+        spent = float(np.mean([documents for documents, _ in found]))
         errors = f"{mean.value / mean.stderr:+.1f}" if mean.stderr > 0 else "–"
-        better = sum(value > 0 for value in found)
+        better = sum(difference > 0 for _, difference in found)
         half = "" if math.isnan(mean.half) else f" ± {mean.half:.4f}"
-        lines.append(f"| {name} | {mean.value:+.4f}{half} | {errors} | {better} of {len(found)} |")
+        lines.append(f"| {name} | {spent:,.0f} | {mean.value:+.4f}{half} | {errors} | {better} of {len(found)} |")
     return lines
 
 
-def differences(seeds: Mapping[int, Curve], yardstick: Mapping[int, Curve]) -> list[float]:
-    """Seed by seed on the holdout, where both have spent what the cheaper one spent in all."""
+def differences(seeds: Mapping[int, Curve], yardstick: Mapping[int, Curve]) -> list[tuple[int, float]]:
+    """(document evaluations, difference on the holdout) seed by seed, where both have spent what the cheaper one spent
+    in all."""
     found = []
     for seed in sorted(seeds.keys() & yardstick.keys()):
         spent = min(seeds[seed].documents, yardstick[seed].documents)
-        found.append(seeds[seed].at(spent)[1] - yardstick[seed].at(spent)[1])
+        found.append((spent, seeds[seed].at(spent)[1] - yardstick[seed].at(spent)[1]))
     return found
 
 
@@ -214,20 +221,19 @@ def band(seeds: Mapping[int, Curve], grid: np.ndarray) -> tuple[np.ndarray, np.n
     return np.array([mean.value for mean in found]), np.array([mean.half for mean in found])
 
 
-def draw(curves: Curves, yardstick: str, path: Path) -> None:
+def draw(curves: Curves, yardstick: str, path: Path) -> bool:
+    """Draws the curves; False where matplotlib is missing."""
     try:
         import matplotlib
     except ImportError:
-        print("no curves are drawn without matplotlib: pip install matplotlib")
-        return
+        return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     panels = {"searches": [n for n in curves if not n.startswith(ABLATION)]}
     if any(name.startswith(ABLATION) for name in curves):
-        panels["auto, each part left out in turn"] = [
-            n for n in curves if n in ("auto", yardstick) or n[:5] == ABLATION
-        ]
+        kept = [n for n in curves if n in ("auto", yardstick) or n.startswith(ABLATION)]
+        panels["auto, each part left out in turn"] = kept
     figure, axes = pyplot.subplots(1, len(panels), figsize=(8 * len(panels), 5.5), sharey=True, squeeze=False)
     for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
@@ -239,6 +245,7 @@ def draw(curves: Curves, yardstick: str, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+    return True
 
 
 def draw_one(axis: object, name: str, seeds: Mapping[int, Curve], dashed: bool) -> None:
@@ -249,4 +256,4 @@ def draw_one(axis: object, name: str, seeds: Mapping[int, Curve], dashed: bool) 
     grid = np.unique(np.geomspace(low, max(high, low + 1), 200).round())
     mean, half = band(seeds, grid)
     (line,) = axis.step(grid, mean, where="post", label=name, linestyle="--" if dashed else "-")
-    axis.fill_between(grid, mean - half, mean + half, step="post", alpha=0.12, color=line.get_color())
+    axis.fill_between(grid, mean - half, mean + half, step="post", alpha=0.12, linewidth=0, color=line.get_color())
