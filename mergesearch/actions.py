@@ -1,38 +1,34 @@
-"""What the verbs do, as functions: a run made ready, its winner exported, a recipe merged, a checkpoint scored."""
+"""A run made ready, and its winner exported."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergesearch import mergekit
 from mergesearch import recipe as recipes
-from mergesearch.checkpoints import Pool, Residency, choose_device, load_reference, locate, new_folder, remove
+from mergesearch.checkpoints import Pool, new_folder, remove
 from mergesearch.config import Config
-from mergesearch.engine import DTYPES, Engine, check
-from mergesearch.errors import UserError, unknown
-from mergesearch.evaluate.blocks import BlockScorer, split_blocks
-from mergesearch.evaluate.scores import Scores
-from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
-from mergesearch.evaluate.statistics import JACKKNIFE
-from mergesearch.evaluate.tasks import Split, Task, load, split
-from mergesearch.export import Story, metadata_of, model_card, write_checkpoint, write_words
+from mergesearch.engine import Engine
+from mergesearch.errors import UserError
+from mergesearch.evaluate.blocks import BlockScorer
+from mergesearch.export import Story, model_card, write_checkpoint
+from mergesearch.materials import blocks_of, check_racing, load_pool, load_tasks, samples_of, scorer_of, splits
 from mergesearch.recipe import Recipe
 from mergesearch.record import Record, ranked
 from mergesearch.report import Report, card
 from mergesearch.search.baselines import parent_names
-from mergesearch.search.store import RunFolder, read_records, records, write_atomically, write_documents
+from mergesearch.search.history import History, costs, notes
+from mergesearch.search.learner import Learner
+from mergesearch.search.store import RunFolder, open_study, read_records, records, write_atomically, write_documents
 from mergesearch.search.study import Search, machine
-from mergesearch.space import SearchSpace, check_space
-from mergesearch.streaming import can_stream, stream
+from mergesearch.space import Space, check_space, space_of
 
 log = logging.getLogger(__name__)
-
-SIDES = ("search", "holdout", "all")
 
 
 @dataclass
@@ -69,6 +65,7 @@ def prepare(
     """
     check_space(config)
     RunFolder(config.folder).check(config)
+    warm = warm_recipes(config)
     say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config)
     documents = splits(config, tasks)
@@ -77,48 +74,81 @@ def prepare(
     pool = load_pool(config)
     for note in pool.notes:
         say(f"note: {note}")
-    space = SearchSpace(config, pool.infos, pool.layers)
+    space, coarse = spaces(config, pool)
     engine = Engine(pool, config.dtype)
     say("building requests")
-    scorer = _scorer(
-        config, engine.model, pool.tokenizer, tasks, {label: part.search for label, part in documents.items()}
-    )
-    if config.racing:
-        scorer = BlockScorer(scorer, blocks_of(config, tasks, documents))
+    searched = {label: part.search for label, part in documents.items()}
+    scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched)
+    blocks = BlockScorer(scorer, blocks_of(config, tasks, documents)) if config.racing else None
     folder = RunFolder.prepare(config)
-    write_documents(folder, _samples(tasks, documents))
-    search = Search(config, folder, space, engine, scorer, started=started, finished=finished, device=str(pool.device))
+    write_documents(folder, samples_of(tasks, documents))
+    each = sum(map(len, searched.values()))
+    search = Search(
+        config,
+        folder,
+        space,
+        engine,
+        blocks or scorer,
+        coarse=coarse,
+        infos=pool.infos,
+        layers=pool.layers,
+        learner=Learner(config, engine, scorer, pool.infos, pool.layers, searched, say),
+        warm=warm,
+        started=started,
+        finished=finished,
+        device=str(pool.device),
+    )
+    search.study.set_user_attr("tokens_per_document", scorer.prompt_tokens / max(1, each))
     return Session(config, folder, pool, engine, search)
 
 
-def load_tasks(config: Config) -> list[Task]:
-    """The tasks of a configuration, once every parent is known to be there: that is quickly said."""
-    references = {"base_model": config.base_model, **{f"models.{n}": ref for n, ref in config.models.items()}}
-    sources = {where: locate(reference, where) for where, reference in references.items()}
-    where_tokenizer = str(sources["base_model"].path)
-    return load(config.scored, config.include_path, tokenizer=where_tokenizer, metric=config.objective.metric)
+def spaces(config: Config, pool: Pool) -> tuple[Space, Space | None]:
+    """What may be proposed, and the coarse space that a study begins with where it grows."""
+    space = space_of(config, pool.infos, pool.layers)
+    if not config.space.grow or config.space.stack:
+        return space, None
+    small = {"layer_groups": 1, "components": ["all"], "depth": "groups", "method_per": "recipe", "ranges_for": []}
+    whole = config.model_copy(update={"space": config.space.model_copy(update=small)})
+    return space, space_of(whole, pool.infos, pool.layers)
 
 
-def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:
-    """Which documents of each task the search may see; the same for every worker and every start."""
-    limits = {task.task: task.limit for task in config.scored}
-    return {task.label: split(task, config.holdout, config.search.seed, limits[task.label]) for task in tasks}
+def words_of(run: Path) -> list[str]:
+    """What a run has to say beside its table: notes, what it cost, what is left of its budget.
+
+    Raises:
+        UserError: it is no run folder, or its storage cannot be read.
+    """
+    folder = RunFolder.open(run)
+    config = folder.config()
+    history = History(open_study(config, folder, create=False), config)
+    objective = [f"note: {note}" for note in history.objective.notes] if history.objective else []
+    return [*objective, *(f"note: {note}" for note in notes(history)), *costs(history)]
 
 
-def check_racing(config: Config, tasks: Sequence[Task]) -> None:
-    """`UserError` where a race cannot compare candidates document by document."""
-    whole = next((task for task in tasks if task.aggregation == JACKKNIFE), None)
-    if config.racing and whole is not None:
-        raise UserError(
-            f"racing compares candidates document by document, and task {whole.label!r} has {whole.metric}, which only "
-            "all documents together have: leave racing out, or choose another metric"
-        )
+def warm_recipes(config: Config, most: int = 3) -> list[Recipe]:
+    """The best recipes of the runs that `search.warm_start` names, restated for this run's seed and dtype.
 
-
-def blocks_of(config: Config, tasks: Sequence[Task], documents: Mapping[str, Split]) -> list[dict[str, list[int]]]:
-    """The blocks in which every candidate is scored."""
-    searched = {task.label: documents[task.label].search for task in tasks}
-    return split_blocks(searched, config.racing.blocks if config.racing else 1, config.search.seed)
+    Raises:
+        UserError: a run that is none, or is one of other parents.
+    """
+    found: dict[str, Recipe] = {}
+    for run in config.search.warm_start:
+        theirs, records, _ = read_records(run)
+        if (theirs.base_model, theirs.models, theirs.tokenizer) != (
+            config.base_model,
+            config.models,
+            config.tokenizer,
+        ):
+            raise UserError(
+                f"search.warm_start: {run} merges other models ({', '.join(theirs.models.values())}) or another base: "
+                "name a run of the same ones"
+            )
+        proposals = [r for r in ranked(records) if r.objective is not None and r.name is None and r.recipe]
+        for record in proposals[:most]:
+            recipe = Recipe.from_data(dict(record.recipe or {}), f"trial {record.number} of {run}")
+            mine = recipe.model_copy(update={"seed": config.search.seed, "out_dtype": config.dtype})
+            found[mine.id] = mine
+    return list(found.values())
 
 
 def refresh_best(session: Session) -> Record | None:
@@ -182,101 +212,6 @@ def export_mergekit(run: Path, out: Path, trial: str = "best") -> tuple[Record, 
     return record, notes
 
 
-def merge_recipe(
-    recipe: Recipe,
-    out: Path,
-    device: str = "auto",
-    max_shard_size: str = "5GB",
-    allow_unrelated: bool = False,
-    trust_remote_code: bool = False,
-) -> None:
-    """Builds a checkpoint from a recipe.
-
-    Raises:
-        UserError: the recipe cannot be merged, or `out` is no new folder.
-        CandidateError: the merge came out with NaN or infinity.
-    """
-    check(recipe)
-    with new_folder(out):  # refuses an unusable name before any model is read
-        pass
-    Path(out).rmdir()
-    chosen = choose_device(device)
-    residency: Residency = "mapped" if chosen.type == "cpu" else "device"
-    pool = pool_of(recipe, device, allow_unrelated, trust_remote_code, residency)
-    story = Story(out.name, machine(str(chosen)))
-    if residency != "mapped" or not can_stream(recipe, pool):
-        write_checkpoint(recipe, Engine(pool, recipe.out_dtype), out, story, max_shard_size)
-        return
-    with new_folder(out) as folder:
-        stream(recipe, pool, folder, metadata_of(recipe), max_shard_size)
-        write_words(recipe, folder, story, pool.notes)
-
-
-def score_model(model: str, config: Config, on: str = "search") -> Scores:
-    """The scores of a checkpoint, or of a recipe's YAML file, on a run's documents.
-
-    Args:
-        model: a folder, `zoo:NAME`, a hub id, or the path of a recipe.
-        config: the run's configuration: tasks, split, batch size, dtype, device.
-        on: `search`, `holdout` or `all` documents.
-
-    Raises:
-        UserError: what is wrong with the input.
-        CandidateError: the model cannot be scored.
-    """
-    if on not in SIDES:
-        raise unknown("value", on, SIDES, "--on")
-    if on == "holdout" and not config.holdout:
-        raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
-    tasks = load_tasks(config)
-    documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
-    live, tokenizer = _live(model, config)
-    return _scorer(config, live, tokenizer, tasks, documents).score()
-
-
-def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = "holdout") -> dict[str, Scores]:
-    """The scores of several recipes of one run on the same documents, by name.
-
-    Raises:
-        UserError: what is wrong with the input.
-        CandidateError: one of them cannot be built or scored.
-    """
-    tasks = load_tasks(config)
-    documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
-    engine = Engine(load_pool(config), config.dtype)
-    scorer = _scorer(config, engine.model, engine.pool.tokenizer, tasks, documents)
-    found = {}
-    for name, recipe in candidates.items():
-        engine.load(recipe)
-        found[name] = scorer.score()
-    return found
-
-
-def holdout_scorers(
-    config: Config, folder: RunFolder, other_batch_size: int, say: Callable[[str], None] = log.info
-) -> tuple[Engine, Scorer, Scorer]:
-    """An engine, a scorer of its live model on the holdout, and one that asks in another order and batch size.
-
-    Raises:
-        UserError: what is wrong with the input; a task's documents are not those that the run split.
-    """
-    say(f"loading {len(config.scored)} tasks")
-    tasks = load_tasks(config)
-    parts = splits(config, tasks)
-    if _samples(tasks, parts)["holdout"] != folder.holdout_documents():
-        raise UserError(
-            f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' data"
-        )
-    say(f"loading the base and {len(config.models)} models")
-    engine = Engine(load_pool(config), config.dtype)
-    say("building requests")
-    holdout = {label: part.holdout for label, part in parts.items()}
-    live, tokenizer = engine.model, engine.pool.tokenizer
-    other = config.model_copy(update={"batch_size": other_batch_size})
-    first = _scorer(config, live, tokenizer, tasks, holdout)
-    return engine, first, _scorer(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
-
-
 def holdout_report(folder: RunFolder) -> Path:
     """Where the last report on the holdout is."""
     return folder.holdout / "report.json"
@@ -288,86 +223,6 @@ def refresh_card(folder: RunFolder, config: Config, found: Sequence[Record], win
     there = folder.best / "recipe.yaml"
     if there.is_file() and recipes.read(there).id == recipe.id:
         write_atomically(folder.best / "README.md", model_card(recipe, _story(folder, config, winner, found)))
-
-
-def _live(model: str, config: Config) -> tuple[Any, Any]:
-    if model.endswith((".yaml", ".yml")):
-        recipe = mergekit.read_any(model)
-        engine = _engine_for(recipe, config.device, config.allow_unrelated, config.trust_remote_code)
-        engine.load(recipe)
-        return engine.model, engine.pool.tokenizer
-    device = choose_device(config.device)
-    live, tokenizer = load_reference(model, config.base_model, "MODEL", DTYPES[config.dtype], config.trust_remote_code)
-    return live.to(device), tokenizer
-
-
-def _engine_for(recipe: Recipe, device: str, allow_unrelated: bool, trust_remote_code: bool) -> Engine:
-    check(recipe)
-    return Engine(pool_of(recipe, device, allow_unrelated, trust_remote_code), recipe.out_dtype)
-
-
-def pool_of(
-    recipe: Recipe,
-    device: str = "auto",
-    allow_unrelated: bool = False,
-    trust_remote_code: bool = False,
-    residency: Residency = "device",
-) -> Pool:
-    """The parents of a recipe; one without base is built like its first model."""
-    return Pool.load(
-        recipe.base or next(iter(recipe.models.values())),
-        recipe.models,
-        device=device,
-        allow_unrelated=allow_unrelated,
-        trust_remote_code=trust_remote_code,
-        tokenizer=recipe.tokenizer,
-        residency=residency,
-    )
-
-
-def _side(part: Split, on: str) -> list[int]:
-    return {"search": part.search, "holdout": part.holdout, "all": sorted(part.search + part.holdout)}[on]
-
-
-def load_pool(config: Config) -> Pool:
-    """The parents of a configuration; `UserError` says what keeps them from being merged."""
-    return Pool.load(
-        config.base_model,
-        config.models,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        allow_unrelated=config.allow_unrelated,
-        tokenizer=config.tokenizer,
-    )
-
-
-def _scorer(
-    config: Config,
-    model: Any,
-    tokenizer: Any,
-    tasks: Sequence[Task],
-    documents: Mapping[str, Iterable[int]],
-    shuffle: int | None = None,
-) -> Scorer:
-    return Scorer(
-        model,
-        tokenizer,
-        tasks,
-        documents,
-        batch_size=config.batch_size,
-        scoring=config.scoring,
-        apply_chat_template=config.apply_chat_template,
-        fewshot_as_multiturn=config.fewshot_as_multiturn,
-        system_instruction=config.system_instruction,
-        shuffle=shuffle,
-    )
-
-
-def _samples(tasks: Sequence[Task], documents: Mapping[str, Split]) -> dict[str, dict[str, list[int]]]:
-    search = {label: part.search for label, part in documents.items()}
-    holdout = {label: part.holdout for label, part in documents.items() if part.holdout}
-    kept_back = [task for task in tasks if task.label in holdout]
-    return {"search": lm_eval_samples(tasks, search), "holdout": lm_eval_samples(kept_back, holdout)}
 
 
 def _best(found: Sequence[Record]) -> Record | None:

@@ -162,7 +162,7 @@ def merge(
 ) -> None:
     """Build a checkpoint from a recipe file."""
     from mergesearch import mergekit
-    from mergesearch.actions import merge_recipe
+    from mergesearch.merging import merge_recipe
 
     stated = mergekit.read_any(recipe)
     merge_recipe(stated, out_folder, device, max_shard_size, allow_unrelated, trust_remote_code)
@@ -179,7 +179,7 @@ def score(
 ) -> None:
     """Score a checkpoint or a recipe on a run's documents."""
     from mergesearch import config as configuration
-    from mergesearch.actions import score_model
+    from mergesearch.measuring import score_model
 
     settings = configuration.read(config, override)
     _one_of("--format", format, ("text", "json"))
@@ -256,17 +256,18 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _print_table(run: Path, form: str = "text", top: int | None = None, sort: str = "rank") -> None:
+    from mergesearch.actions import words_of
     from mergesearch.results import render
     from mergesearch.search.store import read_records
 
-    _, records, objective = read_records(run)
+    _, records, _ = read_records(run)
     rendered = render(records, form, top, sort)
     if form != "text":
         print(rendered)
         return
     out.print(rendered)
-    for note in objective.notes if objective else ():
-        out.print(f"note: {note}", soft_wrap=True, markup=False)
+    for line in words_of(run):
+        out.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _export_best(session: Any) -> None:
@@ -289,7 +290,9 @@ class _Watch:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
-        self._total = settings.search.trials + len(settings.models) + 2
+        from mergesearch.search.baselines import baseline_count
+
+        self._total = settings.search.trials + baseline_count(settings)
         self._task = self._bar.add_task("starting", total=self._total)
         self._done = 0
         self._best: Record | None = None

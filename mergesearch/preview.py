@@ -10,13 +10,15 @@ import torch
 
 from mergesearch import config as configuration
 from mergesearch import mergekit
-from mergesearch.actions import check_racing, load_pool, load_tasks, pool_of, splits
+from mergesearch.actions import spaces
 from mergesearch.checkpoints import Pool
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Job, check, form_of, plan
+from mergesearch.materials import check_racing, load_pool, load_tasks, pool_of, splits
 from mergesearch.recipe import Recipe
+from mergesearch.search.baselines import baseline_count
 from mergesearch.search.store import RunFolder
-from mergesearch.space import SearchSpace, check_space
+from mergesearch.space import check_space
 from mergesearch.strict import read_yaml
 
 Lines = list[tuple[str, str]]
@@ -58,10 +60,8 @@ def _run(config: Config) -> Lines:
     documents = splits(config, tasks)
     check_racing(config, tasks)
     pool = load_pool(config)
-    space = SearchSpace(config, pool.infos, pool.layers)
+    space, _ = spaces(config, pool)
     searched = sum(len(part.search) for part in documents.values())
-    baselines = len(config.models) + 2
-    candidates = config.search.trials + baselines
     return [
         ("run", f"{config.name} in {config.folder}"),
         *_parents(pool),
@@ -77,13 +77,27 @@ def _run(config: Config) -> Lines:
         ("groups", ", ".join(group.label for group in space.groups)),
         ("methods", ", ".join(space.methods)),
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
-        (
-            "budget",
-            f"{config.search.trials} trials after {baselines} baselines, {searched} documents each: "
-            f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations",
-        ),
+        ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
+        ("budget", _budget(config, searched)),
         *_memory(pool, pool.parameters, config.dtype),
     ]
+
+
+def _budget(config: Config, searched: int) -> str:
+    """What the run may cost: candidates and document evaluations, the learned soups' on top."""
+    search, baselines = config.search, baseline_count(config)
+    candidates = search.trials + baselines
+    soup = search.learned_soup
+    text = (
+        f"{search.trials} trials after {baselines} baselines, {searched} documents each: "
+        f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations"
+    )
+    if "learned_soup" in search.strategies and soup.optimizer == "adam":
+        steps = 3 * soup.steps * soup.documents * len(config.tasks)
+        text += f", and about {len(soup.per) * steps:,} to learn {len(soup.per)} soups"
+    limits = [f"{search.hours} h"] if search.hours is not None else []
+    limits += [f"{search.documents:,} document evaluations"] if search.documents is not None else []
+    return text + "".join(f"; ends after {limit}" for limit in limits)
 
 
 def _parents(pool: Pool) -> Lines:

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from mergesearch.actions import holdout_report, holdout_scorers, refresh_card
+from mergesearch.actions import holdout_report, refresh_card
 from mergesearch.config import Config
 from mergesearch.errors import UserError
+from mergesearch.measuring import holdout_scorers
 from mergesearch.record import Record
 from mergesearch.report import Entry, Question, Report, build
 from mergesearch.report.data import AVERAGE, SINGLE

@@ -250,16 +250,16 @@ class Bench:
     """
 
     def __init__(self, config: Config, out: Path):
-        from mergesearch import actions
+        from mergesearch import materials
         from mergesearch.engine import Engine
 
         self.config, self.out = config, out
-        tasks = actions.load_tasks(config)
-        parts = actions.splits(config, tasks)
-        self.pool = actions.load_pool(config)
+        tasks = materials.load_tasks(config)
+        parts = materials.splits(config, tasks)
+        self.pool = materials.load_pool(config)
         self.engine = Engine(self.pool, config.dtype)
         self.scorers = {
-            side: actions._scorer(
+            side: materials.scorer_of(
                 config,
                 self.engine.model,
                 self.pool.tokenizer,
@@ -347,9 +347,9 @@ def own_config(unit: Unit, documents: int) -> Config:
 
 
 def searched_documents(config: Config) -> int:
-    from mergesearch import actions
+    from mergesearch import materials
 
-    return sum(len(part.search) for part in actions.splits(config, actions.load_tasks(config)).values())
+    return sum(len(part.search) for part in materials.splits(config, materials.load_tasks(config)).values())
 
 
 def write_curve(unit: Unit, config: Config, trials: Sequence[Any]) -> None:

@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from mergesearch import actions
 from mergesearch import config as configuration
+from mergesearch import measuring
 from mergesearch.checkpoints import choose_device
 
 ROWS = 16
@@ -191,7 +191,7 @@ def table(file: Path, out: Path, limit: int) -> list[str]:
     config = config.model_copy(update={"tasks": tasks})
     lines = ["| model | " + " | ".join(task.task for task in tasks) + " | mean |", "|---" * (len(tasks) + 2) + "|"]
     for name in ("base", *config.models):
-        scores = actions.score_model(str(out / "models" / name), config, on="search").tasks
+        scores = measuring.score_model(str(out / "models" / name), config, on="search").tasks
         values = [scores[task.task].value for task in tasks]
         cells = [f"{value:.2f}" for value in (*values, sum(values) / len(values))]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -21,10 +21,10 @@ import numpy as np
 import optuna
 
 from mergesearch import config as configuration
-from mergesearch.actions import _scorer, load_pool, load_tasks, splits
 from mergesearch.engine import Engine
 from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.evaluate.statistics import figure
+from mergesearch.materials import load_pool, load_tasks, scorer_of, splits
 from mergesearch.recipe import Recipe
 from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import BASE, baselines
@@ -71,7 +71,7 @@ class _Recording:
         self.space = SearchSpace(config, pool.infos, pool.layers)
         self.engine = Engine(pool, config.dtype)
         both = {label: sorted(part.search + part.holdout) for label, part in self.parts.items()}
-        self.scorer = _scorer(config, self.engine.model, pool.tokenizer, tasks, both)
+        self.scorer = scorer_of(config, self.engine.model, pool.tokenizer, tasks, both)
         self.found: list[tuple[Documents, Documents]] = []
 
     def run(self, random: int, tpe: int) -> None:

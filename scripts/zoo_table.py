@@ -17,9 +17,9 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from mergesearch.actions import score_recipes
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.statistics import Difference, difference
+from mergesearch.measuring import score_recipes
 from mergesearch.recipe import Recipe
 from mergesearch.record import ranked
 from mergesearch.search.baselines import AVERAGE, BASE, baselines

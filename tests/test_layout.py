@@ -16,8 +16,8 @@ FLOORS = {
     "space": 2, "mergekit": 2, "kernels": 2,
     "engine": 3, "evaluate": 3, "residency": 3,
     "search": 4, "results": 4, "export": 4, "report": 4, "streaming": 4,
-    "actions": 5, "preview": 6, "reporting": 6,
-    "cli": 7,
+    "materials": 5, "actions": 6, "measuring": 6, "merging": 6, "preview": 7, "reporting": 7,
+    "cli": 8,
 }  # fmt: skip
 # on the ground floor some modules serve the others
 GROUND = {"errors": 0, "strict": 1, "record": 2, "recipe": 2, "config": 2, "zoo": 2}

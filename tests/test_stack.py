@@ -282,7 +282,7 @@ def test_a_stack_of_the_base_needs_one(parents: Any) -> None:
 
 
 def test_the_merge_command_stacks(parents: Any, tmp_path: Path) -> None:
-    from mergesearch.actions import merge_recipe
+    from mergesearch.merging import merge_recipe
 
     written, pool = parents()
     recipe = written.recipe(PASS, stack=FRANKENMERGE)

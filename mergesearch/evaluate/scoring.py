@@ -154,6 +154,16 @@ class Scorer:
         """(tokens that token tries compute for log-likelihoods, tokens without them); None where lm-eval answers."""
         return self._lm.work() if isinstance(self._lm, TrieLM) and any(self._lm.work()) else None
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all requests, each for itself: prompts with their continuations, without what is generated."""
+        return sum(self._length(request) for asked in self._requests.values() for request in asked)
+
+    def _length(self, request: Instance) -> int:
+        if request.request_type == "loglikelihood":
+            return sum(map(len, self._lm._encode_pair(*request.args)))
+        return len(self._lm.tok_encode(request.args[0]))
+
     def score(self) -> Scores:
         """The scores of the model's present weights.
 

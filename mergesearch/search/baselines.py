@@ -40,6 +40,11 @@ def parents(config: Config) -> dict[str, tuple[Rule, ...]]:
     return rules
 
 
+def average(config: Config) -> Recipe:
+    """The plain average of all models."""
+    return recipe_of(config, single_rule("linear", weight=1.0))
+
+
 def slerp_of(config: Config, first: str, second: str) -> Recipe:
     """The middle of the great circle through two models."""
     chosen = [name for name in config.models if name in (first, second)]

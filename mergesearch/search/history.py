@@ -74,6 +74,13 @@ class History:
         return sum(documents_of(t.user_attrs) for t in self.trials)
 
     @property
+    def documents_each(self) -> int:
+        """The documents that a candidate is scored on; 0 while none is."""
+        return max(
+            (sum(s["documents"] for s in t.user_attrs.get("scores", {}).values()) for t in self.trials), default=0
+        )
+
+    @property
     def hours(self) -> float:
         """Wall-clock hours in which at least one trial was at work, over all starts and workers of the run."""
         return worked_hours(self.trials)
@@ -87,6 +94,42 @@ class History:
             or (budget.documents is not None and self.documents >= budget.documents)
             or (budget.hours is not None and self.hours >= budget.hours)
         )
+
+
+def costs(history: History) -> list[str]:
+    """What the run has cost, and what is left of its budget, in words."""
+    ended = [t for t in history.trials if t.state.is_finished()]
+    seconds = sum(
+        (t.user_attrs.get("merge_seconds") or 0.0) + (t.user_attrs.get("score_seconds") or 0.0) for t in ended
+    )
+    tokens = history.study.user_attrs.get("tokens_per_document")
+    spent = f"{len(ended)} trials, {history.documents:,} document evaluations"
+    spent += f", {round(tokens * history.documents):,} prompt tokens" if tokens else ""
+    learned = sum(t.user_attrs.get("documents_learning", 0) for t in history.trials)
+    spent += f", {learned:,} of the evaluations to learn soups" if learned else ""
+    lines = [f"cost: {spent}; {seconds:.0f} s merging and scoring, {history.hours:.2f} h at work"]
+    return [*lines, f"left: {left}"] if (left := _left(history, seconds / max(1, len(ended)))) else lines
+
+
+def _left(history: History, seconds: float) -> str:
+    """What is left of each budget, and how many candidates the tightest one buys; empty once one is used up."""
+    budget = history.config.search
+    if history.spent:
+        return ""
+    each = history.documents_each or 1
+    parts = {f"{budget.trials - history.proposals} trials": float(budget.trials - history.proposals)}
+    if budget.documents is not None:
+        rest = budget.documents - history.documents
+        parts[f"{rest:,} document evaluations"] = rest / each
+    if budget.hours is not None:
+        parts[f"{budget.hours - history.hours:.2f} h"] = (budget.hours - history.hours) * 3600 / max(seconds, 1e-9)
+    buys = max(1, round(min(parts.values())))
+    return f"{', '.join(parts)}: about {buys} candidates, {buys * each:,} document evaluations, {buys * seconds:.0f} s"
+
+
+def notes(history: History) -> list[str]:
+    """What the strategies have to say."""
+    return [text for key, text in history.study.user_attrs.items() if key.startswith("note:")]
 
 
 def scores_of(trial: FrozenTrial) -> dict[str, TaskScore]:

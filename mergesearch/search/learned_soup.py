@@ -66,7 +66,7 @@ def learn(
 ) -> Learned:
     """The weights that do best on the validation documents, among those that Adam passes through, the start included.
 
-    A step draws `settings.batch` documents of every task, and lowers  sum_t v_t mean(loss_t) / scale_t / sum_t v_t  with
+    A step draws `settings.batch` documents of every task, and lowers sum_t v_t mean(loss_t) / scale_t / sum_t v_t, with
     v the tasks' weights. scale_t says how much of a task's loss counts as much as how much of another's: `scales`, or
     else the start's mean loss on the validation documents (0.1 at least). The same figure on all validation documents
     decides what is best.

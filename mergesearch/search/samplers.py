@@ -47,7 +47,7 @@ def _cmaes(seed: int, choice: Choice) -> BaseSampler:
 
 
 def _gp(seed: int, choice: Choice) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=4)
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=4, warn_independent_sampling=False)
 
 
 MAKERS: dict[str, Callable[[int, Choice], BaseSampler]] = {

@@ -1,0 +1,105 @@
+"""What a configuration names, made ready: tasks and their documents, the pool, the scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mergesearch.checkpoints import Pool, Residency, locate
+from mergesearch.config import Config
+from mergesearch.errors import UserError
+from mergesearch.evaluate.blocks import split_blocks
+from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
+from mergesearch.evaluate.statistics import JACKKNIFE
+from mergesearch.evaluate.tasks import Split, Task, load, split
+from mergesearch.recipe import Recipe
+
+
+def load_tasks(config: Config) -> list[Task]:
+    """The tasks of a configuration, once every parent is known to be there: that is quickly said."""
+    references = {"base_model": config.base_model, **{f"models.{n}": ref for n, ref in config.models.items()}}
+    sources = {where: locate(reference, where) for where, reference in references.items()}
+    where_tokenizer = str(sources["base_model"].path)
+    return load(config.scored, config.include_path, tokenizer=where_tokenizer, metric=config.objective.metric)
+
+
+def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:
+    """Which documents of each task the search may see; the same for every worker and every start."""
+    limits = {task.task: task.limit for task in config.scored}
+    return {task.label: split(task, config.holdout, config.search.seed, limits[task.label]) for task in tasks}
+
+
+def check_racing(config: Config, tasks: Sequence[Task]) -> None:
+    """`UserError` where a race cannot compare candidates document by document."""
+    whole = next((task for task in tasks if task.aggregation == JACKKNIFE), None)
+    if config.racing and whole is not None:
+        raise UserError(
+            f"racing compares candidates document by document, and task {whole.label!r} has {whole.metric}, which only "
+            "all documents together have: leave racing out, or choose another metric"
+        )
+
+
+def blocks_of(config: Config, tasks: Sequence[Task], documents: Mapping[str, Split]) -> list[dict[str, list[int]]]:
+    """The blocks in which every candidate is scored."""
+    searched = {task.label: documents[task.label].search for task in tasks}
+    return split_blocks(searched, config.racing.blocks if config.racing else 1, config.search.seed)
+
+
+def load_pool(config: Config) -> Pool:
+    """The parents of a configuration; `UserError` says what keeps them from being merged."""
+    return Pool.load(
+        config.base_model,
+        config.models,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        allow_unrelated=config.allow_unrelated,
+        tokenizer=config.tokenizer,
+    )
+
+
+def pool_of(
+    recipe: Recipe,
+    device: str = "auto",
+    allow_unrelated: bool = False,
+    trust_remote_code: bool = False,
+    residency: Residency = "device",
+) -> Pool:
+    """The parents of a recipe; one without base is built like its first model."""
+    return Pool.load(
+        recipe.base or next(iter(recipe.models.values())),
+        recipe.models,
+        device=device,
+        allow_unrelated=allow_unrelated,
+        trust_remote_code=trust_remote_code,
+        tokenizer=recipe.tokenizer,
+        residency=residency,
+    )
+
+
+def scorer_of(
+    config: Config,
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    documents: Mapping[str, Iterable[int]],
+    shuffle: int | None = None,
+) -> Scorer:
+    return Scorer(
+        model,
+        tokenizer,
+        tasks,
+        documents,
+        batch_size=config.batch_size,
+        scoring=config.scoring,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.fewshot_as_multiturn,
+        system_instruction=config.system_instruction,
+        shuffle=shuffle,
+    )
+
+
+def samples_of(tasks: Sequence[Task], documents: Mapping[str, Split]) -> dict[str, dict[str, list[int]]]:
+    search = {label: part.search for label, part in documents.items()}
+    holdout = {label: part.holdout for label, part in documents.items() if part.holdout}
+    kept_back = [task for task in tasks if task.label in holdout]
+    return {"search": lm_eval_samples(tasks, search), "holdout": lm_eval_samples(kept_back, holdout)}

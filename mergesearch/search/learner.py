@@ -1,0 +1,152 @@
+"""The learned soups of a run: where they start, what they learn from, and what they cost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergesearch.config import Config
+from mergesearch.engine import Engine
+from mergesearch.errors import UserError
+from mergesearch.evaluate.losses import Losses
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.search.affine import affine_of
+from mergesearch.search.baselines import average
+from mergesearch.search.coefficients import Coefficients
+from mergesearch.search.learned_soup import learn
+from mergesearch.search.learning import SoupSettings, hold_apart
+from mergesearch.search.objective import Objective
+from mergesearch.space import groups_of
+
+log = logging.getLogger(__name__)
+
+# the weight of each model where there is no mix to start from
+START = 0.4
+
+
+class Learner:
+    """Learns the soups that `search.learned_soup` asks for.
+
+    Args:
+        config: the run's configuration.
+        engine: its live model becomes the candidate of every step.
+        scorer: of that model on the search documents.
+        infos, layers: of the pool.
+        documents: the search documents by task; those of guards alone are not learned from.
+        say: told in a few words how it goes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        scorer: Scorer,
+        infos: Sequence[TensorInfo],
+        layers: int,
+        documents: Mapping[str, Sequence[int]],
+        say: Callable[[str], None] = log.info,
+    ):
+        self.config, self.engine, self.scorer, self.say = config, engine, scorer, say
+        self.settings = config.search.learned_soup
+        self.infos, self.layers = list(infos), layers
+        wanted = {task.task: task.weight for task in config.tasks}
+        self.documents = {label: list(ids) for label, ids in documents.items() if label in wanted}
+        self.weights = wanted
+        self._losses: Losses | None = None
+
+    def learn(
+        self, per: str, start: Recipe | None, objective: Objective, state: Path, spent: Callable[[int], None]
+    ) -> Recipe:
+        """The recipe with the coefficients that do best on the validation part of the search documents.
+
+        Args:
+            per: `recipe`, `group` or `tensor`: what has coefficients of its own.
+            start: a mix to start from; None for the configured weight.
+            objective: scores candidates where gradients do not apply.
+            state: a file for where it stands; the same call goes on from it.
+            spent: told how many document evaluations each step cost.
+
+        Raises:
+            UserError, CandidateError: as for `learned_soup.learn`.
+        """
+        coefficients = self.coefficients(per)
+        optimizer = self._optimizer()
+        documents, validation = hold_apart(self.documents, self.settings.validation, self.config.search.seed)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        learned = learn(
+            coefficients,
+            self.start(coefficients, start),
+            self.engine,
+            self._losses,
+            self._soup_settings(optimizer),
+            documents=documents,
+            validation=validation,
+            weights=self.weights,
+            score=self._score(objective),
+            state=state,
+            spent=spent,
+            say=lambda text: self.say(f"learned soup per {per}: {text}"),
+        )
+        return learned.recipe
+
+    def coefficients(self, per: str) -> Coefficients:
+        """What is learned."""
+        soup = self.settings
+        cells: Any = per
+        if per == "group":
+            cells = groups_of(self.infos, self.layers, min(soup.layer_groups, self.layers), soup.components)
+        return Coefficients(
+            average(self.config), self.infos, cells, method=soup.method, parameterisation=soup.coefficients
+        )
+
+    def start(self, coefficients: Coefficients, recipe: Recipe | None) -> np.ndarray:
+        """The first weights: those of a mix, for each cell the mean over its tensors; else the configured one."""
+        found = affine_of(recipe, coefficients.models) if recipe is not None else None
+        if found is None:
+            return coefficients.full(START if self.settings.start is None else self.settings.start)
+        rows = [found.values[recipe.rules.index(recipe.rule_for(info))] for info in self.infos]
+        cells = np.array([coefficients.cell_of[info.name] for info in self.infos])
+        return np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
+
+    def _optimizer(self) -> str:
+        """Adam where every task says what is right; else CMA-ES, which needs scores alone."""
+        if self.settings.optimizer == "adam" and self._losses is None:
+            try:
+                self._losses = Losses(self.scorer, self.engine.model, self.settings.batch_size)
+                missing = [label for label, ids in self._losses.known(self.documents).items() if not ids]
+            except UserError as error:
+                return self._without_gradients(str(error))
+            if missing:
+                return self._without_gradients(f"task {missing[0]!r} does not say what is right")
+        return self.settings.optimizer
+
+    def _without_gradients(self, why: str) -> str:
+        self.say(f"learned soup without gradients, by CMA-ES: {why}")
+        self._losses = None
+        return "cmaes"
+
+    def _soup_settings(self, optimizer: Any) -> SoupSettings:
+        soup = self.settings
+        return SoupSettings(
+            optimizer=optimizer,
+            steps=soup.steps,
+            rate=soup.learning_rate,
+            batch=soup.documents,
+            patience=soup.patience,
+            checkpointing=soup.checkpointing,
+            candidates=soup.candidates,
+            seed=self.config.search.seed,
+        )
+
+    def _score(self, objective: Objective) -> Callable[[Mapping[str, Sequence[int]]], float]:
+        def score(documents: Mapping[str, Sequence[int]]) -> float:
+            everything = all(set(documents.get(label, ())) == set(ids) for label, ids in self.documents.items())
+            scorer = self.scorer if everything else self.scorer.only(documents)
+            return objective.ranking(scorer.score().tasks)
+
+        return score
