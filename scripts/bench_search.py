@@ -125,8 +125,8 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def main() -> int:
-    chosen = options()
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = options(arguments)
     if chosen.list:
         print("\n".join([*YARDSTICKS, *RUNS]))
         return 0
@@ -197,24 +197,26 @@ def run_all(chosen: Sequence[Unit], jobs: int) -> int:
             print(run_unit(unit), flush=True)
     else:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_threads, initargs=(chosen[0].threads,)) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=settle, initargs=(chosen[0].threads,)) as pool:
             for future in as_completed([pool.submit(run_unit, unit) for unit in waiting]):
-                print(future.result(), flush=True)
+                error = future.exception()  # of a process that was killed, say for memory
+                print(f"a process ended: {error}" if error else future.result(), flush=True)
     return sum(not unit.done for unit in chosen)
 
 
-def _threads(count: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(count)
+def settle(threads: int) -> None:
+    """Makes this process one of several beside each other."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    logging.disable(logging.WARNING)
 
 
 def run_unit(unit: Unit) -> str:
     """Runs or goes on with one search; returns a line that says how far it came."""
     if time.time() > unit.deadline:
         return f"{unit.search} seed {unit.seed}: no time left"
-    import torch
-
-    torch.set_num_threads(unit.threads)
-    logging.disable(logging.WARNING)
     began = time.perf_counter()
     try:
         (run_yardstick if unit.search in YARDSTICKS else run_own)(unit)
@@ -420,4 +422,5 @@ def read_all(out: Path) -> dict[str, dict[int, list[Candidate]]]:
 
 
 if __name__ == "__main__":
+    settle(options().threads)
     sys.exit(main())

@@ -19,11 +19,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -41,9 +40,10 @@ ROWS = 16
 IGNORED = -100
 
 
-def main() -> int:
-    chosen = options()
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = options(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.set_num_threads(chosen.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = choose_device(chosen.device)
@@ -61,7 +61,7 @@ def main() -> int:
     return 0
 
 
-def options() -> argparse.Namespace:
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="what scripts/fetch_smollm2.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the folder for models, tasks and configuration")
@@ -73,7 +73,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="of each task; half of them are the holdout")
     parser.add_argument("--check", type=int, default=100, help="search documents of each task for the table")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if not (chosen.base / "config.json").is_file():
         parser.error(f"--base {chosen.base} is no checkpoint: make it with scripts/fetch_smollm2.py")
     return chosen

@@ -306,12 +306,11 @@ def test_the_report_is_written_from_the_record(scripts, tmp_path):
     assert {(r["search"], r["seed"], r["documents"], r["holdout_score"]) for r in rows} >= {("auto", "1", "50", "0.4")}
 
 
-def test_the_yardsticks_measure_real_candidates(scripts, tmp_path, monkeypatch):
+def test_the_yardsticks_measure_real_candidates(scripts, tmp_path):
     """On the demo zoo, on few documents."""
-    arguments = ["bench", str(tmp_path), "--seeds", "1", "--candidates", "2", "--only", "cmaes"]
+    arguments = [str(tmp_path), "--seeds", "1", "--candidates", "2", "--only", "cmaes"]
     changes = [f"tasks.{n}.limit=4" for n in range(4)] + ["holdout=0.01", "device=cpu"]
-    monkeypatch.setattr(sys, "argv", arguments + [part for change in changes for part in ("--set", change)])
-    scripts.bench.main()
+    scripts.bench.main(arguments + [part for change in changes for part in ("--set", change)])
     found = scripts.bench.read_all(tmp_path)
     assert {name: len(seeds[1]) for name, seeds in found.items()} == {"cmaes": 2}
     assert all(c.documents == 16 for seeds in found.values() for c in seeds[1])
