@@ -17,7 +17,7 @@ from mergesearch.search.learning import minibatch, size
 DOCUMENTS = {"one": list(range(16)), "two": list(range(8))}
 LEARN, STOP = hold_apart(DOCUMENTS, 0.25, 0)
 GROUPS = [Block((0, 0)), Block((1, 1))]
-SETTINGS = SoupSettings(steps=60, rate=0.1, patience=99)
+SETTINGS = SoupSettings(steps=30, rate=0.1, patience=99)
 
 
 def bold(name, model):
@@ -74,7 +74,7 @@ def test_linear_and_each_tensor(tiny):
     learned = case.learn()
     assert np.abs(learned.values / learned.values.sum() - case.wanted).max() < 0.05
     case = Case(tiny, "tensor")
-    learned = case.learn(dataclasses.replace(SETTINGS, steps=30))
+    learned = case.learn(dataclasses.replace(SETTINGS, steps=15))
     assert learned.history[-1]["validation"] < 0.25 * learned.history[0]["validation"]
 
 
@@ -85,9 +85,9 @@ def test_the_cost_is_stated(tiny):
     assert [look["step"] for look in learned.history] == [0, 5, 10]
 
 
-@pytest.mark.parametrize("at", [3, 5, 12])
+@pytest.mark.parametrize("at", [3, 9])
 def test_after_a_kill_it_goes_on_and_ends_the_same(tiny, tmp_path, at):
-    settings = dataclasses.replace(SETTINGS, steps=16, save=2)
+    settings = dataclasses.replace(SETTINGS, steps=10, save=2)
     whole = Case(tiny).learn(settings)
     case, steps = Case(tiny), []
 
@@ -163,7 +163,7 @@ def test_checkpointing_gives_the_same(tiny_pool):
 
 @pytest.mark.parametrize("cells", ["recipe", GROUPS], ids=["recipe", "group"])
 def test_cma_es_finds_the_same(tiny, tmp_path, cells):
-    settings = SoupSettings(optimizer="cmaes", candidates=120 if cells == "recipe" else 240, save=7)
+    settings = SoupSettings(optimizer="cmaes", candidates=60 if cells == "recipe" else 130, save=7)
     case, scored = Case(tiny, cells), []
 
     def score(documents):
@@ -175,7 +175,7 @@ def test_cma_es_finds_the_same(tiny, tmp_path, cells):
     with pytest.raises(KeyboardInterrupt):
         case.learn(settings, score=score, state=tmp_path / "s.json")
     learned = case.learn(settings, score=score, state=tmp_path / "s.json")
-    assert np.abs(learned.values - case.wanted).max() < 0.08
+    assert np.abs(learned.values - case.wanted).max() < 0.1
     assert set(scored) == {size(DOCUMENTS)} and learned.documents == settings.candidates * size(DOCUMENTS)
     assert case.learn(settings, score=case.score).values.tolist() == learned.values.tolist()
 
@@ -192,7 +192,7 @@ def test_the_scale_of_the_parents(tiny):
 def test_documents_are_drawn_evenly():
     assert not set(LEARN["one"]) & set(STOP["one"]) and len(STOP["one"]) == 4
     drawn = [minibatch(LEARN, step, 4, 0)["one"] for step in range(3)]
-    assert sorted(sum(drawn, [])) == LEARN["one"]
+    assert sorted(number for part in drawn for number in part) == LEARN["one"]
     assert minibatch(LEARN, 1, 4, 0) == minibatch(LEARN, 1, 4, 0) != minibatch(LEARN, 1, 4, 1)
 
 

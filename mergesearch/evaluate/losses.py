@@ -53,7 +53,7 @@ class _Choices:
 
     def loss(self, sums: Tensor, kind: Kind) -> Tensor:
         logits = sums / sums.new_tensor(self.lengths)
-        missed = logits.logsumexp(0) - logits[list(self.gold)].logsumexp(0)
+        missed = -logits.log_softmax(0)[list(self.gold)].logsumexp(0)
         return missed if kind == "cross_entropy" else -torch.expm1(-missed)
 
     @property
