@@ -15,7 +15,7 @@ class TargetLosses:
     """Stands in for `Losses`: the cross-entropy to the next-token distributions of the model as it was when made."""
 
     def __init__(self, model: Any, documents: Mapping[str, Sequence[int]], seed: int = 0, sharpness: float = 1.0):
-        self.model, self.batch_size, self.sharpness = model, 4, sharpness
+        self.model, self.batch_size, self.sharpness = model, 16, sharpness
         generator = torch.Generator().manual_seed(seed)
         vocabulary = model.config.vocab_size
         self.tokens = {

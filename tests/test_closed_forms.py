@@ -51,7 +51,7 @@ def test_fisher_is_the_share_of_squared_gradients(tiny_pool, architecture):
                     square = parameter.grad.double().square().sum().item()
                     wanted[case.coefficients.cell_of[name], number] += square / len(ids)
     assert values == pytest.approx(wanted / wanted.sum(1, keepdims=True), rel=1e-4)
-    assert case.losses.batch_size == 4
+    assert case.losses.batch_size == 16
 
 
 def test_fisher_normalised_over_one_cell_is_the_plain_average(tiny_pool):

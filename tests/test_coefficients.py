@@ -79,9 +79,9 @@ class Case:
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
 @pytest.mark.parametrize("cells", CELLS)
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi3"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_every_coefficient_against_finite_differences(tiny_pool, architecture, cells, method):
-    case = Case(tiny_pool(architecture, models=3, tie_word_embeddings=True), CELLS[cells], method)
+    case = Case(tiny_pool(architecture, models=2, tie_word_embeddings=True), CELLS[cells], method)
     gradient = case.gradient()
     assert all(p.grad is None and not p.requires_grad for p in case.model.parameters())
     for place in itertools.product(*map(range, gradient.shape)):

@@ -98,6 +98,8 @@ def learn(
             raise UserError("optimizer cmaes needs a score to search by: give one, or use adam")
         everything = {label: sorted([*documents[label], *validation.get(label, ())]) for label in documents}
         return search(coefficients, start, engine, score, settings, everything, state, spent, stop, say)
+    if not coefficients.free.any():
+        raise UserError("every weight of the learned soup is frozen: free some of them")
     if losses is None:
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
     run = _Run(coefficients, engine, losses, settings, _shares(weights, documents), spent)
@@ -237,9 +239,10 @@ class _Run:
         recipe = self.coefficients.recipe(values)
         self._load(recipe)
         drawn = minibatch(self.documents, self.step, self.settings.batch, self.settings.seed)
-        jobs = plan(recipe, self.engine.pool)
-        factors = {label: self.shares[label] / self.scales[label] / len(ids) for label, ids in drawn.items()}
         cells, shape = self.coefficients.cell_of, self.coefficients.shape
+        turned = self.coefficients.free.any(axis=1)
+        jobs = [job for job in plan(recipe, self.engine.pool) if turned[cells[job.info.name]]]
+        factors = {label: self.shares[label] / self.scales[label] / len(ids) for label, ids in drawn.items()}
         with InnerProducts(cells, shape, jobs, self.engine.model, self.engine.pool) as products, torch.enable_grad():
 
             def take(label: str, ids: Any, found: Tensor) -> None:
