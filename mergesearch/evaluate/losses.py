@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -28,6 +28,7 @@ from mergesearch.evaluate.scoring import ScoredDocument, Scorer
 log = logging.getLogger(__name__)
 
 Documents = Mapping[str, Sequence[int]]  # task -> its documents
+Kind = Literal["cross_entropy", "expected"]
 Take = Callable[[str, Sequence[int], Tensor], None]
 
 # What divides a choice's log-likelihood before choices are compared, by metric.
@@ -50,9 +51,10 @@ class _Choices:
     lengths: tuple[float, ...]
     gold: tuple[int, ...]
 
-    def loss(self, sums: Tensor) -> Tensor:
+    def loss(self, sums: Tensor, kind: Kind) -> Tensor:
         logits = sums / sums.new_tensor(self.lengths)
-        return logits.logsumexp(0) - logits[list(self.gold)].logsumexp(0)
+        missed = -logits.log_softmax(0)[list(self.gold)].logsumexp(0)
+        return missed if kind == "cross_entropy" else -torch.expm1(-missed)
 
     @property
     def right(self) -> tuple[Tokens, ...]:
@@ -61,12 +63,16 @@ class _Choices:
 
 @dataclass(frozen=True)
 class _Text:
-    """Minus the log-likelihood of a text in `units`: of so many tokens, or of so many bytes in bits."""
+    """Minus the log-likelihood of a text in `units`: of so many tokens, or of so many bytes in bits; `whole` where it
+    is right as a whole or not at all."""
 
     sequences: tuple[Tokens, ...]
     units: float
+    whole: bool
 
-    def loss(self, sums: Tensor) -> Tensor:
+    def loss(self, sums: Tensor, kind: Kind) -> Tensor:
+        if kind == "expected" and self.whole:
+            return -torch.expm1(sums.sum())
         return -sums.sum() / self.units
 
     @property
@@ -84,6 +90,10 @@ class Losses:
       answer that does not end is not the right one;
     - whole texts (loglikelihood_rolling): bits per byte.
 
+    `kind: expected` takes in the place of a cross-entropy the chance that an answer drawn from the model is wrong:
+    1 - p(the right choices), 1 - p(the whole target). That is nearer to what accuracy and exact match count, and says
+    less about what is far from right.
+
     Args:
         scorer: of all documents that will be asked for; its tokenizer, few-shot examples and truncation count.
         model: the live model.
@@ -93,8 +103,8 @@ class Losses:
         UserError: a task whose right answers its documents do not tell, by name.
     """
 
-    def __init__(self, scorer: Scorer, model: Any, batch_size: int = 16):
-        self.model, self.batch_size = model, batch_size
+    def __init__(self, scorer: Scorer, model: Any, batch_size: int = 16, kind: Kind = "cross_entropy"):
+        self.model, self.batch_size, self.kind = model, batch_size, kind
         self._lm = scorer.language_model
         self._chat = scorer.chat
         self._documents: dict[str, dict[int, _Choices | _Text]] = {}
@@ -170,7 +180,10 @@ class Losses:
             return self._rolling(first.args[0])
         text = first.args[1] if kind == "loglikelihood" else self._answer(document)
         sequence = self._sequence(first.args[0], text) if text else None
-        return _Text((sequence,), len(sequence.targets)) if sequence is not None and sequence.targets else None
+        if sequence is None or not sequence.targets:
+            return None
+        # perplexity looks at the likelihood, which is no matter of right or wrong
+        return _Text((sequence,), len(sequence.targets), document.task.metric != "perplexity")
 
     def _choices(self, document: ScoredDocument) -> _Choices | None:
         gold = gold_choice(document.leaf, document.requests[0].doc)
@@ -204,7 +217,7 @@ class Losses:
             context_len=1,
         )
         sequences = tuple(self._cut(*make_disjoint_window(window)) for window in windows)
-        return _Text(sequences, max(1, len(text.encode("utf-8"))) * math.log(2))
+        return _Text(sequences, max(1, len(text.encode("utf-8"))) * math.log(2), False)
 
     def _sequence(self, context: str, continuation: str) -> Tokens:
         """As `TemplateLM.loglikelihood` makes tokens of a pair."""
@@ -251,7 +264,7 @@ class Losses:
         documents = [self._document(label, number) for number in ids]
         sums = self._log_likelihoods([s for document in documents for s in document.sequences])
         parts = sums.split([len(document.sequences) for document in documents])
-        return torch.stack([document.loss(part) for document, part in zip(documents, parts, strict=True)])
+        return torch.stack([document.loss(part, self.kind) for document, part in zip(documents, parts, strict=True)])
 
     def _log_likelihoods(self, sequences: Sequence[Tokens]) -> Tensor:
         """[sequences] summed log-probabilities of the targets, float32."""

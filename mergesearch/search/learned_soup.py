@@ -66,7 +66,7 @@ def learn(
 ) -> Learned:
     """The weights that do best on the validation documents, among those that Adam passes through, the start included.
 
-    A step draws `settings.batch` documents of every task, and lowers sum_t v_t mean(loss_t) / scale_t / sum_t v_t, with
+    A step draws `settings.batch` documents of every task, and lowers sum_t v_t mean(loss_t) / scale_t / sum_t v_t with
     v the tasks' weights. scale_t says how much of a task's loss counts as much as how much of another's: `scales`, or
     else the start's mean loss on the validation documents (0.1 at least). The same figure on all validation documents
     decides what is best.
@@ -98,6 +98,8 @@ def learn(
             raise UserError("optimizer cmaes needs a score to search by: give one, or use adam")
         everything = {label: sorted([*documents[label], *validation.get(label, ())]) for label in documents}
         return search(coefficients, start, engine, score, settings, everything, state, spent, stop, say)
+    if not coefficients.free.any():
+        raise UserError("every weight of the learned soup is frozen: free some of them")
     if losses is None:
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
     run = _Run(coefficients, engine, losses, settings, _shares(weights, documents), spent)
@@ -110,6 +112,36 @@ def learn(
     finally:
         clear_gradients(engine.model)
         engine.model.eval()
+
+
+def parent_scales(
+    coefficients: Coefficients,
+    engine: Engine,
+    losses: Losses,
+    documents: Documents,
+    spent: Callable[[int], None] = lambda count: None,
+) -> dict[str, float]:
+    """For each task how much lower the best single model's loss is than the base's: the unit that `scale: parents` has
+    in the objective, for losses. A task on which no model is better keeps the base's loss.
+
+    It costs a forward pass of the documents for the base and each model: a part of the search documents will do.
+    """
+    documents = _all_known(losses, documents)
+    count = len(coefficients.models)
+    rows = [np.zeros(count), *np.eye(count)]
+    found = []
+    whole = Coefficients(coefficients.template, engine.pool.infos)
+    for row in rows:
+        engine.load(whole.recipe(row[None]))
+        with torch.no_grad():
+            found.append({label: float(loss.mean()) for label, loss in losses.loss(documents).items()})
+        spent(size(documents))
+    base, *models = found
+    scales = {}
+    for label in documents:
+        gain = base[label] - min(model[label] for model in models)
+        scales[label] = gain if gain > 0 else max(base[label], _LEAST_SCALE)
+    return scales
 
 
 def _shares(weights: Mapping[str, float] | None, documents: Documents) -> dict[str, float]:
@@ -207,9 +239,10 @@ class _Run:
         recipe = self.coefficients.recipe(values)
         self._load(recipe)
         drawn = minibatch(self.documents, self.step, self.settings.batch, self.settings.seed)
-        jobs = plan(recipe, self.engine.pool)
-        factors = {label: self.shares[label] / self.scales[label] / len(ids) for label, ids in drawn.items()}
         cells, shape = self.coefficients.cell_of, self.coefficients.shape
+        turned = self.coefficients.free.any(axis=1)
+        jobs = [job for job in plan(recipe, self.engine.pool) if turned[cells[job.info.name]]]
+        factors = {label: self.shares[label] / self.scales[label] / len(ids) for label, ids in drawn.items()}
         with InnerProducts(cells, shape, jobs, self.engine.model, self.engine.pool) as products, torch.enable_grad():
 
             def take(label: str, ids: Any, found: Tensor) -> None:
@@ -321,26 +354,23 @@ def _decay(step: int, steps: int) -> float:
 def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Activations of each decoder layer are computed again in the backward pass; afterwards as it was.
 
-    transformers checkpoints layers in training mode alone; dropout inside must stay off.
+    As `gradient_checkpointing_enable(use_reentrant=False)` does it, but transformers' layers heed that in training mode
+    alone, and dropout inside must stay off.
     """
-    if not wanted:
-        yield
-        return
-    if not getattr(model, "supports_gradient_checkpointing", False):
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if wanted else []
+    if wanted and not layers:
         raise UserError(f"{type(model).__name__} has no activation checkpointing: set checkpointing to false")
-    before = getattr(model, "is_gradient_checkpointing", False)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    before = [dict(layer.__dict__) for layer in layers]
     for layer in layers:
         layer._gradient_checkpointing_func = partial(_without_training, layer)
-        layer.training = True
+        layer.gradient_checkpointing = layer.training = True
     try:
         yield
     finally:
-        for layer in layers:
-            layer.training = False
-        if not before:
-            model.gradient_checkpointing_disable()
+        for layer, was in zip(layers, before, strict=True):
+            for name in ("_gradient_checkpointing_func", "gradient_checkpointing", "training"):
+                layer.__dict__.pop(name, None)
+                layer.__dict__.update({name: was[name]} if name in was else {})
 
 
 def _without_training(layer: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
@@ -354,4 +384,4 @@ def _without_training(layer: nn.Module, forward: Callable[..., Any], *args: Any)
     return checkpoint(run, *args, use_reentrant=False)
 
 
-__all__ = ["Learned", "SoupSettings", "hold_apart", "learn"]
+__all__ = ["Learned", "SoupSettings", "hold_apart", "learn", "parent_scales"]

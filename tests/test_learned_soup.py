@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from soups import TargetLosses
+
+from mergesearch.engine import Engine
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.search.coefficients import Block, Coefficients
+from mergesearch.search.learned_soup import SoupSettings, hold_apart, learn, parent_scales
+from mergesearch.search.learning import minibatch, size
+
+DOCUMENTS = {"one": list(range(16)), "two": list(range(8))}
+LEARN, STOP = hold_apart(DOCUMENTS, 0.25, 0)
+GROUPS = [Block((0, 0)), Block((1, 1))]
+SETTINGS = SoupSettings(steps=30, rate=0.1, patience=99)
+
+
+def bold(name, model):
+    """Task vectors that change what the model says."""
+    if name != "base":
+        generator = torch.Generator().manual_seed(ord(name))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.08 * torch.randn(parameter.shape, generator=generator))
+
+
+class Case:
+    def __init__(self, tiny, cells="recipe", wanted=(0.7, 0.3), **options):
+        pool = tiny.load()
+        self.engine = Engine(pool, "float32")
+        self.coefficients = Coefficients(tiny.recipe(), pool.infos, cells, **options)
+        self.wanted = self.coefficients.full(0) + np.array(wanted)
+        self.engine.load(self.coefficients.recipe(self.wanted))
+        self.losses = TargetLosses(self.engine.model, DOCUMENTS, sharpness=3.0)
+
+    def learn(self, settings=SETTINGS, start=0.4, **options):
+        return learn(
+            self.coefficients,
+            self.coefficients.full(start),
+            self.engine,
+            self.losses,
+            settings,
+            **{"documents": LEARN, "validation": STOP, **options},
+        )
+
+    def score(self, documents):
+        with torch.no_grad():
+            return -sum(float(loss.mean()) for loss in self.losses.loss(documents).values())
+
+
+@pytest.fixture
+def tiny(tiny_pool):
+    return tiny_pool("llama", models=2, edit=bold)
+
+
+@pytest.mark.parametrize(
+    ("cells", "parameterisation"),
+    [("recipe", "free"), (GROUPS, "free"), (GROUPS, "softmax")],
+    ids=["recipe", "group", "softmax"],
+)
+def test_it_finds_a_mix_known_by_construction(tiny, cells, parameterisation):
+    case = Case(tiny, cells, parameterisation=parameterisation)
+    learned = case.learn()
+    assert np.abs(learned.values - case.wanted).max() < 0.05
+    assert learned.recipe.id == case.coefficients.recipe(learned.values).id
+    assert all(p.grad is None and not p.requires_grad for p in case.engine.model.parameters())
+    assert not any(module.training for module in case.engine.model.modules())
+
+
+def test_linear_and_each_tensor(tiny):
+    case = Case(tiny, method="linear")
+    learned = case.learn()
+    assert np.abs(learned.values / learned.values.sum() - case.wanted).max() < 0.05
+    case = Case(tiny, "tensor")
+    learned = case.learn(dataclasses.replace(SETTINGS, steps=15))
+    assert learned.history[-1]["validation"] < 0.25 * learned.history[0]["validation"]
+
+
+def test_the_cost_is_stated(tiny):
+    told = []
+    learned = Case(tiny).learn(SoupSettings(steps=10, batch=4, check=5), spent=told.append)
+    assert sum(told) == learned.documents == 3 * size(STOP) + 10 * 3 * 8
+    assert [look["step"] for look in learned.history] == [0, 5, 10]
+
+
+@pytest.mark.parametrize("at", [3, 9])
+def test_after_a_kill_it_goes_on_and_ends_the_same(tiny, tmp_path, at):
+    settings = dataclasses.replace(SETTINGS, steps=10, save=2)
+    whole = Case(tiny).learn(settings)
+    case, steps = Case(tiny), []
+
+    def killed():
+        steps.append(None)
+        if len(steps) > at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        case.learn(settings, state=tmp_path / "s.json", stop=lambda: killed() or False)
+    assert all(p.grad is None for p in case.engine.model.parameters())
+    again = Case(tiny).learn(settings, state=tmp_path / "s.json")
+    assert again.values.tolist() == whole.values.tolist()
+    assert (again.history, again.documents, again.note) == (whole.history, whole.documents, whole.note)
+    told = []
+    assert Case(tiny).learn(settings, state=tmp_path / "s.json", spent=told.append).values.tolist() == (
+        whole.values.tolist()
+    )
+    assert told == [whole.documents]
+
+
+def test_a_stop_keeps_the_best_and_may_go_on(tiny, tmp_path):
+    settings, left = dataclasses.replace(SETTINGS, steps=12), [7]
+
+    def stop():
+        left[0] -= 1
+        return left[0] < 0
+
+    part = Case(tiny).learn(settings, state=tmp_path / "s.json", stop=stop)
+    assert part.note == "stopped from outside" and part.history[-1]["step"] == 5
+    assert json.loads((tmp_path / "s.json").read_text())["step"] == 7
+    whole = Case(tiny).learn(settings)
+    assert Case(tiny).learn(settings, state=tmp_path / "s.json").values.tolist() == whole.values.tolist()
+
+
+def test_a_state_of_something_else_is_refused(tiny, tmp_path):
+    Case(tiny).learn(SoupSettings(steps=1), state=tmp_path / "s.json")
+    with pytest.raises(UserError, match="other settings"):
+        Case(tiny).learn(SoupSettings(steps=1, seed=1), state=tmp_path / "s.json")
+    (tmp_path / "s.json").write_text("{")
+    with pytest.raises(UserError, match="no state"):
+        Case(tiny).learn(SoupSettings(steps=1), state=tmp_path / "s.json")
+
+
+def test_a_loss_that_is_no_number_ends_with_the_best_so_far(tiny):
+    case = Case(tiny)
+    case.losses.breaks_at = 20
+    learned = case.learn()
+    assert "no finite number" in learned.note and len(learned.history) > 1
+    assert np.isfinite(learned.values).all()
+    case.losses.calls, case.losses.breaks_at = 0, 1
+    with pytest.raises(CandidateError, match="start"):
+        case.learn()
+
+
+def test_frozen_and_bounded_weights(tiny):
+    low, high = np.array([[0.2, -1.0], [-1.0, -1.0]]), np.array([[0.2, 0.25], [2.0, 2.0]])
+    learned = Case(tiny, GROUPS, low=low, high=high).learn(dataclasses.replace(SETTINGS, steps=20))
+    assert learned.values[0, 0] == 0.2 and learned.values[0, 1] <= 0.25
+    case = Case(tiny, GROUPS, low=[[0.4], [-1.0]], high=[[0.4], [2.0]])
+    learned = case.learn(dataclasses.replace(SETTINGS, steps=5))
+    assert (learned.values[0] == 0.4).all() and (learned.values[1] != 0.4).all()
+    with pytest.raises(UserError, match="frozen"):
+        Case(tiny, low=0.4, high=0.4).learn()
+
+
+def test_checkpointing_gives_the_same(tiny_pool):
+    settings = SoupSettings(steps=4, check=2)
+    for architecture in ("llama", "gpt2"):
+        tiny = tiny_pool(architecture, architecture, models=2, edit=bold)
+        one = Case(tiny).learn(settings)
+        case = Case(tiny)
+        other = case.learn(dataclasses.replace(settings, checkpointing=True))
+        assert np.allclose(one.values, other.values, atol=1e-6)
+        modules = list(case.engine.model.modules())
+        assert not any(module.training or getattr(module, "gradient_checkpointing", False) for module in modules)
+
+
+def test_cma_es_finds_the_same(tiny, tmp_path):
+    settings = SoupSettings(optimizer="cmaes", candidates=60, save=7)
+    case, scored = Case(tiny), []
+
+    def score(documents):
+        scored.append(size(documents))
+        if len(scored) == 30:
+            raise KeyboardInterrupt
+        return case.score(documents)
+
+    with pytest.raises(KeyboardInterrupt):
+        case.learn(settings, score=score, state=tmp_path / "s.json")
+    learned = case.learn(settings, score=score, state=tmp_path / "s.json")
+    assert np.abs(learned.values - case.wanted).max() < 0.1
+    assert set(scored) == {size(DOCUMENTS)} and learned.documents == settings.candidates * size(DOCUMENTS)
+    assert case.learn(settings, score=case.score).values.tolist() == learned.values.tolist()
+
+
+def test_the_scale_of_the_parents(tiny):
+    case = Case(tiny, wanted=(1.0, 0.0))
+    scales = parent_scales(case.coefficients, case.engine, case.losses, STOP)
+    case.engine.load(case.coefficients.recipe(case.coefficients.full(0)))
+    base = {label: float(loss.mean()) for label, loss in case.losses.loss(STOP).items()}
+    # the first model is what the documents are made by
+    assert scales == pytest.approx(base, rel=1e-3)
+
+
+def test_documents_are_drawn_evenly():
+    assert not set(LEARN["one"]) & set(STOP["one"]) and len(STOP["one"]) == 4
+    drawn = [minibatch(LEARN, step, 4, 0)["one"] for step in range(3)]
+    assert sorted(number for part in drawn for number in part) == LEARN["one"]
+    assert minibatch(LEARN, 1, 4, 0) == minibatch(LEARN, 1, 4, 0) != minibatch(LEARN, 1, 4, 1)
+
+
+def test_what_is_refused(tiny):
+    case = Case(tiny)
+    with pytest.raises(UserError, match="needs a score"):
+        case.learn(SoupSettings(optimizer="cmaes"))
+    with pytest.raises(UserError, match="known right answer"):
+        case.learn(validation={"one": [], "two": [1]})
+    with pytest.raises(UserError, match="needs 2"):
+        hold_apart({"one": [3]}, 0.5, 0)
+    with pytest.raises(UserError, match="rate is 0"):
+        SoupSettings(rate=0)
