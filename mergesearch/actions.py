@@ -15,7 +15,7 @@ from mergesearch.checkpoints import Pool, Residency, choose_device, load_referen
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Engine, check
 from mergesearch.errors import UserError, unknown
-from mergesearch.evaluate.blocks import BlockScorer, split_blocks
+from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
@@ -84,7 +84,8 @@ def prepare(
         config, engine.model, pool.tokenizer, tasks, {label: part.search for label, part in documents.items()}
     )
     if config.racing:
-        scorer = BlockScorer(scorer, blocks_of(config, tasks, documents))
+        searched = {label: part.search for label, part in documents.items()}
+        scorer = BlockScorer(scorer, searched, config.racing.blocks, config.search.seed)
     folder = RunFolder.prepare(config)
     write_documents(folder, _samples(tasks, documents))
     search = Search(config, folder, space, engine, scorer, started=started, finished=finished, device=str(pool.device))
@@ -113,12 +114,6 @@ def check_racing(config: Config, tasks: Sequence[Task]) -> None:
             f"racing compares candidates document by document, and task {whole.label!r} has {whole.metric}, which only "
             "all documents together have: leave racing out, or choose another metric"
         )
-
-
-def blocks_of(config: Config, tasks: Sequence[Task], documents: Mapping[str, Split]) -> list[dict[str, list[int]]]:
-    """The blocks in which every candidate is scored."""
-    searched = {task.label: documents[task.label].search for task in tasks}
-    return split_blocks(searched, config.racing.blocks if config.racing else 1, config.search.seed)
 
 
 def refresh_best(session: Session) -> Record | None:

@@ -124,9 +124,9 @@ class SearchConfig(Strict):
 class RacingConfig(Strict):
     """Scoring block by block, so that a candidate that can no longer win is stopped early."""
 
-    blocks: int = Field(16, ge=2, description="each has an equal share of every task's search documents")
+    blocks: int = Field(16, ge=2, description="how often a candidate is looked at; the blocks of documents grow")
     error: float = Field(
-        0.01, gt=0, le=0.5, description="the chance that a candidate that would have become the best is stopped"
+        0.01, gt=0, le=0.5, description="a candidate is stopped once its chance to become the best is at most this"
     )
 
 

@@ -23,7 +23,7 @@ from mergesearch.record import Record, TaskScore
 from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import BASE, baselines, parent_names
 from mergesearch.search.objective import Objective
-from mergesearch.search.racing import Best, race
+from mergesearch.search.racing import Best, race, spreads
 from mergesearch.search.samplers import SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
 from mergesearch.space import SearchSpace
@@ -93,6 +93,7 @@ class Search:
         self.study = open_study(config, folder)
         self.study.sampler = SeededPerTrial(config.search.sampler, config.search.seed)
         self._recipes = baselines(config)
+        self._arranged = False
 
     def run(self) -> None:
         """Scores what the budget allows; called again, goes on from what is in the storage.
@@ -217,6 +218,7 @@ class Search:
     def _race(self, trial: optuna.Trial, recipe: Recipe, racing: RacingConfig) -> None:
         spent: list[float] = []
         blocks = self.folder.blocks(recipe.id)
+        self._arrange()
         outcome = race(
             self.scorer,
             self._best(),
@@ -253,6 +255,19 @@ class Search:
             if self.folder.documents(trial.number).is_file():
                 return Best(trial.number, load_documents(self.folder.documents(trial.number)))
         return None
+
+    def _arrange(self) -> None:
+        """Draws the blocks once, from the parents' scores: the same for every trial, worker and start."""
+        if self._arranged:
+            return
+        if "spread" not in self.study.user_attrs:
+            wanted = set(parent_names(self.config))
+            parents = [t.number for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("name") in wanted
+                       and "scores" in t.user_attrs and self.folder.documents(t.number).is_file()]  # fmt: skip
+            found = [load_documents(self.folder.documents(number)) for number in parents]
+            self.study.set_user_attr("spread", spreads(found, self._factors()) if len(found) > 1 else None)
+        self.scorer.arrange(self.study.user_attrs["spread"])
+        self._arranged = True
 
     def _factors(self) -> dict[str, float]:
         objective = objective_of(self.study)
