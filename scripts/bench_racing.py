@@ -68,6 +68,9 @@ def _of_matrix(matrix: Matrix, name: str, searches: int) -> list[str]:
         orders.insert(0, ("proposals at random, in a random order", matrix.first(matrix.random), True))
     else:
         orders.insert(0, ("the same proposals, in a random order", matrix, True))
+    if matrix.gold:
+        smooth = "; metric gold_prob where a task has it"
+        orders += [(f"{title}{smooth}", part.smooth(), shuffle) for title, part, shuffle in orders]
     lines = []
     for title, part, shuffle in orders:
         lines += head(part, f"{name}: {title}")

@@ -6,7 +6,7 @@ Used by test_racing.py and by scripts/bench_racing.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ class Matrix:
         aggregations: by task.
         factors: of each task in the objective.
         baselines: how many trials come first and are never stopped.
+        gold: of tasks whose answers hold it, [trials, n], the log-probability of the right choice.
         random: how many proposals after them were drawn at random; the rest came from a sampler that learns.
     """
 
@@ -36,6 +37,7 @@ class Matrix:
     factors: Mapping[str, float]
     baselines: int
     random: int = 0
+    gold: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Matrix:
@@ -45,11 +47,31 @@ class Matrix:
             aggregations = dict(zip(tasks, map(str, found["aggregations"]), strict=True))
             factors = dict(zip(tasks, found["factors"].tolist(), strict=True))
             random = int(found["random"]) if "random" in found else 0
-            return cls(values, aggregations, factors, int(found["baselines"]), random)
+            gold = {task: found[f"{task}.gold"].astype(np.float64) for task in tasks if f"{task}.gold" in found}
+            return cls(values, aggregations, factors, int(found["baselines"]), random, gold)
 
     def first(self, proposals: int) -> Matrix:
         """The baselines and so many proposals."""
-        return replace(self, values={task: v[: self.baselines + proposals] for task, v in self.values.items()})
+        upto = self.baselines + proposals
+        return replace(
+            self,
+            values={task: v[:upto] for task, v in self.values.items()},
+            gold={task: v[:upto] for task, v in self.gold.items()},
+        )
+
+    def smooth(self) -> Matrix:
+        """The same trials with gold_prob as the metric of every task that has it, on the scale of the parents: the
+        base, which is the first baseline, and the best of the models, which are all the others but the last."""
+        values = {**self.values, **{task: np.exp(gold) for task, gold in self.gold.items()}}
+        factors = {
+            task: factor * self._unit(self.values[task]) / self._unit(values[task]) if task in self.gold else factor
+            for task, factor in self.factors.items()
+        }
+        return replace(self, values=values, factors=factors)
+
+    def _unit(self, values: np.ndarray) -> float:
+        means = values[: self.baselines].mean(axis=1)
+        return float(means[1:-1].max() - means[0])
 
     @property
     def trials(self) -> int:

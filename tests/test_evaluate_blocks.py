@@ -99,7 +99,7 @@ def blocks_of(scorer: Scorer, count: int = 3) -> BlockScorer:
 
 
 def forget(scorer: Scorer) -> None:
-    scorer.restore([[] for _ in scorer.answers()])
+    scorer.restore([[[], False] for _ in scorer.answers()])
 
 
 def assert_same(ours, theirs) -> None:
@@ -147,6 +147,42 @@ def test_answers_come_back_to_the_last_bit(scorer: Scorer) -> None:
     assert after.tasks == before.tasks
     for label, documents in before.documents.items():
         assert np.array_equal(after.documents[label].values, documents.values)
+
+
+def test_what_was_cut_comes_back_too(scorer: Scorer) -> None:
+    scorer.score()
+    kept = json.loads(json.dumps(scorer.answers()))
+    cut = scorer.collect().tasks["tiny_copy"].cut
+    assert cut > 0
+    forget(scorer)
+    assert not any(scorer._lm.was_cut(request) for request in scorer.requests["generate_until"])
+    scorer.restore(kept)
+    assert scorer.collect().tasks["tiny_copy"].cut == cut
+
+
+def test_a_part_says_what_of_its_own_prompts_was_lost(scorer: Scorer) -> None:
+    lost = scorer.score().tasks["tiny_choice"]
+    assert lost.truncated > 0
+    ids = list(scorer.collect().documents["tiny_choice"].ids)
+    everything = {label: list(found.ids) for label, found in scorer.collect().documents.items()}
+    with_it = scorer.only({**everything, "tiny_choice": [3]})
+    without = scorer.only({**everything, "tiny_choice": [number for number in ids if number != 3]})
+    assert with_it.collect().tasks["tiny_choice"].truncated == 1.0
+    assert without.collect().tasks["tiny_choice"].truncated == 0.0
+
+
+def test_parts_tokenize_nothing_again(scorer: Scorer, tmp_path) -> None:
+    folder = tmp_path / "tries"
+    folder.mkdir()
+    write_tasks(folder)
+    tasks = load([TaskConfig(task="tiny_shots", metric="acc")], [str(folder / "tasks")])
+    whole = Scorer(make_model(0), make_tokenizer(), tasks, {"tiny_shots": range(24)}, batch_size=4, scoring="auto")
+    expected = whole.score()
+    with mock.patch.object(type(whole._lm).__mro__[1], "tok_encode", side_effect=AssertionError("tokenized again")):
+        part = whole.only({"tiny_shots": range(0, 24, 2)})
+        part.answer()
+    found = part.collect().documents["tiny_shots"]
+    np.testing.assert_allclose(found.gold, expected.documents["tiny_shots"].gold[::2], atol=1e-4)
 
 
 def test_answers_to_other_requests_are_refused(scorer: Scorer) -> None:

@@ -201,7 +201,11 @@ def race(
 def _restored(scorer: Blocks, number: int, file: Path) -> bool:
     if not file.is_file():
         return False
-    scorer.restore(number, json.loads(file.read_text(encoding="utf-8")))
+    try:
+        scorer.restore(number, json.loads(file.read_text(encoding="utf-8")))
+    except ValueError:
+        # answers to other blocks, as another version drew them, or half a file
+        return False
     return True
 
 
