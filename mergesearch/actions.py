@@ -17,7 +17,7 @@ from mergesearch.engine import Engine
 from mergesearch.errors import UserError
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.export import Story, model_card, write_checkpoint
-from mergesearch.materials import blocks_of, check_racing, load_pool, load_tasks, samples_of, scorer_of, splits
+from mergesearch.materials import check_racing, load_pool, load_tasks, samples_of, scorer_of, splits
 from mergesearch.recipe import Recipe
 from mergesearch.record import Record, ranked
 from mergesearch.report import Report, card
@@ -79,7 +79,7 @@ def prepare(
     say("building requests")
     searched = {label: part.search for label, part in documents.items()}
     scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched)
-    blocks = BlockScorer(scorer, blocks_of(config, tasks, documents)) if config.racing else None
+    blocks = BlockScorer(scorer, searched, config.racing.blocks, config.search.seed) if config.racing else None
     folder = RunFolder.prepare(config)
     write_documents(folder, samples_of(tasks, documents))
     each = sum(map(len, searched.values()))

@@ -197,7 +197,9 @@ class LearnedSoupConfig(Strict):
     learning_rate: float = Field(0.05, gt=0)
     documents: int = Field(8, ge=1, description="of each task, drawn for each step")
     validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
-    patience: int = Field(4, ge=1, description="looks at the validation documents without gain that end it")
+    validation_documents: int = Field(32, ge=1, description="of each task, the most of them")
+    look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
+    patience: int = Field(2, ge=1, description="looks at the validation documents without gain that end it")
     layer_groups: int = Field(3, ge=1, description="of per: group")
     components: list[str] = Field(["attention", "mlp", "other"], min_length=1, description="of per: group")
     candidates: int = Field(100, ge=1, description="of cmaes")
@@ -208,9 +210,9 @@ class LearnedSoupConfig(Strict):
 class SearchConfig(Strict):
     """What is run, in what order, and how long. The baselines come on top of `trials`."""
 
-    strategy: list[Literal["auto", "baselines", "greedy_soup", "learned_soup", "study", "random"]] = Field(
-        ["auto"], min_length=1, description="one or a list, each starting from what the earlier ones found"
-    )
+    strategy: list[
+        Literal["auto", "baselines", "greedy_soup", "learned_soup", "fisher", "regmean", "study", "random"]
+    ] = Field(["auto"], min_length=1, description="one or a list, each starting from what the earlier ones found")
     sampler: Literal["auto", "tpe", "cmaes", "gp", "nsga2", "random"] = "auto"
     trials: int = Field(40, ge=0)
     hours: float | None = Field(None, gt=0)
@@ -237,9 +239,9 @@ class SearchConfig(Strict):
 class RacingConfig(Strict):
     """Scoring block by block, so that a candidate that can no longer win is stopped early."""
 
-    blocks: int = Field(16, ge=2, description="each has an equal share of every task's search documents")
+    blocks: int = Field(16, ge=2, description="how often a candidate is looked at; the blocks of documents grow")
     error: float = Field(
-        0.01, gt=0, le=0.5, description="the chance that a candidate that would have become the best is stopped"
+        0.01, gt=0, le=0.5, description="a candidate is stopped once its chance to become the best is at most this"
     )
 
 

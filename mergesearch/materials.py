@@ -8,7 +8,6 @@ from typing import Any
 from mergesearch.checkpoints import Pool, Residency, locate
 from mergesearch.config import Config
 from mergesearch.errors import UserError
-from mergesearch.evaluate.blocks import split_blocks
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
 from mergesearch.evaluate.tasks import Split, Task, load, split
@@ -31,18 +30,14 @@ def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:
 
 def check_racing(config: Config, tasks: Sequence[Task]) -> None:
     """`UserError` where a race cannot compare candidates document by document."""
+    if config.racing and config.objective.pareto:
+        raise UserError("racing compares candidates by one objective, and objective is pareto: leave one of them out")
     whole = next((task for task in tasks if task.aggregation == JACKKNIFE), None)
     if config.racing and whole is not None:
         raise UserError(
             f"racing compares candidates document by document, and task {whole.label!r} has {whole.metric}, which only "
             "all documents together have: leave racing out, or choose another metric"
         )
-
-
-def blocks_of(config: Config, tasks: Sequence[Task], documents: Mapping[str, Split]) -> list[dict[str, list[int]]]:
-    """The blocks in which every candidate is scored."""
-    searched = {task.label: documents[task.label].search for task in tasks}
-    return split_blocks(searched, config.racing.blocks if config.racing else 1, config.search.seed)
 
 
 def load_pool(config: Config) -> Pool:

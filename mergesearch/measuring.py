@@ -83,7 +83,7 @@ def holdout_scorers(
     say("building requests")
     holdout = {label: part.holdout for label, part in parts.items()}
     live, tokenizer = engine.model, engine.pool.tokenizer
-    other = config.model_copy(update={"batch_size": other_batch_size})
+    other = config.model_copy(update={"batch_size": other_batch_size, "scoring": "lm_eval"})
     first = scorer_of(config, live, tokenizer, tasks, holdout)
     return engine, first, scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
 

@@ -83,10 +83,16 @@ def _question(config: Config, chosen: Finalists, objective: Objective, notes: li
         },
         factors=objective.factors(chosen.winner.scores),
         seed=config.search.seed,
-        repeat=f"requests shuffled, batch size {other_batch_size(config.batch_size)} instead of {config.batch_size}",
+        repeat=_repeat(config),
         notes=tuple(notes),
         guards=_guards(chosen, objective),
     )
+
+
+def _repeat(config: Config) -> str:
+    size = f"requests shuffled, batch size {other_batch_size(config.batch_size)}"
+    # token tries take no batch size from the configuration, so lm-eval's own model is the other way to batch
+    return f"{size} of lm-eval's own model" if config.scoring == "auto" else f"{size} instead of {config.batch_size}"
 
 
 def _guards(chosen: Finalists, objective: Objective) -> dict[str, tuple[int, float]]:

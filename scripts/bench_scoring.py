@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rank_correlation
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -108,6 +109,8 @@ class Row:
     tries_s: float
     speed_up: float
     cpu_speed_up: float
+    lm_eval_mib: float | None
+    tries_mib: float | None
     parity: str
     load: str
 
@@ -240,6 +243,8 @@ def measure(name: str, model: Any, tokenizer: Any, task: str, documents: int, fo
         round(our_wall, 3),
         round(wall / our_wall, 2),
         round(cpu / our_cpu, 2),
+        peak(reference, model),
+        peak(ours, model),
         agreement,
         f"{before:.1f} to {os.getloadavg()[0]:.1f}",
     )
@@ -250,6 +255,28 @@ def timed(scorer: Scorer) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     scorer.score()
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def peak(scorer: Scorer, model: Any) -> float | None:
+    """MiB that scoring the model once takes beside what is there before; None where the system does not tell."""
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        scorer.score()
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here, see proc(5)
+        before = _status("VmRSS")
+        scorer.score()
+        return round((_status("VmHWM") - before) / 1024, 1)
+    except OSError:
+        return None
+
+
+def _status(name: str) -> int:
+    """KiB, of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def parity(model: Any, tokenizer: Any, tasks: Any, chosen: Any, ours: Scorer, theirs: Scorer) -> str:
@@ -329,11 +356,14 @@ def report(out: Path, rows: list[Row]) -> None:
         f"{', '.join(map(str, BATCH_SIZES))}. Tokens: of one sequence for each distinct request, to what is computed.",
         "cpu_speed_up compares processor time, which others at work on the machine disturb less than the clock on the "
         "wall.",
+        "lm_eval_mib, tries_mib: how far memory rises while the model is scored once, beside weights and requests; on "
+        "a CPU the process's peak resident set, which does not see what the allocator had kept free.",
         "Load: the machine's one-minute load average before and after; above the cores used, others were at work.",
         "",
         "",
     ]
-    out.with_suffix(".md").write_text("\n".join(head) + markdown(rows) + "\n")
+    ranks = f"\n\n{rank_correlation.section(rank_correlation.MATRIX)}\n" if rank_correlation.MATRIX.is_file() else "\n"
+    out.with_suffix(".md").write_text("\n".join(head) + markdown(rows) + ranks)
 
 
 def markdown(rows: list[Row]) -> str:

@@ -6,7 +6,7 @@ Used by test_racing.py and by scripts/bench_racing.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from mergesearch.evaluate import statistics
 from mergesearch.evaluate.blocks import split_blocks
 from mergesearch.evaluate.scores import DocumentScores
-from mergesearch.search.racing import lead
+from mergesearch.search.racing import lead, spreads
 
 Documents = Mapping[str, DocumentScores]
 
@@ -28,12 +28,16 @@ class Matrix:
         aggregations: by task.
         factors: of each task in the objective.
         baselines: how many trials come first and are never stopped.
+        gold: of tasks whose answers hold it, [trials, n], the log-probability of the right choice.
+        random: how many proposals after them were drawn at random; the rest came from a sampler that learns.
     """
 
     values: Mapping[str, np.ndarray]
     aggregations: Mapping[str, str]
     factors: Mapping[str, float]
     baselines: int
+    random: int = 0
+    gold: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Matrix:
@@ -42,7 +46,32 @@ class Matrix:
             values = {task: found[task].astype(np.float64) for task in tasks}
             aggregations = dict(zip(tasks, map(str, found["aggregations"]), strict=True))
             factors = dict(zip(tasks, found["factors"].tolist(), strict=True))
-            return cls(values, aggregations, factors, int(found["baselines"]))
+            random = int(found["random"]) if "random" in found else 0
+            gold = {task: found[f"{task}.gold"].astype(np.float64) for task in tasks if f"{task}.gold" in found}
+            return cls(values, aggregations, factors, int(found["baselines"]), random, gold)
+
+    def first(self, proposals: int) -> Matrix:
+        """The baselines and so many proposals."""
+        upto = self.baselines + proposals
+        return replace(
+            self,
+            values={task: v[:upto] for task, v in self.values.items()},
+            gold={task: v[:upto] for task, v in self.gold.items()},
+        )
+
+    def smooth(self) -> Matrix:
+        """The same trials with gold_prob as the metric of every task that has it, on the scale of the parents: the
+        base, which is the first baseline, and the best of the models, which are all the others but the last."""
+        values = {**self.values, **{task: np.exp(gold) for task, gold in self.gold.items()}}
+        factors = {
+            task: factor * self._unit(self.values[task]) / self._unit(values[task]) if task in self.gold else factor
+            for task, factor in self.factors.items()
+        }
+        return replace(self, values=values, factors=factors)
+
+    def _unit(self, values: np.ndarray) -> float:
+        means = values[: self.baselines].mean(axis=1)
+        return float(means[1:-1].max() - means[0])
 
     @property
     def trials(self) -> int:
@@ -86,10 +115,15 @@ class Raced:
     same_winner: bool
 
 
-def race_all(matrix: Matrix, blocks: int, error: float, seed: int, shuffle: bool = True) -> Raced:
-    """One search over the recorded trials: the baselines first, then the others in a random order."""
+def race_all(
+    matrix: Matrix, blocks: int, error: float, seed: int, shuffle: bool = True, by_spread: bool = True
+) -> Raced:
+    """One search over the recorded trials: the baselines first, then the others, in a random order where `shuffle`.
+    Without `by_spread` every task gives the same fraction of its documents to a block."""
     sizes = matrix.sizes()
-    parts = split_blocks({task: list(range(size)) for task, size in sizes.items()}, blocks, seed)
+    spread = spreads([matrix.documents(trial) for trial in range(matrix.baselines)], matrix.factors)
+    everything = {task: list(range(size)) for task, size in sizes.items()}
+    parts = split_blocks(everything, blocks, seed, spread if by_spread else None)
     order = list(range(matrix.trials))
     if shuffle:
         rest = order[matrix.baselines :]
@@ -119,6 +153,6 @@ def _race_one(matrix: Matrix, trial: int, best: int, parts: Sequence[Mapping[str
     for number in range(1, len(parts)):
         so_far = {task: [i for part in parts[:number] for i in part[task]] for task in sizes}
         ours = matrix.documents(trial, so_far)
-        if lead(ours, theirs, matrix.factors, sizes).upper(error / (len(parts) - 1)) < 0:
+        if lead(ours, theirs, matrix.factors, sizes).upper(error) < 0:
             return sum(map(len, so_far.values()))
     return sum(sizes.values())

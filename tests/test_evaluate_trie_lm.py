@@ -158,7 +158,7 @@ class TestEqualsLmEval:
         model = build()
         lm = by_tries(model, tokenizer, requests)
         assert lm._serves == {"loglikelihood": True, "generate_until": True}
-        assert next(iter(lm._queries.values()))[0].inputs[0] == 0
+        assert next(iter(lm._queries.values()))[1].inputs[0] == 0
         assert_same(answers(lm, requests), by_lm_eval(model, tokenizer, requests, batch_size=1))
 
     def test_stop_texts_and_the_end_token(self, tokenizer):

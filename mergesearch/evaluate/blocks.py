@@ -1,4 +1,4 @@
-"""Scoring in blocks: every block a share of every task, the same documents in the same order for every candidate."""
+"""Scoring in blocks: the same documents in the same order for every candidate, those that decide first."""
 
 from __future__ import annotations
 
@@ -14,25 +14,63 @@ from mergesearch.evaluate.scores import Scores
 
 Documents = Mapping[str, Sequence[int]]  # task -> its documents
 
+FIRST = 0.03  # of all documents, in the first block
+FEWEST = 8  # documents of each task in the first block: fewer say nothing about their variance
+HALVINGS = 100  # beyond what float64 resolves
 
-def split_blocks(documents: Documents, count: int, seed: int) -> list[dict[str, list[int]]]:
-    """The documents in blocks, drawn at random within each task, from (seed, task) alone.
+
+def split_blocks(
+    documents: Documents, count: int, seed: int, spread: Mapping[str, float] | None = None
+) -> list[dict[str, list[int]]]:
+    """The documents in blocks that grow geometrically, drawn at random within each task, from (seed, task) alone.
+
+    The first block has FIRST of the documents, and each task's share is one that tells candidates apart soonest: after
+    any number n of documents, task t has n_t of them in proportion to its spread, at least FEWEST and at most all
+    (Neyman's allocation: the variance of a sum of independent means, sum of s_t^2 / n_t, is least where n_t is in
+    proportion to s_t; Cochran, Sampling Techniques, 3rd ed. 1977, section 5.5).
 
     Args:
         documents: of each task, by label.
-        count: how many blocks; fewer where a task has fewer documents, so that each block has some of every task.
+        count: how many blocks; fewer where there are too few documents.
+        spread: of each task, how far one document more or less moves what candidates are compared on; 0 for a task that
+            does not count. None gives every task the same fraction of its documents.
 
     Returns:
-        Blocks of equal size, give or take a document of each task; document numbers ascending.
+        Blocks, each with the numbers of its documents of each task, ascending; some tasks may have none in some blocks,
+        all of them have some in the first.
     """
-    count = min(count, *(len(ids) for ids in documents.values()))
-    found: list[dict[str, list[int]]] = [{} for _ in range(count)]
-    for label, ids in documents.items():
-        keys = stream("blocks", seed, label).random_raw(len(ids))
-        order = [ids[position] for position in np.argsort(keys, kind="stable").tolist()]
-        for number, block in enumerate(found):
-            block[label] = sorted(order[number * len(ids) // count : (number + 1) * len(ids) // count])
+    sizes = {label: len(ids) for label, ids in documents.items()}
+    weights = {label: float(size) if spread is None else spread.get(label, 0.0) for label, size in sizes.items()}
+    orders = {label: _order(label, ids, seed) for label, ids in documents.items()}
+    found: list[dict[str, list[int]]] = []
+    before = dict.fromkeys(sizes, 0)
+    for share in np.geomspace(FIRST, 1.0, count) if count > 1 else [1.0]:
+        upto = sizes if share == 1.0 else _allocation(sizes, weights, float(share) * sum(sizes.values()))
+        if upto != before:
+            found.append({label: sorted(orders[label][before[label] : upto[label]]) for label in sizes})
+            before = upto
     return found
+
+
+def _order(label: str, ids: Sequence[int], seed: int) -> list[int]:
+    keys = stream("blocks", seed, label).random_raw(len(ids))
+    return [ids[position] for position in np.argsort(keys, kind="stable").tolist()]
+
+
+def _allocation(sizes: Mapping[str, int], weights: Mapping[str, float], total: float) -> dict[str, int]:
+    """How many documents of each task make up about `total`: level x weight, within [FEWEST, size]."""
+    size = np.array(list(sizes.values()))
+    # a task without weight comes last, after all others are used up
+    weight = np.maximum(np.array([weights[label] for label in sizes]), 1e-9 * max(*weights.values(), 1e-300))
+
+    def at(level: float) -> np.ndarray:
+        return np.clip(level * weight, np.minimum(FEWEST, size), size)
+
+    low, high = 0.0, float((size / weight).max())
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle).sum() < total else (low, middle)
+    return dict(zip(sizes, np.ceil(at(high) - 1e-6).astype(int).tolist(), strict=True))
 
 
 class Splits(Protocol):
@@ -51,19 +89,26 @@ class BlockScorer:
 
     Args:
         scorer: of all documents.
-        blocks: as `split_blocks` gives them; together all documents of the scorer.
+        documents: all of them.
+        count: how many blocks, as for `split_blocks`.
+        seed: likewise.
     """
 
-    def __init__(self, scorer: Splits, blocks: Sequence[Documents]):
-        self._scorer = scorer
-        self._blocks = [scorer.only(block) for block in blocks]
-        self._first = [scorer.only(_together(blocks[: number + 1])) for number in range(len(blocks) - 1)]
-        self.sizes = {label: sum(len(block[label]) for block in blocks) for label in blocks[0]}
+    def __init__(self, scorer: Splits, documents: Documents, count: int, seed: int):
+        self._scorer, self._documents, self._wanted, self._seed = scorer, documents, count, seed
+        self.sizes = {label: len(ids) for label, ids in documents.items()}
+        self.arrange(None)
+
+    def arrange(self, spread: Mapping[str, float] | None) -> None:
+        """Draws the blocks, as `split_blocks` does; answers that are there belong to the blocks of the same spread."""
+        self._split = split_blocks(self._documents, self._wanted, self._seed, spread)
+        self._blocks: dict[int, Splits] = {}
+        self._first: dict[int, Splits] = {}
 
     @property
     def count(self) -> int:
         """The number of blocks."""
-        return len(self._blocks)
+        return len(self._split)
 
     def score(self) -> Scores:
         """The scores of all documents, in one go."""
@@ -76,17 +121,20 @@ class BlockScorer:
             CandidateError: as for `Scorer.score`.
         """
         start = time.perf_counter()
-        self._blocks[number].answer()
+        self._block(number).answer()
         return time.perf_counter() - start
 
     def collect(self, blocks: int, seconds: float = 0.0) -> Scores:
         """The scores of the first so many blocks, all of them answered or restored."""
-        part = self._scorer if blocks == self.count else self._first[blocks - 1]
-        return replace(part.collect(), seconds=seconds)
+        if blocks == self.count:
+            return replace(self._scorer.collect(), seconds=seconds)
+        if blocks not in self._first:
+            self._first[blocks] = self._scorer.only(_together(self._split[:blocks]))
+        return replace(self._first[blocks].collect(), seconds=seconds)
 
     def answers(self, number: int) -> list[list[Any]]:
         """One block's answers as plain data."""
-        return self._blocks[number].answers()
+        return self._block(number).answers()
 
     def restore(self, number: int, answers: Sequence[Sequence[Any]]) -> None:
         """Puts one block's answers back.
@@ -94,7 +142,12 @@ class BlockScorer:
         Raises:
             ValueError: they are answers to other requests.
         """
-        self._blocks[number].restore(answers)
+        self._block(number).restore(answers)
+
+    def _block(self, number: int) -> Splits:
+        if number not in self._blocks:
+            self._blocks[number] = self._scorer.only(self._split[number])
+        return self._blocks[number]
 
 
 def _together(blocks: Sequence[Documents]) -> dict[str, list[int]]:

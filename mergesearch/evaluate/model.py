@@ -57,6 +57,10 @@ class RememberingLM(HFLM):
         """Whether the last answer to the request ended at the token limit and nowhere else."""
         return request.args[0] in self._cut
 
+    def mark_cut(self, request: Instance, cut: bool) -> None:
+        """Makes `was_cut` say so, of an answer that was kept from before."""
+        (self._cut.add if cut else self._cut.discard)(request.args[0])
+
     def can_generate(self, text: str) -> bool:
         """Whether the logits after `text` are numbers: greedy decoding hides NaN, log-likelihoods show it."""
         tokens = torch.tensor([self.tok_encode(text)[-self.max_length :]], device=self.device)

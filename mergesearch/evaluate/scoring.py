@@ -122,7 +122,7 @@ class Scorer:
             self._parts = [part for task in tasks for part in _build(task, documents[task.label], options)]
             self._requests = _by_type(self._parts, shuffle)
             self._lm.tokenize(self._requests)
-        self._truncated = {task.label: self._share(task, self._lm.was_truncated) for task in self._tasks}
+        self._truncated = self._truncated_shares()
         for label, share in self._truncated.items():
             if share > _WORTH_A_WARNING:
                 log.warning("task %r: %.1f %% of its prompts are longer than the model's context", label, 100 * share)
@@ -207,11 +207,12 @@ class Scorer:
         some = [each.only(documents[each.task.label]) for each in self._parts]
         part._parts = [each for each in some if each.instances]
         part._requests = _by_type(part._parts)
+        part._truncated = part._truncated_shares()
         return part
 
     def answers(self) -> list[list[Any]]:
-        """The answers to the requests, as plain data: a few numbers or texts for each."""
-        return [list(instance.resps) for part in self._parts for instance in part.instances]
+        """The answers to the requests, as plain data: for each a few numbers or texts, and whether they were cut."""
+        return [[list(each.resps), self._lm.was_cut(each)] for part in self._parts for each in part.instances]
 
     def restore(self, answers: Sequence[Sequence[Any]]) -> None:
         """Puts back what `answers` gave, after JSON.
@@ -220,9 +221,10 @@ class Scorer:
             ValueError: they are answers to other requests.
         """
         instances = [instance for part in self._parts for instance in part.instances]
-        for instance, found in zip(instances, answers, strict=True):
+        for instance, (found, cut) in zip(instances, answers, strict=True):
             instance.resps = [tuple(answer) if isinstance(answer, list) else answer for answer in found]
             instance.filtered_resps = {}
+            self._lm.mark_cut(instance, cut)
 
     def _answer(self, request_type: str, requests: list[Instance]) -> None:
         for request in requests:
@@ -274,6 +276,9 @@ class Scorer:
             gold=None if documents.gold is None else gold.mean_probability(_first(task), documents.gold),
         )
         return score, documents
+
+    def _truncated_shares(self) -> dict[str, float]:
+        return {task.label: self._share(task, self._lm.was_truncated) for task in self._tasks}
 
     def _cut(self, task: Task) -> float:
         share = self._share(task, self._lm.was_cut)

@@ -47,7 +47,8 @@ class TrieLM(RememberingLM):
         self._tokens: list[tuple] = []
         # what is planned stays alive, as plans are found by identity
         self._planned: dict[tuple, list[Instance]] = {}
-        self._queries: dict[tuple, list[Query]] = {}
+        # by request, which is kept alive with its query
+        self._queries: dict[int, tuple[Instance, Query]] = {}
         self._plans: dict[tuple, Plan] = {}
         self._answers: dict[tuple, tuple[list[_Answers], list[int]]] = {}
         # rows: what running out of memory left of them; largest: of the batches in use
@@ -141,12 +142,13 @@ class TrieLM(RememberingLM):
         return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
 
     def _queries_of(self, requests: Sequence[Instance]) -> list[Query]:
-        key = self._key(requests)
-        if key not in self._queries:
-            super().tokenize({"loglikelihood": list(requests)})
-            self._queries[key] = [self._query(context, continuation) for _, context, continuation in self._tokens]
+        new = [request for request in requests if id(request) not in self._queries]
+        if new:
+            super().tokenize({"loglikelihood": new})
+            for request, (_, context, continuation) in zip(new, self._tokens, strict=True):
+                self._queries[id(request)] = request, self._query(context, continuation)
             self._tokens = []
-        return self._queries[key]
+        return [self._queries[id(request)][1] for request in requests]
 
     def _query(self, context: list[int], continuation: list[int]) -> Query:
         # lm-eval keeps one token more than the model takes, as the last one is only predicted

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.record import TaskScore
-from mergesearch.search.objective import Objective
+from mergesearch.search.objective import Objective, signed
 from mergesearch.search.store import objective_of
 
 CONTROL = "random control"
@@ -44,6 +44,11 @@ class History:
         """The latest trial of a baseline that has not failed; else the latest that has."""
         found = [t for t in self.trials if t.user_attrs.get("name") == name]
         return next((t for t in reversed(found) if t.state != TrialState.FAIL), found[-1] if found else None)
+
+    def signed(self, name: str) -> dict[str, float]:
+        """A baseline's figures by task, turned so that more is better; empty where it could not be scored."""
+        trial = self.named(name)
+        return {task: signed(score) for task, score in scores_of(trial).items()} if trial is not None else {}
 
     def value(self, trial: FrozenTrial) -> float | None:
         """The objective of a complete trial, also where the study keeps one for each task."""

@@ -11,20 +11,23 @@ import numpy as np
 
 from mergesearch.config import Config
 from mergesearch.engine import Engine
-from mergesearch.errors import UserError
+from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search.affine import affine_of
 from mergesearch.search.baselines import average
+from mergesearch.search.closed_forms import fisher, own_documents, regmean
 from mergesearch.search.coefficients import Coefficients
-from mergesearch.search.learned_soup import learn
-from mergesearch.search.learning import SoupSettings, hold_apart
+from mergesearch.search.history import History
+from mergesearch.search.learned_soup import learn, parent_scales
+from mergesearch.search.learning import Documents, SoupSettings, hold_apart
 from mergesearch.search.objective import Objective
 from mergesearch.space import groups_of
 
 log = logging.getLogger(__name__)
 
+CLOSED_FORMS = {"fisher": fisher, "regmean": regmean}
 # the weight of each model where there is no mix to start from
 START = 0.4
 
@@ -58,25 +61,30 @@ class Learner:
         self.documents = {label: list(ids) for label, ids in documents.items() if label in wanted}
         self.weights = wanted
         self._losses: Losses | None = None
+        self._parent_scales: dict[str, float] | None = None
 
     def learn(
-        self, per: str, start: Recipe | None, objective: Objective, state: Path, spent: Callable[[int], None]
+        self, per: str, start: Recipe | None, history: History, state: Path, spent: Callable[[int], None]
     ) -> Recipe:
         """The recipe with the coefficients that do best on the validation part of the search documents.
 
         Args:
-            per: `recipe`, `group` or `tensor`: what has coefficients of its own.
+            per: `recipe`, `group` or `tensor`: what has coefficients of its own; or `fisher` or `regmean`, the closed
+                form with coefficients for each tensor.
             start: a mix to start from; None for the configured weight.
-            objective: scores candidates where gradients do not apply.
+            history: has the objective and the parents' scores.
             state: a file for where it stands; the same call goes on from it.
             spent: told how many document evaluations each step cost.
 
         Raises:
             UserError, CandidateError: as for `learned_soup.learn`.
         """
+        if per in CLOSED_FORMS:
+            return self._closed(per, history, spent)
         coefficients = self.coefficients(per)
         optimizer = self._optimizer()
         documents, validation = hold_apart(self.documents, self.settings.validation, self.config.search.seed)
+        validation = {label: ids[: self.settings.validation_documents] for label, ids in validation.items()}
         state.parent.mkdir(parents=True, exist_ok=True)
         learned = learn(
             coefficients,
@@ -87,12 +95,32 @@ class Learner:
             documents=documents,
             validation=validation,
             weights=self.weights,
-            score=self._score(objective),
+            scales=self._scales(coefficients, validation, spent) if optimizer == "adam" else None,
+            score=self._score(history.objective),
             state=state,
             spent=spent,
             say=lambda text: self.say(f"learned soup per {per}: {text}"),
         )
         return learned.recipe
+
+    def _scales(self, coefficients: Coefficients, documents: Documents, spent: Callable[[int], None]) -> Any:
+        """What each task's loss is divided by: as the objective has it, the way from the base to the best model."""
+        if self.config.objective.scale != "parents":
+            return None
+        if self._parent_scales is None:
+            self._parent_scales = parent_scales(coefficients, self.engine, self._losses, documents, spent)
+        return self._parent_scales
+
+    def _closed(self, per: str, history: History, spent: Callable[[int], None]) -> Recipe:
+        """Fisher-weighted averaging or RegMean, from as many documents of each task as the soups look at."""
+        if self._optimizer() != "adam":
+            raise CandidateError(f"{per} needs tasks that say what is right: leave it out")
+        few = {label: ids[: self.settings.validation_documents] for label, ids in self.documents.items()}
+        scores = {name: history.signed(name) for name in self.config.models}
+        own = own_documents(few, scores)
+        coefficients = Coefficients(average(self.config), self.infos, "tensor", method="linear")
+        found = CLOSED_FORMS[per](coefficients, self.engine, self._losses, own, spent=spent)
+        return coefficients.recipe(found)
 
     def coefficients(self, per: str) -> Coefficients:
         """What is learned."""
@@ -117,7 +145,8 @@ class Learner:
         """Adam where every task says what is right; else CMA-ES, which needs scores alone."""
         if self.settings.optimizer == "adam" and self._losses is None:
             try:
-                self._losses = Losses(self.scorer, self.engine.model, self.settings.batch_size)
+                scorer = self.scorer.only(self.documents) if self.config.guard else self.scorer
+                self._losses = Losses(scorer, self.engine.model, self.settings.batch_size)
                 missing = [label for label, ids in self._losses.known(self.documents).items() if not ids]
             except UserError as error:
                 return self._without_gradients(str(error))
@@ -137,6 +166,7 @@ class Learner:
             steps=soup.steps,
             rate=soup.learning_rate,
             batch=soup.documents,
+            check=soup.look_every,
             patience=soup.patience,
             checkpointing=soup.checkpointing,
             candidates=soup.candidates,

@@ -1,19 +1,27 @@
-"""Racing: a candidate is scored block by block, and stopped once it can no longer beat the best finished one.
+"""Racing: a candidate is scored block by block, and stopped once it can hardly beat the best finished one.
 
 After each block, the objective on the documents so far is compared with the best finished trial's on the same documents
-(a paired difference D with standard error s). The question is whether D on all search documents could still come out
-above 0. These are finitely many and the blocks are drawn from them without replacement, so the error of D shrinks to
-nothing by the last block: s carries the finite population correction (Cochran, Sampling Techniques, 3rd ed. 1977,
-section 2.6). The limits D + q s after the blocks 1, 2, ... hold together with probability 1 - error (the error is
-shared out equally over the looks, Bonferroni), so it may be looked at after every block: a confidence sequence on the
-grid of looks. It is one-sided; nothing is ever stopped for being good.
+(a paired difference D with standard error s). The question is whether D on all search documents will come out above 0.
+These are finitely many and the blocks are drawn from them without replacement: what is still open is the mean of the
+rest, and the difference on all documents is D with a standard error that shrinks to nothing by the last block, s with
+the finite population correction sqrt(1 - n / N) (Cochran, Sampling Techniques, 3rd ed. 1977, section 2.6; Student's t
+with Satterthwaite's degrees of freedom over the tasks). A candidate is stopped once the chance that it still comes out
+above 0, predicted in this way, is at most `error`.
+
+It may be looked at after every block without a correction for the number of looks: given what was seen, the predicted
+chance of one fixed event is a martingale, so that among the candidates that were stopped at a chance of at most `error`
+at most that share would have won, however often one looked (such rules are called stochastic curtailment: Jennison and
+Turnbull, Group Sequential Methods, 2000, chapter 10). The chance is the model's, in which nothing is known of a
+candidate beforehand: where all candidates are as good as the best one it is too small, and where most are worse, as in
+searches, too large. results/racing.md says what comes of it over recorded scores. Nothing is ever stopped for being
+good.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -35,16 +43,16 @@ class Lead:
     Attributes:
         value: ours minus theirs.
         stderr: for the difference on all search documents.
-        fewest: documents of the task that has the fewest so far.
+        freedom: degrees of freedom of the standard error; 0 where a task has one document.
     """
 
     value: float
     stderr: float
-    fewest: int
+    freedom: float
 
     def upper(self, error: float) -> float:
         """What the difference on all search documents exceeds with probability `error` at most."""
-        return self.value + quantile(error, self.fewest - 1) * self.stderr
+        return self.value + quantile(error, self.freedom) * self.stderr if self.stderr else self.value
 
 
 def lead(ours: Documents, theirs: Documents, factors: Mapping[str, float], sizes: Mapping[str, int]) -> Lead:
@@ -55,18 +63,48 @@ def lead(ours: Documents, theirs: Documents, factors: Mapping[str, float], sizes
         factors: of each task's figure in the objective.
         sizes: the number of search documents of each task.
     """
-    value, variance = 0.0, 0.0
+    value, parts = 0.0, []
     for task, factor in factors.items():
         a, b = _aligned(ours[task], theirs[task])
-        value += factor * statistics.difference(a, b, ours[task].aggregation).value
-        variance += factor**2 * _variance(a, b, ours[task].aggregation) * (1 - len(a) / sizes[task])
-    return Lead(value, math.sqrt(max(variance, 0.0)), min(len(ours[task].ids) for task in factors))
+        value += factor * (statistics.figure(a, ours[task].aggregation) - statistics.figure(b, ours[task].aggregation))
+        rest = 1 - len(a) / sizes[task]
+        parts.append((factor**2 * _variance(a, b, ours[task].aggregation) * rest if rest else 0.0, len(a)))
+    variance = sum(part for part, _ in parts)
+    return Lead(value, math.sqrt(variance), _freedom(parts))
+
+
+def spreads(candidates: Sequence[Documents], factors: Mapping[str, float]) -> dict[str, float]:
+    """How far the objective's paired difference between candidates varies from document to document of each task.
+
+    The root mean square over all pairs of the standard deviation of their difference, in the objective's unit: what
+    `split_blocks` takes.
+
+    Args:
+        candidates: at least 2, scored on the same documents.
+        factors: of each task's figure in the objective.
+    """
+    found = {}
+    for task, factor in factors.items():
+        aggregation = candidates[0][task].aggregation
+        values = np.stack([statistics.influence(each[task].values, aggregation) for each in candidates])
+        # the mean over pairs of their difference's variance is twice the mean over documents of the variance between
+        # candidates, what the candidates differ by on average left out
+        centred = values - values.mean(axis=1, keepdims=True)
+        found[task] = abs(factor) * math.sqrt(2 * float(centred.var(axis=0, ddof=1).mean()))
+    return found
+
+
+def _freedom(parts: Sequence[tuple[float, int]]) -> float:
+    """Welch and Satterthwaite's degrees of freedom of a sum of variances, each with its number of documents."""
+    open_ = [(variance, n) for variance, n in parts if variance > 0]
+    if not open_ or any(n < 2 for _, n in open_):
+        return 0.0
+    return sum(v for v, _ in open_) ** 2 / sum(v**2 / (n - 1) for v, n in open_)
 
 
 def _aligned(ours: DocumentScores, theirs: DocumentScores) -> tuple[np.ndarray, np.ndarray]:
-    place = {document: position for position, document in enumerate(theirs.ids)}
-    both = [(position, place[document]) for position, document in enumerate(ours.ids) if document in place]
-    return ours.values[[a for a, _ in both]], theirs.values[[b for _, b in both]]
+    _, mine, other = np.intersect1d(ours.ids, theirs.ids, assume_unique=True, return_indices=True)
+    return ours.values[mine], theirs.values[other]
 
 
 def _variance(ours: np.ndarray, theirs: np.ndarray, aggregation: str) -> float:
@@ -83,7 +121,7 @@ def _variance(ours: np.ndarray, theirs: np.ndarray, aggregation: str) -> float:
     return (float(np.sum((difference - difference.mean()) ** 2)) + extreme**2) / (n - 1) / n
 
 
-def quantile(error: float, freedom: int) -> float:
+def quantile(error: float, freedom: float) -> float:
     """Student's upper quantile, z + (z^3 + z) / (4 nu) (Abramowitz and Stegun 26.7.5, first term)."""
     if freedom < 1:
         return math.inf
@@ -97,6 +135,7 @@ class Blocks(Protocol):
     count: int
     sizes: Mapping[str, int]
 
+    def arrange(self, spread: Mapping[str, float] | None) -> None: ...
     def score_block(self, number: int) -> float: ...
     def collect(self, blocks: int, seconds: float = 0.0) -> Scores: ...
     def answers(self, number: int) -> list[list[Any]]: ...
@@ -135,12 +174,12 @@ def race(
         scorer: of the live model.
         best: whom it has to beat; None lets every candidate finish.
         factors: of each task's figure in the objective.
-        error: the chance that a candidate that would have won is stopped.
+        error: stop a candidate whose chance to win is at most this.
         kept: where the answers to its blocks are kept, `BLOCK.json` each; must depend on the recipe alone.
         load: builds the candidate; called before the first block that has to be scored.
     """
     seconds, loaded = 0.0, False
-    looks = scorer.count - 1
+    last = scorer.count - 1
     for number in range(scorer.count):
         file = kept / f"{number:03d}.json"
         if not _restored(scorer, number, file):
@@ -150,11 +189,11 @@ def race(
             seconds += scorer.score_block(number)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(scorer.answers(number)))
-        if best is None or number == looks:
+        if best is None or number == last:
             continue
         scores = scorer.collect(number + 1, seconds)
         found = lead(scores.documents, best.documents, factors, scorer.sizes)
-        if found.upper(error / looks) < 0:
+        if found.upper(error) < 0:
             return Outcome(scores, number + 1, _why(scores, scorer.sizes, found, best))
     return Outcome(scorer.collect(scorer.count, seconds), scorer.count)
 
@@ -162,7 +201,11 @@ def race(
 def _restored(scorer: Blocks, number: int, file: Path) -> bool:
     if not file.is_file():
         return False
-    scorer.restore(number, json.loads(file.read_text(encoding="utf-8")))
+    try:
+        scorer.restore(number, json.loads(file.read_text(encoding="utf-8")))
+    except ValueError:
+        # answers to other blocks, as another version drew them, or half a file
+        return False
     return True
 
 

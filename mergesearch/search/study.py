@@ -24,7 +24,7 @@ from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import BASE, parent_names
 from mergesearch.search.history import History, feasible, recipe_of, scores_of
 from mergesearch.search.objective import Objective
-from mergesearch.search.racing import Best, race
+from mergesearch.search.racing import Best, race, spreads
 from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
 from mergesearch.search.strategies import Proposal, Wait, strategies_of
@@ -57,10 +57,10 @@ class Scores(Protocol):
 
 
 class Learns(Protocol):
-    """Learns the coefficients of a soup on the search documents, from the best mix so far."""
+    """Finds the coefficients of a soup on the search documents, from the best mix so far."""
 
     def learn(
-        self, per: str, start: Recipe | None, objective: Objective | None, state: Path, spent: Callable[[int], None]
+        self, per: str, start: Recipe | None, history: History, state: Path, spent: Callable[[int], None]
     ) -> Recipe: ...
 
 
@@ -116,6 +116,7 @@ class Search:
         self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
         self._began = len(self.study.get_trials(deepcopy=False))
         self.strategies = strategies_of(config, space, self.stages, learner is not None, warm, self._began)
+        self._arranged = False
 
     def run(self) -> None:
         """Scores what the budget allows; called again, goes on from what is in the storage.
@@ -215,7 +216,7 @@ class Search:
     def _learned(self, trial: optuna.Trial) -> Recipe:
         if self.learner is None:
             raise CandidateError("soups cannot be learned here")
-        spent = trial.user_attrs.get("documents_learning", 0)
+        spent = 0  # one that is taken up again tells first what it cost before
 
         def more(documents: int) -> None:
             nonlocal spent
@@ -225,7 +226,7 @@ class Search:
         start = trial.user_attrs.get("start")
         recipe = None if start is None else recipe_of(self.study.get_trials(deepcopy=False)[start])
         learning = self.folder.learning(trial.number)
-        return self.learner.learn(trial.user_attrs["per"], recipe, objective_of(self.study), learning, more)
+        return self.learner.learn(trial.user_attrs["per"], recipe, self._history(), learning, more)
 
     def _build_and_score(self, trial: optuna.Trial, recipe: Recipe) -> None:
         trial.set_user_attr("machine", self._machine)
@@ -267,6 +268,7 @@ class Search:
     def _race(self, trial: optuna.Trial, recipe: Recipe, racing: RacingConfig) -> None:
         spent: list[float] = []
         blocks = self.folder.blocks(recipe.id)
+        self._arrange()
         outcome = race(
             self.scorer,
             self._best(),
@@ -301,6 +303,19 @@ class Search:
             if self.folder.documents(trial.number).is_file():
                 return Best(trial.number, load_documents(self.folder.documents(trial.number)))
         return None
+
+    def _arrange(self) -> None:
+        """Draws the blocks once, from the parents' scores: the same for every trial, worker and start."""
+        if self._arranged:
+            return
+        if "spread" not in self.study.user_attrs:
+            wanted = set(parent_names(self.config))
+            parents = [t.number for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("name") in wanted
+                       and "scores" in t.user_attrs and self.folder.documents(t.number).is_file()]  # fmt: skip
+            found = [load_documents(self.folder.documents(number)) for number in parents]
+            self.study.set_user_attr("spread", spreads(found, self._factors()) if len(found) > 1 else None)
+        self.scorer.arrange(self.study.user_attrs["spread"])
+        self._arranged = True
 
     def _factors(self) -> dict[str, float]:
         objective = objective_of(self.study)

@@ -13,11 +13,13 @@ from mergesearch.recipe import Recipe
 from mergesearch.search.strategies.base import WAIT, Proposal, Strategy, Wait
 from mergesearch.search.strategies.baselines import Baselines
 from mergesearch.search.strategies.greedy_soup import GreedySoup
-from mergesearch.search.strategies.learned_soup import LearnedSoups
+from mergesearch.search.strategies.learned_soup import ClosedForm, LearnedSoups
 from mergesearch.search.strategies.random_control import RandomControl
 from mergesearch.search.strategies.stages import Stages
 from mergesearch.search.strategies.warm_start import WarmStart
 from mergesearch.space import Space
+
+LEARNED = ("learned_soup", "fisher", "regmean")
 
 
 def strategies_of(
@@ -42,10 +44,12 @@ def strategies_of(
         "baselines": Baselines(config, space, began),
         "greedy_soup": GreedySoup(config),
         "learned_soup": LearnedSoups(config),
+        "fisher": ClosedForm("fisher"),
+        "regmean": ClosedForm("regmean"),
         "study": stages,
         "random": RandomControl(),
     }
-    found: list[Strategy] = [made[name] for name in config.search.strategies if name != "learned_soup" or learns]
+    found: list[Strategy] = [made[name] for name in config.search.strategies if name not in LEARNED or learns]
     if warm:
         found.insert(1, WarmStart(warm, space))
     if config.search.random_control:
