@@ -113,7 +113,7 @@ class Search:
         self._machine = machine(device)
         self.study = open_study(config, folder)
         self.stages = Stages(config, space, coarse, infos, layers)
-        self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
+        self._sampler = self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
         self._began = len(self.study.get_trials(deepcopy=False))
         self.strategies = strategies_of(config, space, self.stages, learner is not None, warm, self._began)
         self._arranged = False
@@ -203,15 +203,27 @@ class Search:
     def _recipe(self, trial: optuna.Trial) -> Recipe:
         stated = trial.user_attrs.get("recipe")
         if stated:
-            return Recipe.from_data(stated, f"trial {trial.number}")
-        recipe = self._learned(trial) if "per" in trial.user_attrs else self._suggested(trial)
+            recipe = Recipe.from_data(stated, f"trial {trial.number}")
+            self._state_parameters(trial, recipe)
+            return recipe
+        recipe = self._learned(trial) if "per" in trial.user_attrs else self._space(trial).suggest(trial)
+        if "per" in trial.user_attrs:
+            self._state_parameters(trial, recipe)
         trial.set_user_attr("recipe", recipe.dump())
         trial.set_user_attr("recipe_id", recipe.id)
         return recipe
 
-    def _suggested(self, trial: optuna.Trial) -> Recipe:
-        frozen = self.study.get_trials(deepcopy=False)[trial.number]
-        return self.stages.space_of(frozen, self._history()).suggest(trial)
+    def _space(self, trial: optuna.Trial) -> Space:
+        return self.stages.space_of(self.study.get_trials(deepcopy=False)[trial.number], self._history())
+
+    def _state_parameters(self, trial: optuna.Trial, recipe: Recipe) -> None:
+        """Gives a trial whose recipe no sampler chose the parameters that would have proposed it, where the space holds
+        it, so that samplers learn from it."""
+        space = self._space(trial)
+        found = space.parameters(recipe)
+        if found is not None:
+            with self._sampler.stating(found):
+                space.suggest(trial)
 
     def _learned(self, trial: optuna.Trial) -> Recipe:
         if self.learner is None:
