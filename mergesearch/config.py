@@ -229,6 +229,16 @@ class SearchConfig(Strict):
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _what_never_ends_is_last(self) -> SearchConfig:
+        there = [name for name in self.strategies if name in ("study", "random")]
+        if len(there) > 1:
+            raise ValueError(
+                f"strategy {there[0]} goes on until the budget ends, so {there[1]} would never begin: leave one of "
+                "them out; random_control adds a random search at the end"
+            )
+        return self
+
     @property
     def strategies(self) -> list[str]:
         """The strategies in order, `auto` written out. The baselines always come first."""

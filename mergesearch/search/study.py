@@ -27,7 +27,7 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.racing import Best, race, spreads
 from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
-from mergesearch.search.strategies import Proposal, Wait, strategies_of
+from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, strategies_of
 from mergesearch.search.strategies.stages import Stages
 from mergesearch.space import Space
 
@@ -155,8 +155,8 @@ class Search:
         if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return self.study.ask()
         history = self._history()
-        for strategy in self.strategies:
-            if strategy.budgeted and history.spent:
+        for position, strategy in enumerate(self.strategies):
+            if strategy.budgeted and history.spent_but(self._kept(position, history)):
                 continue
             found = strategy.next(history)
             if isinstance(found, Wait):
@@ -165,6 +165,12 @@ class Search:
                 self._enqueue(strategy.name, found)
                 return self.study.ask()
         return None
+
+    def _kept(self, position: int, history: History) -> int:
+        """The trials that a strategy without an end leaves to those that come after it."""
+        if self.strategies[position].name not in OPEN_ENDED:
+            return 0
+        return sum(strategy.wants(history) for strategy in self.strategies[position + 1 :])
 
     def _enqueue(self, strategy: str, found: Proposal) -> None:
         attributes = {"strategy": strategy, **found.attributes}
@@ -244,7 +250,9 @@ class Search:
         trial.set_user_attr("machine", self._machine)
         if self._copy_equal(trial, recipe):
             return
-        if self.config.racing and not trial.user_attrs.get("name"):
+        # a greedy soup is compared with the soup before it, which need not be the best trial
+        raced = not trial.user_attrs.get("name") and trial.user_attrs.get("strategy") != "greedy_soup"
+        if self.config.racing and raced:
             self._race(trial, recipe, self.config.racing)
             return
         self._keep(trial, self.engine.load(recipe), self.scorer.score())

@@ -68,6 +68,9 @@ class Stages:
         self.infos, self.layers = infos, layers
         self._refine: RefineSpace | None = None
 
+    def wants(self, history: History) -> int:
+        return 0
+
     # --- which stage ---
 
     def next(self, history: History) -> Proposal | None:
