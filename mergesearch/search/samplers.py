@@ -39,7 +39,7 @@ class Choice:
 
 def _tpe(seed: int, choice: Choice) -> BaseSampler:
     # group: the space depends on the method; without it only what all trials have in common is modelled
-    return optuna.samplers.TPESampler(seed=seed, group=True)
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
 
 
 def _cmaes(seed: int, choice: Choice) -> BaseSampler:
@@ -139,6 +139,7 @@ class SeededPerTrial(BaseSampler):
         self._choice = self._choose(trial)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # of CMA-ES's x0, which Optuna 6 may drop
             self._inner = MAKERS[self._choice.name](trial_seed(self._seed, trial.number), self._choice)
         self._known = set()
         self._inner.before_trial(study, trial)
