@@ -266,12 +266,12 @@ def refined(recipe: Recipe | None = None, **keys: Any) -> RefineSpace:
 def test_refining_begins_with_the_very_recipe_and_stays_around_it(name: str) -> None:
     around = refined(methods=[name], layer_groups=2, components=["attention", "other"])
     same = around.suggest(optuna.trial.FixedTrial(around.start))
-    assert around.parameters(around.recipe) == around.start and len(around.start) == around.dimension
+    assert around.parameters(around.origin) == around.start and len(around.start) == around.dimension
     wide = space(methods=[name], layer_groups=2, components=["attention", "other"])
-    assert wide.parameters(same) == wide.parameters(around.recipe)
+    assert wide.parameters(same) == wide.parameters(around.origin)
     for trial, recipe in trials(around, 8):
         assert wide.parameters(recipe) is not None  # never outside the ranges of the whole space
-        assert [rule.label for rule in recipe.rules] == [rule.label for rule in around.recipe.rules]
+        assert [rule.label for rule in recipe.rules] == [rule.label for rule in around.origin.rules]
         assert all(t.low <= trial.params[t.name] <= t.high for t in around.turned)
         knobs = {knob.parameter.key: knob for knob in wide.knobs[name]}
         for turned in around.turned:

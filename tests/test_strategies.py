@@ -20,7 +20,7 @@ from mergesearch.actions import warm_recipes
 from mergesearch.config import Config
 from mergesearch.engine import Engine as RealEngine
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.recipe import Recipe, single_rule
+from mergesearch.recipe import Recipe, TensorInfo, single_rule
 from mergesearch.record import TaskScore
 from mergesearch.results import render, table_rows
 from mergesearch.search import store
@@ -33,7 +33,7 @@ from mergesearch.search.strategies import notes
 from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
 from mergesearch.search.strategies.stages import FIXED
 from mergesearch.search.study import Search
-from mergesearch.space import RefineSpace, SearchSpace, check_space
+from mergesearch.space import OneMethod, RefineSpace, SearchSpace, check_space
 
 MODELS = ("a", "b", "c", "d")
 ONE_TASK: dict[str, Any] = {"tasks": [{"task": "quiz"}], "objective": {"scale": "raw"}}
@@ -411,6 +411,24 @@ def test_growing_begins_with_one_group_and_splits_the_best(tmp_path: Path) -> No
     first, _ = by_stage["refine"][0].rules
     assert first.parameters == search.study.user_attrs[FIXED]["recipe"]["rules"][1]["parameters"]
     assert search.study.get_trials()[3].params["layers0-1.linear.weight.a"] == 1.0  # the coarse stage learns from it
+
+
+@pytest.mark.parametrize("depth", ["control_points", "split"])
+def test_other_depths_are_refined_within_their_space(tmp_path: Path, depth: str) -> None:
+    infos = [TensorInfo(f"layers.{n}.mlp", n, "mlp", (2, 2)) for n in range(4)]
+    space = {"methods": ["linear", "task_arithmetic"], "depth": depth}
+    config = settings(tmp_path / "run", **ONE_TASK, space=space, search={"sampler": "auto", "trials": 10})
+    searched, judge = SearchSpace(config, infos, 4), Judge(closeness(config))
+    search = Search(config, RunFolder.prepare(config), searched, judge.engine, judge, infos=infos, layers=4)
+    search.run()
+    assert [label for label, _ in stages(search)] == ["study"] * 5 + ["refine"] * 5
+    fixed = Recipe.from_data(search.study.user_attrs[FIXED]["recipe"], "test")
+    around = OneMethod(config, fixed, infos, 4)
+    refined = [t for t in made_by(search, "study") if t.user_attrs["stage"] == "refine"]
+    assert around.start == refined[0].params and "method" not in around.start
+    for trial in refined:
+        assert searched.parameters(stated(trial)) == pytest.approx({**trial.params, "method": fixed.methods[0]})
+    assert len({stated(t).id for t in refined}) == 5
 
 
 def test_random_takes_the_budget_and_the_control_comes_on_top(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from mergesearch.space.around import RefineSpace, split_rules
 from mergesearch.space.check import check_space
 from mergesearch.space.groups import Group, groups_of
 from mergesearch.space.knobs import Knob, Suggests
-from mergesearch.space.search_space import SearchSpace
+from mergesearch.space.search_space import OneMethod, SearchSpace
 from mergesearch.space.stacks import StackSpace
 
 
@@ -36,6 +36,7 @@ def space_of(config: Config, infos: list[TensorInfo], layers: int) -> Space:
 __all__ = [
     "Group",
     "Knob",
+    "OneMethod",
     "RefineSpace",
     "SearchSpace",
     "Space",

@@ -43,11 +43,12 @@ class RefineSpace:
         label: what the study calls this space; its parameters' names begin with it.
 
     Attributes:
+        origin: the recipe.
         start: the parameters that propose the recipe itself.
     """
 
     def __init__(self, config: Config, recipe: Recipe, label: str = "refine"):
-        self.config, self.recipe, self.label = config, recipe, label
+        self.config, self.origin, self.label = config, recipe, label
         self.methods = {name: methods.get(name, "the recipe") for name in recipe.methods}
         self._frozen = frozen_rules(config.space, tuple(config.models))
         self._knobs = knobs_of(config.space.model_copy(update={"ranges_for": []}), self._known())
@@ -60,13 +61,13 @@ class RefineSpace:
         return {**{name: methods.get(name, "space.methods") for name in self.config.space.methods}, **self.methods}
 
     def _names(self, rule: Rule) -> tuple[str, ...]:
-        return rule.models or tuple(self.recipe.models)
+        return rule.models or tuple(self.origin.models)
 
     def _completed(self, rule: Rule) -> dict[str, Any]:
         return self.methods[rule.method].complete(rule.parameters, self._names(rule), "the recipe")
 
     def _turned(self) -> Iterator[_Turned]:
-        for position, rule in enumerate(self.recipe.rules):
+        for position, rule in enumerate(self.origin.rules):
             if rule in self._frozen:
                 continue
             ranges = _ranges_for(rule, self.config.space)
@@ -83,7 +84,7 @@ class RefineSpace:
 
     def suggest(self, trial: Suggests) -> Recipe:
         """The recipe that a trial proposes; names of parameters read `refine.layers0-1.attention.ties.weight.code`."""
-        stated: list[dict[str, Any]] = [dict(rule.parameters) for rule in self.recipe.rules]
+        stated: list[dict[str, Any]] = [dict(rule.parameters) for rule in self.origin.rules]
         for turned in self.turned:
             value = turned.suggest(trial)
             if turned.model is None:
@@ -91,20 +92,20 @@ class RefineSpace:
             else:
                 of = stated[turned.rule].get(turned.key)
                 if not isinstance(of, dict) or turned.model not in of:
-                    of = dict(zip(self._names(self.recipe.rules[turned.rule]), self._each(turned), strict=True))
+                    of = dict(zip(self._names(self.origin.rules[turned.rule]), self._each(turned), strict=True))
                 stated[turned.rule][turned.key] = {**of, turned.model: value}
         rules = [
             rule.model_copy(update={"parameters": parameters})
-            for rule, parameters in zip(self.recipe.rules, stated, strict=True)
+            for rule, parameters in zip(self.origin.rules, stated, strict=True)
         ]
-        return self.recipe.model_copy(update={"rules": tuple(rules)})
+        return self.origin.model_copy(update={"rules": tuple(rules)})
 
     def _each(self, turned: _Turned) -> list[Any]:
         return self._complete[turned.rule][turned.key]
 
     def parameters(self, recipe: Recipe) -> dict[str, Any] | None:
         """The trial parameters of the recipe it begins with; None for every other."""
-        return dict(self.start) if recipe.id == self.recipe.id else None
+        return dict(self.start) if recipe.id == self.origin.id else None
 
     @property
     def dimension(self) -> int:

@@ -240,6 +240,34 @@ class SearchSpace:
                 yield from [f"{place.label}.{method}.{knob.parameter.key}"] * (0 if knob.fixed else count)
 
 
+class OneMethod(SearchSpace):
+    """The part of a space that has the method of one of its recipes: numbers alone, to refine from there.
+
+    Args:
+        config, infos, layers, label: as for `SearchSpace`.
+        recipe: where to begin.
+
+    Attributes:
+        origin: the recipe.
+        start: the parameters that propose it.
+
+    Raises:
+        LookupError: the space does not hold the recipe, or leaves more than numbers to choose.
+    """
+
+    def __init__(self, config: Config, recipe: Recipe, infos: Sequence[TensorInfo], layers: int, label: str = "refine"):
+        super().__init__(config, infos, layers, label)
+        point = self.parameters(recipe)
+        if point is None or config.space.method_per == "group":
+            raise LookupError("the recipe is no point of a space with one method for the recipe")
+        name = point.get("method", next(iter(self.methods)))
+        if len(self._subsets[name]) > 1:
+            raise LookupError(f"{name} leaves a choice of models")
+        self.methods = {name: self.methods[name]}
+        self.origin = recipe
+        self.start: dict[str, Any] = self.parameters(recipe) or {}
+
+
 class _NotInSpace(Exception):
     pass
 

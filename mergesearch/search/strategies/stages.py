@@ -13,7 +13,7 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search.history import History, recipe_of
 from mergesearch.search.samplers import FIXED_SPACE, Choice, distributions
 from mergesearch.search.strategies.base import Proposal
-from mergesearch.space import RefineSpace, Space, split_rules
+from mergesearch.space import OneMethod, RefineSpace, Space, split_rules
 
 # with so many trials for each of its generations, CMA-ES learns the shape of the space
 GENERATIONS = 6
@@ -49,7 +49,8 @@ class Stages:
     then the numbers of the best recipe so far, of whichever strategy, are refined by CMA-ES where the budget lasts for
     several of its generations, and by a Gaussian process where it does not. CMA-ES knows no categories, so the method
     is fixed by then. With `space.grow` the first stage has one group for the whole model, and the second starts from
-    the best recipe restated for each group.
+    the best recipe restated for each group. Where parameters vary over depth otherwise (control points, a split), the
+    second stage starts from the best recipe that is a point of the space, and has all points with its method.
 
     Args:
         config: the run's configuration.
@@ -66,7 +67,7 @@ class Stages:
     ):
         self.config, self.space, self.coarse = config, space, coarse
         self.infos, self.layers = infos, layers
-        self._refine: RefineSpace | None = None
+        self._refine: RefineSpace | OneMethod | None = None
 
     def wants(self, history: History) -> int:
         return 0
@@ -77,8 +78,10 @@ class Stages:
         stage = self.stage(history)
         attributes = {"stage": stage.label, "sampler": stage.sampler}
         mine = [t for t in history.ended(self.name) if t.user_attrs.get("stage") == stage.label]
-        if not mine and isinstance(stage.space, RefineSpace):  # where it begins is known, and scored already
-            return Proposal(stage.space.recipe, parameters=stage.space.start, attributes=attributes)
+        if not mine and isinstance(
+            stage.space, (RefineSpace, OneMethod)
+        ):  # where it begins is known, and scored already
+            return Proposal(stage.space.origin, parameters=stage.space.start, attributes=attributes)
         return Proposal(attributes=attributes)
 
     def stage(self, history: History) -> Stage:
@@ -116,14 +119,23 @@ class Stages:
 
     # --- the space around the best ---
 
-    def _refined(self, history: History) -> RefineSpace | None:
+    def _refined(self, history: History) -> RefineSpace | OneMethod | None:
         """The space around the best recipe when the first stage ended; the same for every worker and every start."""
         if self._refine is None:
             if FIXED not in history.study.user_attrs:
                 self._fix(history)
             fixed = history.study.user_attrs.get(FIXED)
-            self._refine = RefineSpace(self.config, Recipe.from_data(fixed["recipe"], FIXED)) if fixed else None
+            self._refine = self._around(Recipe.from_data(fixed["recipe"], FIXED)) if fixed else None
         return self._refine
+
+    def _around(self, recipe: Recipe) -> RefineSpace | OneMethod | None:
+        """The numbers of a recipe; where parameters vary over depth otherwise than by groups, those of the space."""
+        if self.config.space.depth == "groups":
+            return RefineSpace(self.config, recipe)
+        try:
+            return OneMethod(self.config, recipe, self.infos, self.layers)
+        except LookupError:
+            return None
 
     def _fix(self, history: History) -> None:
         """Notes where the second stage begins and who proposes in it."""
@@ -131,10 +143,12 @@ class Stages:
             recipe = recipe_of(trial)
             if recipe.stack is not None:
                 continue
-            recipe = split_rules(recipe, self.config, self.infos, self.layers)
-            dimension = RefineSpace(self.config, recipe).dimension
-            if 0 < dimension <= MOST_NUMBERS:
-                fixed = {"recipe": recipe.dump(), "sampler": self._finisher(dimension, history), "from": trial.number}
+            if self.config.space.depth == "groups":
+                recipe = split_rules(recipe, self.config, self.infos, self.layers)
+            space = self._around(recipe)
+            if space is not None and 0 < space.dimension <= MOST_NUMBERS:
+                sampler = self._finisher(space.dimension, history)
+                fixed = {"recipe": recipe.dump(), "sampler": sampler, "from": trial.number}
                 history.study.set_user_attr(FIXED, fixed)
                 return
 
@@ -153,5 +167,5 @@ class Stages:
         if name not in FIXED_SPACE:
             return Choice(name)
         space = self.space_of(trial, history)
-        start = space.start if isinstance(space, RefineSpace) else {}
+        start = space.start if isinstance(space, (RefineSpace, OneMethod)) else {}
         return Choice(name, distributions(space), start)
