@@ -193,9 +193,9 @@ class LearnedSoupConfig(Strict):
     coefficients: Literal["free", "softmax"] = "free"
     optimizer: Literal["adam", "cmaes"] = "adam"
     start: float | None = Field(None, description="the weight of each model at the start; default: the best mix so far")
-    steps: int = Field(40, ge=1)
+    steps: int = Field(60, ge=1)
     learning_rate: float = Field(0.05, gt=0)
-    documents: int = Field(8, ge=1, description="of each task, drawn for each step")
+    documents: int = Field(4, ge=1, description="of each task, drawn for each step")
     validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
     validation_documents: int = Field(32, ge=1, description="of each task, the most of them")
     look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
