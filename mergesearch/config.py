@@ -189,7 +189,10 @@ class LearnedSoupConfig(Strict):
     """Learned soup: mixing coefficients learned on the search documents."""
 
     method: Literal["task_arithmetic", "linear"] = "task_arithmetic"
-    per: list[Literal["recipe", "group", "tensor"]] = Field(["recipe", "group"], min_length=1)
+    per: list[Literal["recipe", "group", "tensor"]] = Field(["group", "tensor"], min_length=1)
+    loss: Literal["expected", "cross_entropy"] = Field(
+        "expected", description="`expected`: the chance that an answer drawn from the model is wrong"
+    )
     coefficients: Literal["free", "softmax"] = "free"
     optimizer: Literal["adam", "cmaes"] = "adam"
     start: float | None = Field(None, description="the weight of each model at the start; default: the best mix so far")

@@ -146,7 +146,7 @@ class Learner:
         if self.settings.optimizer == "adam" and self._losses is None:
             try:
                 scorer = self.scorer.only(self.documents) if self.config.guard else self.scorer
-                self._losses = Losses(scorer, self.engine.model, self.settings.batch_size)
+                self._losses = Losses(scorer, self.engine.model, self.settings.batch_size, self.settings.loss)
                 missing = [label for label, ids in self._losses.known(self.documents).items() if not ids]
             except UserError as error:
                 return self._without_gradients(str(error))
