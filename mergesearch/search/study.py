@@ -23,7 +23,7 @@ from mergesearch.record import Record, TaskScore
 from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import BASE, baselines, parent_names
 from mergesearch.search.objective import Objective
-from mergesearch.search.racing import Best, race, spreads
+from mergesearch.search.racing import OTHERS, Best, race, spreads
 from mergesearch.search.samplers import SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
 from mergesearch.space import SearchSpace
@@ -251,10 +251,15 @@ class Search:
         """The best finished trial whose documents are here and that breaks no guard."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         complete = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
-        for trial in sorted(complete, key=lambda trial: (-trial.value, trial.number)):
-            if self.folder.documents(trial.number).is_file():
-                return Best(trial.number, load_documents(self.folder.documents(trial.number)))
-        return None
+        there = [trial for trial in complete if self.folder.documents(trial.number).is_file()]
+        if not there:
+            return None
+        best = min(there, key=lambda trial: (-trial.value, trial.number))
+        # the baselines, and the latest of the others
+        named = [t.number for t in there if t.user_attrs.get("name") and t is not best]
+        late = [t.number for t in there if not t.user_attrs.get("name") and t is not best][-OTHERS:]
+        documents = [load_documents(self.folder.documents(number)) for number in (best.number, *named, *late)]
+        return Best(best.number, documents[0], documents[1:])
 
     def _arrange(self) -> None:
         """Draws the blocks once, from the parents' scores: the same for every trial, worker and start."""
