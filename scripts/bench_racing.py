@@ -40,7 +40,7 @@ SETTINGS = [
 INTRODUCTION = """\
 # Racing over recorded scores
 
-`python scripts/bench_racing.py`, {searches} simulated searches a row.
+`python scripts/bench_racing.py --searches {searches}`, {searches} simulated searches a row.
 
 *Saving*: document evaluations without racing / with it, on the proposals (baselines are never stopped) and, in
 brackets, for the whole search. *Wrongly stopped*: of those that were stopped, the ones whose full score would have made
@@ -53,6 +53,18 @@ blocks, Bonferroni's rule, which is what a confidence sequence costs. The defaul
 late in a TPE search most proposals are about as good as the best one, and there the chance is predicted too small.
 """
 
+CLOSING = """\
+## Tried and left out
+
+Measured once while the rule was made, on proposals of raced.npz in a random order, 16 blocks, error 0.01, by spread, from
+the best trial alone (saving 1.84, of those stopped 0 of 859 wrongly):
+
+- Within a task, first the documents on which the parents disagree (strata with Neyman's allocation): 1.59. The merges
+  also differ on documents on which all parents agree, and few of them are then seen.
+- A normal prior for a candidate's distance from the best one, from the candidates before it: 1.89.
+- No guard against extreme documents that have not come up yet: 2.45, and 58 of 911 wrongly stopped.
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,7 +75,7 @@ def main() -> None:
     lines = [INTRODUCTION.format(searches=arguments.searches)]
     for path in arguments.matrix:
         lines += _of_matrix(Matrix.read(path), path.name, arguments.searches)
-    arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments.out.write_text("\n".join([*lines, CLOSING]), encoding="utf-8")
 
 
 def _of_matrix(matrix: Matrix, name: str, searches: int) -> list[str]:
