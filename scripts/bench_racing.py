@@ -56,8 +56,8 @@ late in a TPE search most proposals are about as good as the best one, and there
 CLOSING = """\
 ## Tried and left out
 
-Measured once while the rule was made, on proposals of raced.npz in a random order, 16 blocks, error 0.01, by spread, from
-the best trial alone (saving 1.84, of those stopped 0 of 859 wrongly):
+Measured once while the rule was made, on proposals of raced.npz in a random order, 16 blocks, error 0.01, by spread,
+from the best trial alone (saving 1.84, of those stopped 0 of 859 wrongly):
 
 - Within a task, first the documents on which the parents disagree (strata with Neyman's allocation): 1.59. The merges
   also differ on documents on which all parents agree, and few of them are then seen.
