@@ -244,7 +244,7 @@ class RacingConfig(Strict):
 
     blocks: int = Field(16, ge=2, description="how often a candidate is looked at; the blocks of documents grow")
     error: float = Field(
-        0.01, gt=0, le=0.5, description="a candidate is stopped once its chance to become the best is at most this"
+        0.002, gt=0, le=0.5, description="a candidate is stopped once its predicted chance to win is at most this"
     )
 
 

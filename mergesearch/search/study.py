@@ -24,7 +24,7 @@ from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import BASE, parent_names
 from mergesearch.search.history import History, feasible, recipe_of, scores_of
 from mergesearch.search.objective import Objective
-from mergesearch.search.racing import Best, race, spreads
+from mergesearch.search.racing import OTHERS, Best, race, spreads
 from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
 from mergesearch.search.strategies import Proposal, Wait, strategies_of
@@ -299,10 +299,16 @@ class Search:
 
     def _best(self) -> Best | None:
         """The best finished trial whose documents are here and that breaks no guard."""
-        for trial in filter(feasible, self._history().complete()):
-            if self.folder.documents(trial.number).is_file():
-                return Best(trial.number, load_documents(self.folder.documents(trial.number)))
-        return None
+        ranked = [trial for trial in self._history().complete() if feasible(trial)]
+        there = [trial for trial in ranked if self.folder.documents(trial.number).is_file()]
+        if not there:
+            return None
+        best, rest = there[0], sorted(there[1:], key=lambda trial: trial.number)
+        # the baselines, and the latest of the others
+        named = [t.number for t in rest if t.user_attrs.get("name")]
+        late = [t.number for t in rest if not t.user_attrs.get("name")][-OTHERS:]
+        documents = [load_documents(self.folder.documents(number)) for number in (best.number, *named, *late)]
+        return Best(best.number, documents[0], documents[1:])
 
     def _arrange(self) -> None:
         """Draws the blocks once, from the parents' scores: the same for every trial, worker and start."""
