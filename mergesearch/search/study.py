@@ -21,7 +21,7 @@ from mergesearch.evaluate.scores import load_documents
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.record import Record, TaskScore
 from mergesearch.search import objective as objectives
-from mergesearch.search.baselines import BASE, parent_names
+from mergesearch.search.baselines import AVERAGE, BASE, parent_names
 from mergesearch.search.history import History, feasible, recipe_of, scores_of
 from mergesearch.search.objective import Objective
 from mergesearch.search.racing import OTHERS, Best, race, spreads
@@ -232,7 +232,8 @@ class Search:
         trial.set_user_attr("machine", self._machine)
         if self._copy_equal(trial, recipe):
             return
-        if self.config.racing and not trial.user_attrs.get("name"):
+        # the scale, the report and the races themselves need the parents and the average on all documents
+        if self.config.racing and trial.user_attrs.get("name") not in (*parent_names(self.config), AVERAGE):
             self._race(trial, recipe, self.config.racing)
             return
         self._keep(trial, self.engine.load(recipe), self.scorer.score())
