@@ -22,9 +22,10 @@ from mergesearch.recipe import Recipe
 from mergesearch.record import Record, ranked
 from mergesearch.report import Report, card
 from mergesearch.search.baselines import parent_names
-from mergesearch.search.history import History, costs, notes
+from mergesearch.search.history import History, costs
 from mergesearch.search.learner import Learner
 from mergesearch.search.store import RunFolder, open_study, read_records, records, write_atomically, write_documents
+from mergesearch.search.strategies import notes
 from mergesearch.search.study import Search, machine
 from mergesearch.space import Space, check_space, space_of
 
@@ -122,7 +123,7 @@ def words_of(run: Path) -> list[str]:
     config = folder.config()
     history = History(open_study(config, folder, create=False), config)
     objective = [f"note: {note}" for note in history.objective.notes] if history.objective else []
-    return [*objective, *(f"note: {note}" for note in notes(history)), *costs(history)]
+    return [*objective, *(f"note: {note}" for note in notes(config, history)), *costs(history)]
 
 
 def warm_recipes(config: Config, most: int = 3) -> list[Recipe]:

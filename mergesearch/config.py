@@ -189,18 +189,18 @@ class LearnedSoupConfig(Strict):
     """Learned soup: mixing coefficients learned on the search documents."""
 
     method: Literal["task_arithmetic", "linear"] = "task_arithmetic"
-    per: list[Literal["recipe", "group", "tensor"]] = Field(["group", "tensor"], min_length=1)
+    per: list[Literal["recipe", "group", "tensor"]] = Field(["tensor"], min_length=1)
     loss: Literal["expected", "cross_entropy"] = Field(
         "expected", description="`expected`: the chance that an answer drawn from the model is wrong"
     )
     coefficients: Literal["free", "softmax"] = "free"
     optimizer: Literal["adam", "cmaes"] = "adam"
     start: float | None = Field(None, description="the weight of each model at the start; default: the best mix so far")
-    steps: int = Field(60, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
+    steps: int = Field(100, ge=1)
+    learning_rate: float = Field(0.03, gt=0)
     documents: int = Field(4, ge=1, description="of each task, drawn for each step")
     validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
-    validation_documents: int = Field(32, ge=1, description="of each task, the most of them")
+    validation_documents: int = Field(64, ge=1, description="of each task, the most of them")
     look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
     patience: int = Field(2, ge=1, description="looks at the validation documents without gain that end it")
     layer_groups: int = Field(3, ge=1, description="of per: group")
@@ -231,6 +231,16 @@ class SearchConfig(Strict):
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _what_never_ends_is_last(self) -> SearchConfig:
+        there = [name for name in self.strategies if name in ("study", "random")]
+        if len(there) > 1:
+            raise ValueError(
+                f"strategy {there[0]} goes on until the budget ends, so {there[1]} would never begin: leave one of "
+                "them out; random_control adds a random search at the end"
+            )
+        return self
 
     @property
     def strategies(self) -> list[str]:

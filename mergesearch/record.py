@@ -56,6 +56,8 @@ class Record:
         infeasible: why a complete one may not win: the guard that it breaks.
         partial: for one that was pruned, each task's score on the documents so far.
         machine: device and library versions.
+        front: of a run with one objective for each task, whether no other candidate is at least as good on every task
+            and better on one.
     """
 
     number: int
@@ -73,6 +75,7 @@ class Record:
     infeasible: str | None = None
     partial: Mapping[str, TaskScore] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
+    front: bool = False
 
     @property
     def method(self) -> str:

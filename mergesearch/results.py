@@ -30,19 +30,26 @@ def table_rows(records: Sequence[Record], top: int | None = None, sort: str = "r
     Raises:
         UserError: there is no column `sort`.
     """
-    tasks = tasks_of(records)
-    if sort not in (*FIXED, *tasks):
-        raise unknown("column", sort, (*FIXED, *tasks), "--sort")
-    rows = [_row(position, record, tasks) for position, record in enumerate(ranked(records), start=1)]
+    tasks, fronts = tasks_of(records), has_front(records)
+    columns = (*FIXED, *["front"] * fronts, *tasks)
+    if sort not in columns:
+        raise unknown("column", sort, columns, "--sort")
+    rows = [_row(position, record, tasks, fronts) for position, record in enumerate(ranked(records), start=1)]
     known = [row for row in rows if row[sort] is not None]
-    best_first = sort == "objective" or (sort in tasks and tasks[sort].higher_is_better)
+    best_first = sort in ("objective", "front") or (sort in tasks and tasks[sort].higher_is_better)
     known.sort(key=lambda row: row[sort], reverse=best_first)
     return (known + [row for row in rows if row[sort] is None])[:top]
 
 
-def _row(position: int, record: Record, tasks: Mapping[str, TaskScore]) -> dict[str, Any]:
+def has_front(records: Sequence[Record]) -> bool:
+    """Whether the records are of a run with one objective for each task."""
+    return any(record.front for record in records)
+
+
+def _row(position: int, record: Record, tasks: Mapping[str, TaskScore], fronts: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
         "rank": position if record.objective is not None and not record.infeasible else None,
+        **({"front": record.front} if fronts else {}),
         "trial": record.number,
         "objective": record.objective,
         "objective_stderr": record.stderr,
@@ -72,16 +79,17 @@ def render(records: Sequence[Record], form: str = "text", top: int | None = None
         return json.dumps(rows, indent=1)
     if form == "csv":
         return _csv(rows)
-    titles = [_title(column, tasks) for column in _columns(tasks)]
+    columns = _columns(tasks, has_front(records))
+    titles = [_title(column, tasks) for column in columns]
     if form == "md":
-        return _markdown(titles, [[_cell(row, column) for column in _columns(tasks)] for row in rows])
+        return _markdown(titles, [[_cell(row, column) for column in columns] for row in rows])
     # one error bar a row keeps the table within a terminal
-    cells = [[_cell(row, column, with_error=column == "objective") for column in _columns(tasks)] for row in rows]
+    cells = [[_cell(row, column, with_error=column == "objective") for column in columns] for row in rows]
     return _rich([title.replace(" ", "\n", 1) for title in titles], cells, rows)
 
 
-def _columns(tasks: Mapping[str, TaskScore]) -> list[str]:
-    return ["rank", "trial", "objective", *tasks, "method", "seconds", "state"]
+def _columns(tasks: Mapping[str, TaskScore], fronts: bool) -> list[str]:
+    return ["rank", *["front"] * fronts, "trial", "objective", *tasks, "method", "seconds", "state"]
 
 
 def _title(column: str, tasks: Mapping[str, TaskScore]) -> str:
@@ -97,6 +105,8 @@ def _cell(row: Mapping[str, Any], column: str, with_error: bool = True) -> str:
         return f"{value}: {row['error']}"
     if value is None:
         return "-"
+    if column == "front":
+        return "*" if value else ""
     if column == "seconds":
         return f"{value:.2f}"
     if isinstance(value, float):

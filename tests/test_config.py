@@ -33,7 +33,11 @@ def test_defaults_are_those_of_the_readme(path: Path) -> None:
     assert read.folder == Path("results/small")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file",
+    sorted((ROOT / "configs").glob("*.yaml")) + sorted((ROOT / "configs" / "search").glob("*.yaml")),
+    ids=lambda f: f.name,
+)
 def test_shipped_configurations_are_valid(file: Path) -> None:
     config.read(file)
 

@@ -97,11 +97,16 @@ class History:
     @property
     def spent(self) -> bool:
         """Whether one of the budgets is used up."""
+        return self.spent_but(0)
+
+    def spent_but(self, kept: int) -> bool:
+        """Whether one of the budgets is used up but for what so many trials need, as trials have been so far."""
         budget = self.config.search
+        hours = kept * self.hours / max(1, len(self.trials)) if kept and budget.hours is not None else 0.0
         return (
-            self.proposals >= budget.trials
-            or (budget.documents is not None and self.documents >= budget.documents)
-            or (budget.hours is not None and self.hours >= budget.hours)
+            self.proposals >= budget.trials - kept
+            or (budget.documents is not None and self.documents >= budget.documents - kept * self.documents_each)
+            or (budget.hours is not None and self.hours >= budget.hours - hours)
         )
 
 
@@ -134,11 +139,6 @@ def _left(history: History, seconds: float) -> str:
         parts[f"{budget.hours - history.hours:.2f} h"] = (budget.hours - history.hours) * 3600 / max(seconds, 1e-9)
     buys = max(1, round(min(parts.values())))
     return f"{', '.join(parts)}: about {buys} candidates, {buys * each:,} document evaluations, {buys * seconds:.0f} s"
-
-
-def notes(history: History) -> list[str]:
-    """What the strategies have to say."""
-    return [text for key, text in history.study.user_attrs.items() if key.startswith("note:")]
 
 
 def scores_of(trial: FrozenTrial) -> dict[str, TaskScore]:

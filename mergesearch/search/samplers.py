@@ -6,9 +6,10 @@ propose the same.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,7 @@ class Choice:
 
 def _tpe(seed: int, choice: Choice) -> BaseSampler:
     # group: the space depends on the method; without it only what all trials have in common is modelled
-    return optuna.samplers.TPESampler(seed=seed, group=True)
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
 
 
 def _cmaes(seed: int, choice: Choice) -> BaseSampler:
@@ -125,11 +126,22 @@ class SeededPerTrial(BaseSampler):
         self._inner: BaseSampler = optuna.samplers.RandomSampler(seed=seed)
         self._choice = Choice("random")
         self._known: set[str] = set()
+        self._stated: Mapping[str, Any] = {}
+
+    @contextlib.contextmanager
+    def stating(self, parameters: Mapping[str, Any]) -> Iterator[None]:
+        """While it lasts, suggestions are answered with these: a trial whose recipe is known gets its parameters."""
+        self._stated = parameters
+        try:
+            yield
+        finally:
+            self._stated = {}
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._choice = self._choose(trial)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # of CMA-ES's x0, which Optuna 6 may drop
             self._inner = MAKERS[self._choice.name](trial_seed(self._seed, trial.number), self._choice)
         self._known = set()
         self._inner.before_trial(study, trial)
@@ -150,6 +162,8 @@ class SeededPerTrial(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        if param_name in self._stated:
+            return self._stated[param_name]
         # a trial that was killed while it was being proposed has some parameters already: draw them again, so that the
         # remaining ones are those it would have had
         for name in trial.params:

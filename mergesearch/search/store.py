@@ -6,7 +6,8 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,20 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
 def records(study: optuna.Study) -> list[Record]:
     """Every trial of the study, by number."""
     objective = objective_of(study)
-    return [to_record(trial, objective) for trial in study.get_trials(deepcopy=False)]
+    found = [to_record(trial, objective) for trial in study.get_trials(deepcopy=False)]
+    return with_front(found, objective) if objective and len(study.directions) > 1 else found
+
+
+def with_front(found: Sequence[Record], objective: Objective) -> list[Record]:
+    """The same records, those marked that no other dominates: among the complete ones that keep every guard."""
+    free = {r.number: objective.values(r.scores) for r in found if r.objective is not None and not r.infeasible}
+    front = {number for number, mine in free.items() if not any(dominates(other, mine) for other in free.values())}
+    return [replace(record, front=record.number in front) for record in found]
+
+
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether `one` is nowhere less than `other` and somewhere more."""
+    return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))
 
 
 def read_records(path: str | Path) -> tuple[Config, list[Record], Objective | None]:

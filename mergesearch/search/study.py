@@ -27,7 +27,7 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.racing import OTHERS, Best, race, spreads
 from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
-from mergesearch.search.strategies import Proposal, Wait, strategies_of
+from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, strategies_of
 from mergesearch.search.strategies.stages import Stages
 from mergesearch.space import Space
 
@@ -113,7 +113,7 @@ class Search:
         self._machine = machine(device)
         self.study = open_study(config, folder)
         self.stages = Stages(config, space, coarse, infos, layers)
-        self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
+        self._sampler = self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
         self._began = len(self.study.get_trials(deepcopy=False))
         self.strategies = strategies_of(config, space, self.stages, learner is not None, warm, self._began)
         self._arranged = False
@@ -155,8 +155,8 @@ class Search:
         if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return self.study.ask()
         history = self._history()
-        for strategy in self.strategies:
-            if strategy.budgeted and history.spent:
+        for position, strategy in enumerate(self.strategies):
+            if strategy.budgeted and history.spent_but(self._kept(position, history)):
                 continue
             found = strategy.next(history)
             if isinstance(found, Wait):
@@ -165,6 +165,12 @@ class Search:
                 self._enqueue(strategy.name, found)
                 return self.study.ask()
         return None
+
+    def _kept(self, position: int, history: History) -> int:
+        """The trials that a strategy without an end leaves to those that come after it."""
+        if self.strategies[position].name not in OPEN_ENDED:
+            return 0
+        return sum(strategy.wants(history) for strategy in self.strategies[position + 1 :])
 
     def _enqueue(self, strategy: str, found: Proposal) -> None:
         attributes = {"strategy": strategy, **found.attributes}
@@ -203,15 +209,27 @@ class Search:
     def _recipe(self, trial: optuna.Trial) -> Recipe:
         stated = trial.user_attrs.get("recipe")
         if stated:
-            return Recipe.from_data(stated, f"trial {trial.number}")
-        recipe = self._learned(trial) if "per" in trial.user_attrs else self._suggested(trial)
+            recipe = Recipe.from_data(stated, f"trial {trial.number}")
+            self._state_parameters(trial, recipe)
+            return recipe
+        recipe = self._learned(trial) if "per" in trial.user_attrs else self._space(trial).suggest(trial)
+        if "per" in trial.user_attrs:
+            self._state_parameters(trial, recipe)
         trial.set_user_attr("recipe", recipe.dump())
         trial.set_user_attr("recipe_id", recipe.id)
         return recipe
 
-    def _suggested(self, trial: optuna.Trial) -> Recipe:
-        frozen = self.study.get_trials(deepcopy=False)[trial.number]
-        return self.stages.space_of(frozen, self._history()).suggest(trial)
+    def _space(self, trial: optuna.Trial) -> Space:
+        return self.stages.space_of(self.study.get_trials(deepcopy=False)[trial.number], self._history())
+
+    def _state_parameters(self, trial: optuna.Trial, recipe: Recipe) -> None:
+        """Gives a trial whose recipe no sampler chose the parameters that would have proposed it, where the space holds
+        it, so that samplers learn from it."""
+        space = self._space(trial)
+        found = space.parameters(recipe)
+        if found is not None:
+            with self._sampler.stating(found):
+                space.suggest(trial)
 
     def _learned(self, trial: optuna.Trial) -> Recipe:
         if self.learner is None:
@@ -232,11 +250,16 @@ class Search:
         trial.set_user_attr("machine", self._machine)
         if self._copy_equal(trial, recipe):
             return
-        # the scale, the report and the races themselves need the parents and the average on all documents
-        if self.config.racing and trial.user_attrs.get("name") not in (*parent_names(self.config), AVERAGE):
+        if self.config.racing and self._may_race(trial):
             self._race(trial, recipe, self.config.racing)
             return
         self._keep(trial, self.engine.load(recipe), self.scorer.score())
+
+    def _may_race(self, trial: optuna.Trial) -> bool:
+        """Scale, report and the races themselves need the parents and the average on all documents; a greedy soup is
+        compared with the soup before it, which need not be the best trial."""
+        named = trial.user_attrs.get("name") in (*parent_names(self.config), AVERAGE)
+        return not named and trial.user_attrs.get("strategy") != "greedy_soup"
 
     def _keep(self, trial: optuna.Trial, merge_seconds: float, found: DocumentScores) -> None:
         found.save_documents(self.folder.documents(trial.number))

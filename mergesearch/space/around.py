@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergesearch import methods
-from mergesearch.config import Config
+from mergesearch.config import Config, SpaceConfig
 from mergesearch.methods import Parameter
-from mergesearch.recipe import Recipe, Rule, TensorInfo
-from mergesearch.space.groups import Group, frozen_rules, groups_of
+from mergesearch.recipe import COMPONENTS, Recipe, Rule, TensorInfo
+from mergesearch.space.groups import Group, frozen_rules, groups_of, selects
 from mergesearch.space.knobs import Knob, Suggests, knobs_of
 
 # of the range that the whole space has for a number, how much lies on each side of where it is
@@ -69,7 +69,8 @@ class RefineSpace:
         for position, rule in enumerate(self.recipe.rules):
             if rule in self._frozen:
                 continue
-            for knob in self._knobs[rule.method]:
+            ranges = _ranges_for(rule, self.config.space)
+            for knob in (knob.within(ranges) for knob in self._knobs[rule.method]):
                 if knob.fixed:
                     continue
                 key, stated = knob.parameter.key, self._complete[position][knob.parameter.key]
@@ -122,16 +123,31 @@ def _bounds(knob: Knob, value: float) -> tuple[float, float]:
     return (round(low), round(high)) if parameter.kind == "int" else (low, high)
 
 
+def _ranges_for(rule: Rule, space: SpaceConfig) -> dict[str, tuple[float, float]]:
+    """The ranges of its own that a rule has: of the first selector that selects all that it can cover."""
+    for narrow in space.ranges_for:
+        layers = narrow.layers is None or (
+            rule.layers is not None and narrow.layers[0] <= rule.layers[0] and rule.layers[1] <= narrow.layers[1]
+        )
+        if layers and (narrow.components is None or set(rule.components or COMPONENTS) <= set(narrow.components)):
+            return narrow.ranges()
+    return {}
+
+
 def split_rules(recipe: Recipe, config: Config, infos: Sequence[TensorInfo], layers: int) -> Recipe:
-    """The same merge stated for each of the space's groups, so that each can go its own way from there.
+    """The same merge stated for each of the space's groups, so that each can go its own way from there; what the space
+    freezes is frozen.
 
     Rules that name groups already stay as they are.
     """
-    space = config.space
-    if space.layer_groups == 1 and space.components == ["all"]:
-        return recipe
-    groups = groups_of(infos, layers, space.layer_groups, space.components)
-    rules = [part for rule in recipe.rules for part in (_split(rule, groups) if _whole(rule) else [rule])]
+    space, rules = config.space, list(recipe.rules)
+    if space.layer_groups > 1 or space.components != ["all"]:
+        free = [info for info in infos if not any(selects(frozen, info) for frozen in space.freeze)]
+        groups = groups_of(free, layers, space.layer_groups, space.components)
+        rules = [part for rule in rules for part in (_split(rule, groups) if _whole(rule) else [rule])]
+    frozen = frozen_rules(space, tuple(config.models))
+    if rules[: len(frozen)] != frozen:
+        rules = [*frozen, *rules]
     return recipe.model_copy(update={"rules": tuple(rules)})
 
 

@@ -24,6 +24,11 @@ def check_space(config: Config) -> None:
 
 def _check_depth(config: Config) -> None:
     space = config.space
+    if space.grow and (space.depth != "groups" or space.stack):
+        raise UserError(f"space.grow refines {'a stack' if space.stack else f'depth {space.depth}'} no further: leave "
+                        "one of them out; grow goes with layer_groups and components")  # fmt: skip
+    if space.grow and config.objective.pareto:
+        raise UserError("space.grow refines around the one best recipe, and objective is pareto: leave one of them out")
     if space.depth == "groups":
         return
     if space.layer_groups > 1:
@@ -40,9 +45,9 @@ def _check_sampler(config: Config) -> None:
     space, sampler = config.space, config.search.sampler
     if "study" not in config.search.strategies:
         return
-    if sampler == "cmaes" and (len(space.methods) > 1 or space.stack or _chooses_models(config)):
+    if sampler in ("cmaes", "gp") and (len(space.methods) > 1 or space.stack or _chooses_models(config)):
         raise UserError(
-            f"search.sampler is cmaes, which chooses no methods or models ({', '.join(space.methods)}): name "
+            f"search.sampler is {sampler}, which chooses no methods or models ({', '.join(space.methods)}): name "
             "one method that takes all models, or set sampler to auto"
         )
     if config.objective.pareto and sampler in ("cmaes",):

@@ -82,6 +82,7 @@ class SearchSpace:
         self.groups = groups_of(self._free(), layers, config.space.layer_groups, config.space.components)
         if not self.groups:
             raise UserError("space.freeze leaves no tensor to search for: freeze fewer")
+        self._check_narrow()
         self.places = self._places()
         self.knobs = knobs_of(config.space, self.methods)
 
@@ -94,16 +95,27 @@ class SearchSpace:
         if space.depth == "groups":
             return [Place(g.label, g.component, g.members, g.layers[0], self._narrow(g)) for g in self.groups]
         if space.depth == "split":
-            where = {"below": 0, "above": self.layers - 1}
+            where = {"below": 0, "above": self.layers - 1} if self.layers > 1 else {"below": 0}
         else:
             last = min(space.control_points, self.layers) - 1
-            where = {f"depth{n}": round(n * (self.layers - 1) / last) for n in range(last + 1)}
+            where = {f"depth{n}": round(n * (self.layers - 1) / max(1, last)) for n in range(last + 1)}
         members = component_members(space.components, self._free())
         return [
             Place(component_label(name, component), component, names, at, self._narrow_component(names))
             for name, at in where.items()
             for component, names in members.items()
         ]
+
+    def _check_narrow(self) -> None:
+        """`UserError` where `ranges_for` cuts through a group, whose tensors share their parameters."""
+        for position, narrow in enumerate(self.config.space.ranges_for):
+            for group in self.groups:
+                inside = [selects(narrow, info) for info in self._free() if group.covers(info)]
+                if any(inside) and not all(inside):
+                    raise UserError(
+                        f"space.ranges_for.{position} selects a part of the group {group.label}, which has one set of "
+                        "parameters: select all of it, or set layer_groups and components so that it falls apart there"
+                    )
 
     def _narrow(self, group: Group) -> dict[str, tuple[float, float]]:
         """The ranges of its own that a group has: of the first selector that selects all of its tensors."""

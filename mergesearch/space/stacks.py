@@ -56,7 +56,7 @@ class StackSpace:
         for layer in range(self.layers):
             source = trial.suggest_categorical(f"layer{layer}.model", list(self.sources))
             times = self._repeats(trial, layer)
-            scale = self._scale(trial, layer) if times != 1 or self.stack.scale[0] == self.stack.scale[1] else 1.0
+            scale = self._scale(trial, layer) if times > 1 else 1.0
             stack += [{source: (layer, layer)}] * times
             scales += [scale] * times
         if not stack:  # every layer was skipped: the shallowest stack there is

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
+from mergesearch.search.history import History
 from mergesearch.search.strategies.base import WAIT, Proposal, Strategy, Wait
 from mergesearch.search.strategies.baselines import Baselines
 from mergesearch.search.strategies.greedy_soup import GreedySoup
@@ -20,6 +21,8 @@ from mergesearch.search.strategies.warm_start import WarmStart
 from mergesearch.space import Space
 
 LEARNED = ("learned_soup", "fisher", "regmean")
+# these go on as long as the budget does
+OPEN_ENDED = ("study", "random")
 
 
 def strategies_of(
@@ -57,4 +60,11 @@ def strategies_of(
     return found
 
 
-__all__ = ["WAIT", "Proposal", "Strategy", "Wait", "strategies_of"]
+def notes(config: Config, history: History) -> list[str]:
+    """What the strategies have to say about what they found."""
+    if "greedy_soup" not in config.search.strategies:
+        return []
+    return [text for text in [GreedySoup(config).words(history)] if text]
+
+
+__all__ = ["OPEN_ENDED", "WAIT", "Proposal", "Strategy", "Wait", "notes", "strategies_of"]

@@ -48,3 +48,7 @@ class Strategy(Protocol):
     def next(self, history: History) -> Proposal | Wait | None:
         """What to score next; None once there is nothing more to do."""
         ...
+
+    def wants(self, history: History) -> int:
+        """How many more trials of the budget it may need, which earlier strategies without an end leave to it."""
+        ...

@@ -35,6 +35,9 @@ class Baselines:
             return WAIT
         return self._slerp(history) if self._wants_slerp(there) else None
 
+    def wants(self, history: History) -> int:
+        return 0
+
     def _wants_slerp(self, there: set[str | None]) -> bool:
         # with two models the sphere's middle is what slerp's own range begins with, and still a baseline
         return self.config.search.defaults and len(self.config.models) >= 2 and SLERP not in there

@@ -63,18 +63,40 @@ class GreedySoup:
         self.settings = config.search.greedy_soup
 
     def next(self, history: History) -> Proposal | Wait | None:
-        ingredients = self._ingredients(history)
+        if self.settings.trials and any(not t.state.is_finished() for t in history.trials[: self._first(history)]):
+            return WAIT  # other workers are at trials that may be ingredients
         try:
-            soup = greedy(ingredients, lambda mix: self._score(mix, history))
+            self._soup(history)
         except _Missing as missing:
             return self._propose(missing.soup, history)
-        self._say(soup, history)
         return None
+
+    def wants(self, history: History) -> int:
+        """At most as many trials as there may be ingredients left to try."""
+        most = len(self.config.models) + self.settings.trials - 1
+        return 0 if self.words(history) else max(0, most - len(history.ended(self.name)))
+
+    def words(self, history: History) -> str | None:
+        """What the soup is, once it is known."""
+        try:
+            names = [ingredient.name for ingredient in self._soup(history)]
+        except _Missing:
+            return None
+        if len(names) == 1:
+            return f"greedy soup: only {names[0]} stays: every other ingredient makes it worse on the search documents"
+        return f"greedy soup: {', '.join(names)} stay, equally weighted" if names else None
+
+    def _soup(self, history: History) -> list[Ingredient]:
+        return greedy(self._ingredients(history), lambda mix: self._score(mix, history))
+
+    def _first(self, history: History) -> int:
+        """The number of the first soup; of the next trial before there is one."""
+        return min((t.number for t in history.ended(self.name)), default=len(history.trials))
 
     def _ingredients(self, history: History) -> list[Ingredient]:
         trials = [(name, history.named(name)) for name in self.config.models]
         # what was chosen when the first soup was proposed stays chosen
-        first = min((t.number for t in history.ended(self.name)), default=len(history.trials))
+        first = self._first(history)
         others = [t for t in history.complete() if not t.user_attrs.get("name") and t.number < first]
         trials += self._mixable(others)[: self.settings.trials]
         scored = [(name, t, history.value(t)) for name, t in trials if t is not None]
@@ -118,17 +140,6 @@ class GreedySoup:
             return recipe_of(self.config, single_rule("linear", weight=weights))
         mean = Affine.mean([ingredient.affine for ingredient in mix])
         return recipe_of(self.config, mean.rules(models))
-
-    def _say(self, soup: Sequence[Ingredient], history: History) -> None:
-        key = "note:greedy_soup"
-        if key in history.study.user_attrs or not soup:
-            return
-        names = [ingredient.name for ingredient in soup]
-        if len(names) == 1:
-            text = f"greedy soup: only {names[0]} stays: every other ingredient makes it worse on the search documents"
-        else:
-            text = f"greedy soup: {', '.join(names)} stay, equally weighted"
-        history.study.set_user_attr(key, text)
 
 
 __all__ = ["GreedySoup", "Ingredient", "greedy"]

@@ -24,6 +24,9 @@ class ClosedForm:
     def next(self, history: History) -> Proposal | None:
         return None if history.ended(self.name) else Proposal(attributes={"per": self.name})
 
+    def wants(self, history: History) -> int:
+        return 0 if history.ended(self.name) else 1
+
 
 class LearnedSoups:
     """The soups that `search.learned_soup` asks for. Their recipes are found by the worker that takes the trial."""
@@ -40,6 +43,10 @@ class LearnedSoups:
             if per not in there:
                 return Proposal(attributes={"per": per, "start": self._start(history)})
         return None
+
+    def wants(self, history: History) -> int:
+        there = {t.user_attrs.get("per") for t in history.ended(self.name)}
+        return len(set(self.config.search.learned_soup.per) - there)
 
     def _start(self, history: History) -> int | None:
         """The trial to start from: the best mix in which every model takes part; None for the configured weight.

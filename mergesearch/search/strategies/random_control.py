@@ -22,3 +22,6 @@ class RandomControl:
         if self._like_others and len(history.ended(CONTROL)) >= history.proposals:
             return None
         return Proposal(attributes={"stage": "random"})
+
+    def wants(self, history: History) -> int:
+        return 0

@@ -70,6 +70,9 @@ class Stages:
         self.infos, self.layers = infos, layers
         self._refine: RefineSpace | None = None
 
+    def wants(self, history: History) -> int:
+        return 0
+
     # --- which stage ---
 
     def next(self, history: History) -> Proposal | None:
@@ -147,11 +150,11 @@ class Stages:
     # --- what a trial of the study is proposed with ---
 
     def space_of(self, trial: FrozenTrial, history: History) -> Space:
-        """The space that a trial was, or is to be, proposed from."""
+        """The space that a trial was, or is to be, proposed from; of other strategies', that of the first stage."""
         label = trial.user_attrs.get("stage")
         if label == "refine":
             return self._refined(history) or self.space
-        return self.coarse if label == "coarse" and self.coarse else self.space
+        return self.space if label in ("study", "random") or not self.coarse else self.coarse
 
     def choice(self, trial: FrozenTrial, history: History) -> Choice:
         """The sampler that proposes a trial."""

@@ -25,9 +25,15 @@ class WarmStart:
         self.recipes, self.space = recipes, space
 
     def next(self, history: History) -> Proposal | None:
+        left = self._left(history)
+        if not left:
+            return None
+        found = self.space.parameters(left[0]) if self.space else None
+        return Proposal(left[0], parameters=found or {})
+
+    def wants(self, history: History) -> int:
+        return len(self._left(history))
+
+    def _left(self, history: History) -> list[Recipe]:
         there = {t.user_attrs.get("recipe_id") for t in history.ended(self.name)}
-        for recipe in self.recipes:
-            if recipe.id not in there:
-                found = self.space.parameters(recipe) if self.space else None
-                return Proposal(recipe, parameters=found or {})
-        return None
+        return [recipe for recipe in self.recipes if recipe.id not in there]

@@ -1,0 +1,156 @@
+"""Every file of configs/search, run in small: two models, two tasks, a handful of documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergesearch import actions, config, materials
+from mergesearch.actions import Session, export_trial, prepare, words_of
+from mergesearch.recipe import Recipe
+from mergesearch.record import Record
+from mergesearch.results import render
+from mergesearch.search.history import CONTROL
+from mergesearch.search.store import read_records
+
+FOLDER = Path(__file__).parent.parent / "configs" / "search"
+SMALL = [
+    "models={code: zoo:code, names: zoo:names}",
+    "tasks=[{task: zoo_code, metric: acc, limit: 4}, {task: zoo_names, metric: acc, limit: 4}]",
+    "dtype=float32",
+    "device=cpu",
+    "search.defaults=false",
+    "search.learned_soup.steps=1",
+    "search.learned_soup.documents=1",
+    "search.learned_soup.validation_documents=2",
+    "search.learned_soup.candidates=3",
+]
+# what is set besides, for each file
+TRIALS = {"auto": 7, "grow": 4, "greedy_soup": 5, "study-cmaes": 4, "random_control": 2, "racing": 4}
+OVERRIDES = {
+    "guard": ["guard.0.task=zoo_code", "guard.0.metric=null", "guard.0.limit=null", "guard.0.max_drop=0.0"],
+    "documents": ["search.documents=34", "search.strategy=[greedy_soup, study]"],
+}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Any:
+    """Parents and tasks are read once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("load_pool", "load_tasks"):
+            patch.setattr(actions, name, _once(getattr(materials, name)))
+        yield
+
+
+def _once(load: Callable[[config.Config], Any]) -> Callable[[config.Config], Any]:
+    kept: list[Any] = []
+
+    def loaded(settings: config.Config) -> Any:
+        if not kept:
+            kept.append(load(settings))
+        return kept[0]
+
+    return loaded
+
+
+def run(name: str, folder: Path) -> tuple[Session, list[Record]]:
+    overrides = [*SMALL, f"output={folder}", f"search.trials={TRIALS.get(name, 3)}", *OVERRIDES.get(name, [])]
+    session = prepare(config.read(FOLDER / f"{name}.yaml", overrides))
+    session.search.run()
+    return session, read_records(folder)[1]
+
+
+def strategies(session: Session) -> list[str]:
+    return [t.user_attrs["strategy"] for t in session.search.study.get_trials()][4:]
+
+
+def recipes(found: list[Record]) -> list[Recipe]:
+    return [Recipe.from_data(dict(r.recipe or {}), "test") for r in found if not r.name]
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
+def test_each_file_runs(name: str, tmp_path: Path, shared: Any) -> None:
+    session, found = run(name, tmp_path / "run")
+    assert {r.state for r in found} <= {"complete", "pruned"}, [r.error for r in found if r.error]
+    assert [r.name for r in found[:4]] == ["base", "code", "names", "average"]
+    assert len(found) > 4 or name == "baselines"
+    assert render(found, "md").count("\n") == len(found) + 1
+    assert "cost: " in "\n".join(words_of(tmp_path / "run"))
+    CHECKS.get(name, lambda session, found, folder: None)(session, found, tmp_path / "run")
+
+
+def _auto(session: Session, found: list[Record], folder: Path) -> None:
+    assert list(dict.fromkeys(strategies(session))) == ["greedy_soup", "learned_soup", "study"]
+    assert any("greedy soup" in line for line in words_of(folder))
+
+
+def _greedy_soup(session: Session, found: list[Record], folder: Path) -> None:
+    assert set(strategies(session)) == {"random", "greedy_soup"}
+
+
+def _learned(session: Session, found: list[Record], folder: Path) -> None:
+    assert all(t.user_attrs["documents_learning"] > 0 for t in session.search.study.get_trials()[4:])
+
+
+def _control(session: Session, found: list[Record], folder: Path) -> None:
+    assert strategies(session) == ["study"] * 2 + [CONTROL] * 2
+
+
+def _pareto(session: Session, found: list[Record], folder: Path) -> None:
+    marked = [r.number for r in found if r.front]
+    assert marked and "front" in render(found, "md").splitlines()[0]
+    out = folder.parent / "out"
+    export_trial(folder, out, str(marked[-1]))
+    assert (out / "model.safetensors").is_file()
+
+
+def _control_points(session: Session, found: list[Record], folder: Path) -> None:
+    assert all([rule.layers for rule in r.rules][::2] == [(n, n) for n in range(4)] for r in recipes(found))
+
+
+def _split(session: Session, found: list[Record], folder: Path) -> None:
+    sampled = [t for t in session.search.study.get_trials()[4:] if t.user_attrs["stage"] == "study"]
+    assert sampled and all("split" in t.params for t in sampled)
+
+
+def _groups(session: Session, found: list[Record], folder: Path) -> None:
+    for recipe in recipes(found):
+        assert recipe.rules[0].components == ("embedding", "norm")
+        assert recipe.rules[0].parameters == {"weight": 0.0}
+
+
+def _grow(session: Session, found: list[Record], folder: Path) -> None:
+    assert [len(r.rules) for r in recipes(found)] == [1, 1, 6, 6]
+
+
+def _stack(session: Session, found: list[Record], folder: Path) -> None:
+    assert all(4 <= len(r.stack) <= 8 for r in recipes(found))
+
+
+def _guard(session: Session, found: list[Record], folder: Path) -> None:
+    assert all("zoo_code" in t.constraints for t in session.search.study.get_trials())
+
+
+def _documents(session: Session, found: list[Record], folder: Path) -> None:
+    assert len(found) < 12 and sum(s.documents for r in found for s in r.scores.values()) >= 34
+
+
+CHECKS: dict[str, Callable[[Session, list[Record], Path], None]] = {
+    "auto": _auto,
+    "greedy_soup": _greedy_soup,
+    "learned_soup": _learned,
+    "learned_soup-cmaes": _learned,
+    "closed_forms": _learned,
+    "random_control": _control,
+    "pareto": _pareto,
+    "control_points": _control_points,
+    "split": _split,
+    "groups": _groups,
+    "grow": _grow,
+    "stack": _stack,
+    "guard": _guard,
+    "documents": _documents,
+}

@@ -1,0 +1,530 @@
+"""The strategies over stand-ins for engine and scorer: what they propose, in what order, the same after a kill."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import test_racing
+from test_racing import Live
+from test_search import INFOS, Engine, Found, Scorer, settings
+
+from mergesearch.actions import warm_recipes
+from mergesearch.config import Config
+from mergesearch.engine import Engine as RealEngine
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.recipe import Recipe, single_rule
+from mergesearch.record import TaskScore
+from mergesearch.results import render, table_rows
+from mergesearch.search import store
+from mergesearch.search.affine import affine_of
+from mergesearch.search.baselines import DEFAULTS, SLERP, average, recipe_of
+from mergesearch.search.history import CONTROL, History, costs
+from mergesearch.search.history import recipe_of as stated
+from mergesearch.search.store import RunFolder, records
+from mergesearch.search.strategies import notes
+from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
+from mergesearch.search.strategies.stages import FIXED
+from mergesearch.search.study import Search
+from mergesearch.space import RefineSpace, SearchSpace, check_space
+
+MODELS = ("a", "b", "c", "d")
+ONE_TASK: dict[str, Any] = {"tasks": [{"task": "quiz"}], "objective": {"scale": "raw"}}
+
+
+@pytest.fixture(autouse=True)
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storages that outlive a search that was killed, and wait for no disk."""
+    held: dict[str, Any] = {}
+    monkeypatch.setattr(store, "_local_storage", lambda url: held.setdefault(url, optuna.storages.InMemoryStorage()))
+
+
+class Judge(Scorer):
+    """Ten documents of one task, with the figure that `figure` gives a recipe."""
+
+    def __init__(self, figure: Callable[[Recipe], float], stop_at: int | None = None, engine: Engine | None = None):
+        super().__init__(engine or Engine(), stop_at)
+        self.figure = figure
+
+    def score(self) -> Found:
+        super().score()
+        return Found({"quiz": TaskScore(self.figure(self.engine.loaded[-1]), 0.01, 10, "acc")})
+
+
+def begin(folder: Path, scorer: Scorer | None = None, learner: Any = None, warm: Sequence[Recipe] = (), **changes: Any):
+    config = settings(folder, **changes)
+    scorer = scorer or Scorer(Engine())
+    space, run = SearchSpace(config, INFOS, 2), RunFolder.prepare(config)
+    return Search(config, run, space, scorer.engine, scorer, infos=INFOS, layers=2, learner=learner, warm=warm)
+
+
+def history(search: Search) -> History:
+    return History(search.study, search.config)
+
+
+def made_by(search: Search, strategy: str) -> list[Any]:
+    return history(search).ended(strategy)
+
+
+def ids(search: Search) -> list[str | None]:
+    return [record.recipe_id for record in records(search.study)]
+
+
+def closeness(config: Config, target: float = 0.4) -> Callable[[Recipe], float]:
+    """A smooth figure with one best mix; recipes that are no mix get less than any."""
+
+    def figure(recipe: Recipe) -> float:
+        found = affine_of(recipe, tuple(config.models))
+        return -9.0 if found is None else 1.0 - float(((found.values - target) ** 2).sum())
+
+    return figure
+
+
+# --- baselines ----------------------------------------------------------------------------------------------------
+
+
+def test_published_defaults_are_scored_once_and_slerp_takes_the_two_best(tmp_path: Path) -> None:
+    figures = {"a": 0.2, "b": 0.9, "c": 0.5}
+
+    def figure(recipe: Recipe) -> float:
+        weights = recipe.rules[0].parameters.get("weight")
+        alone = [name for name, weight in weights.items() if weight] if isinstance(weights, dict) else []
+        return figures[alone[0]] if len(alone) == 1 else 0.1
+
+    models, wanted = {name: name for name in figures}, {"strategy": "baselines", "defaults": True}
+    search = begin(tmp_path / "run", Judge(figure), **ONE_TASK, models=models, search=wanted)
+    search.run()
+    found = records(search.study)
+    assert [record.name for record in found] == ["base", "a", "b", "c", "average", *DEFAULTS, SLERP]
+    assert found[-1].recipe["rules"][0]["models"] == ["b", "c"]
+    search.run()
+    assert len(records(search.study)) == len(found)
+
+
+def test_samplers_learn_from_baselines_and_warm_starts(tmp_path: Path) -> None:
+    space = {"methods": ["linear", "task_arithmetic"], "layer_groups": 2}
+    config = settings(tmp_path / "other", space=space)
+    warm = [recipe_of(config, single_rule("task_arithmetic", weight=0.7))]
+    search = begin(tmp_path / "run", warm=warm, space=space, search={"trials": 2})
+    search.run()
+    trials = search.study.get_trials()
+    assert [t.user_attrs["strategy"] for t in trials] == ["baselines"] * 4 + ["warm_start", "study"]
+    for trial in trials:
+        assert search.space.suggest(optuna.trial.FixedTrial(trial.params)).id  # every parameter is there
+    assert trials[4].params["layers0-0.task_arithmetic.weight.a"] == 0.7
+    assert trials[3].params["method"] == "linear"
+
+
+# --- greedy soup --------------------------------------------------------------------------------------------------
+
+
+def matrix(seed: int) -> dict[frozenset[str], np.ndarray]:
+    """Scores of 40 documents for the soup of every set of models, as a run would record them."""
+    generator = np.random.default_rng(seed)
+    sets = [frozenset(s) for size in range(1, 5) for s in itertools.combinations(MODELS, size)]
+    return {s: (generator.random(40) < 0.4 + 0.05 * len(s)).astype(float) for s in sets}
+
+
+def replayed(recorded: dict[frozenset[str], np.ndarray]) -> Callable[[Recipe], float]:
+    def figure(recipe: Recipe) -> float:
+        if recipe.rules[0].method != "linear":
+            return 0.0
+        weights = recipe.rules[0].parameters["weight"]
+        weights = weights if isinstance(weights, dict) else dict.fromkeys(MODELS, weights)
+        return float(recorded[frozenset(name for name, weight in weights.items() if weight)].mean())
+
+    return figure
+
+
+def oracle(recorded: dict[frozenset[str], np.ndarray]) -> list[str]:
+    """Recipe 1 of Wortsman et al. 2022."""
+    order = sorted(MODELS, key=lambda name: -recorded[frozenset([name])].mean())
+    soup = [order[0]]
+    for name in order[1:]:
+        if recorded[frozenset([*soup, name])].mean() >= recorded[frozenset(soup)].mean():
+            soup.append(name)
+    return soup
+
+
+GREEDY = {**ONE_TASK, "models": {name: name for name in MODELS}, "search": {"strategy": "greedy_soup"}}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_greedy_soup_is_that_of_a_plain_loop_over_recorded_scores(tmp_path: Path, seed: int) -> None:
+    recorded = matrix(seed)
+    search = begin(tmp_path / "run", Judge(replayed(recorded)), **GREEDY)
+    search.run()
+    soup = oracle(recorded)
+    tried = [t.user_attrs["ingredients"] for t in made_by(search, "greedy_soup")]
+    assert len(tried) == 3 and all(len(mix) == len(set(mix)) for mix in tried)
+    said = notes(search.config, history(search))
+    if len(soup) == 1:
+        assert said == [
+            f"greedy soup: only {soup[0]} stays: every other ingredient makes it worse on the search documents"
+        ]
+    else:
+        assert said == [f"greedy soup: {', '.join(soup)} stay, equally weighted"]
+        assert soup in tried
+
+
+def test_an_ingredient_that_changes_nothing_stays_and_one_that_cannot_be_scored_goes() -> None:
+    mixes = {("x", "y"): 0.8, ("x", "y", "z"): None, ("x", "y", "w"): 0.79}
+    ingredients = [Ingredient(name, score, None) for name, score in [("w", 0.1), ("x", 0.8), ("z", 0.2), ("y", 0.5)]]
+    soup = greedy(ingredients, lambda mix: mixes[tuple(i.name for i in mix)])
+    assert [i.name for i in soup] == ["x", "y"]
+    assert greedy([], lambda mix: None) == []
+
+
+def test_one_ingredient_left_is_said_in_a_plain_sentence_also_where_the_budget_ends_with_it(tmp_path: Path) -> None:
+    recorded = {s: np.full(40, 0.9 if s == {"b"} else 0.2) for s in matrix(0)}
+    search = begin(
+        tmp_path / "run", Judge(replayed(recorded)), **GREEDY | {"search": {**GREEDY["search"], "trials": 3}}
+    )
+    search.run()
+    assert len(made_by(search, "greedy_soup")) == 3 and history(search).spent
+    only = "greedy soup: only b stays: every other ingredient makes it worse on the search documents"
+    assert notes(search.config, history(search)) == [only]
+
+
+@pytest.mark.parametrize("moment", ["load", "score"])
+@pytest.mark.parametrize("at", range(8))
+def test_greedy_soup_killed_at_any_moment_is_the_same(tmp_path: Path, moment: str, at: int) -> None:
+    figure = replayed(matrix(3))
+    whole = begin(tmp_path / "whole", Judge(figure), **GREEDY)
+    whole.run()
+    engine = Engine(stop_at=at if moment == "load" else None)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "cut", Judge(figure, at if moment == "score" else None, engine), **GREEDY).run()
+    again = begin(tmp_path / "cut", Judge(figure), **GREEDY)
+    again.run()
+    assert ids(again) == ids(whole)
+    assert notes(again.config, history(again)) == notes(whole.config, history(whole))
+
+
+def test_the_best_trials_are_ingredients_where_asked(tmp_path: Path) -> None:
+    space = {"methods": ["linear", "task_arithmetic", "ties"], "layer_groups": 2, "weight": [0.0, 1.0]}
+    wanted = {"strategy": ["random", "greedy_soup"], "trials": 14, "greedy_soup": {"trials": 3}}
+    changes = {**ONE_TASK, "space": space, "search": wanted}
+    figure = closeness(settings(tmp_path / "run"))
+    search = begin(tmp_path / "run", Judge(figure), **changes)
+    search.run()
+    past = history(search)
+    assert past.proposals == 14 and len(made_by(search, "random")) >= 14 - 4
+    soups = made_by(search, "greedy_soup")
+    first = soups[0].number
+    mixes = [(t, affine_of(stated(t), ("a", "b"))) for t in made_by(search, "random") if t.number < first]
+    best = sorted((m for m in mixes if m[1] is not None), key=lambda m: -past.value(m[0]))[:3]
+    spread = {f"trial {t.number}": (past.value(t), m.values) for t, m in best}
+    spread |= {n: (past.value(past.named(n)), np.array([[n == "a", n == "b"]] * 2, float)) for n in ("a", "b")}
+    soup, names, score = [], [], -np.inf
+    for name in sorted(spread, key=lambda n: -spread[n][0]):
+        mixed = 1.0 - ((np.mean([*soup, spread[name][1]], axis=0) - 0.4) ** 2).sum()
+        if mixed >= score:
+            soup, names, score = [*soup, spread[name][1]], [*names, name], mixed
+    said = f"{', '.join(names)} stay, equally weighted" if len(names) > 1 else f"only {names[0]} stays"
+    assert said in notes(search.config, past)[0]
+    for trial in soups:
+        expected = np.mean([spread[name][1] for name in trial.user_attrs["ingredients"]], axis=0)
+        assert np.allclose(affine_of(stated(trial), ("a", "b")).values, expected)
+
+
+def test_the_study_leaves_room_for_the_soup_after_it(tmp_path: Path) -> None:
+    wanted = {"strategy": ["study", "greedy_soup"], "trials": 8}
+    changes = {**GREEDY, "search": wanted, "space": {"methods": ["linear"]}}
+    search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), **changes)
+    search.run()
+    order = [t.user_attrs["strategy"] for t in search.study.get_trials()]
+    assert order == ["baselines"] * 6 + ["study"] * 5 + ["greedy_soup"] * 3
+
+
+def test_greedy_soups_are_scored_on_all_documents_where_others_are_raced(tmp_path: Path) -> None:
+    """They are compared with the soup before them; another trial may be far ahead."""
+    live = Live(test_racing.Engine())
+    wanted = {"strategy": ["greedy_soup", "study"], "sampler": "tpe", "trials": 6, "defaults": False}
+    search = test_racing.start(tmp_path / "run", live, search=wanted)
+    search.run()
+    (soup,) = made_by(search, "greedy_soup")
+    assert soup.user_attrs["scores"]["quiz"]["documents"] == test_racing.SIZE and "blocks" not in soup.user_attrs
+    assert {r.state for r in records(search.study)[5:]} >= {"pruned"}
+
+
+# --- learned soups ------------------------------------------------------------------------------------------------
+
+
+class Teacher:
+    """Stands in for the learner: a mix that depends on what it was asked."""
+
+    def __init__(self, config: Config, broken: bool = False):
+        self.config, self.broken, self.asked = config, broken, []
+
+    def learn(self, per: str, start: Recipe | None, past: History, state: Path, spent: Callable[[int], None]) -> Recipe:
+        self.asked.append((per, start.id if start else None))
+        spent(25)
+        if self.broken:
+            raise CandidateError("the loss is NaN at step 3")
+        return recipe_of(self.config, single_rule("task_arithmetic", weight=0.6 if per == "recipe" else 0.7))
+
+
+def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run")
+    teacher, wanted = Teacher(config), {"strategy": ["learned_soup", "fisher"], "trials": 14}
+    changes = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}, "search": wanted}
+    search = begin(tmp_path / "run", Judge(closeness(config, 0.62)), teacher, **changes)
+    search.run()
+    soups = made_by(search, "learned_soup")
+    assert teacher.asked == [
+        ("recipe", average(config).id),
+        ("group", soups[0].user_attrs["recipe_id"]),
+        ("fisher", None),
+    ]
+    assert soups[0].params["layers0-1.task_arithmetic.weight.a"] == 0.6  # samplers learn from it
+    past = history(search)
+    assert past.documents == sum(10 for t in past.trials if "same_as" not in t.user_attrs) + 3 * 25
+
+
+def test_a_soup_that_cannot_be_learned_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+    teacher = Teacher(settings(tmp_path / "run"), broken=True)
+    search = begin(tmp_path / "run", None, teacher, search={"strategy": ["learned_soup", "study"], "trials": 4})
+    search.run()
+    assert [t.user_attrs.get("error") for t in made_by(search, "learned_soup")] == ["the loss is NaN at step 3"] * 2
+    assert len(made_by(search, "study")) == 2
+
+
+# --- the study ----------------------------------------------------------------------------------------------------
+
+AUTO = {**ONE_TASK, "space": {"methods": ["linear", "task_arithmetic"]}, "search": {"sampler": "auto", "trials": 12}}
+
+
+def stages(search: Search) -> list[tuple[str, str]]:
+    return [(t.user_attrs["stage"], t.user_attrs["sampler"]) for t in made_by(search, "study")]
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str | None], Search]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_local_storage", lambda url: optuna.storages.InMemoryStorage())
+        folder = tmp_path_factory.mktemp("staged") / "run"
+        search = begin(folder, Judge(closeness(settings(folder))), **AUTO)
+        search.run()
+    return ids(search), search
+
+
+def test_auto_chooses_the_method_and_then_refines_the_numbers(staged: tuple[list[str | None], Search]) -> None:
+    _, search = staged
+    assert stages(search) == [("study", "tpe")] * 6 + [("refine", "gp")] * 6
+    fixed = search.study.user_attrs[FIXED]
+    refined = [t for t in made_by(search, "study") if t.user_attrs["stage"] == "refine"]
+    assert stated(refined[0]).dump() == fixed["recipe"] and "same_as" in refined[0].user_attrs
+    method = fixed["recipe"]["rules"][0]["method"]
+    assert {m for t in refined for m in stated(t).methods} == {method}
+    best = max(t.value for t in search.study.get_trials() if t.user_attrs.get("stage") != "refine")
+    assert search.study.get_trials()[fixed["from"]].value == best
+    space = RefineSpace(search.config, stated(refined[0]))
+    for trial in refined:
+        assert len(trial.params) == space.dimension
+        for turned in space.turned:
+            assert turned.low <= trial.params[turned.name] <= turned.high
+
+
+@pytest.mark.parametrize("at", [4, 9, 10, 11, 14])
+def test_auto_killed_at_any_moment_proposes_the_same(
+    tmp_path: Path, at: int, staged: tuple[list[str | None], Search]
+) -> None:
+    figure = closeness(settings(tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "run", Judge(figure, stop_at=at), **AUTO).run()
+    again = begin(tmp_path / "run", Judge(figure), **AUTO)
+    again.run()
+    assert ids(again) == staged[0]
+
+
+def test_a_long_budget_is_refined_by_cmaes_the_same_after_a_kill(tmp_path: Path) -> None:
+    changes = {**ONE_TASK, "space": {"methods": ["linear"]}, "search": {"sampler": "auto", "trials": 48}}
+    figure = closeness(settings(tmp_path / "one"))
+    one = begin(tmp_path / "one", Judge(figure), **changes)
+    one.run()
+    assert stages(one) == [("study", "tpe")] * 12 + [("refine", "cmaes")] * 36
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "two", Judge(figure, stop_at=40), **changes).run()
+    two = begin(tmp_path / "two", Judge(figure), **changes)
+    two.run()
+    assert ids(one) == ids(two)
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "gp", "nsga2", "random", "tpe"])
+def test_every_sampler_runs_the_same_twice(tmp_path: Path, sampler: str) -> None:
+    changes = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}, "search": {"sampler": sampler, "trials": 8}}
+    figure = closeness(settings(tmp_path / "one"))
+    searches = [begin(tmp_path / name, Judge(figure), **changes) for name in ("one", "two")]
+    for search in searches:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            search.run()
+    assert ids(searches[0]) == ids(searches[1]) and len(set(ids(searches[0]))) >= 4 + 8 - 1
+    assert set(stages(searches[0])) == {("study", sampler)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"search": {"sampler": "cmaes"}}, "search.sampler is cmaes, which chooses no methods or models"),
+        ({"search": {"sampler": "gp"}}, "search.sampler is gp, which chooses no methods or models"),
+        ({"search": {"sampler": "gp"}, "space": {"stack": {}}}, "search.sampler is gp, which chooses"),
+        (
+            {"objective": "pareto", "search": {"sampler": "cmaes"}, "space": {"methods": ["linear"]}},
+            "takes one objective",
+        ),
+        ({"objective": "pareto", "space": {"grow": True}}, "objective is pareto"),
+        ({"space": {"grow": True, "depth": "split"}}, "space.grow refines depth split no further"),
+        ({"space": {"depth": "split", "layer_groups": 2}}, "layer_groups goes with depth groups"),
+        ({"search": {"strategy": ["study", "random"]}}, "random would never begin"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError, match=part) as caught:
+        check_space(settings(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_growing_begins_with_one_group_and_splits_the_best(tmp_path: Path) -> None:
+    space = {"methods": ["linear", "task_arithmetic"], "layer_groups": 2, "grow": True}
+    changes = {**ONE_TASK, "space": space, "search": {"sampler": "auto", "trials": 12}}
+    config = settings(tmp_path / "run", **changes)
+    small = config.space.model_copy(update={"layer_groups": 1})
+    coarse = SearchSpace(config.model_copy(update={"space": small}), INFOS, 2)
+    judge = Judge(closeness(config))
+    search = Search(config, RunFolder.prepare(config), SearchSpace(config, INFOS, 2), judge.engine, judge,
+                    coarse=coarse, infos=INFOS, layers=2)  # fmt: skip
+    search.run()
+    assert [label for label, _ in stages(search)] == ["coarse"] * 6 + ["refine"] * 6
+    by_stage = {label: [stated(t) for t in made_by(search, "study") if t.user_attrs["stage"] == label]
+                for label in ("coarse", "refine")}  # fmt: skip
+    assert {len(r.rules) for r in by_stage["coarse"]} == {1}
+    assert {tuple(rule.layers for rule in r.rules) for r in by_stage["refine"]} == {((0, 0), (1, 1))}
+    first, _ = by_stage["refine"][0].rules
+    assert first.parameters == search.study.user_attrs[FIXED]["recipe"]["rules"][1]["parameters"]
+    assert search.study.get_trials()[3].params["layers0-1.linear.weight.a"] == 1.0  # the coarse stage learns from it
+
+
+def test_random_takes_the_budget_and_the_control_comes_on_top(tmp_path: Path) -> None:
+    search = begin(tmp_path / "run", search={"strategy": "random", "trials": 5, "random_control": True})
+    search.run()
+    order = [t.user_attrs["strategy"] for t in search.study.get_trials()]
+    assert order == ["baselines"] * 4 + ["random"] * 5 + [CONTROL] * 5
+    assert len(set(ids(search))) == 14
+
+
+# --- warm start, budgets, equal recipes ---------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_the_best_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the other run is read from its folder
+    other = begin(tmp_path / "other", search={"trials": 5})
+    other.run()
+    config = settings(tmp_path / "run", search={"trials": 4, "seed": 9, "warm_start": str(tmp_path / "other")})
+    best = [r for r in sorted(records(other.study), key=lambda r: -r.objective) if r.name is None][:3]
+    warm = warm_recipes(config)
+    assert [recipe.rules for recipe in warm] == [Recipe.from_data(r.recipe, "best").rules for r in best]
+    assert {recipe.seed for recipe in warm} == {9}
+    search = begin(tmp_path / "run", warm=warm, search={"trials": 4, "seed": 9, "warm_start": str(tmp_path / "other")})
+    search.run()
+    assert [t.user_attrs["recipe_id"] for t in made_by(search, "warm_start")] == [recipe.id for recipe in warm]
+    assert all(t.params for t in made_by(search, "warm_start")) and len(made_by(search, "study")) == 1
+    third = settings(tmp_path / "third", models={"a": "a", "z": "z"}, search={"warm_start": str(tmp_path / "other")})
+    with pytest.raises(UserError, match=r"search.warm_start: .*other merges other models \(a, b\)"):
+        warm_recipes(third)
+    with pytest.raises(UserError, match="no run folder"):
+        warm_recipes(settings(tmp_path / "fourth", search={"warm_start": str(tmp_path)}))
+
+
+def test_document_evaluations_are_a_budget_and_the_costs_are_told(tmp_path: Path) -> None:
+    changes = {**ONE_TASK, "search": {"trials": 50, "documents": 75}}
+    search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), **changes)
+    search.run()
+    past = history(search)
+    assert past.documents == 80 and len(past.trials) == 8 and past.spent
+    search.study.set_user_attr("tokens_per_document", 12.5)
+    (line,) = costs(history(search))
+    assert line.startswith("cost: 8 trials, 80 document evaluations, 1,000 prompt tokens; 6 s merging and scoring")
+    more = settings(tmp_path / "run", **changes | {"search": {"trials": 50, "documents": 125}})
+    line = costs(History(search.study, more))[1]
+    assert line.startswith("left: 46 trials, 45 document evaluations: about 4 candidates, 40 document evaluations")
+
+
+def test_recipes_that_do_the_same_are_scored_once(tiny_pool: Callable[..., Any], tmp_path: Path) -> None:
+    written = tiny_pool(models=2)
+    pool = written.load()
+    engine = RealEngine(pool, "float32")
+    changes = {**ONE_TASK, "base_model": written.base, "models": written.models, "dtype": "float32"}
+    config = settings(tmp_path / "run", **changes, search={"strategy": "greedy_soup"})
+    whole = average(config)
+    each = recipe_of(config, single_rule("linear", weight={"a": 1.0, "b": 1.0}))
+    rule = whole.rules[0]
+    split = recipe_of(config, tuple(rule.model_copy(update={"layers": (n, n)}) for n in range(pool.layers)))
+    assert len({r.id for r in (whole, each, split)}) == 3
+    assert len({engine.identity(r) for r in (whole, each, split)}) == 1
+    other = recipe_of(config, single_rule("linear", weight={"a": 1.0, "b": 0.5}))
+    reseeded = each.model_copy(update={"seed": 8})
+    assert engine.identity(other) != engine.identity(whole) == engine.identity(reseeded)
+    dropped = recipe_of(config, single_rule("dare_ties", density=0.5))
+    assert engine.identity(dropped) != engine.identity(dropped.model_copy(update={"seed": 8}))
+
+    calls = []
+
+    class Weighs:
+        def score(self) -> Found:
+            calls.append(1)
+            value = float(sum(p.detach().double().sum() for p in engine.model.parameters()))
+            return Found({"quiz": TaskScore(value, 0.01, 10, "acc")})
+
+    space = SearchSpace(config, pool.infos, pool.layers)
+    search = Search(config, RunFolder.prepare(config), space, engine, Weighs())
+    search.run()
+    (soup,) = made_by(search, "greedy_soup")
+    assert soup.user_attrs["same_as"] == 3 and len(calls) == 4
+    assert soup.value == search.study.get_trials()[3].value
+    assert history(search).documents == 40
+
+
+# --- several objectives -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["auto", "nsga2"])
+def test_pareto_keeps_an_objective_for_each_task_and_the_table_marks_the_front(tmp_path: Path, sampler: str) -> None:
+    guard = [{"task": "bits", "max_drop": 0.9}]
+    changes = {"objective": "pareto", "guard": guard, "search": {"sampler": sampler, "trials": 16}}
+    search = begin(tmp_path / "run", **changes)
+    search.run()
+    assert len(search.study.directions) == 2
+    found = records(search.study)
+    kept = [r for r in found if not r.infeasible]
+    assert 0 < len(kept) < len(found)
+    better = {
+        r.number: [
+            o.number
+            for o in kept
+            if o.scores["quiz"].value >= r.scores["quiz"].value
+            and o.scores["bits"].value <= r.scores["bits"].value
+            and o.scores != r.scores
+        ]
+        for r in kept
+    }
+    front = [number for number, others in better.items() if not others]
+    assert [r.number for r in found if r.front] == front and 0 < len(front) < len(kept)
+    assert [row["trial"] for row in table_rows(found, sort="front")][: len(front)] == [
+        r["trial"] for r in table_rows(found) if r["trial"] in front
+    ]
+    assert [row["front"] for row in json.loads(render(found, "json"))].count(True) == len(front)
+    lines = render(found, "md").splitlines()
+    assert lines[0].startswith("| rank | front | trial |") and sum(
+        line.split("|")[2].strip() == "*" for line in lines
+    ) == len(front)
+    assert render(found, "csv").splitlines()[0].startswith("rank,front,trial")
+    assert "front" not in table_rows([r for r in found if not r.front])[0]
