@@ -189,15 +189,18 @@ class LearnedSoupConfig(Strict):
     """Learned soup: mixing coefficients learned on the search documents."""
 
     method: Literal["task_arithmetic", "linear"] = "task_arithmetic"
-    per: list[Literal["recipe", "group", "tensor"]] = Field(["recipe", "group"], min_length=1)
+    per: list[Literal["recipe", "group", "tensor"]] = Field(["tensor"], min_length=1)
+    loss: Literal["expected", "cross_entropy"] = Field(
+        "expected", description="`expected`: the chance that an answer drawn from the model is wrong"
+    )
     coefficients: Literal["free", "softmax"] = "free"
     optimizer: Literal["adam", "cmaes"] = "adam"
     start: float | None = Field(None, description="the weight of each model at the start; default: the best mix so far")
-    steps: int = Field(40, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
-    documents: int = Field(8, ge=1, description="of each task, drawn for each step")
+    steps: int = Field(100, ge=1)
+    learning_rate: float = Field(0.03, gt=0)
+    documents: int = Field(4, ge=1, description="of each task, drawn for each step")
     validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
-    validation_documents: int = Field(32, ge=1, description="of each task, the most of them")
+    validation_documents: int = Field(64, ge=1, description="of each task, the most of them")
     look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
     patience: int = Field(2, ge=1, description="looks at the validation documents without gain that end it")
     layer_groups: int = Field(3, ge=1, description="of per: group")
@@ -251,7 +254,7 @@ class RacingConfig(Strict):
 
     blocks: int = Field(16, ge=2, description="how often a candidate is looked at; the blocks of documents grow")
     error: float = Field(
-        0.01, gt=0, le=0.5, description="a candidate is stopped once its chance to become the best is at most this"
+        0.002, gt=0, le=0.5, description="a candidate is stopped once its predicted chance to win is at most this"
     )
 
 

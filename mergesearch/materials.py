@@ -32,7 +32,8 @@ def check_racing(config: Config, tasks: Sequence[Task]) -> None:
     """`UserError` where a race cannot compare candidates document by document."""
     if config.racing and config.objective.pareto:
         raise UserError("racing compares candidates by one objective, and objective is pareto: leave one of them out")
-    whole = next((task for task in tasks if task.aggregation == JACKKNIFE), None)
+    raced = {task.task for task in config.tasks}
+    whole = next((task for task in tasks if task.aggregation == JACKKNIFE and task.label in raced), None)
     if config.racing and whole is not None:
         raise UserError(
             f"racing compares candidates document by document, and task {whole.label!r} has {whole.metric}, which only "

@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import ctypes
 import datetime
+import gc
 import json
 import os
 import platform
@@ -265,11 +267,13 @@ def peak(scorer: Scorer, model: Any) -> float | None:
         scorer.score()
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
     try:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs left free goes back, so that this one's peak is seen
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here, see proc(5)
         before = _status("VmRSS")
         scorer.score()
         return round((_status("VmHWM") - before) / 1024, 1)
-    except OSError:
+    except (OSError, AttributeError):
         return None
 
 
@@ -357,7 +361,7 @@ def report(out: Path, rows: list[Row]) -> None:
         "cpu_speed_up compares processor time, which others at work on the machine disturb less than the clock on the "
         "wall.",
         "lm_eval_mib, tries_mib: how far memory rises while the model is scored once, beside weights and requests; on "
-        "a CPU the process's peak resident set, which does not see what the allocator had kept free.",
+        "a CPU the process's peak resident set after what was free had gone back to the system.",
         "Load: the machine's one-minute load average before and after; above the cores used, others were at work.",
         "",
         "",

@@ -63,16 +63,17 @@ THE_YARDSTICK = "cmaes"
 
 # mergesearch's own searches: what each changes in the configuration. One more line is one more search.
 RACING = ["racing={blocks: 16, error: 0.01}"]
-AUTO = ["search.strategy=auto", *RACING]
+GROUPS = ["space.layer_groups=3", "space.components=[attention, mlp, other]", "space.grow=true"]
+AUTO = ["search.strategy=auto", "search.sampler=auto", *GROUPS, *RACING]
 RUNS: dict[str, list[str]] = {
     "auto": AUTO,
     "greedy_soup": ["search.strategy=[baselines, greedy_soup]"],
     "learned_soup": ["search.strategy=[baselines, learned_soup]", "search.learned_soup.per=[group]"],
-    "study": ["search.strategy=[baselines, study]", *RACING],
-    "auto without warm starts": ["search.strategy=[baselines, study]", *RACING],
-    "auto without learned soup": ["search.strategy=[baselines, greedy_soup, study]", *RACING],
-    "auto without racing": ["search.strategy=auto"],
-    "auto without groups": [*AUTO, "space.layer_groups=1", "space.components=[all]"],
+    "auto without warm starts": [*AUTO, "search.strategy=[baselines, study]"],
+    "auto without learned soup": [*AUTO, "search.strategy=[baselines, greedy_soup, study]"],
+    "auto without racing": [*AUTO, "racing=null"],
+    "auto without groups": [*AUTO, "space.layer_groups=1", "space.components=[all]", "space.grow=false"],
+    "auto with smooth tie-break": [*AUTO, "objective.tie_break=gold_prob"],
 }
 
 

@@ -70,6 +70,8 @@ def _rows(acc: np.ndarray, gold: np.ndarray, holdout: np.ndarray, draws: int) ->
 def _correlations(acc: np.ndarray, gold: np.ndarray, truth: np.ndarray) -> list[float]:
     right, probability = acc.mean(axis=1), np.exp(gold).mean(axis=1)
     figures = (right, probability, gold.mean(axis=1), right + probability / (2 * acc.shape[1]))
+    if any(np.ptp(figure) == 0 for figure in figures):
+        return [np.nan] * len(figures) * 2  # all alike: no rank at all
     return [test(figure, truth).statistic for figure in figures for test in (spearmanr, kendalltau)]
 
 

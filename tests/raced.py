@@ -14,7 +14,7 @@ import numpy as np
 from mergesearch.evaluate import statistics
 from mergesearch.evaluate.blocks import split_blocks
 from mergesearch.evaluate.scores import DocumentScores
-from mergesearch.search.racing import lead, spreads
+from mergesearch.search.racing import OTHERS, lead, spreads
 
 Documents = Mapping[str, DocumentScores]
 
@@ -116,10 +116,17 @@ class Raced:
 
 
 def race_all(
-    matrix: Matrix, blocks: int, error: float, seed: int, shuffle: bool = True, by_spread: bool = True
+    matrix: Matrix,
+    blocks: int,
+    error: float,
+    seed: int,
+    shuffle: bool = True,
+    by_spread: bool = True,
+    learn: bool = True,
 ) -> Raced:
     """One search over the recorded trials: the baselines first, then the others, in a random order where `shuffle`.
-    Without `by_spread` every task gives the same fraction of its documents to a block."""
+    Without `by_spread` every task gives the same fraction of its documents to a block; without `learn` only the best
+    trial's documents are looked at."""
     sizes = matrix.sizes()
     spread = spreads([matrix.documents(trial) for trial in range(matrix.baselines)], matrix.factors)
     everything = {task: list(range(size)) for task, size in sizes.items()}
@@ -132,12 +139,16 @@ def race_all(
     objectives = [matrix.objective(trial) for trial in order]
     full = sum(sizes.values())
     best, evaluations, stopped, wrong, contenders = 0, 0, 0, 0, 0
+    finished: list[int] = []
     for position, trial in enumerate(order):
         seen = full
         if position >= matrix.baselines:
-            seen = _race_one(matrix, trial, order[best], parts, error)
+            named, late = finished[: matrix.baselines], finished[matrix.baselines :][-OTHERS - 1 :]
+            others = [trial for trial in (*named, *late) if trial != order[best]]
+            seen = _race_one(matrix, trial, order[best], others if learn else [], parts, error)
             contenders += objectives[position] > objectives[best]
         evaluations += seen
+        finished += [trial] * (seen == full)
         if seen < full:
             stopped += 1
             wrong += objectives[position] > objectives[best]
@@ -147,12 +158,20 @@ def race_all(
     return Raced(evaluations, full * len(order), stopped, wrong, contenders, winner)
 
 
-def _race_one(matrix: Matrix, trial: int, best: int, parts: Sequence[Mapping[str, list[int]]], error: float) -> int:
+def _race_one(
+    matrix: Matrix,
+    trial: int,
+    best: int,
+    others: Sequence[int],
+    parts: Sequence[Mapping[str, list[int]]],
+    error: float,
+) -> int:
     """Documents scored until it was stopped or finished."""
     theirs, sizes = matrix.documents(best), matrix.sizes()
+    known = [matrix.documents(other) for other in others]
     for number in range(1, len(parts)):
         so_far = {task: [i for part in parts[:number] for i in part[task]] for task in sizes}
         ours = matrix.documents(trial, so_far)
-        if lead(ours, theirs, matrix.factors, sizes).upper(error) < 0:
+        if lead(ours, theirs, matrix.factors, sizes, known).upper(error) < 0:
             return sum(map(len, so_far.values()))
     return sum(sizes.values())

@@ -88,7 +88,8 @@ def test_every_coefficient_against_finite_differences(tiny_pool, architecture, c
         assert gradient[place] == pytest.approx(case.difference(place), rel=1e-3, abs=1e-8), place
 
 
-def test_fused_weights_count_piece_by_piece(tiny_pool):
+def test_fused_weights_count_piece_by_piece(tiny_pool, monkeypatch):
+    monkeypatch.setattr("mergesearch.search.coefficients._BLOCK", 40)  # a few rows at a time
     tiny = tiny_pool("mixtral", models=2)
     pool = tiny.load()
     c = Coefficients(tiny.recipe(), pool.infos, "tensor")

@@ -17,7 +17,7 @@ from mergesearch.search.learning import minibatch, size
 DOCUMENTS = {"one": list(range(16)), "two": list(range(8))}
 LEARN, STOP = hold_apart(DOCUMENTS, 0.25, 0)
 GROUPS = [Block((0, 0)), Block((1, 1))]
-SETTINGS = SoupSettings(steps=30, rate=0.1, patience=99)
+SETTINGS = SoupSettings(steps=30, rate=0.1, batch=8, check=5, patience=99)
 
 
 def bold(name, model):

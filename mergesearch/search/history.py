@@ -45,10 +45,14 @@ class History:
         found = [t for t in self.trials if t.user_attrs.get("name") == name]
         return next((t for t in reversed(found) if t.state != TrialState.FAIL), found[-1] if found else None)
 
+    def scores(self, name: str) -> dict[str, TaskScore]:
+        """A baseline's task scores; empty where it could not be scored."""
+        trial = self.named(name)
+        return scores_of(trial) if trial is not None else {}
+
     def signed(self, name: str) -> dict[str, float]:
         """A baseline's figures by task, turned so that more is better; empty where it could not be scored."""
-        trial = self.named(name)
-        return {task: signed(score) for task, score in scores_of(trial).items()} if trial is not None else {}
+        return {task: signed(score) for task, score in self.scores(name).items()}
 
     def value(self, trial: FrozenTrial) -> float | None:
         """The objective of a complete trial, also where the study keeps one for each task."""

@@ -16,7 +16,7 @@ from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search.affine import affine_of
-from mergesearch.search.baselines import average
+from mergesearch.search.baselines import BASE, average
 from mergesearch.search.closed_forms import fisher, own_documents, regmean
 from mergesearch.search.coefficients import Coefficients
 from mergesearch.search.history import History
@@ -28,6 +28,8 @@ from mergesearch.space import groups_of
 log = logging.getLogger(__name__)
 
 CLOSED_FORMS = {"fisher": fisher, "regmean": regmean}
+# of the metric's unit, the least that the probability of what is right counts as
+LEAST_SHARE = 0.25
 # the weight of each model where there is no mix to start from
 START = 0.4
 
@@ -95,7 +97,7 @@ class Learner:
             documents=documents,
             validation=validation,
             weights=self.weights,
-            scales=self._scales(coefficients, validation, spent) if optimizer == "adam" else None,
+            scales=self._scales(coefficients, validation, history, spent) if optimizer == "adam" else None,
             score=self._score(history.objective),
             state=state,
             spent=spent,
@@ -103,13 +105,31 @@ class Learner:
         )
         return learned.recipe
 
-    def _scales(self, coefficients: Coefficients, documents: Documents, spent: Callable[[int], None]) -> Any:
-        """What each task's loss is divided by: as the objective has it, the way from the base to the best model."""
+    def _scales(
+        self, coefficients: Coefficients, documents: Documents, history: History, spent: Callable[[int], None]
+    ) -> dict[str, float] | None:
+        """What each task's loss is divided by: as in the objective, the way from the base to the best model.
+
+        An expected loss is 1 - p(what is right), whose mean the parents' scores have already; where they do not, it is
+        measured in the metric's own unit, as texts are.
+        """
         if self.config.objective.scale != "parents":
             return None
+        if self.settings.loss == "expected":
+            return {task: self._unit(task, history) for task in self.documents}
         if self._parent_scales is None:
             self._parent_scales = parent_scales(coefficients, self.engine, self._losses, documents, spent)
         return self._parent_scales
+
+    def _unit(self, task: str, history: History) -> float:
+        unit = abs(history.objective.scales[task].unit)
+        found = {name: history.scores(name).get(task) for name in (BASE, *self.config.models)}
+        gold = {name: score.gold for name, score in found.items() if score is not None and score.gold is not None}
+        if BASE not in gold or len(gold) < 2:
+            return unit
+        gain = max(value for name, value in gold.items() if name != BASE) - gold[BASE]
+        # a gain within noise would let its task drown the others
+        return max(gain, LEAST_SHARE * unit)
 
     def _closed(self, per: str, history: History, spent: Callable[[int], None]) -> Recipe:
         """Fisher-weighted averaging or RegMean, from as many documents of each task as the soups look at."""
@@ -146,7 +166,7 @@ class Learner:
         if self.settings.optimizer == "adam" and self._losses is None:
             try:
                 scorer = self.scorer.only(self.documents) if self.config.guard else self.scorer
-                self._losses = Losses(scorer, self.engine.model, self.settings.batch_size)
+                self._losses = Losses(scorer, self.engine.model, self.settings.batch_size, self.settings.loss)
                 missing = [label for label, ids in self._losses.known(self.documents).items() if not ids]
             except UserError as error:
                 return self._without_gradients(str(error))

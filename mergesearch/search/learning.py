@@ -42,10 +42,10 @@ class SoupSettings:
     """
 
     optimizer: Literal["adam", "cmaes"] = "adam"
-    steps: int = 40
+    steps: int = 60
     rate: float = 0.05
-    batch: int = 8
-    check: int = 5
+    batch: int = 4
+    check: int = 10
     patience: int = 4
     checkpointing: bool = False
     candidates: int = 100

@@ -2,11 +2,12 @@
 
 After each block, the objective on the documents so far is compared with the best finished trial's on the same documents
 (a paired difference D with standard error s). The question is whether D on all search documents will come out above 0.
-These are finitely many and the blocks are drawn from them without replacement: what is still open is the mean of the
-rest, and the difference on all documents is D with a standard error that shrinks to nothing by the last block, s with
-the finite population correction sqrt(1 - n / N) (Cochran, Sampling Techniques, 3rd ed. 1977, section 2.6; Student's t
-with Satterthwaite's degrees of freedom over the tasks). A candidate is stopped once the chance that it still comes out
-above 0, predicted in this way, is at most `error`.
+The documents are finitely many and the blocks are drawn from them without replacement: what is still open is the mean
+of the rest, on which other finished trials were scored already, and what they did there helps to predict it
+(`evaluate.prediction`). The prediction's standard error shrinks to nothing by the last block, by the finite population
+correction sqrt(1 - n / N) (Cochran, Sampling Techniques, 3rd ed. 1977, section 2.6); Student's t with Satterthwaite's
+degrees of freedom over the tasks gives the chance that D still comes out above 0. A candidate is stopped once that is
+at most `error`.
 
 It may be looked at after every block without a correction for the number of looks: given what was seen, the predicted
 chance of one fixed event is a martingale, so that among the candidates that were stopped at a chance of at most `error`
@@ -30,10 +31,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from mergesearch.evaluate import statistics
+from mergesearch.evaluate.prediction import predict
 from mergesearch.evaluate.scores import DocumentScores, Scores
 from mergesearch.search.store import write_atomically
 
 Documents = Mapping[str, DocumentScores]
+
+OTHERS = 8  # finished proposals beside the baselines that predictions are made from: more said no more
 
 
 @dataclass(frozen=True)
@@ -55,22 +59,53 @@ class Lead:
         return self.value + quantile(error, self.freedom) * self.stderr if self.stderr else self.value
 
 
-def lead(ours: Documents, theirs: Documents, factors: Mapping[str, float], sizes: Mapping[str, int]) -> Lead:
-    """How far ours is before theirs on the documents that ours was scored on.
+def lead(
+    ours: Documents,
+    theirs: Documents,
+    factors: Mapping[str, float],
+    sizes: Mapping[str, int],
+    others: Sequence[Documents] = (),
+) -> Lead:
+    """How far ours will be before theirs on all documents, from those that ours was scored on.
 
     Args:
-        ours, theirs: values by task; theirs covers at least the documents of ours.
+        ours, theirs: values by task; theirs covers all documents.
         factors: of each task's figure in the objective.
         sizes: the number of search documents of each task.
+        others: more candidates that were scored on all documents: what they did on the documents still to come says
+            something about ours, see `evaluate.prediction`.
     """
     value, parts = 0.0, []
     for task, factor in factors.items():
-        a, b = _aligned(ours[task], theirs[task])
-        value += factor * (statistics.figure(a, ours[task].aggregation) - statistics.figure(b, ours[task].aggregation))
-        rest = 1 - len(a) / sizes[task]
-        parts.append((factor**2 * _variance(a, b, ours[task].aggregation) * rest if rest else 0.0, len(a)))
+        difference, variance, freedom = _part(ours[task], theirs[task], [other[task] for other in others], sizes[task])
+        value += factor * difference
+        parts.append((factor**2 * variance, freedom))
     variance = sum(part for part, _ in parts)
     return Lead(value, math.sqrt(variance), _freedom(parts))
+
+
+def _part(
+    ours: DocumentScores, theirs: DocumentScores, others: Sequence[DocumentScores], size: int
+) -> tuple[float, float, float]:
+    """One task's difference, its variance, and the degrees of freedom of that."""
+    aggregation, n = ours.aggregation, len(ours.ids)
+    mine, place = _aligned(ours, theirs)
+    value = statistics.figure(mine, aggregation) - statistics.figure(theirs.values[place], aggregation)
+    if n == size:
+        return value, 0.0, math.inf
+    if n < 2:
+        return value, math.inf, 0.0
+    u, v = (statistics.influence(values, aggregation) for values in (mine, theirs.values[place]))
+    known = _regressors(theirs, others, aggregation)
+    found = predict(u - v, known[place], known.mean(axis=0))
+    return value + found.shift, _variance(found.residuals, u, v) * (1 - n / size), found.freedom
+
+
+def _regressors(theirs: DocumentScores, others: Sequence[DocumentScores], aggregation: str) -> np.ndarray:
+    """[all documents, others]: how the others differ from theirs."""
+    whole = statistics.influence(theirs.values, aggregation)
+    return np.stack([*(statistics.influence(each.values, aggregation) - whole for each in others if
+                       each.ids == theirs.ids)], axis=1) if others else np.zeros((len(whole), 0))  # fmt: skip
 
 
 def spreads(candidates: Sequence[Documents], factors: Mapping[str, float]) -> dict[str, float]:
@@ -94,31 +129,28 @@ def spreads(candidates: Sequence[Documents], factors: Mapping[str, float]) -> di
     return found
 
 
-def _freedom(parts: Sequence[tuple[float, int]]) -> float:
-    """Welch and Satterthwaite's degrees of freedom of a sum of variances, each with its number of documents."""
-    open_ = [(variance, n) for variance, n in parts if variance > 0]
-    if not open_ or any(n < 2 for _, n in open_):
+def _freedom(parts: Sequence[tuple[float, float]]) -> float:
+    """Welch and Satterthwaite's degrees of freedom of a sum of variances, each with its own."""
+    uncertain = [(variance, freedom) for variance, freedom in parts if variance > 0]
+    if not uncertain or any(freedom < 1 for _, freedom in uncertain):
         return 0.0
-    return sum(v for v, _ in open_) ** 2 / sum(v**2 / (n - 1) for v, n in open_)
+    return sum(v for v, _ in uncertain) ** 2 / sum(v**2 / freedom for v, freedom in uncertain)
 
 
 def _aligned(ours: DocumentScores, theirs: DocumentScores) -> tuple[np.ndarray, np.ndarray]:
-    _, mine, other = np.intersect1d(ours.ids, theirs.ids, assume_unique=True, return_indices=True)
-    return ours.values[mine], theirs.values[other]
+    """Our values, and where theirs on the same documents are."""
+    _, mine, place = np.intersect1d(ours.ids, theirs.ids, assume_unique=True, return_indices=True)
+    return ours.values[mine], place
 
 
-def _variance(ours: np.ndarray, theirs: np.ndarray, aggregation: str) -> float:
-    """The squared standard error of the paired difference, as if one more document were as extreme as the most extreme
-    so far: on few documents, those that make the difference may not have come up yet."""
-    u, v = (statistics.influence(values, aggregation) for values in (ours, theirs))
-    n = len(u)
-    if n < 2:
-        return math.inf
-    difference = u - v
-    extreme = float(np.abs(difference - difference.mean()).max())
+def _variance(residuals: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The squared standard error of the predicted difference, as if one more document were as extreme as the most
+    extreme so far: on few documents, those that make the difference may not have come up yet."""
+    n = len(residuals)
+    extreme = float(np.abs(residuals).max())
     # nothing differs so far: a document can differ by as much as the values do
-    extreme = extreme or float(max(u.max(), v.max()) - min(u.min(), v.min()))
-    return (float(np.sum((difference - difference.mean()) ** 2)) + extreme**2) / (n - 1) / n
+    extreme = extreme or float(max(ours.max(), theirs.max()) - min(ours.min(), theirs.min()))
+    return (float(np.sum(residuals**2)) + extreme**2) / (n - 1) / n
 
 
 def quantile(error: float, freedom: float) -> float:
@@ -144,10 +176,11 @@ class Blocks(Protocol):
 
 @dataclass(frozen=True)
 class Best:
-    """The best finished trial."""
+    """The best finished trial, and others that are finished."""
 
     number: int
     documents: Documents
+    others: Sequence[Documents] = ()
 
 
 @dataclass(frozen=True)
@@ -192,7 +225,7 @@ def race(
         if best is None or number == last:
             continue
         scores = scorer.collect(number + 1, seconds)
-        found = lead(scores.documents, best.documents, factors, scorer.sizes)
+        found = lead(scores.documents, best.documents, factors, scorer.sizes, best.others)
         if found.upper(error) < 0:
             return Outcome(scores, number + 1, _why(scores, scorer.sizes, found, best))
     return Outcome(scorer.collect(scorer.count, seconds), scorer.count)

@@ -44,7 +44,9 @@ def _tpe(seed: int, choice: Choice) -> BaseSampler:
 
 def _cmaes(seed: int, choice: Choice) -> BaseSampler:
     numbers = {name: value for name, value in choice.start.items() if name in choice.space}
-    return optuna.samplers.CmaEsSampler(seed=seed, x0=numbers or None, warn_independent_sampling=False)
+    return optuna.samplers.CmaEsSampler(
+        seed=seed, x0=numbers or None, warn_independent_sampling=False, consider_pruned_trials=True
+    )
 
 
 def _gp(seed: int, choice: Choice) -> BaseSampler:

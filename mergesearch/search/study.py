@@ -21,10 +21,10 @@ from mergesearch.evaluate.scores import load_documents
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.record import Record, TaskScore
 from mergesearch.search import objective as objectives
-from mergesearch.search.baselines import BASE, parent_names
+from mergesearch.search.baselines import AVERAGE, BASE, parent_names
 from mergesearch.search.history import History, feasible, recipe_of, scores_of
 from mergesearch.search.objective import Objective
-from mergesearch.search.racing import Best, race, spreads
+from mergesearch.search.racing import OTHERS, Best, race, spreads
 from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
 from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, strategies_of
@@ -250,12 +250,16 @@ class Search:
         trial.set_user_attr("machine", self._machine)
         if self._copy_equal(trial, recipe):
             return
-        # a greedy soup is compared with the soup before it, which need not be the best trial
-        raced = not trial.user_attrs.get("name") and trial.user_attrs.get("strategy") != "greedy_soup"
-        if self.config.racing and raced:
+        if self.config.racing and self._may_race(trial):
             self._race(trial, recipe, self.config.racing)
             return
         self._keep(trial, self.engine.load(recipe), self.scorer.score())
+
+    def _may_race(self, trial: optuna.Trial) -> bool:
+        """Scale, report and the races themselves need the parents and the average on all documents; a greedy soup is
+        compared with the soup before it, which need not be the best trial."""
+        named = trial.user_attrs.get("name") in (*parent_names(self.config), AVERAGE)
+        return not named and trial.user_attrs.get("strategy") != "greedy_soup"
 
     def _keep(self, trial: optuna.Trial, merge_seconds: float, found: DocumentScores) -> None:
         found.save_documents(self.folder.documents(trial.number))
@@ -319,10 +323,16 @@ class Search:
 
     def _best(self) -> Best | None:
         """The best finished trial whose documents are here and that breaks no guard."""
-        for trial in filter(feasible, self._history().complete()):
-            if self.folder.documents(trial.number).is_file():
-                return Best(trial.number, load_documents(self.folder.documents(trial.number)))
-        return None
+        ranked = [trial for trial in self._history().complete() if feasible(trial)]
+        there = [trial for trial in ranked if self.folder.documents(trial.number).is_file()]
+        if not there:
+            return None
+        best, rest = there[0], sorted(there[1:], key=lambda trial: trial.number)
+        # the baselines, and the latest of the others
+        named = [t.number for t in rest if t.user_attrs.get("name")]
+        late = [t.number for t in rest if not t.user_attrs.get("name")][-OTHERS:]
+        documents = [load_documents(self.folder.documents(number)) for number in (best.number, *named, *late)]
+        return Best(best.number, documents[0], documents[1:])
 
     def _arrange(self) -> None:
         """Draws the blocks once, from the parents' scores: the same for every trial, worker and start."""

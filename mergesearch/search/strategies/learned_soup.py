@@ -9,6 +9,9 @@ from mergesearch.search.affine import Affine, affine_of
 from mergesearch.search.history import History, recipe_of
 from mergesearch.search.strategies.base import Proposal
 
+# a model takes part in a mix with at least this weight
+LEAST_WEIGHT = 0.05
+
 
 class ClosedForm:
     """Fisher-weighted averaging or RegMean: one trial, no search."""
@@ -46,15 +49,15 @@ class LearnedSoups:
         return len(set(self.config.search.learned_soup.per) - there)
 
     def _start(self, history: History) -> int | None:
-        """The trial to start from: the best one that is a mix; None for the configured weight.
+        """The trial to start from: the best mix in which every model takes part; None for the configured weight.
 
-        A soup of one model is a corner from which gradients lead nowhere fast, so a mix of two at least is wanted.
+        Where a model is left out the loss may be flat in its weight, and gradients do not bring it back.
         """
         if self.config.search.learned_soup.start is not None:
             return None
         for trial in history.complete():
             affine = self._affine(trial)
-            if affine is not None and (abs(affine.values) > 0.05).sum(axis=1).min() >= min(2, len(self.config.models)):
+            if affine is not None and abs(affine.values).min() > LEAST_WEIGHT:
                 return trial.number
         return None
 

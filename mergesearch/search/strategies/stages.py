@@ -19,6 +19,8 @@ from mergesearch.space import OneMethod, RefineSpace, Space, split_rules
 GENERATIONS = 6
 # more numbers than this are no local search
 MOST_NUMBERS = 120
+# after so many trials TPE has chosen a method, if ever
+MOST_CHOOSING = 40
 # a Gaussian process says little in more dimensions with a few dozen trials
 MOST_FOR_GP = 40
 # where the study notes what its second stage begins with
@@ -105,16 +107,23 @@ class Stages:
     def _share(self, history: History) -> int:
         """Half of what the study may propose goes to the choice of method; nothing where there is no choice."""
         others = history.proposals - len(history.ended(self.name))
-        mine = max(0, self.config.search.trials - others)
+        mine = max(0, self._affordable(history) - others)
         choices = len(getattr(self.space, "methods", ())) > 1 or self.coarse is not None
-        return mine // 2 if choices else mine // 4
+        return min(MOST_CHOOSING, mine // 2 if choices else mine // 4)
+
+    def _affordable(self, history: History) -> int:
+        """How many proposals the budget allows, should each be scored on every document."""
+        search = self.config.search
+        if search.documents is None or not history.documents_each:
+            return search.trials
+        return min(search.trials, history.proposals + (search.documents - history.documents) // history.documents_each)
 
     def _finisher(self, dimension: int, history: History) -> str:
         sampler = self.config.search.sampler
         if sampler != "auto":
             return sampler
         population = 4 + int(3 * math.log(dimension))
-        left = self.config.search.trials - history.proposals
+        left = self._affordable(history) - history.proposals
         return "cmaes" if left >= GENERATIONS * population or dimension > MOST_FOR_GP else "gp"
 
     # --- the space around the best ---
