@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from mergesearch import config
 from mergesearch.config import Config
@@ -40,6 +43,19 @@ def test_defaults_are_those_of_the_readme(path: Path) -> None:
 )
 def test_shipped_configurations_are_valid(file: Path) -> None:
     config.read(file)
+
+
+def test_the_readme_states_the_defaults(path: Path) -> None:
+    read = config.read(path).dump()
+    rows = re.findall(r"^\| `((?:search|space)\.[\w.]+)` \|.*\| (\S.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) > 30
+    for key, stated in rows:
+        value: Any = read
+        for part in key.split("."):
+            value = value[part]
+        default = None if stated == "none" else yaml.safe_load(stated.strip("`"))
+        # the list of methods is written without brackets
+        assert default == value or default == ", ".join(value), key
 
 
 def test_round_trip(path: Path) -> None:

@@ -189,3 +189,9 @@ def test_answers_to_other_requests_are_refused(scorer: Scorer) -> None:
     blocks = blocks_of(scorer)
     with pytest.raises(ValueError):
         blocks.restore(0, blocks.answers(0)[1:])
+
+
+def test_tasks_that_tell_nobody_apart_are_drawn_alike() -> None:
+    documents = {"quiz": range(64), "bits": range(64)}
+    blocks = split_blocks(documents, 5, seed=1, spread={"quiz": 0.0, "bits": 0.0})
+    assert len(blocks) > 1 and blocks == split_blocks(documents, 5, seed=1)

@@ -274,7 +274,8 @@ class Teacher:
 
 def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path) -> None:
     config = settings(tmp_path / "run")
-    teacher, wanted = Teacher(config), {"strategy": ["learned_soup", "fisher"], "trials": 14}
+    wanted = {"strategy": ["learned_soup", "fisher"], "learned_soup": {"per": ["recipe", "group"]}, "trials": 14}
+    teacher = Teacher(config)
     changes = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}, "search": wanted}
     search = begin(tmp_path / "run", Judge(closeness(config, 0.62)), teacher, **changes)
     search.run()
@@ -291,7 +292,8 @@ def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path)
 
 def test_a_soup_that_cannot_be_learned_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     teacher = Teacher(settings(tmp_path / "run"), broken=True)
-    search = begin(tmp_path / "run", None, teacher, search={"strategy": ["learned_soup", "study"], "trials": 4})
+    wanted = {"strategy": ["learned_soup", "study"], "learned_soup": {"per": ["recipe", "group"]}, "trials": 4}
+    search = begin(tmp_path / "run", None, teacher, search=wanted)
     search.run()
     assert [t.user_attrs.get("error") for t in made_by(search, "learned_soup")] == ["the loss is NaN at step 3"] * 2
     assert len(made_by(search, "study")) == 2
@@ -514,10 +516,11 @@ def test_recipes_that_do_the_same_are_scored_once(tiny_pool: Callable[..., Any],
 # --- several objectives -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["auto", "nsga2"])
+@pytest.mark.parametrize("sampler", ["auto", "nsga2", "gp"])
 def test_pareto_keeps_an_objective_for_each_task_and_the_table_marks_the_front(tmp_path: Path, sampler: str) -> None:
     guard = [{"task": "bits", "max_drop": 0.9}]
-    changes = {"objective": "pareto", "guard": guard, "search": {"sampler": sampler, "trials": 16}}
+    space = {"methods": ["task_arithmetic"], "layer_groups": 2}
+    changes = {"objective": "pareto", "guard": guard, "space": space, "search": {"sampler": sampler, "trials": 14}}
     search = begin(tmp_path / "run", **changes)
     search.run()
     assert len(search.study.directions) == 2

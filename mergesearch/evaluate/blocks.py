@@ -61,7 +61,8 @@ def _allocation(sizes: Mapping[str, int], weights: Mapping[str, float], total: f
     """How many documents of each task make up about `total`: level x weight, within [FEWEST, size]."""
     size = np.array(list(sizes.values()))
     # a task without weight comes last, after all others are used up
-    weight = np.maximum(np.array([weights[label] for label in sizes]), 1e-9 * max(*weights.values(), 1e-300))
+    largest = max(weights.values())
+    weight = np.array([max(weights[label], 1e-9 * largest) if largest > 0 else 1.0 for label in sizes])
 
     def at(level: float) -> np.ndarray:
         return np.clip(level * weight, np.minimum(FEWEST, size), size)
