@@ -292,7 +292,8 @@ class _Watch:
         self._bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
         from mergesearch.search.baselines import baseline_count
 
-        self._total = settings.search.trials + baseline_count(settings)
+        proposals = settings.search.trials * (2 if settings.search.random_control else 1)
+        self._total = proposals + baseline_count(settings)
         self._task = self._bar.add_task("starting", total=self._total)
         self._done = 0
         self._best: Record | None = None

@@ -10,7 +10,7 @@ import torch
 
 from mergesearch import config as configuration
 from mergesearch import mergekit
-from mergesearch.actions import spaces
+from mergesearch.actions import spaces, warm_recipes
 from mergesearch.checkpoints import Pool
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Job, check, form_of, plan
@@ -56,6 +56,7 @@ def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
 def _run(config: Config) -> Lines:
     check_space(config)
     RunFolder(config.folder).check(config)
+    warm_recipes(config)
     tasks = load_tasks(config)
     documents = splits(config, tasks)
     check_racing(config, tasks)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# what these strategies make is known by their names
+SOUPS = ("greedy soup", "learned soup", "fisher", "regmean")
+
 
 @dataclass(frozen=True)
 class TaskScore:
@@ -58,6 +61,7 @@ class Record:
         machine: device and library versions.
         front: of a run with one objective for each task, whether no other candidate is at least as good on every task
             and better on one.
+        strategy: who proposed it, in words: `study`, `greedy soup`, `learned soup per group`.
     """
 
     number: int
@@ -76,12 +80,15 @@ class Record:
     partial: Mapping[str, TaskScore] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
     front: bool = False
+    strategy: str | None = None
 
     @property
     def method(self) -> str:
-        """The baseline's name, or the methods of the recipe's rules."""
+        """The baseline's name, what kind of soup it is, or the methods of the recipe's rules."""
         if self.name:
             return self.name
+        if self.strategy and self.strategy.startswith(SOUPS):
+            return self.strategy
         rules: Sequence[Mapping[str, Any]] = (self.recipe or {}).get("rules", ())
         return "+".join(dict.fromkeys(rule["method"] for rule in rules))
 

@@ -62,6 +62,7 @@ def _row(position: int, record: Record, tasks: Mapping[str, TaskScore], fronts: 
     return {
         **row,
         "method": record.method,
+        "strategy": record.strategy,
         "seconds": seconds,
         "merge_seconds": record.merge_seconds,
         "state": "infeasible" if record.infeasible else record.state,

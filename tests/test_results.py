@@ -54,6 +54,12 @@ def test_sorting_puts_the_better_first(column: str, order: list[int]) -> None:
     assert [row["trial"] for row in table_rows(RECORDS, sort=column)] == order
 
 
+def test_soups_are_known_by_their_names_and_proposals_by_their_methods() -> None:
+    made = [record(5, 0.1, strategy="learned soup per group"), record(6, 0.0, strategy="study")]
+    assert [row["method"] for row in table_rows(made)] == ["learned soup per group", "ties+linear"]
+    assert [row["strategy"] for row in json.loads(render(made, "json"))] == ["learned soup per group", "study"]
+
+
 def test_top_cuts() -> None:
     assert [row["trial"] for row in table_rows(RECORDS, top=2)] == [1, 3]
 

@@ -11,6 +11,8 @@ import pytest
 
 from mergesearch import actions, config, materials
 from mergesearch.actions import Session, export_trial, prepare, words_of
+from mergesearch.errors import UserError
+from mergesearch.preview import preview
 from mergesearch.recipe import Recipe
 from mergesearch.record import Record
 from mergesearch.results import render
@@ -89,6 +91,11 @@ def test_each_file_runs(name: str, tmp_path: Path, shared: Any) -> None:
     assert render(found, "md").count("\n") == len(found) + 1
     assert "cost: " in "\n".join(words_of(tmp_path / "run"))
     CHECKS.get(name, lambda session, found, folder: None)(session, found, tmp_path / "run")
+
+
+def test_check_looks_at_the_runs_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        preview(FOLDER / "random.yaml", [f"search.warm_start={tmp_path}"])
 
 
 def _auto(session: Session, found: list[Record], folder: Path) -> None:

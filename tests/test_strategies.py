@@ -285,6 +285,11 @@ def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path)
         ("group", soups[0].user_attrs["recipe_id"]),
         ("fisher", None),
     ]
+    assert [r.method for r in records(search.study)[4:]] == [
+        "learned soup per recipe",
+        "learned soup per group",
+        "fisher",
+    ]
     assert soups[0].params["layers0-1.task_arithmetic.weight.a"] == 0.6  # samplers learn from it
     past = history(search)
     assert past.documents == sum(10 for t in past.trials if "same_as" not in t.user_attrs) + 3 * 25

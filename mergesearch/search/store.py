@@ -262,7 +262,14 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
         infeasible=objective.infeasible(scores) if objective and complete and scores else None,
         partial={task: TaskScore(**data) for task, data in found.get("partial", {}).items()},
         machine=found.get("machine", {}),
+        strategy=_strategy(found),
     )
+
+
+def _strategy(found: Mapping[str, Any]) -> str | None:
+    name = found.get("strategy")
+    per = f" per {found['per']}" if name == "learned_soup" else ""
+    return f"{name.replace('_', ' ')}{per}" if name else None
 
 
 def records(study: optuna.Study) -> list[Record]:

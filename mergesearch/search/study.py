@@ -115,7 +115,7 @@ class Search:
         self.stages = Stages(config, space, coarse, infos, layers)
         self._sampler = self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
         self._began = len(self.study.get_trials(deepcopy=False))
-        self.strategies = strategies_of(config, space, self.stages, learner is not None, warm, self._began)
+        self.strategies = strategies_of(config, self.stages, learner is not None, warm, self._began)
         self._arranged = False
 
     def run(self) -> None:
@@ -178,7 +178,7 @@ class Search:
             attributes["name"] = found.name
         if found.recipe:
             attributes |= {"recipe": found.recipe.dump(), "recipe_id": found.recipe.id}
-        self.study.enqueue_trial(dict(found.parameters), user_attrs=attributes)
+        self.study.enqueue_trial({}, user_attrs=attributes)
 
     def _choice(self, trial: FrozenTrial) -> Choice:
         if "recipe" in trial.user_attrs or "per" in trial.user_attrs:

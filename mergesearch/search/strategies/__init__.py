@@ -18,7 +18,6 @@ from mergesearch.search.strategies.learned_soup import ClosedForm, LearnedSoups
 from mergesearch.search.strategies.random_control import RandomControl
 from mergesearch.search.strategies.stages import Stages
 from mergesearch.search.strategies.warm_start import WarmStart
-from mergesearch.space import Space
 
 LEARNED = ("learned_soup", "fisher", "regmean")
 # these go on as long as the budget does
@@ -27,7 +26,6 @@ OPEN_ENDED = ("study", "random")
 
 def strategies_of(
     config: Config,
-    space: Space,
     stages: Stages,
     learns: bool = False,
     warm: Sequence[Recipe] = (),
@@ -37,14 +35,13 @@ def strategies_of(
 
     Args:
         config: the run's configuration.
-        space: what the study may propose.
         stages: the study.
         learns: whether soups can be learned here.
         warm: recipes of other runs to try first.
         began: how many trials there were when this worker began.
     """
     made = {
-        "baselines": Baselines(config, space, began),
+        "baselines": Baselines(config, began),
         "greedy_soup": GreedySoup(config),
         "learned_soup": LearnedSoups(config),
         "fisher": ClosedForm("fisher"),
@@ -54,7 +51,7 @@ def strategies_of(
     }
     found: list[Strategy] = [made[name] for name in config.search.strategies if name not in LEARNED or learns]
     if warm:
-        found.insert(1, WarmStart(warm, space))
+        found.insert(1, WarmStart(warm))
     if config.search.random_control:
         found.append(RandomControl(like_others=True))
     return found

@@ -17,13 +17,11 @@ class Proposal:
     Attributes:
         recipe: the candidate; None where it is still to be found, by a sampler or by learning.
         name: of a baseline.
-        parameters: the trial's parameters, where the space holds the recipe.
         attributes: what is noted on the trial.
     """
 
     recipe: Recipe | None = None
     name: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -9,7 +9,6 @@ from mergesearch.recipe import Recipe
 from mergesearch.search.baselines import SLERP, baselines, slerp_of
 from mergesearch.search.history import History
 from mergesearch.search.strategies.base import WAIT, Proposal, Wait
-from mergesearch.space import Space
 
 
 class Baselines:
@@ -18,8 +17,8 @@ class Baselines:
     name = "baselines"
     budgeted = False
 
-    def __init__(self, config: Config, space: Space, began: int = 0):
-        self.config, self.space = config, space
+    def __init__(self, config: Config, began: int = 0):
+        self.config = config
         self._recipes = baselines(config)
         self._began = began
 
@@ -53,4 +52,4 @@ class Baselines:
         return self._proposal(SLERP, slerp_of(self.config, *(name for _, name in best)))
 
     def _proposal(self, name: str, recipe: Recipe) -> Proposal:
-        return Proposal(recipe, name, self.space.parameters(recipe) or {})
+        return Proposal(recipe, name)

@@ -83,7 +83,7 @@ class Stages:
         if not mine and isinstance(
             stage.space, (RefineSpace, OneMethod)
         ):  # where it begins is known, and scored already
-            return Proposal(stage.space.origin, parameters=stage.space.start, attributes=attributes)
+            return Proposal(stage.space.origin, attributes=attributes)
         return Proposal(attributes=attributes)
 
     def stage(self, history: History) -> Stage:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from mergesearch.recipe import Recipe
 from mergesearch.search.history import History
 from mergesearch.search.strategies.base import Proposal
-from mergesearch.space import Space
 
 
 class WarmStart:
@@ -15,21 +14,17 @@ class WarmStart:
 
     Args:
         recipes: of this run's parents, the best first.
-        space: where they are points of it, the sampler learns from them.
     """
 
     name = "warm_start"
     budgeted = True
 
-    def __init__(self, recipes: Sequence[Recipe], space: Space | None = None):
-        self.recipes, self.space = recipes, space
+    def __init__(self, recipes: Sequence[Recipe]):
+        self.recipes = recipes
 
     def next(self, history: History) -> Proposal | None:
         left = self._left(history)
-        if not left:
-            return None
-        found = self.space.parameters(left[0]) if self.space else None
-        return Proposal(left[0], parameters=found or {})
+        return Proposal(left[0]) if left else None
 
     def wants(self, history: History) -> int:
         return len(self._left(history))
