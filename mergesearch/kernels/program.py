@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mergesearch.kernels.symbols import Slot, Symbol, Unsupported, symbols_in
+from mergesearch.kernels.symbols import Number, Slot, Symbol, Unsupported, symbols_in
 from mergesearch.methods.masks import hash32, stream, to_unit
 
 # what a block's temporaries may be of and still stay in the cache
@@ -147,6 +147,7 @@ class _Writer:
         return f"{name}({', '.join(words)})"
 
     def _argument(self, value: Any) -> str:
+        value = value.symbol if isinstance(value, Number) else value
         if isinstance(value, Symbol):
             return self.names[value.number] if value.big else self._small(value, value.value)
         if isinstance(value, Tensor):

@@ -72,7 +72,8 @@ class Cache:
 
 
 def _size(value: Any) -> int:
-    return 200 + (value.nbytes if isinstance(value, (Tensor, Table)) else 0)
+    many = 100 * len(value) if isinstance(value, (list, tuple)) else 0
+    return 200 + many + (value.nbytes if isinstance(value, (Tensor, Table)) else 0)
 
 
 class Request:
@@ -146,16 +147,23 @@ class Statistics:
         """What is kept."""
         return self.small.nbytes + self.elements.nbytes
 
-    def answer(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor]) -> Tensor:
-        """The statistic for one tensor; `value` gives the small symbols that it depends on."""
-        values = [value(s) for s in request.small]
-        key = request.key(operands, values)
+    def answer(
+        self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any = None
+    ) -> Tensor:
+        """The statistic for one tensor; `value` gives the small symbols that it depends on, `key` is the request's."""
+        key = key or request.key(operands, [value(s) for s in request.small])
         cache = self.elements if request.statistic.per_element else self.small
         found = cache.get(key)
         if found is None:
             found = self._compute(request, operands, value, key)
             cache.put(key, found)
         return found
+
+    def answers(
+        self, request: Request, operands: Sequence[Operands], values: Sequence[Callable[[Symbol], Tensor]]
+    ) -> list[Tensor]:
+        """The statistic for many tensors."""
+        return [self.answer(request, one, value) for one, value in zip(operands, values, strict=True)]
 
     def _compute(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any) -> Tensor:
         how = request.statistic.how
