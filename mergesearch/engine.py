@@ -359,6 +359,9 @@ class Engine:
 
     def _share(self, sources: Mapping[str, Tensor]) -> None:
         """Lets the tensors in `sources` be the parents' memory, and gives those that were it memory of their own."""
+        if sources or self._shared:
+            self._tasks.clear()  # views of tensors that get other memory
+            self._plans.clear()
         for name, tensor in self._live.items():
             source = sources.get(name)
             if source is not None and (source.dtype, source.device) == (tensor.dtype, tensor.device):

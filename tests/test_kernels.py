@@ -18,7 +18,19 @@ from torch import Tensor
 
 from mergesearch import methods
 from mergesearch.errors import CandidateError
-from mergesearch.kernels import Compiler, Operands, Recipe, Runner, Statistics, Task, compiled, native, program, recording, runner, tables
+from mergesearch.kernels import (
+    Compiler,
+    Operands,
+    Recipe,
+    Runner,
+    Statistics,
+    Task,
+    compiled,
+    native,
+    program,
+    runner,
+    tables,
+)
 from mergesearch.methods import Method, mask_key, registry
 from mergesearch.methods.statistics import count_nonzero, kth_smallest, listening
 

@@ -27,6 +27,7 @@ __all__ = [
     "Statistics",
     "Task",
     "When",
+    "free_memory",
     "runner_for",
 ]
 

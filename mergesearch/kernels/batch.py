@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,12 @@ class Plan:
         found: dict[Any, list[Task]] = {}
         for task in tasks:
             found.setdefault(_kind(task), []).append(task)
-        self.groups = [Group(alike) for alike in found.values()]
+        groups = [Group(alike) for alike in found.values()]
+        self.groups = sorted(groups, key=lambda g: -len(g.tasks) * g.out.numel())
         self.batches: dict[Any, Batch] = {}
+
+    def __iter__(self) -> Iterator[Task]:
+        return (task for group in self.groups for task in group.tasks)
 
 
 def _kind(task: Task) -> Any:

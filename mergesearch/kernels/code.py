@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ class _Recorder(TorchDispatchMode):
         return value if value.dtype == dtype else self._step(dtype, "cast", value)
 
     def _written(self, name: str, made: Tensor, args: Any, kwargs: Any) -> Value:
-        if name == "select" and args[0] is self.s or name == "select" and args[0] is self.k:
+        if (name == "select" and args[0] is self.s) or (name == "select" and args[0] is self.k):
             return self._given("scalar" if args[0] is self.s else "key", args[2], made.dtype)
         if name in _SAME:
             return self.value(args[0])
@@ -201,8 +201,8 @@ class Writer:
     A form's {0}, {1}, {2} are its inputs' variables, {T} is the name of the result's type.
     """
 
-    types: dict[torch.dtype, str] = {}
-    forms: dict[Any, str] = {}
+    types: ClassVar[dict[torch.dtype, str]] = {}
+    forms: ClassVar[dict[Any, str]] = {}
 
     def expression(self, made: Value, what: str, inputs: Sequence[Any]) -> str:
         """The text of one operation on variables.

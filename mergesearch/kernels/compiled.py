@@ -148,7 +148,6 @@ def _compile(program: Program, example: tuple[Any, ...]) -> Kernel:
 def keep_on_disk() -> None:
     """Lets torch keep compiled kernels where the next process finds them, unless the environment names a place."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(native.folder() / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(native.folder() / "triton"))
 
 
 def compiled_here() -> dict[str, int]:

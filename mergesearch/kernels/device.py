@@ -7,7 +7,7 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ def fetch(pointers, left, EVEN: tl.constexpr):
 
 
 class Triton(Writer):
-    types = _TYPES
-    forms = {
+    types: ClassVar = _TYPES
+    forms: ClassVar = {
         **{sign: f"{{0}} {sign} {{1}}" for sign in ("+", "-", "*", "&", "|", "^", ">>", "<<", "<", "<=", ">", ">=",
                                                     "==", "!=")},
         ("/", torch.float32): "tl.div_rn({0}, {1})", ("/", torch.float64): "{0} / {1}",
@@ -156,6 +156,7 @@ class Kernel:
 def load(source: str) -> Any:
     """The module of a Triton source: Triton reads functions from their files, so it is written to one."""
     name = f"mergesearch_{hashlib.blake2b(source.encode(), digest_size=12).hexdigest()}"
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder() / "triton"))
     place = folder() / f"{name}.py"
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)

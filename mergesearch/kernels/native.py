@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -94,11 +94,11 @@ extern "C" void work(int64_t tensors, const int64_t* counts, const int64_t* poin
 
 
 class Cpp(Writer):
-    types = {
+    types: ClassVar = {
         torch.float32: "float", torch.float64: "double", torch.int16: "int16_t", torch.int32: "int32_t",
         torch.int64: "int64_t", torch.bool: "int32_t",
     }  # fmt: skip
-    forms = {
+    forms: ClassVar = {
         **{sign: f"{{0}} {sign} {{1}}" for sign in ("+", "-", "*", "/", "&", "|", "^", ">>", "<<")},
         **{sign: f"-(int32_t)({{0}} {sign} {{1}})" for sign in ("<", "<=", ">", ">=", "==", "!=")},
         "where": "pick({0}, {1}, {2})", "not": "~{0}", "neg": "-{0}", "cast": "({T}){0}",
@@ -229,14 +229,14 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, count - 1), thread_name_prefix="mergesearch-merge")
 
 
-def function(source: str, name: str, arguments: Sequence[Any]) -> Any:
+def function(source: str, name: str, arguments: Sequence[Any], result: Any = None) -> Any:
     """A function of a C++ source as `ctypes` calls it, compiled or found on disk.
 
     Raises:
         RuntimeError: there is no compiler, or it failed.
     """
     found = getattr(ctypes.CDLL(str(_library(source))), name)
-    found.argtypes, found.restype = list(arguments), None
+    found.argtypes, found.restype = list(arguments), result
     return found
 
 

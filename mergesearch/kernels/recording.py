@@ -60,6 +60,11 @@ class Recording:
         self.read = {place: given[place] for place in reads}
         # the statistics' answers hold parents; a kept recording must not
         result.tape.answer = None
+        wanted = [v for v in (*self.program.scalars, *self.program.rows) if isinstance(v, Symbol)]
+        wanted += [s for request in (*self.requests, *self.elements) for s in request.small]
+        self.wanted = list({s.number: s for s in wanted}.values())
+        self.parameters = _parameters_in(self.wanted)
+        self.identity = object()
 
     def serves(self, given: Mapping[Place, float]) -> bool:
         return all(given[place] == value for place, value in self.read.items())
@@ -80,7 +85,7 @@ class Recording:
             return False
         if again.source != self.program.source or reads_now != reads:
             return False
-        known = _parameters(self.program.scalars, other)
+        known = _known(_parameters_in(self.program.scalars), other)
         pairs = zip((*self.program.scalars, *self.program.rows), (*again.scalars, *again.rows), strict=True)
         return all(_same(mine, theirs, known) for mine, theirs in pairs)
 
@@ -107,18 +112,25 @@ def _same(mine: Any, theirs: Any, known: dict[int, Tensor]) -> bool:
     return not mine.alike or torch.equal(_step(mine, known), theirs.value)
 
 
-def _parameters(items: Sequence[Any], given: Mapping[Place, float]) -> dict[int, Tensor]:
-    """The values of the parameters that symbols are made of, by the symbols' numbers."""
-    found, stack, seen = {}, [s for s in items if isinstance(s, Symbol)], set()
+def _parameters_in(items: Sequence[Any]) -> list[Symbol]:
+    """The parameters that small symbols are made of."""
+    return _origins([s for s in items if isinstance(s, Symbol)], "parameter")
+
+
+def _origins(symbols: Sequence[Symbol], kind: str) -> list[Symbol]:
+    """The symbols of a kind that small symbols are made of; what statistics are made of does not count."""
+    found, stack, seen = [], list(symbols), set()
     while stack:
         symbol = stack.pop()
-        if symbol.number in seen:
-            continue
-        seen.add(symbol.number)
-        if symbol.kind == "parameter":
-            found[symbol.number] = torch.tensor(given[symbol.what], dtype=torch.float64)
-        stack += symbols_in((symbol.args, symbol.kwargs))
+        if symbol.number not in seen:
+            seen.add(symbol.number)
+            found += [symbol] if symbol.kind == kind else []
+            stack += symbols_in((symbol.args, symbol.kwargs)) if symbol.kind == "step" else []
     return found
+
+
+def _known(symbols: Sequence[Symbol], given: Mapping[Place, float]) -> dict[int, Tensor]:
+    return {s.number: torch.tensor(given[s.what], dtype=torch.float64) for s in symbols}
 
 
 def _step(symbol: Symbol, known: dict[int, Tensor]) -> Tensor:
@@ -177,14 +189,18 @@ class Values:
     ):
         self._operands, self._statistics, self._token = operands, statistics, token
         program = recording.program
-        wanted = [v for v in (*program.scalars, *program.rows) if isinstance(v, Symbol)]
-        wanted += [s for request in (*recording.requests, *recording.elements) for s in request.small]
-        self._shared = _parameters(wanted, given)
+        self._shared = _known(recording.parameters, given)
         self._stacked: dict[int, Tensor] = {}
-        for request in recording.requests:
-            self._answer(request)
-        self._evaluate([v for v in wanted if isinstance(v, Symbol)])
-        self.scalars = self._columns(program.scalars)
+        key = ("values", recording.identity, token)
+        kept = None if recording.parameters else statistics.small.get(key)
+        if kept is None:
+            for request in recording.requests:
+                self._answer(request)
+            self._evaluate(recording.wanted)
+            kept = (self._columns(program.scalars), self._stacked)
+            if not recording.parameters:
+                statistics.small.put(key, kept)
+        self.scalars, self._stacked = kept
         self.rows = [[self.value(row, i) for row in program.rows] for i in range(len(operands))]
 
     def value(self, item: Any, number: int) -> Tensor:
@@ -236,7 +252,7 @@ class Values:
 
     def _together(self, steps: Sequence[Symbol]) -> Sequence[Tensor]:
         """The values of `steps` for every tensor: at once, or one by one where that is not possible."""
-        needed = sorted({s.number for s in _statistics_in(steps)})
+        needed = sorted(s.number for s in _origins(steps, "statistic"))
 
         def one(*values: Tensor) -> tuple[Tensor, ...]:
             found = {**self._shared, **dict(zip(needed, values, strict=True))}
@@ -263,15 +279,3 @@ class Values:
             else self.value(s, 0).double().expand(count)
             for s in scalars
         ], dim=1)  # fmt: skip
-
-
-def _statistics_in(steps: Sequence[Symbol]) -> list[Symbol]:
-    found, stack, seen = [], list(steps), set()
-    while stack:
-        symbol = stack.pop()
-        if symbol.number not in seen:
-            seen.add(symbol.number)
-            found += [symbol] if symbol.kind == "statistic" else []
-            stack += symbols_in((symbol.args, symbol.kwargs)) if symbol.kind == "step" else []
-    return found
-

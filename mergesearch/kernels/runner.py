@@ -22,6 +22,9 @@ from mergesearch.kernels.recording import Place, Recipe, Recording, Recordings, 
 from mergesearch.kernels.statistics import Operands, Statistics
 from mergesearch.kernels.symbols import Unsupported, numbers
 
+# tables of pointers that a plan keeps, one for each program that its groups came up with
+_BATCHES = 32
+
 
 @dataclass
 class _Part:
@@ -80,8 +83,10 @@ class Runner:
             if key is None:
                 bad = [self._one(part, i) for i in range(len(group.tasks))]
                 found.append((group.tasks, torch.stack(bad)))
-            else:
+            elif group.out.device.type == "cpu" or key[-1]:
                 alike.setdefault(key, []).append(part)
+            else:  # at once: the device works while the next group is prepared
+                found.append((group.tasks, self._batch(plan, key, [part])))
         for key, parts in alike.items():
             found.append(([t for part in parts for t in part.group.tasks], self._batch(plan, key, parts)))
         check_finite(recipe.method.name, found)
@@ -123,8 +128,11 @@ class Runner:
         place = (key, tuple(part.group.token for part in parts))
         batch = plan.batches.get(place)
         if batch is None:
-            plan.batches.clear()
-            batch = plan.batches[place] = Batch([one[0].numel() for one in tensors], masks, program, kernel.chunk, device)
+            while len(plan.batches) > _BATCHES:
+                plan.batches.pop(next(iter(plan.batches)))
+            batch = plan.batches[place] = Batch(
+                [one[0].numel() for one in tensors], masks, program, kernel.chunk, device
+            )
         batch.set(tensors, scalars)
         return staging.by_tensor(kernel(batch), batch.owners, len(tensors))
 

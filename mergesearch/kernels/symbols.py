@@ -8,7 +8,7 @@ in place) raises `Unsupported`: then the plain definition is used, so no method 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch

@@ -8,10 +8,13 @@ pass finds is kept for the next rank that falls there.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from mergesearch.kernels import orders
 
 Blocks = Callable[[], Iterator[Tensor]]
 
@@ -59,9 +62,18 @@ class Table:
 
 def _distinct(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tensor]:
     """The values that occur, in order, with how many are no larger; None where there are more than `most`."""
+    first = next(blocks)
+    blocks = itertools.chain([first], blocks)
+    if orders.here(first):
+        counts = orders.Counts(most)
+        return counts.sorted() if all(counts.add(block) for block in blocks) else (None, torch.empty(0))
+    return _distinct_sorted(blocks, most)
+
+
+def _distinct_sorted(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tensor]:
     values = counts = None
     for block in _chunks(blocks):
-        found, number = torch.unique_consecutive(sort(block), return_counts=True)
+        found, number = torch.unique(block + 0.0, return_counts=True)  # -0 becomes 0
         if values is not None:
             found, order = torch.sort(torch.cat([values, found]))
             number = torch.cat([counts, number])[order]
