@@ -99,7 +99,7 @@ def text(code: Code, out: torch.dtype) -> str:
         "    tl.store(bad + tl.zeros([BLOCK], tl.int32), tl.full([BLOCK], 1, tl.int8), mask=wrong)",
         "",
         "",
-        "@triton.jit",
+        '@triton.jit(do_not_specialize=["stride"])',
         "def work(table, places, scalars, stride, keys, bad, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):",
         "    at = tl.program_id(0)",
         "    t = tl.load(places + at)",
