@@ -38,10 +38,11 @@ _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": 
 
 @dataclass(frozen=True)
 class Value:
-    """What a variable of the text holds: a number for each element, or one for all."""
+    """What a variable of the text holds: a number for each element, or one for all (`uniform`)."""
 
     name: str
     dtype: torch.dtype
+    uniform: bool
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.steps: list[tuple[Value, str, tuple[Any, ...]]] = []
         self._values: dict[int, tuple[Tensor, Value]] = {}
+        self._made: dict[str, tuple[str, tuple[Any, ...]]] = {}
         self._inside: dict[tuple[str, int], Value] = {}
         self.s = torch.ones(max(1, scalars), dtype=torch.float64)
         self.k = torch.zeros(keys, dtype=torch.int32)
@@ -124,8 +126,9 @@ class _Recorder(TorchDispatchMode):
     def _step(self, dtype: torch.dtype, what: str, *inputs: Any) -> Value:
         if dtype not in _KNOWN:
             raise Unsupported(f"{dtype}")
-        made = Value(f"v{len(self.steps)}", dtype)
+        made = Value(f"v{len(self.steps)}", dtype, _is_uniform(what, inputs))
         self.steps.append((made, what, inputs))
+        self._made[made.name] = (what, inputs)
         return made
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Value:
@@ -179,11 +182,38 @@ class _Recorder(TorchDispatchMode):
             raise Unsupported(name)
         if name in _COMPARISONS:
             common = torch.result_type(*args)
-            return self._step(torch.bool, _COMPARISONS[name], *(self._cast(a, common) for a in args))
+            return self._compared(_COMPARISONS[name], *(self._cast(a, common) for a in args))
         if name == "div" and made.dtype not in FLOATS:
             raise Unsupported("division of integers")
         what = "/" if name == "div" else _ARITHMETIC[name]
-        return self._step(made.dtype, what, *(self._cast(a, made.dtype) for a in args))
+        if what in ("*", "/") and _is_one(args[1]) and isinstance(args[0], Tensor) and args[0].dtype == made.dtype:
+            return self.value(args[0])
+        inputs = [self._cast(a, made.dtype) for a in args]
+        return self._counted(*inputs) if what == "*" else self._step(made.dtype, what, *inputs)
+
+    def _compared(self, what: str, left: Value, right: Value) -> Value:
+        """A comparison; a whole number times a power of two is compared without the product, which is exact."""
+        factor = self._power(left) if right.uniform and left.dtype == right.dtype == torch.float32 else None
+        if factor is not None:
+            left = self._made[left.name][1][0]
+            right = self._step(torch.float32, "*", right, self._step(torch.float32, "constant", 1 / factor))
+        return self._step(torch.bool, what, left, right)
+
+    def _power(self, value: Value) -> float | None:
+        what, inputs = self._made[value.name]
+        if what != "*":
+            return None
+        (cast, before), (constant, number) = (self._made[i.name] for i in inputs)
+        whole = cast == "cast" and before[0].dtype in INTEGERS and constant == "constant"
+        return number[0] if whole and 2.0**-30 <= number[0] < 1 and math.frexp(number[0])[0] == 0.5 else None
+
+    def _counted(self, left: Value, right: Value) -> Value:
+        """A product; of a truth value as a number with a number for all elements it is a choice of two."""
+        what, inputs = self._made[left.name]
+        if what == "cast" and inputs[0].dtype == torch.bool and right.uniform and right.dtype in FLOATS:
+            nothing = self._step(right.dtype, "*", right, self._step(right.dtype, "constant", 0.0))
+            return self._step(right.dtype, "where", inputs[0], right, nothing)
+        return self._step(left.dtype, "*", left, right)
 
     def _clamp(self, name: str, dtype: torch.dtype, value: Any, *limits: Any) -> Value:
         low, high = {"clamp": (*limits, None, None)[:2], "clamp_min": (limits[0], None)}.get(name, (None, limits[0]))
@@ -193,6 +223,16 @@ class _Recorder(TorchDispatchMode):
         if high is not None:
             made = self._step(dtype, "minimum", made, self._cast(high, dtype))
         return made
+
+
+def _is_uniform(what: str, inputs: Sequence[Any]) -> bool:
+    if what in ("load", "index"):
+        return False
+    return what in ("scalar", "key", "constant") or all(i.uniform for i in inputs)
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 1
 
 
 class Writer:

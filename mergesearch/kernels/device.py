@@ -44,14 +44,40 @@ def fetch(pointers, left, EVEN: tl.constexpr):
 """
 
 
+# The steps by which the device itself divides, without its check for operands near the ends of the range, which sends
+# every 0 through a branch: the nearest number, but for quotients below 2^-100. By one number for all elements, whose
+# reciprocal is the nearest to it, one step is enough (Markstein 1990); an infinite quotient is then no number.
+_DIVISION = """
+@triton.jit
+def by_one(a, b, r):
+    first = a * r
+    # a product with -1: Triton's minus is a subtraction from 0, which loses the sign of 0
+    return tl.fma(tl.fma(b, first, a * -1.0) * -1.0, r, first)
+
+
+@triton.jit
+def divide(a, b):
+    minus = b * -1.0
+    near = 1.0 / b
+    r = tl.fma(tl.fma(minus, near, 1.0), near, near)
+    first = a * r
+    better = tl.fma(tl.fma(minus, first, a), r, first)
+    best = tl.fma(tl.fma(minus, better, a), r, better)
+    return tl.where(first * 0.5 == first, first, best)
+
+"""
+
+
 class Triton(Writer):
     types: ClassVar = _TYPES
     forms: ClassVar = {
         **{sign: f"{{0}} {sign} {{1}}" for sign in ("+", "-", "*", "&", "|", "^", ">>", "<<", "<", "<=", ">", ">=",
                                                     "==", "!=")},
-        ("/", torch.float32): "tl.div_rn({0}, {1})", ("/", torch.float64): "{0} / {1}",
+        ("/", torch.float32): "divide({0}, {1})", ("/", torch.float64): "{0} / {1}",
         ("sqrt", torch.float32): "tl.sqrt_rn({0})", ("sqrt", torch.float64): "tl.sqrt({0})",
-        "where": "tl.where({0}, {1}, {2})", "not": "~{0}", "neg": "-{0}", "abs": "tl.abs({0})", "bitwise_not": "~{0}",
+        "where": "tl.where({0}, {1}, {2})",
+        ("where", torch.bool): "({0} & {1}) | (~{0} & {2})",
+        "not": "~{0}", "neg": "{0} * -1", "abs": "tl.abs({0})", "bitwise_not": "~{0}",
         "cast": "{0}.to({T})", ("cast", torch.bool): "{0} != 0",
         "maximum": "tl.where(({1} > {0}) | ({1} != {1}), {1}, {0})",
         "minimum": "tl.where(({1} < {0}) | ({1} != {1}), {1}, {0})",
@@ -74,6 +100,9 @@ def text(code: Code, out: torch.dtype) -> str:
     writer, lines = Triton(), []
     for made, what, inputs in code.steps:
         right = _loaded(code, inputs[0], made.dtype) if what == "load" else writer.expression(made, what, inputs)
+        if what == "/" and made.dtype == torch.float32 and inputs[1].uniform:
+            lines.append(f"    r{made.name} = tl.div_rn({inputs[1].name} * 0 + 1.0, {inputs[1].name})")
+            right = f"by_one({inputs[0].name}, {inputs[1].name}, r{made.name})"
         lines.append(f"    {made.name} = {right}")
     names = ["out", *(f"x{i}" for i in range(len(code.arguments)))]
     types = [out, *code.arguments]
@@ -81,6 +110,7 @@ def text(code: Code, out: torch.dtype) -> str:
                 for i, (n, t) in enumerate(zip(names, types, strict=True))]  # fmt: skip
     return "\n".join([
         _HEAD,
+        _DIVISION,
         "@triton.jit",
         f"def part({', '.join(names)}, s, k, start, n, bad, BLOCK: tl.constexpr, EVEN: tl.constexpr, "
         "ALIGNED: tl.constexpr):",

@@ -136,7 +136,10 @@ def _known(symbols: Sequence[Symbol], given: Mapping[Place, float]) -> dict[int,
 def _step(symbol: Symbol, known: dict[int, Tensor]) -> Tensor:
     """A small symbol's value from the statistics' and parameters' values."""
     if symbol.number not in known:
-        args, kwargs = replace((symbol.args, symbol.kwargs), lambda s: _step(s, known))
+        if symbol.simple:
+            args, kwargs = [_step(a, known) if type(a) is Symbol else a for a in symbol.args], symbol.kwargs
+        else:
+            args, kwargs = replace((symbol.args, symbol.kwargs), lambda s: _step(s, known))
         known[symbol.number] = symbol.what(*args, **kwargs)
     return known[symbol.number]
 

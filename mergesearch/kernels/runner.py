@@ -17,6 +17,7 @@ from mergesearch.errors import CandidateError
 from mergesearch.kernels import staging
 from mergesearch.kernels.batch import Batch, Group, Plan, Task
 from mergesearch.kernels.compiled import Compiler
+from mergesearch.kernels.exact import exact_division
 from mergesearch.kernels.program import BLOCK, WINDOW, Program, cut, spans
 from mergesearch.kernels.recording import Place, Recipe, Recording, Recordings, Values
 from mergesearch.kernels.statistics import Operands, Statistics
@@ -169,7 +170,8 @@ class Runner:
         dtypes = [p.dtype for p in pieces]
         # what the batches' compiler will do is not given to torch.compile meanwhile
         alone = program.rows or not self.compiler.batches(program, out.dtype, dtypes, out.device)
-        if whole and alone and min(out.shape) > 1:
+        # on CUDA torch.compile contracts products and sums, which is another result
+        if whole and alone and min(out.shape) > 1 and out.device.type == "cpu":
             keys = _keys(program, operands, start, out.device)
             kernel = self.compiler.single(program, out, scalars, keys, pieces)
             if kernel is not None:
@@ -184,7 +186,8 @@ class Runner:
         size = self.block if out.device.type == "cpu" else max(self.block, 2**24)
         for start, stop in spans(out.shape, out.ndim == 1, size):
             keys = _keys(program, operands, offset + start * inner, out.device)
-            flags.append(kernel(out[start:stop], scalars, keys, *(cut(p, start, stop, length) for p in pieces)))
+            with exact_division(out.device):
+                flags.append(kernel(out[start:stop], scalars, keys, *(cut(p, start, stop, length) for p in pieces)))
         return torch.stack(flags).all()
 
 
@@ -204,12 +207,13 @@ def plain(recipe: Recipe, task: Task) -> Tensor:
     """The method's plain definition over the whole tensor; whether the result is not finite (0-d)."""
     base, models = task.operands.base, task.operands.models
     device = task.out.device
-    merged = recipe.method(
-        None if base is None else base.to(device).float(),
-        [m.to(device).float() for m in models],
-        recipe.parameters,
-        list(task.operands.masks) or None,
-    ).to(task.out.dtype)
+    with exact_division(device):
+        merged = recipe.method(
+            None if base is None else base.to(device).float(),
+            [m.to(device).float() for m in models],
+            recipe.parameters,
+            list(task.operands.masks) or None,
+        ).to(task.out.dtype)
     task.out.copy_(merged)
     return ~torch.isfinite(merged).all()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mergesearch.kernels import native, orders
+from mergesearch.kernels.exact import exact_division
 from mergesearch.kernels.program import Program, cut, make, spans
 from mergesearch.kernels.symbols import Symbol, replace, symbols_in
 from mergesearch.kernels.tables import Table
@@ -196,7 +197,7 @@ class Statistics:
 
     def _compute(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any) -> Tensor:
         how = request.statistic.how
-        with listening(None):
+        with listening(None), exact_division(operands.models[0].device):
             if request.program is None or how == "whole":
                 return self._call(request, next(iter(self._blocks(request, operands, value, "whole"))), value)
             if how == "order":

@@ -49,6 +49,7 @@ class Symbol:
         args, kwargs = replace((args, kwargs), lambda s: s)
         self.tape, self.kind, self.what, self.args, self.kwargs, self.big = tape, kind, what, args, kwargs, big
         self.value: Any = None
+        self.simple = not kwargs and not any(isinstance(a, (list, tuple, dict)) for a in args)
         self.alike = kind == "parameter" or (
             kind == "step" and not big and all(s.alike for s in symbols_in((args, kwargs)))
         )

@@ -119,11 +119,20 @@ def _histogram(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """The bins that occur, in order, and how many values lie in them or below."""
     counts: Tensor | None = None
     for block in blocks:
-        found = torch.bincount(_key(block), minlength=_BINS)
+        found = _count(_key(block))
         counts = found if counts is None else counts.add_(found)
     assert counts is not None
     bins = counts.nonzero().flatten()
     return bins.to(torch.int32), counts[bins].cumsum(0)
+
+
+def _count(keys: Tensor) -> Tensor:
+    if keys.device.type == "cpu":
+        return torch.bincount(keys, minlength=_BINS)
+    # bincount keeps a copy of all bins for each of its thousands of thread blocks
+    return torch.zeros(_BINS, dtype=torch.int64, device=keys.device).index_add_(
+        0, keys, torch.ones((), dtype=torch.int64, device=keys.device).expand(len(keys))
+    )  # fmt: skip
 
 
 def _within(blocks: Iterator[Tensor], number: int) -> Tensor:
