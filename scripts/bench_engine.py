@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from mergesearch import kernels, methods
+from mergesearch.kernels.exact import exact_division
 
 RESULTS = Path(__file__).parent.parent / "results"
 COLUMNS = (
@@ -214,10 +215,11 @@ def differs(tasks: Sequence[kernels.Task], method: methods.Method, parameters: d
 
 def _steps(task: kernels.Task, method: methods.Method, parameters: dict[str, Any]) -> int:
     base, device = task.operands.base, task.out.device
-    wanted = method(
-        None if base is None else base.to(device).float(), [m.to(device).float() for m in task.operands.models],
-        parameters, list(task.operands.masks),
-    ).to(task.out.dtype)  # fmt: skip
+    with exact_division(device):
+        wanted = method(
+            None if base is None else base.to(device).float(), [m.to(device).float() for m in task.operands.models],
+            parameters, list(task.operands.masks),
+        ).to(task.out.dtype)  # fmt: skip
     found = [t.view(torch.int16).int() for t in (task.out, wanted)]
     # one unit from the least positive to the least negative number, too
     ordered = [torch.where(t < 0, -32768 - t, t) for t in found]

@@ -29,6 +29,7 @@ from mergesearch.kernels import (
     compiled,
     device,
     native,
+    orders,
     program,
     recording,
     runner,
@@ -36,6 +37,7 @@ from mergesearch.kernels import (
     tables,
 )
 from mergesearch.methods import Method, mask_key, registry
+from mergesearch.methods.sparse import rank_sums
 from mergesearch.methods.statistics import count_nonzero, kth_smallest, listening
 
 MANY = 2**24
@@ -344,6 +346,25 @@ def test_tables_give_the_very_kth(kind, dtype):
         table.smallest(40_001, blocks)
 
 
+@pytest.mark.parametrize("columns", [1, 7, 300, 2100, 20_000])
+def test_ranks_equal_the_definition(columns):
+    """With and without ties, in rows short and long, 16 and 32 bits wide."""
+    generator = torch.Generator().manual_seed(0)
+    for values in (torch.randn(3, columns, generator=generator), torch.randint(-5, 5, (3, columns)).float()):
+        assert orders.here(values)
+        wanted = rank_sums.__wrapped__(values)
+        got = orders.rank_sums(values)
+        assert got.dtype == wanted.dtype and torch.equal(got, wanted)
+
+
+def test_what_is_counted_in_pieces_is_what_is_sorted_whole():
+    values = (torch.randn(50_000, generator=torch.Generator().manual_seed(0)) * 30).round() / 8
+    found = tables._distinct(iter(values.split(999)), 2000)
+    wanted = tables._distinct_sorted(iter(values.split(999)), 2000)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert tables._distinct(iter(values.split(999)), 20)[0] is None
+
+
 def test_tables_stay_small():
     values = torch.randn(2**21, generator=torch.Generator().manual_seed(0)).abs()
 
@@ -494,7 +515,7 @@ def test_every_method_is_written_in_both_languages(name):
         found = recording.Recording(how, operands, Statistics(MANY, MANY)).program
         if found.rows:
             continue
-        kinds = [torch.bfloat16] * len(found.parents) + [e.meta.dtype for e in found.elements]
+        kinds = [torch.bfloat16] * len(found.parents) + [e.dtype for e in found.elements]
         written = code.trace(found, kinds)
         assert "work" in native.text(written, torch.bfloat16)
         compile(device.text(written, torch.bfloat16), "a kernel", "exec")

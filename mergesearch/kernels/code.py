@@ -88,6 +88,11 @@ def _trace(source: str, parents: int, dtypes: tuple[torch.dtype, ...], scalars: 
 class _Recorder(TorchDispatchMode):
     """Writes down operations on tensors of three elements."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would load torch._dynamo for it, which takes seconds
+        return False
+
     def __init__(self, parents: int, dtypes: Sequence[torch.dtype], scalars: int, keys: int):
         super().__init__()
         self.steps: list[tuple[Value, str, tuple[Any, ...]]] = []

@@ -21,6 +21,11 @@ def exact_division(device: torch.device) -> Any:
 
 
 class _Division(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would load torch._dynamo for it, which takes seconds
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.div.Tensor and _by_scalar(*args):
             args = (args[0], torch.as_tensor(args[1], dtype=_dtype(*args)).to(args[0].device))

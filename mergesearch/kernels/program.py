@@ -226,6 +226,11 @@ def _function(source: str, name: str) -> Callable[..., Any]:
 class _Watch(TorchDispatchMode):
     """Remembers the first operation that is not elementwise."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would load torch._dynamo for it, which takes seconds
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.problem = ""
@@ -242,7 +247,7 @@ def _dtypes(program: Program) -> list[torch.dtype]:
     small = [v.value if isinstance(v, Symbol) else v for v in program.rows]
     return [
         *(torch.float32 for _ in program.parents),
-        *(e.meta.dtype for e in program.elements),
+        *(e.dtype for e in program.elements),
         *(v.dtype for v in small),
     ]
 

@@ -53,21 +53,20 @@ class Symbol:
         self.alike = kind == "parameter" or (
             kind == "step" and not big and all(s.alike for s in symbols_in((args, kwargs)))
         )
-        self._meta: Tensor | None = None
+        self._dtype: torch.dtype | None = None
+        self.specimens: dict[bool, Tensor] = {}
         self.number = tape.count()
 
     @property
-    def meta(self) -> Tensor:
-        """A tensor without data, of this one's shape and dtype."""
+    def dtype(self) -> torch.dtype:
         if not self.big:
-            return self.value
-        if self._meta is None:
-            self._meta = self.tape.blank(self)
-        return self._meta
+            return self.value.dtype
+        if self._dtype is None:
+            self._dtype = self.tape.dtype_of(self)
+        return self._dtype
 
     shape = property(lambda self: self.tape.shape if self.big else self.value.shape)
     ndim = property(lambda self: len(self.shape))
-    dtype = property(lambda self: self.meta.dtype)
     device = property(lambda self: self.tape.device if self.big else self.value.device)
 
     def numel(self) -> int:
@@ -208,12 +207,27 @@ class Tape:
             made.value = self.answer(made)
         return made
 
-    def blank(self, symbol: Symbol) -> Tensor:
-        if symbol.kind in ("base", "model"):
-            return torch.empty(self.shape, dtype=torch.float32, device="meta")
-        args, kwargs = replace((symbol.args, symbol.kwargs), lambda s: s.meta)
-        if symbol.kind == "statistic" and symbol.what.how == "uniform":
-            return torch.empty(self.shape, dtype=torch.float32, device="meta")
+    def dtype_of(self, symbol: Symbol) -> torch.dtype:
+        """The dtype of a big symbol: what comes out for a few elements, or, where small values have dimensions that do
+        not fit those, for tensors without data. (These load parts of torch that take seconds to load.)"""
+        try:
+            return self._specimen(symbol, True).dtype
+        except (RuntimeError, IndexError, ValueError):
+            return self._specimen(symbol, False).dtype
+
+    def _specimen(self, symbol: Symbol, few: bool) -> Tensor:
+        if not symbol.big:
+            return symbol.value
+        if few not in symbol.specimens:
+            symbol.specimens[few] = self._make(symbol, few)
+        return symbol.specimens[few]
+
+    def _make(self, symbol: Symbol, few: bool) -> Tensor:
+        drawn = symbol.kind == "statistic" and symbol.what.how == "uniform"
+        if symbol.kind in ("base", "model") or drawn:
+            shape = [min(n, 2) for n in self.shape] if few else self.shape
+            return torch.ones(shape, dtype=torch.float32, device="cpu" if few else "meta")
+        args, kwargs = replace((symbol.args, symbol.kwargs), lambda s: self._specimen(s, few))
         function = symbol.what.function if symbol.kind == "statistic" else symbol.what
         with listening(None):
             return function(*args, **kwargs)
