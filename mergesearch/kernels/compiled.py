@@ -24,10 +24,11 @@ from mergesearch.kernels.symbols import Unsupported
 log = logging.getLogger(__name__)
 
 When = Literal["never", "background", "now"]
-# below this many parameters the candidates in blocks that are made meanwhile cost less than waiting for the compiler
-WORTH_WAITING = 30_000_000
+# below this many parameters a candidate in blocks (up to 0.1 microseconds for a parameter) is done before the compiler,
+# which takes about 0.7 seconds, once for each program and machine
+WORTH_WAITING = 10_000_000
 # below this many a candidate in blocks takes some hundredths of a second: not worth a compiler's time
-WORTH_COMPILING = 2_000_000
+WORTH_COMPILING = 500_000
 # the size that a kernel is compiled at: enough for the compiler to use all threads, little enough to be done at once
 _EXAMPLE = 2**20
 
@@ -123,7 +124,9 @@ def _batched(program: Program, out: torch.dtype, dtypes: Sequence[torch.dtype], 
         return native.Kernel(code, out)
     from mergesearch.kernels import device as triton
 
-    return triton.Kernel(code, out)
+    kernel = triton.Kernel(code, out)
+    kernel.try_on(device)
+    return kernel
 
 
 def _example(program: Program, out: Tensor, *inputs: Any) -> tuple[Any, ...]:

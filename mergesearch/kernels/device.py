@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -157,6 +158,15 @@ def _loaded(code: Code, number: int, dtype: torch.dtype) -> str:
     return loaded if held == dtype else f"{loaded}.to({_TYPES[dtype]})"
 
 
+@dataclass
+class _Trial:
+    rows: Tensor
+    places: Tensor
+    scalars: Tensor
+    keys: Tensor
+    aligned: bool = True
+
+
 class Kernel:
     """A built program. Called with a `Batch` on its device it makes the batch's tensors.
 
@@ -168,6 +178,19 @@ class Kernel:
 
     def __init__(self, code: Code, out: torch.dtype):
         self.work = load(text(code, out)).work
+        self._code, self._out = code, out
+
+    def try_on(self, device: torch.device) -> None:
+        """Builds for a device and runs there once, on memory of its own: what fails fails here, before a candidate."""
+        code, size = self._code, BLOCK
+        tensors = [torch.ones(size, dtype=dtype, device=device) for dtype in (self._out, *code.arguments)]
+        rows = torch.tensor([[0, size, *(t.data_ptr() for t in tensors)]], device=device)
+        self(_Trial(
+            rows, torch.zeros(1, dtype=torch.int32, device=device),
+            torch.ones(1, max(1, code.scalars), dtype=torch.float64, device=device),
+            torch.zeros(1, code.keys, dtype=torch.int32, device=device),
+        ))  # fmt: skip
+        torch.cuda.synchronize(device)
 
     def __call__(self, batch: Any) -> Tensor:
         """As `native.Kernel`; nothing waits for the device. `batch.rows` is int64 (T, 3 + arguments): first chunk,
