@@ -252,7 +252,7 @@ def measure(
         number = other.pop("number", 0)
         return kernels.Recipe(method, method.complete({**given(method, count, number), **other}, labels, "the run"))
 
-    statistics_ = kept or kernels.Statistics(2**30, 3 * 2**33)
+    statistics_ = kept or kernels.Statistics(2**30, 2**35)
     run = kernels.Runner(statistics_, kernels.Compiler("now"))
     tasks = bench.tasks(method, count)
     plan = kernels.Plan(tasks)
@@ -357,7 +357,7 @@ def table(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]
     for name in sorted(wanted, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
         family = SHARED.get(name, name)
         if family not in kept:
-            kept = {family: kernels.Statistics(2**30, 3 * 2**33)}
+            kept = {family: kernels.Statistics(2**30, 2**35)}
         rows.append(measure(bench, name, 3, device, args, copy, part, kept[family]))
         say(rows[-1])
         write(args, rows)

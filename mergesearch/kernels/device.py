@@ -18,7 +18,7 @@ from mergesearch.kernels.native import folder
 from mergesearch.kernels.symbols import Unsupported
 
 # elements of a program instance: 16 bytes of bf16 for each of its threads
-BLOCK, WARPS = 1024, 4
+BLOCK, WARPS = 512, 2
 _TYPES = {
     torch.bfloat16: "tl.bfloat16", torch.float16: "tl.float16", torch.float32: "tl.float32",
     torch.float64: "tl.float64", torch.int16: "tl.int16", torch.int32: "tl.int32", torch.int64: "tl.int64",

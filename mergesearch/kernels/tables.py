@@ -82,7 +82,8 @@ def _distinct_sorted(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None
         if len(found) > most:
             return None, torch.empty(0)
         values, counts = found, number
-    return values, counts.cumsum(0)
+    # what unique gives is a small part of memory for all elements
+    return values.clone(), counts.cumsum(0)
 
 
 def _chunks(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
