@@ -120,7 +120,7 @@ def make(size: str, models: int, device: torch.device, pinned: bool = False) -> 
 
     base = {name: noise(shape, 0.02).bfloat16() for name, shape in shapes(*SIZES[size])}
     made = [{name: t.float().add_(noise(t.shape, 0.002)).bfloat16() for name, t in base.items()} for _ in range(models)]
-    live = {name: torch.empty_like(t) for name, t in base.items()}
+    live = {name: torch.ones_like(t) for name, t in base.items()}
     if pinned:
         base, *made = ({name: t.cpu().pin_memory() for name, t in held.items()} for held in (base, *made))
     return Bench(base, made, live)
@@ -474,11 +474,11 @@ def _table(part: str, machine: str, rows: Sequence[dict[str, str]]) -> str:
     title = "Parents in pinned host memory" if part == "streamed" else "Methods"
     ceiling = "host-to-device bandwidth" if part == "streamed" else "copy bandwidth"
     speed = statistics.median(float(r["copy GB/s"]) for r in ours)
-    loads = sorted(float(r["load"]) for r in ours)
+    loads = sorted(float(r["load"]) for r in ours if r["load"])
     words = (
         f"## {title}: {one['device']}\n\n{int(one['parameters']) / 1e6:.0f} M parameters, 3 models (fewer where a "
         f"method takes fewer); {machine}; {ceiling} {speed:.1f} GB/s; torch {one['torch']}, python {one['python']}; "
-        f"1-minute load {loads[0]:.1f} to {loads[-1]:.1f}."
+        f"1-minute load {f'{loads[0]:.1f} to {loads[-1]:.1f}' if loads else 'not noted'}."
     )
     head = ("method", "s", "GB/s", "share", "goal", "mergekit 0.1.5, s", "times", "goal", "first, s", "new density, s",
             "kept, MiB", "peak", "first peak", "equal")  # fmt: skip

@@ -52,8 +52,8 @@ class Plan:
         for task in tasks:
             found.setdefault(_kind(task), []).append(task)
         groups = [Group(alike) for alike in found.values()]
-        # a device soon has work that lasts while the groups of many tensors are prepared
-        self.groups = sorted(groups, key=lambda g: (-g.out.numel(), len(g.tasks)))
+        # the most work first: a device is busy with it while the other groups are prepared
+        self.groups = sorted(groups, key=lambda g: -len(g.tasks) * g.out.numel())
         self.batches: dict[Any, Batch] = {}
 
     def __iter__(self) -> Iterator[Task]:
