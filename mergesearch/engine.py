@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from mergesearch.recipe import Recipe, Rule, TensorInfo
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Row = Mapping[str, tuple[int, int]]
+# plans that are kept: one for each group of a recipe and for each set of methods that came up lately
+_PLANS = 64
 
 
 # --- what a recipe means ------------------------------------------------------------------------------------------
@@ -264,6 +267,8 @@ class Engine:
     def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None):
         self.runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, pool.device, compiled)
         self._made: dict[tuple[str, int], Any] = {}
+        self._tasks: dict[tuple[str, int], tuple[Any, kernels.Task]] = {}
+        self._plans: OrderedDict[Any, kernels.Plan] = OrderedDict()
         self._versions: dict[str, int] = {}
         self.pool = pool
         self.dtype = dtype
@@ -307,20 +312,39 @@ class Engine:
     def _write(self, jobs: Sequence[Job], seed: int) -> None:
         """Merges the tensors that are not yet what they should be, those of one step together."""
         made: dict[tuple[str, int], Any] = {}
-        steps: dict[str, list[tuple[Job, kernels.Operands]]] = {}
+        steps: dict[str, list[tuple[Job, kernels.Task]]] = {}
         touched = {name for name, tensor in self._live.items() if tensor._version != self._versions.get(name)}
         for job in jobs:
-            operands, place = job.operands(self.pool, seed), (job.piece.live, job.piece.offset)
-            made[place] = (job.step.identity, operands.names, operands.masks)
+            task, place = self._task(job, seed), (job.piece.live, job.piece.offset)
+            made[place] = (job.step.identity, task.operands.names, task.operands.masks)
             if job.piece.live in touched or self._made.get(place) != made[place]:
-                steps.setdefault(job.step.identity, []).append((job, operands))
+                steps.setdefault(job.step.identity, []).append((job, task))
         self._made = {}  # nothing is certain, should this fail
         for step in steps.values():
             how = step[0][0].step
-            tasks = [kernels.Task(operands, job.piece.view(self._live), job.info.name) for job, operands in step]
-            self.runner.run(kernels.Recipe(how.method, how.parameters), tasks)
+            self.runner.run(kernels.Recipe(how.method, how.parameters), self._plan([task for _, task in step]))
         self._made = made
         self._versions = {name: tensor._version for name, tensor in self._live.items()}
+
+    def _task(self, job: Job, seed: int) -> kernels.Task:
+        """What makes a tensor: the same object as for the candidate before, where it is made of the same."""
+        place = (job.piece.live, job.piece.offset)
+        operands = job.operands(self.pool, seed)
+        named = (operands.names, operands.masks)
+        held = self._tasks.get(place)
+        if held is None or held[0] != named:
+            held = self._tasks[place] = (named, kernels.Task(operands, job.piece.view(self._live), job.info.name))
+        return held[1]
+
+    def _plan(self, tasks: list[kernels.Task]) -> kernels.Plan:
+        """The plan for these tasks, kept for the next candidate that has the same."""
+        key = tuple(map(id, tasks))
+        if key not in self._plans:
+            self._plans[key] = kernels.Plan(tasks)
+        self._plans.move_to_end(key)
+        while len(self._plans) > _PLANS:
+            self._plans.popitem(last=False)
+        return self._plans[key]
 
     def _rebuild(self, form: Form, jobs: Sequence[Job], sources: Mapping[str, Tensor], stack: Any) -> None:
         """Puts a model of another form into the live model's place, as yet without the candidate's weights."""
@@ -328,6 +352,8 @@ class Engine:
         for tensor in self._live.values():
             tensor.data = tensor.data.new_empty(0)
         self._live, self._shared, self._made = {}, set(), {}
+        self._tasks.clear()
+        self._plans.clear()
         dtype, device = DTYPES[self.dtype], self.pool.device
         tensors = {job.piece.live: _origin_tensor(job, self.pool) for job in jobs}
         for name, tensor in tensors.items():
@@ -341,6 +367,9 @@ class Engine:
 
     def _share(self, sources: Mapping[str, Tensor]) -> None:
         """Lets the tensors in `sources` be the parents' memory, and gives those that were it memory of their own."""
+        if sources or self._shared:
+            self._tasks.clear()  # views of tensors that get other memory
+            self._plans.clear()
         for name, tensor in self._live.items():
             source = sources.get(name)
             if source is not None and (source.dtype, source.device) == (tensor.dtype, tensor.device):

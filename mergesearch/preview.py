@@ -16,6 +16,7 @@ from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Job, check, form_of, plan
 from mergesearch.materials import check_racing, load_pool, load_tasks, pool_of, splits
 from mergesearch.recipe import Recipe
+from mergesearch.residency import residency
 from mergesearch.search.baselines import baseline_count
 from mergesearch.search.store import RunFolder
 from mergesearch.space import check_space
@@ -133,13 +134,13 @@ def _rules(recipe: Recipe, jobs: Sequence[Job]) -> Lines:
 
 
 def _memory(pool: Pool, parameters: int, dtype: str) -> Lines:
-    candidate = parameters * DTYPES[dtype].itemsize
     parents = [pool.base, *pool.models.values()]
     held = _held(tensor for parent in parents for tensor in parent.live.values())
-    largest = max(tensor.numel() for tensor in pool.base.tensors.values())
-    working = largest * 4 * (len(parents) + 2)
-    text = f"{_bytes(held)} parents + {_bytes(candidate)} candidate + {_bytes(working)} at work on the largest tensor"
-    return [("memory", f"{_bytes(held + candidate + working)} on {pool.device}: {text}")]
+    candidate = parameters * DTYPES[dtype].itemsize
+    # the parents that were read for this check are memory that the run can have
+    choice = residency(held, candidate, pool.device, held)
+    room = "" if choice.fits else "; that is more than there is: use fewer models or another device"
+    return [("memory", f"{_bytes(held)} parents + {_bytes(candidate)} candidate: {choice}{room}")]
 
 
 def _held(tensors: Iterable[torch.Tensor]) -> int:

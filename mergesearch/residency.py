@@ -50,17 +50,18 @@ class Choice:
         return f"{held}; peak {on_device}{on_host if self.device != 'cpu' else ''}"
 
 
-def residency(pool_bytes: int, candidate_bytes: int, device: torch.device | str) -> Choice:
+def residency(pool_bytes: int, candidate_bytes: int, device: torch.device | str, held: int = 0) -> Choice:
     """The first of device, pinned host memory and mapped files that has room for the pool, by what is free now.
 
     Args:
         pool_bytes: of the base and all models, in the dtypes of their files.
         candidate_bytes: of one candidate in its out_dtype.
         device: where candidates are made.
+        held: bytes of the pool that are on the device already, and count as free.
     """
     device = torch.device(device)
-    host = psutil.virtual_memory().available
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
+    host = psutil.virtual_memory().available + (held if device.type == "cpu" else 0)
+    free = torch.cuda.mem_get_info(device)[0] + held if device.type == "cuda" else host
     extra = int(OVERHEAD * (pool_bytes + candidate_bytes))
     whole, alone = pool_bytes + candidate_bytes + extra, candidate_bytes + extra
     on_host = device.type == "cpu"
@@ -72,4 +73,4 @@ def residency(pool_bytes: int, candidate_bytes: int, device: torch.device | str)
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"

@@ -1,14 +1,16 @@
 """How fast candidates are made, beside the machine's own copy bandwidth and beside mergekit.
 
-    python scripts/bench_engine.py              the table of results/engine.md
-    python scripts/bench_engine.py --device cuda    the same on a CUDA device, about 3 G parameters
-    python scripts/bench_engine.py --scaling    how the figures change with the number of models and of parameters
-    python scripts/bench_engine.py --quick      a small model, for trying the script itself
+    python scripts/bench_engine.py                  the table of results/engine.md
+    python scripts/bench_engine.py --mergekit       the same, and mergekit on the same tensors (needs the extra parity)
+    python scripts/bench_engine.py --scaling        how the figures change with the number of models and of parameters
+    python scripts/bench_engine.py --device cuda    all of it on a CUDA device, about 3 G parameters, in 10 minutes
+    python scripts/bench_engine.py --streamed       parents in pinned host memory, the candidate on the CUDA device
+    python scripts/bench_engine.py --quick          a small model, for trying the script itself
 
-Before a method is timed, one tensor of each shape is compared with its plain definition; where they differ by more than
-one unit in the last place nothing is timed and the exit status is 1. Each method's rounds alternate with copies
-of the same memory, so that a busy machine slows both. Needs nothing but the package; `--mergekit` needs the extra
-`parity`. Rows of a run replace those of the same device and part in results/engine.csv.
+Before a method is timed its candidate is compared with the plain definition, every tensor of it or as many as
+`--check` seconds allow, one of each shape first; where they differ by more than one unit in the last place nothing is
+timed and the exit status is 1. Each method's rounds alternate with copies of as much memory, so that a busy machine
+slows both. Rows of a run replace those of the same device and part in results/engine.csv.
 """
 
 from __future__ import annotations
@@ -32,19 +34,19 @@ import torch
 from torch import Tensor
 
 from mergesearch import kernels, methods
-from mergesearch.kernels.compiled import keep_on_disk
+from mergesearch.kernels.exact import exact_division
 
 RESULTS = Path(__file__).parent.parent / "results"
 COLUMNS = (
     "part", "method", "device", "engine", "parameters", "models", "seconds", "GB/s", "copy GB/s", "share of copy",
-    "first seconds", "new density seconds", "kept MiB", "peak share", "equal", "load", "threads", "torch", "python",
-    "date",
+    "first seconds", "new density seconds", "kept MiB", "peak share", "first peak share", "equal", "load", "threads",
+    "torch", "python", "machine", "date",
 )  # fmt: skip
 # share of the copy bandwidth that issue and README promise: CPU, H100
 TARGETS = {
-    **dict.fromkeys(("linear", "task_arithmetic", "uniform_soup", "passthrough"), (0.70, 0.85)),
-    **dict.fromkeys(("slerp", "nuslerp", "multislerp", "karcher", "model_stock"), (0.60, 0.80)),
-    **dict.fromkeys(("ties", "breadcrumbs", "breadcrumbs_ties", "sce", "ram", "ramplus_tl"), (0.40, 0.80)),
+    **dict.fromkeys(("linear", "task_arithmetic"), (0.70, 0.85)),
+    **dict.fromkeys(("slerp", "model_stock"), (0.60, 0.80)),
+    **dict.fromkeys(("ties", "breadcrumbs", "breadcrumbs_ties", "sce", "ram"), (0.40, 0.80)),
     **dict.fromkeys(("dare_linear", "dare_ties", "della", "della_linear"), (0.20, 0.70)),
 }
 AGAINST = {"linear": 20.0, "task_arithmetic": 8.0, "ties": 400.0, "dare_ties": 30.0}
@@ -101,12 +103,16 @@ SIZES = {
     "40M": (8, 512, 1376, 28000),
     "158M": (18, 768, 2048, 40000),
     "400M": (22, 1152, 3072, 50000),
+    "1G": (18, 2048, 5632, 32000),
     "3G": (28, 3072, 8192, 32000),
 }
 
 
-def make(size: str, models: int, device: torch.device) -> Bench:
-    """Random weights as a fine-tune has them: the base of standard deviation 0.02, task vectors a tenth of that."""
+def make(size: str, models: int, device: torch.device, pinned: bool = False) -> Bench:
+    """Random weights as a fine-tune has them: the base of standard deviation 0.02, task vectors a tenth of that.
+
+    `pinned`: base and models are in pinned host memory.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
     def noise(shape: tuple[int, ...], scale: float) -> Tensor:
@@ -114,7 +120,10 @@ def make(size: str, models: int, device: torch.device) -> Bench:
 
     base = {name: noise(shape, 0.02).bfloat16() for name, shape in shapes(*SIZES[size])}
     made = [{name: t.float().add_(noise(t.shape, 0.002)).bfloat16() for name, t in base.items()} for _ in range(models)]
-    return Bench(base, made, {name: torch.empty_like(t) for name, t in base.items()})
+    live = {name: torch.ones_like(t) for name, t in base.items()}
+    if pinned:
+        base, *made = ({name: t.cpu().pin_memory() for name, t in held.items()} for held in (base, *made))
+    return Bench(base, made, live)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -134,12 +143,21 @@ class Copy:
     """The machine's copy bandwidth, bytes read plus bytes written, for memory of one model's size."""
 
     def __init__(self, parameters: int, device: torch.device):
-        self.source = torch.zeros(parameters, dtype=torch.bfloat16, device=device).add_(1)
+        self.source = torch.zeros(min(parameters, 2**30), dtype=torch.bfloat16, device=device).add_(1)
         self.target = torch.zeros_like(self.source)
-        self.device = device
+        self.device, self.moved = device, 2 * self.source.nbytes
 
     def once(self) -> float:
-        return 2 * self.source.nbytes / timed(lambda: self.target.copy_(self.source), self.device) / 1e9
+        return self.moved / timed(lambda: self.target.copy_(self.source, non_blocking=True), self.device) / 1e9
+
+
+class Upload(Copy):
+    """The bandwidth from pinned host memory to the device, bytes that go over."""
+
+    def __init__(self, device: torch.device):
+        self.source = torch.ones(2**29, dtype=torch.bfloat16).pin_memory()
+        self.target = torch.empty_like(self.source, device=device)
+        self.device, self.moved = device, self.source.nbytes
 
 
 class Peak:
@@ -180,71 +198,89 @@ def held() -> int:
 # --- equality -----------------------------------------------------------------------------------------------------
 
 
-def differs(bench: Bench, method: methods.Method, parameters: dict[str, Any], count: int) -> str:
-    """What is wrong with the candidate in `bench.live`; empty where it is the definition's.
-
-    Each shape is checked once in full, whichever of its tensors comes last.
-    """
-    last = {tuple(task.out.shape): task for task in bench.tasks(method, count)}
-    for task in last.values():
-        base, parents = task.operands.base, task.operands.models
-        wanted = method(
-            None if base is None else base.float(), [m.float() for m in parents], parameters, list(task.operands.masks)
-        ).to(task.out.dtype)
-        steps = (task.out.view(torch.int16).int() - wanted.view(torch.int16).int()).abs().max()
+def differs(tasks: Sequence[kernels.Task], method: methods.Method, parameters: dict[str, Any], limit: float) -> str:
+    """How much of the candidate was compared with the definition; raises SystemExit where it is not the same."""
+    last = {tuple(task.out.shape): task for task in tasks}
+    order = [*last.values(), *(task for task in tasks if last[tuple(task.out.shape)] is not task)]
+    end, done = time.perf_counter() + limit, 0
+    for task in order:
+        if done >= len(last) and time.perf_counter() > end:
+            break
+        steps = _steps(task, method, parameters)
         if steps > 1:
-            return f"{task.label} differs by {steps} units in the last place"
-    return ""
+            sys.exit(f"{method.name}: {task.label} differs by {steps} units in the last place: not timed")
+        done += 1
+    return f"{done} of {len(order)} tensors"
+
+
+def _steps(task: kernels.Task, method: methods.Method, parameters: dict[str, Any]) -> int:
+    base, device = task.operands.base, task.out.device
+    with exact_division(device):
+        wanted = method(
+            None if base is None else base.to(device).float(), [m.to(device).float() for m in task.operands.models],
+            parameters, list(task.operands.masks),
+        ).to(task.out.dtype)  # fmt: skip
+    found = [t.view(torch.int16).int() for t in (task.out, wanted)]
+    # one unit from the least positive to the least negative number, too
+    ordered = [torch.where(t < 0, -32768 - t, t) for t in found]
+    return int((ordered[0] - ordered[1]).abs().max())
 
 
 # --- one method ---------------------------------------------------------------------------------------------------
 
 
-def given(method: methods.Method, count: int) -> dict[str, Any]:
-    """The parameters of the benchmark: defaults, half of the elements where there is a density, uneven weights."""
+def given(method: methods.Method, count: int, number: int = 0) -> dict[str, Any]:
+    """The parameters of a round: defaults, half of the elements where there is a density, new weights each time."""
     found: dict[str, Any] = {"density": 0.5} if "density" in method.parameters else {}
     if "weight" in method.parameters:
-        found["weight"] = [0.3 + 0.1 * i for i in range(count)]
+        found["weight"] = [0.3 + 0.1 * i + 0.001 * number for i in range(count)]
+    if method.name in ("slerp", "nearswap"):
+        found["t"] = (0.5 if method.name == "slerp" else 0.001) * (1 + 0.01 * number)
     return found
 
 
 def measure(
-    bench: Bench, name: str, count: int, device: torch.device, rounds: int, copy: Copy, part: str, check: bool = True
-) -> dict[str, Any]:
-    """One row; raises SystemExit where the result is wrong."""
+    bench: Bench, name: str, count: int, device: torch.device, args: argparse.Namespace, copy: Copy, part: str,
+    kept: kernels.Statistics | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One row; raises SystemExit where the result is wrong. `kept`: statistics that other methods left."""
     method = methods.get(name)
     count = max(method.min_models, min(count, method.max_models or count))
     labels = [f"m{i}" for i in range(count)]
-    settings = given(method, count)
-    parameters = method.complete(settings, labels, "the benchmark")
-    run = kernels.Runner(kernels.Statistics(2**28, 2**34), kernels.Compiler("now"))
-    tasks, how = bench.tasks(method, count), kernels.Recipe(method, parameters)
-    first = timed(lambda: run.run(how, tasks), device)
-    problem = differs(bench, method, parameters, count) if check else ""
-    if problem:
-        sys.exit(f"{name}: {problem}: not timed")
+
+    def recipe(**other: Any) -> kernels.Recipe:
+        number = other.pop("number", 0)
+        return kernels.Recipe(method, method.complete({**given(method, count, number), **other}, labels, "the run"))
+
+    statistics_ = kept or kernels.Statistics(2**30, 2**35)
+    run = kernels.Runner(statistics_, kernels.Compiler("now"))
+    tasks = bench.tasks(method, count)
+    plan = kernels.Plan(tasks)
+    with Peak(device) as first_peak:
+        first = timed(lambda: run.run(recipe(), plan), device)
+    held_now = 2 * bench.parameters * (len(bench.models) + 2)
+    kept_bytes = statistics_.nbytes
+    equal = differs(tasks, method, recipe().parameters, args.check)
     seconds, copies = [], []
     with Peak(device) as peak:
-        for number in range(rounds):
-            if "weight" in settings:
-                settings["weight"] = [w + 0.001 * number for w in settings["weight"]]
-            how = kernels.Recipe(method, method.complete(settings, labels, "the benchmark"))
+        for number in range(args.rounds + 1):
             copies.append(copy.once())
-            seconds.append(timed(lambda how=how: run.run(how, tasks), device))
+            how = recipe(number=number + 1)
+            seconds.append(timed(lambda how=how: run.run(how, plan), device))
+    seconds, copies = seconds[1:], copies[1:]
     moved = 2 * bench.parameters * (count + 1 + (method.base != "unused"))
+    if isinstance(copy, Upload):
+        moved = 2 * bench.parameters * (count + (method.base != "unused"))
     median, speed = statistics.median(seconds), statistics.median(copies)
-    held_now = 2 * bench.parameters * (len(bench.models) + 2)
     row = {
         "part": part, "method": name, "device": label(device), "engine": "mergesearch", "parameters": bench.parameters,
         "models": count, "seconds": median, "GB/s": moved / median / 1e9, "copy GB/s": speed,
         "share of copy": statistics.median(moved / s / 1e9 / c for s, c in zip(seconds, copies, strict=True)),
-        "first seconds": first, "kept MiB": run.statistics.nbytes / 2**20, "peak share": peak.most / held_now,
-        "equal": "yes" if check else "not checked", **surroundings(),
+        "first seconds": first, "kept MiB": kept_bytes / 2**20, "peak share": peak.most / held_now,
+        "first peak share": max(0, first_peak.most - kept_bytes) / held_now, "equal": equal, **surroundings(),
     }  # fmt: skip
-    if "density" in settings:
-        settings["density"] = 0.37
-        how = kernels.Recipe(method, method.complete(settings, labels, "the benchmark"))
-        row["new density seconds"] = timed(lambda: run.run(how, tasks), device)
+    if "density" in method.parameters:
+        row["new density seconds"] = timed(lambda: run.run(recipe(density=0.37), plan), device)
     return row
 
 
@@ -284,51 +320,78 @@ def label(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
+def machine() -> str:
+    """The processor's name, of how many cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
 def surroundings() -> dict[str, Any]:
     return {
         "load": f"{os.getloadavg()[0]:.2f}", "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "python": platform.python_version(), "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(), "machine": machine(), "date": datetime.date.today().isoformat(),
     }  # fmt: skip
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
 
 
+# methods whose statistics are the same are timed one after another and share them
+ORDER = ("linear", "task_arithmetic", "slerp", "model_stock", "ties", "breadcrumbs", "breadcrumbs_ties", "sce", "ram",
+         "dare_linear", "dare_ties", "della", "della_linear", "uniform_soup", "passthrough", "nuslerp", "multislerp",
+         "karcher", "nearswap", "ramplus_tl", "arcee_fusion")  # fmt: skip
+SHARED = {"breadcrumbs": "ties", "breadcrumbs_ties": "ties", "della_linear": "della"}
+
+
 def table(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    bench = make(args.size, 3, device)
-    copy = Copy(bench.parameters, device)
-    rows = []
-    for name in args.methods or methods.names():
-        rows.append(measure(bench, name, 3, device, args.rounds, copy, "methods"))
+    bench = make(args.size, 3, device, args.streamed)
+    copy = Upload(device) if args.streamed else Copy(bench.parameters, device)
+    part = "streamed" if args.streamed else "methods"
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, kernels.Statistics] = {}
+    wanted = args.methods or (["linear", "ties", "dare_ties"] if args.streamed else methods.names())
+    for name in sorted(wanted, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
+        family = SHARED.get(name, name)
+        if family not in kept:
+            kept = {family: kernels.Statistics(2**30, 2**35)}
+        rows.append(measure(bench, name, 3, device, args, copy, part, kept[family]))
         say(rows[-1])
         write(args, rows)
         if args.mergekit and device.type == "cpu":
             other = against(bench, name, 3, 3, "methods")
             rows += [other] if other else []
             if other:
-                print(
-                    f"{'':18s} mergekit {other['seconds']:8.3f} s, {other['seconds'] / rows[-2]['seconds']:.0f}x",
-                    flush=True,
-                )
+                times = other["seconds"] / rows[-2]["seconds"]
+                print(f"{'':18s} mergekit {other['seconds']:8.3f} s, {times:.0f}x", flush=True)
+                write(args, rows)
     return rows
 
 
 def scaling(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     wanted = args.methods or ["linear", "ties", "dare_ties"]
-    bench = make("40M", 12, device)
-    for count in (2, 3, 4, 6, 8, 12):
+
+    def add(bench: Bench, count: int, copy: Copy, part: str) -> None:
         for name in wanted:
-            rows.append(measure(bench, name, count, device, args.rounds, Copy(bench.parameters, device), "models"))
+            rows.append(measure(bench, name, count, device, args, copy, part))
             say(rows[-1])
             write(args, rows)
-    del bench
-    for size in ("10M", "40M", "158M", "400M"):
+
+    for size in ("10M", "40M", "158M", "400M", "1G"):
+        if kernels.free_memory(device) < 2 * 5 * 10**9 and size == "1G":
+            print("1G: not enough memory", flush=True)
+            continue
         bench = make(size, 3, device)
-        for name in wanted:
-            rows.append(measure(bench, name, 3, device, args.rounds, Copy(bench.parameters, device), "parameters"))
-            say(rows[-1])
-            write(args, rows)
+        add(bench, 3, Copy(bench.parameters, device), "parameters")
+    del bench
+    bench = make("158M" if device.type == "cuda" else "40M", 12, device)
+    copy = Copy(bench.parameters, device)
+    for count in (2, 3, 4, 6, 8, 12):
+        add(bench, count, copy, "models")
     return rows
 
 
@@ -337,7 +400,8 @@ def say(row: dict[str, Any]) -> None:
     print(
         f"{row['method']:18s} {row['models']:2d} x {row['parameters'] / 1e6:6.0f} M {row['seconds']:8.4f} s "
         f"{row['GB/s']:7.1f} GB/s, {row['share of copy']:4.0%} of copy ({row['copy GB/s']:.1f}), "
-        f"first {row['first seconds']:.1f} s{density}, kept {row['kept MiB']:.0f} MiB, peak {row['peak share']:+.1%}",
+        f"first {row['first seconds']:.1f} s{density}, kept {row['kept MiB']:.0f} MiB, peak {row['peak share']:+.1%} "
+        f"first {row['first peak share']:+.1%}, equal in {row['equal']}",
         flush=True,
     )
 
@@ -346,10 +410,11 @@ def say(row: dict[str, Any]) -> None:
 
 
 def save(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """Puts rows into the long table; those of the same part, method, device, engine and size are replaced."""
+    """Puts rows into the long table; those of the same part, method, machine, device, engine and size are replaced."""
     old = list(csv.DictReader(path.open())) if path.is_file() else []
-    identity = ("part", "method", "device", "engine", "parameters", "models")
+    identity = ("part", "method", "device", "machine", "engine", "parameters", "models")
     new = [{c: _cell(row.get(c, "")) for c in COLUMNS} for row in rows]
+    old = [{c: row.get(c, "") for c in COLUMNS} for row in old]
     replaced = {tuple(row[c] for c in identity) for row in new}
     kept = [row for row in old if tuple(row[c] for c in identity) not in replaced]
     with path.open("w", newline="") as file:
@@ -365,56 +430,77 @@ def _cell(value: Any) -> str:
 
 def report(rows: Sequence[dict[str, str]]) -> str:
     """results/engine.md from the long table."""
-    return "\n\n".join(["# How fast candidates are made", _words(rows), _methods(rows), *_scaling(rows)]) + "\n"
+    notes = RESULTS / "engine.notes.md"
+    parts = ["# How fast candidates are made", _words(rows), *_tables(rows), *_scaling(rows)]
+    if not any(r["part"] == "streamed" for r in rows):
+        parts.append("Streamed from pinned memory: not measured.")
+    return "\n\n".join([*parts, *([notes.read_text().strip()] if notes.is_file() else [])]) + "\n"
 
 
 def _words(rows: Sequence[dict[str, str]]) -> str:
-    loads = sorted(float(r["load"]) for r in rows)
     dates = sorted({r["date"] for r in rows})
     return (
-        "Medians, bf16 parents and candidate, statistics of the parents known (`first` is the first candidate, which "
-        "computes them and compiles or loads the kernel). A share is of the copy bandwidth measured in the same "
-        "rounds, on the same memory; bytes count each parent read once and the candidate written once. `new density`: "
-        "a candidate with a density not seen before. `peak`: the most memory above pool and candidate while candidates "
-        "were made, as a share of pool and candidate; `kept`: what is kept between candidates. Before a row was "
-        "timed, one tensor of each shape was compared with the definition. The 1-minute load average was "
-        f"{loads[0]:.1f} to {loads[-1]:.1f}; torch {rows[0]['torch']}, {dates[0]} to {dates[-1]}. Long form: "
-        "engine.csv. Reproduce with `python scripts/bench_engine.py --mergekit` and `--scaling`; the H100 column with "
-        "`python scripts/bench_engine.py --device cuda`."
+        "Medians, bf16 parents and candidate, statistics of the parents known. A share is of the copy bandwidth "
+        "measured in the same rounds; bytes count each parent read once and the candidate written once, and nothing "
+        "else that is read (DELLA's ranks). `first`: the first candidate, which computes the statistics and builds "
+        "the kernel or finds it on disk (breadcrumbs and della_linear find the statistics of ties and della). `new "
+        "density`: a candidate with a density not seen before. `kept`: statistics kept between candidates. `peak`: the "
+        "most memory above pool, candidate and what is kept while candidates were made, as a share of pool and "
+        "candidate; `first peak` while the first was. `equal`: of how many tensors the first candidate was compared "
+        "with the plain definition and found within one unit in the last place. Medians of 7 rounds; "
+        f"{dates[0]} to {dates[-1]}. Long form: engine.csv. Reproduce with `python scripts/bench_engine.py "
+        "--mergekit`, `--scaling`, `--device cuda`, `--device cuda --scaling` and `--streamed`."
     )
 
 
-def _methods(rows: Sequence[dict[str, str]]) -> str:
-    ours = [r for r in rows if r["part"] == "methods" and r["engine"] == "mergesearch"]
+def _tables(rows: Sequence[dict[str, str]]) -> list[str]:
+    """One table for each machine, part and device that methods were timed on."""
+    found: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        if row["part"] in ("methods", "streamed"):
+            found.setdefault((row["part"], row["device"].partition(",")[0], row["machine"]), []).append(row)
+    parts = [_table(part, machine, alike) for (part, _, machine), alike in found.items()]
+    if not any(r["part"] == "methods" and not r["device"].startswith("cpu") for r in rows):
+        parts.append("CUDA: not measured.")
+    return parts
+
+
+def _table(part: str, machine: str, rows: Sequence[dict[str, str]]) -> str:
     theirs = {r["method"]: float(r["seconds"]) for r in rows if r["engine"].startswith("mergekit")}
-    cuda = {r["method"]: r for r in ours if not r["device"].startswith("cpu")}
-    cpu = [r for r in ours if r["device"].startswith("cpu")]
-    lines = ["## Methods"]
-    if cpu:
-        lines.append(
-            f"{int(cpu[0]['parameters']) / 1e6:.0f} M parameters, 3 models (2 where a method takes two), "
-            f"{cpu[0]['device']}."
-        )
-    head = ("method", "s", "GB/s", "share of copy", "goal", "mergekit 0.1.5, s", "times", "goal", "first, s",
-            "new density, s", "kept, MiB", "peak", "load", "H100 share", "goal")  # fmt: skip
-    body = [_method_line(r, theirs, cuda) for r in sorted(cpu, key=lambda r: r["method"])]
-    return "\n\n".join([*lines, grid(head, body)])
+    ours = [r for r in rows if r["engine"] == "mergesearch"]
+    if not ours:
+        return ""
+    one = ours[0]
+    title = "Parents in pinned host memory" if part == "streamed" else "Methods"
+    ceiling = "host-to-device bandwidth" if part == "streamed" else "copy bandwidth"
+    speed = statistics.median(float(r["copy GB/s"]) for r in ours)
+    loads = sorted(float(r["load"]) for r in ours if r["load"])
+    words = (
+        f"## {title}: {one['device']}\n\n{int(one['parameters']) / 1e6:.0f} M parameters, 3 models (fewer where a "
+        f"method takes fewer); {machine}; {ceiling} {speed:.1f} GB/s; torch {one['torch']}, python {one['python']}; "
+        f"1-minute load {f'{loads[0]:.1f} to {loads[-1]:.1f}' if loads else 'not noted'}."
+    )
+    head = ("method", "s", "GB/s", "share", "goal", "mergekit 0.1.5, s", "times", "goal", "first, s", "new density, s",
+            "kept, MiB", "peak", "first peak", "equal")  # fmt: skip
+    body = [_line(r, theirs) for r in sorted(ours, key=lambda r: r["method"])]
+    return f"{words}\n\n{grid(head, body)}"
 
 
-def _method_line(r: dict[str, str], theirs: dict[str, float], cuda: dict[str, dict[str, str]]) -> list[str]:
-    name, goal = r["method"], TARGETS.get(r["method"])
+def _line(r: dict[str, str], theirs: dict[str, float]) -> list[str]:
+    name, cpu = r["method"], r["device"].startswith("cpu")
+    goal = TARGETS[name][0 if cpu else 1] if name in TARGETS else None
+    goal = 0.80 if r["part"] == "streamed" else goal
     other = theirs.get(name)
     times = other / float(r["seconds"]) if other else None
     return [
-        name, f"{float(r['seconds']):.3f}", f"{float(r['GB/s']):.1f}", f"{float(r['share of copy']):.0%}",
-        _goal(float(r["share of copy"]), goal[0] if goal else None, "{:.0%}"),
-        f"{other:.2f}" if other else "-", f"{times:.1f}x" if times else "-",
+        name, f"{float(r['seconds']):.4f}", f"{float(r['GB/s']):.1f}", f"{float(r['share of copy']):.0%}",
+        _goal(float(r["share of copy"]), goal, "{:.0%}"),
+        f"{other:.2f}" if other else "not measured", f"{times:.1f}x" if times else "-",
         _goal(times, AGAINST.get(name, 1.0), "{:.0f}x") if times else "-",
         f"{float(r['first seconds']):.1f}",
         f"{float(r['new density seconds']):.2f}" if r["new density seconds"] else "-",
-        f"{float(r['kept MiB']):.0f}", f"{float(r['peak share']):+.1%}", r["load"],
-        f"{float(cuda[name]['share of copy']):.0%}" if name in cuda else "not measured",
-        f"{goal[1]:.0%}" if goal else "-",
+        f"{float(r['kept MiB']):.0f}", f"{float(r['peak share']):.1%}",
+        f"{float(r['first peak share']):.1%}" if r["first peak share"] else "-", r["equal"],
     ]  # fmt: skip
 
 
@@ -426,15 +512,15 @@ def _scaling(rows: Sequence[dict[str, str]]) -> list[str]:
     parts = []
     for part, title in (("models", "Number of models"), ("parameters", "Number of parameters")):
         chosen = [r for r in rows if r["part"] == part]
-        if chosen:
+        for machine, device in sorted({(r["machine"], r["device"]) for r in chosen}):
+            alike = [r for r in chosen if (r["machine"], r["device"]) == (machine, device)]
             body = [
                 [r["method"], r["models"], f"{int(r['parameters']) / 1e6:.0f} M", f"{float(r['seconds']):.4f}",
-                 f"{float(r['GB/s']):.1f}", f"{float(r['share of copy']):.0%}", f"{float(r['first seconds']):.1f}",
-                 r["load"]]
-                for r in sorted(chosen, key=lambda r: (r["method"], int(r["models"]), int(r["parameters"])))
+                 f"{float(r['GB/s']):.1f}", f"{float(r['share of copy']):.0%}", f"{float(r['first seconds']):.1f}"]
+                for r in sorted(alike, key=lambda r: (r["method"], int(r["models"]), int(r["parameters"])))
             ]  # fmt: skip
-            head = ("method", "models", "parameters", "s", "GB/s", "share of copy", "first, s", "load")
-            parts.append(f"## {title}\n\n{grid(head, body)}")
+            head = ("method", "models", "parameters", "s", "GB/s", "share of copy", "first, s")
+            parts.append(f"## {title}: {device}\n\n{machine}.\n\n{grid(head, body)}")
     return parts
 
 
@@ -448,20 +534,24 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--methods", nargs="*")
+    parser.add_argument("--check", type=float, default=60.0, help="seconds for each method's comparison")
     parser.add_argument("--mergekit", action="store_true")
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--streamed", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    device = torch.device(args.device)
-    args.size = args.size or ("quick" if args.quick else "158M" if device.type == "cpu" else "3G")
-    keep_on_disk()
-    write(args, scaling(args, device) if args.scaling else table(args, device))
+    device = torch.device("cuda" if args.streamed else args.device)
+    usual = "1G" if args.streamed else "158M" if device.type == "cpu" else "3G"
+    args.size = args.size or ("quick" if args.quick else usual)
+    rows = scaling(args, device) if args.scaling else table(args, device)
+    write(args, rows)
 
 
 def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
     """Brings results/engine.csv and engine.md up to date; a trial run leaves them alone."""
     if not args.quick:
+        args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "engine.md").write_text(report(save(rows, args.out / "engine.csv")))
 
 

@@ -68,7 +68,7 @@ AUTO = ["search.strategy=auto", "search.sampler=auto", *GROUPS, *RACING]
 RUNS: dict[str, list[str]] = {
     "auto": AUTO,
     "greedy_soup": ["search.strategy=[baselines, greedy_soup]"],
-    "learned_soup": ["search.strategy=[baselines, learned_soup]", "search.learned_soup.per=[group]"],
+    "learned_soup": ["search.strategy=[baselines, learned_soup]", *GROUPS, "search.learned_soup.per=[group]"],
     "auto without warm starts": [*AUTO, "search.strategy=[baselines, study]"],
     "auto without learned soup": [*AUTO, "search.strategy=[baselines, greedy_soup, study]"],
     "auto without racing": [*AUTO, "racing=null"],

@@ -1,19 +1,35 @@
 """Fast paths of the merge methods: each equals the plain definition in `mergesearch.methods`.
 
-symbols: a method run once on symbols shows its elementwise part and its statistics. program: the elementwise part as
-a function over blocks. compiled: the same compiled. tables, statistics: what is kept between candidates. runner: all
-of it.
+symbols: a method run once on symbols shows its elementwise part and its statistics. recording: what that shows, kept.
+program: the elementwise part as a function over blocks. code: the same as typed operations; native, device: those in
+C++ and in Triton. compiled: when they are built. batch, staging: many tensors in one call. tables, statistics: what is
+kept of the parents between candidates. runner: all of it.
 """
 
 from __future__ import annotations
 
 import torch
 
-from mergesearch.kernels.compiled import WORTH_COMPILING, Compiler, When
-from mergesearch.kernels.runner import Recipe, Runner, Task
+from mergesearch.kernels.batch import Plan, Task
+from mergesearch.kernels.compiled import WORTH_COMPILING, WORTH_WAITING, Compiler, When
+from mergesearch.kernels.recording import Recipe
+from mergesearch.kernels.runner import Runner
 from mergesearch.kernels.statistics import Operands, Statistics
 
-__all__ = ["WORTH_COMPILING", "Compiler", "Operands", "Recipe", "Runner", "Statistics", "Task", "When", "runner_for"]
+__all__ = [
+    "WORTH_COMPILING",
+    "WORTH_WAITING",
+    "Compiler",
+    "Operands",
+    "Plan",
+    "Recipe",
+    "Runner",
+    "Statistics",
+    "Task",
+    "When",
+    "free_memory",
+    "runner_for",
+]
 
 
 def runner_for(parameters: int, parents: int, device: torch.device, compiled: When | None = None) -> Runner:
@@ -22,7 +38,8 @@ def runner_for(parameters: int, parents: int, device: torch.device, compiled: Wh
     Small statistics are kept up to a fiftieth of what the parents take in 16 bits (64 MiB at least), those of the
     tensors' own shape up to a quarter of the device's free memory.
     """
-    when = compiled or ("background" if parameters >= WORTH_COMPILING else "never")
+    usual: When = "now" if parameters >= WORTH_WAITING or device.type == "cuda" else "background"
+    when = compiled or (usual if parameters >= WORTH_COMPILING else "never")
     limit = max(64 * 2**20, parameters * parents * 2 // 50)
     return Runner(Statistics(limit, free_memory(device) // 4), Compiler(when))
 

@@ -1,4 +1,7 @@
-"""Kernels compiled by torch.compile: in the background, kept on disk, and done without where there is no compiler."""
+"""Compiled programs: in C++ or Triton where they can be written in it, by torch.compile elsewhere, or not at all.
+
+In the background or before the first use; kept on disk; done without where there is no compiler.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,24 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from mergesearch.kernels import native
+from mergesearch.kernels.code import trace
 from mergesearch.kernels.program import Program
+from mergesearch.kernels.symbols import Unsupported
 
 log = logging.getLogger(__name__)
 
 When = Literal["never", "background", "now"]
-# below this many parameters a candidate in blocks is done before a compiler has started
-WORTH_COMPILING = 30_000_000
+# below this many parameters a candidate in blocks (up to 0.1 microseconds for a parameter) is done before the compiler,
+# which takes about 0.7 seconds, once for each program and machine
+WORTH_WAITING = 10_000_000
+# below this many a candidate in blocks takes some hundredths of a second: not worth a compiler's time
+WORTH_COMPILING = 500_000
 # the size that a kernel is compiled at: enough for the compiler to use all threads, little enough to be done at once
 _EXAMPLE = 2**20
 
@@ -38,29 +46,45 @@ class Compiler:
 
     def __init__(self, when: When = "background", patience: float = 60.0):
         self.when = when
-        self._ready: dict[Any, Kernel | None] = {}
+        self._ready: dict[Any, Any] = {}
         self._jobs: queue.Queue[Any] = queue.Queue()
         self._worker: threading.Thread | None = None
         self._patience = patience
         self._stopped = False
 
-    def kernel(self, program: Program, out: Tensor, scalars: Tensor, keys: Tensor, arguments: Sequence[Tensor]) -> Any:
-        """The compiled kernel for arguments like these, or None: as yet, or for good."""
-        if self.when == "never":
-            return None
+    def batched(self, program: Program, out: torch.dtype, dtypes: Sequence[torch.dtype], device: torch.device) -> Any:
+        """The kernel that makes a whole batch, or None: as yet, or for good."""
+        key = ("batch", program.source, out, device.type, tuple(dtypes))
+        return self._get(key, lambda: _batched(program, out, dtypes, device))
+
+    def batches(self, program: Program, out: torch.dtype, dtypes: Sequence[torch.dtype], device: torch.device) -> bool:
+        """Whether there is, or will be, a kernel that makes a whole batch."""
+        key = ("batch", program.source, out, device.type, tuple(dtypes))
+        return self._ready.get(key, False) is not Unsupported
+
+    def single(self, program: Program, out: Tensor, scalars: Tensor, keys: Tensor, arguments: Sequence[Tensor]) -> Any:
+        """What torch.compile makes of a program for arguments like these, or None: as yet, or for good."""
         shape = out.ndim if program.rows else 1
         key = (program.source, shape, out.dtype, out.device, tuple(a.dtype for a in arguments))
-        if key not in self._ready:
-            self._ready[key] = None
-            work = (key, program, _example(program, out, scalars, keys, arguments))
-            self._compile(*work) if self.when == "now" else self._later(work)
-        return self._ready[key]
+        if self.when == "never" or key in self._ready:
+            return self._get(key, lambda: None)
+        example = _example(program, out, scalars, keys, arguments)
+        return self._get(key, lambda: _compile(program, example))
 
     def wait(self) -> None:
         """Returns when everything asked for so far is compiled."""
         self._jobs.join()
 
-    def _later(self, work: Any) -> None:
+    def _get(self, key: Any, make: Callable[[], Any]) -> Any:
+        if self.when == "never":
+            return None
+        if key not in self._ready:
+            self._ready[key] = None
+            self._make(key, make) if self.when == "now" else self._later(key, make)
+        found = self._ready[key]
+        return None if found is Unsupported else found
+
+    def _later(self, *work: Any) -> None:
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, name="mergesearch-compiler", daemon=True)
             self._worker.start()
@@ -72,7 +96,7 @@ class Compiler:
             work = self._jobs.get()
             try:
                 if work is not None and not self._stopped:
-                    self._compile(*work)
+                    self._make(*work)
             finally:
                 self._jobs.task_done()
 
@@ -83,13 +107,26 @@ class Compiler:
         if self._worker is not None:
             self._worker.join(self._patience)
 
-    def _compile(self, key: Any, program: Program, example: tuple[Any, ...]) -> None:
+    def _make(self, key: Any, make: Callable[[], Any]) -> None:
         try:
-            self._ready[key] = _compile(program, example)
+            self._ready[key] = make()
+        except Unsupported:
+            self._ready[key] = Unsupported
         except Exception as error:
             self.when = "never"
             reason = " ".join(str(error).split())[:200]
             log.warning("merging without compiled kernels, block by block: %s: %s", type(error).__name__, reason)
+
+
+def _batched(program: Program, out: torch.dtype, dtypes: Sequence[torch.dtype], device: torch.device) -> Any:
+    code = trace(program, dtypes)
+    if device.type == "cpu":
+        return native.Kernel(code, out)
+    from mergesearch.kernels import device as triton
+
+    kernel = triton.Kernel(code, out)
+    kernel.try_on(device)
+    return kernel
 
 
 def _example(program: Program, out: Tensor, *inputs: Any) -> tuple[Any, ...]:
@@ -113,8 +150,7 @@ def _compile(program: Program, example: tuple[Any, ...]) -> Kernel:
 
 def keep_on_disk() -> None:
     """Lets torch keep compiled kernels where the next process finds them, unless the environment names a place."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mergesearch" / "kernels"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(native.folder() / "inductor"))
 
 
 def compiled_here() -> dict[str, int]:
@@ -123,6 +159,6 @@ def compiled_here() -> dict[str, int]:
 
     found = counters["inductor"]
     return {
-        "compiled": found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"],
-        "found": found["fxgraph_cache_hit"],
+        "compiled": found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"] + native.counts["compiled"],
+        "found": found["fxgraph_cache_hit"] + native.counts["found"],
     }

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mergesearch.kernels.symbols import Slot, Symbol, Unsupported, symbols_in
+from mergesearch.kernels.symbols import Number, Slot, Symbol, Unsupported, symbols_in
 from mergesearch.methods.masks import hash32, stream, to_unit
 
 # what a block's temporaries may be of and still stay in the cache
@@ -147,6 +147,7 @@ class _Writer:
         return f"{name}({', '.join(words)})"
 
     def _argument(self, value: Any) -> str:
+        value = value.symbol if isinstance(value, Number) else value
         if isinstance(value, Symbol):
             return self.names[value.number] if value.big else self._small(value, value.value)
         if isinstance(value, Tensor):
@@ -225,6 +226,11 @@ def _function(source: str, name: str) -> Callable[..., Any]:
 class _Watch(TorchDispatchMode):
     """Remembers the first operation that is not elementwise."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would load torch._dynamo for it, which takes seconds
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.problem = ""
@@ -241,7 +247,7 @@ def _dtypes(program: Program) -> list[torch.dtype]:
     small = [v.value if isinstance(v, Symbol) else v for v in program.rows]
     return [
         *(torch.float32 for _ in program.parents),
-        *(e.meta.dtype for e in program.elements),
+        *(e.dtype for e in program.elements),
         *(v.dtype for v in small),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergesearch.kernels.program import BLOCK, Program, cut, make, spans
+from mergesearch.kernels import native, orders
+from mergesearch.kernels.exact import exact_division
+from mergesearch.kernels.program import Program, cut, make, spans
 from mergesearch.kernels.symbols import Symbol, replace, symbols_in
 from mergesearch.kernels.tables import Table
 from mergesearch.methods.masks import MaskKey
+from mergesearch.methods.sparse import rank_sums
 from mergesearch.methods.statistics import listening
+
+# elements at a time: on the CPU few enough that torch leaves them to the one thread, on a device many
+_PIECE, _DEVICE_PIECE = 2**15 - 2**10, 2**24
 
 
 @dataclass(frozen=True)
@@ -45,33 +52,41 @@ class Cache:
         self.limit = limit
         self.nbytes = 0
         self._held: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._held)
 
     def get(self, key: Any) -> Any:
-        found = self._held.get(key)
-        if found is None:
-            return None
-        self._held.move_to_end(key)
-        return found[0]
+        with self._lock:
+            found = self._held.get(key)
+            if found is None:
+                return None
+            self._held.move_to_end(key)
+            return found[0]
 
     def put(self, key: Any, value: Any) -> Any:
-        self.drop(key)
-        size = _size(value)
-        if size <= self.limit:
-            self._held[key] = (value, size)
-            self.nbytes += size
-        while self.nbytes > self.limit:
-            self.nbytes -= self._held.popitem(last=False)[1][1]
-        return value
+        with self._lock:
+            self.drop(key)
+            size = _size(value)
+            if size <= self.limit:
+                self._held[key] = (value, size)
+                self.nbytes += size
+            while self.nbytes > self.limit:
+                self.nbytes -= self._held.popitem(last=False)[1][1]
+            return value
 
     def drop(self, key: Any) -> None:
-        if key in self._held:
-            self.nbytes -= self._held.pop(key)[1]
+        with self._lock:
+            if key in self._held:
+                self.nbytes -= self._held.pop(key)[1]
 
 
 def _size(value: Any) -> int:
+    if isinstance(value, (list, tuple)):
+        return 200 + sum(_size(part) for part in value)
+    if isinstance(value, dict):
+        return 200 + sum(_size(part) for part in value.values())
     return 200 + (value.nbytes if isinstance(value, (Tensor, Table)) else 0)
 
 
@@ -146,10 +161,11 @@ class Statistics:
         """What is kept."""
         return self.small.nbytes + self.elements.nbytes
 
-    def answer(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor]) -> Tensor:
-        """The statistic for one tensor; `value` gives the small symbols that it depends on."""
-        values = [value(s) for s in request.small]
-        key = request.key(operands, values)
+    def answer(
+        self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any = None
+    ) -> Tensor:
+        """The statistic for one tensor; `value` gives the small symbols that it depends on, `key` is the request's."""
+        key = key or request.key(operands, [value(s) for s in request.small])
         cache = self.elements if request.statistic.per_element else self.small
         found = cache.get(key)
         if found is None:
@@ -157,9 +173,31 @@ class Statistics:
             cache.put(key, found)
         return found
 
+    def answers(
+        self, request: Request, operands: Sequence[Operands], values: Sequence[Callable[[Symbol], Tensor]]
+    ) -> list[Tensor]:
+        """The statistic for many tensors; on the CPU on all threads."""
+        found: list[Any] = [None] * len(operands)
+        waiting = iter(range(len(operands)))
+        lock = threading.Lock()
+
+        def work() -> None:
+            while True:
+                with lock:
+                    number = next(waiting, None)
+                if number is None:
+                    return
+                found[number] = self.answer(request, operands[number], values[number])
+
+        if operands[0].models[0].device.type == "cpu":
+            native.on_all_threads(work, len(operands))
+        else:
+            work()
+        return found
+
     def _compute(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any) -> Tensor:
         how = request.statistic.how
-        with listening(None):
+        with listening(None), exact_division(operands.models[0].device):
             if request.program is None or how == "whole":
                 return self._call(request, next(iter(self._blocks(request, operands, value, "whole"))), value)
             if how == "order":
@@ -172,6 +210,8 @@ class Statistics:
         args, kwargs = replace(
             (request.symbol.args, request.symbol.kwargs), lambda s: big[place[s.number]] if s.big else value(s)
         )
+        if request.statistic.function is rank_sums.__wrapped__ and orders.here(args[0]):
+            return orders.rank_sums(*args)
         return request.statistic.function(*args, **kwargs)
 
     def _order(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any) -> Tensor:
@@ -204,7 +244,7 @@ class Statistics:
         flat = how in ("sum", "order") and not rows
         tensors = [t.reshape(-1) if flat else t for t in (*parents, *elements)]
         shape = tensors[0].shape
-        size = shape.numel() if how == "whole" else BLOCK
+        size = shape.numel() if how == "whole" else _PIECE if tensors[0].device.type == "cpu" else _DEVICE_PIECE
         device = tensors[0].device
         scalars = pack([_plain(s, value) for s in program.scalars]).to(device)
         inner = max(1, shape[1:].numel()) if len(shape) > 1 else 1

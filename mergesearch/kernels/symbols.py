@@ -1,14 +1,14 @@
 """A method run once on symbols: which elementwise operations and which statistics it is made of.
 
 `record` calls a method's plain function with symbols in the place of its tensors. Elementwise operations on them are
-written down, not done; statistics are asked for through a callback; scalars, which are real 0-d tensors, are computed
-on the spot. What a method does besides (a branch on a tensor's values, an operation in place) raises `Unsupported`:
-then the plain definition is used, so no method has to know of any of this.
+written down, not done; statistics are asked for through a callback; scalars are computed on the spot and written down
+too, so that one recording serves other numbers. What a method does besides (a branch on a tensor's values, an operation
+in place) raises `Unsupported`: then the plain definition is used, so no method has to know of any of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,30 +37,36 @@ class Slot:
 
 
 class Symbol:
-    """A tensor of which only the origin is known. `kind`: "base", "model", "statistic" or "step".
+    """A tensor of which only the origin is known. `kind`: "base", "model", "parameter", "statistic" or "step".
 
     `big`: it has the merged tensor's shape. A small one (a threshold, a cosine) carries `value`, what it is for the
-    first tensor of the group: the same for the others in shape and dtype, not in value.
+    first tensor of the group: the same for the others in shape and dtype, not in value. `alike`: it is made of
+    parameters alone, so that it has one value for all tensors.
     """
 
     def __init__(self, tape: Tape, kind: str, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any], big: bool):
+        # a number's symbol stands for it, so that what is kept holds no numbers
+        args, kwargs = replace((args, kwargs), lambda s: s)
         self.tape, self.kind, self.what, self.args, self.kwargs, self.big = tape, kind, what, args, kwargs, big
         self.value: Any = None
-        self._meta: Tensor | None = None
+        self.simple = not kwargs and not any(isinstance(a, (list, tuple, dict)) for a in args)
+        self.alike = kind == "parameter" or (
+            kind == "step" and not big and all(s.alike for s in symbols_in((args, kwargs)))
+        )
+        self._dtype: torch.dtype | None = None
+        self.specimens: dict[bool, Tensor] = {}
         self.number = tape.count()
 
     @property
-    def meta(self) -> Tensor:
-        """A tensor without data, of this one's shape and dtype."""
+    def dtype(self) -> torch.dtype:
         if not self.big:
-            return self.value
-        if self._meta is None:
-            self._meta = self.tape.blank(self)
-        return self._meta
+            return self.value.dtype
+        if self._dtype is None:
+            self._dtype = self.tape.dtype_of(self)
+        return self._dtype
 
     shape = property(lambda self: self.tape.shape if self.big else self.value.shape)
     ndim = property(lambda self: len(self.shape))
-    dtype = property(lambda self: self.meta.dtype)
     device = property(lambda self: self.tape.device if self.big else self.value.device)
 
     def numel(self) -> int:
@@ -109,13 +115,59 @@ for _name in (*_BINARY, *(f"r{n}" for n in _BINARY), *_COMPARISONS, "neg", "inve
         setattr(Symbol, f"__{_name}__", _operator(f"__{_name}__"))
 
 
+class Number(Tensor):
+    """A 0-d tensor that a parameter is, or that is made of parameters alone: it has a value, and `symbol` its origin.
+
+    Whoever reads the value to decide something by it may; that the decision hangs on it is written down.
+    """
+
+    symbol: Symbol
+
+    @classmethod
+    def of(cls, symbol: Symbol) -> Number:
+        made = torch.Tensor._make_subclass(cls, symbol.value)
+        made.symbol = symbol
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = symbols_in((args, kwargs))
+        name = str(resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
+        if name in ("__get__", "__len__", "dim", "size", "numel", "is_floating_point", "__hash__"):
+            return func(*replace(args, lambda s: s.value), **replace(kwargs, lambda s: s.value))
+        if name in _READING:
+            for symbol in found:
+                symbol.tape.read(symbol)
+            return func(*replace(args, lambda s: s.value), **replace(kwargs, lambda s: s.value))
+        return found[0].tape.step(func, tuple(args), kwargs)
+
+
+_READING = ("__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "__format__",
+            "__repr__", "__contains__", "is_nonzero", "equal", "allclose")  # fmt: skip
+
+
 class Tape:
     """One recording: the shape of the tensors, and what answers a statistic for the first of them."""
 
     def __init__(self, shape: torch.Size, device: torch.device, answer: Callable[[Symbol], Tensor]):
         self.shape, self.device, self.answer = shape, device, answer
         self.statistics: list[Symbol] = []
+        self.reads: set[Any] = set()
         self._count = 0
+
+    def parameter(self, place: Any, value: float) -> Number:
+        """A parameter's number; `place` says which it is."""
+        made = Symbol(self, "parameter", place, (), {}, False)
+        made.value = torch.tensor(value, dtype=torch.float64)
+        return Number.of(made)
+
+    def read(self, symbol: Symbol) -> None:
+        """Something was decided by the value of a symbol that is made of parameters."""
+        if symbol.kind == "parameter":
+            self.reads.add(symbol.what)
+        for other in symbols_in((symbol.args, symbol.kwargs)):
+            self.read(other)
 
     def count(self) -> int:
         self._count += 1
@@ -142,7 +194,7 @@ class Tape:
             raise Unsupported(f"{function} gives no tensor")
         made = Symbol(self, "step", function, args, kwargs, False)
         made.value = value
-        return made
+        return Number.of(made) if made.alike and value.ndim == 0 else made
 
     def listen(self, statistic: Statistic, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call of a statistic gives while a method is recorded."""
@@ -155,12 +207,27 @@ class Tape:
             made.value = self.answer(made)
         return made
 
-    def blank(self, symbol: Symbol) -> Tensor:
-        if symbol.kind in ("base", "model"):
-            return torch.empty(self.shape, dtype=torch.float32, device="meta")
-        args, kwargs = replace((symbol.args, symbol.kwargs), lambda s: s.meta)
-        if symbol.kind == "statistic" and symbol.what.how == "uniform":
-            return torch.empty(self.shape, dtype=torch.float32, device="meta")
+    def dtype_of(self, symbol: Symbol) -> torch.dtype:
+        """The dtype of a big symbol: what comes out for a few elements, or, where small values have dimensions that do
+        not fit those, for tensors without data. (These load parts of torch that take seconds to load.)"""
+        try:
+            return self._specimen(symbol, True).dtype
+        except (RuntimeError, IndexError, ValueError):
+            return self._specimen(symbol, False).dtype
+
+    def _specimen(self, symbol: Symbol, few: bool) -> Tensor:
+        if not symbol.big:
+            return symbol.value
+        if few not in symbol.specimens:
+            symbol.specimens[few] = self._make(symbol, few)
+        return symbol.specimens[few]
+
+    def _make(self, symbol: Symbol, few: bool) -> Tensor:
+        drawn = symbol.kind == "statistic" and symbol.what.how == "uniform"
+        if symbol.kind in ("base", "model") or drawn:
+            shape = [min(n, 2) for n in self.shape] if few else self.shape
+            return torch.ones(shape, dtype=torch.float32, device="cpu" if few else "meta")
+        args, kwargs = replace((symbol.args, symbol.kwargs), lambda s: self._specimen(s, few))
         function = symbol.what.function if symbol.kind == "statistic" else symbol.what
         with listening(None):
             return function(*args, **kwargs)
@@ -176,8 +243,8 @@ def _item(function: Any, args: Any, kwargs: Any, index: int) -> Tensor:
 
 def symbols_in(tree: Any) -> list[Symbol]:
     """Every symbol in nested tuples, lists and dictionaries."""
-    if isinstance(tree, Symbol):
-        return [tree]
+    if isinstance(tree, (Symbol, Number)):
+        return [tree if isinstance(tree, Symbol) else tree.symbol]
     if isinstance(tree, Mapping):
         return [found for part in tree.values() for found in symbols_in(part)]
     if isinstance(tree, (tuple, list)):
@@ -187,8 +254,8 @@ def symbols_in(tree: Any) -> list[Symbol]:
 
 def replace(tree: Any, change: Callable[[Symbol], Any]) -> Any:
     """The same nest with every symbol changed."""
-    if isinstance(tree, Symbol):
-        return change(tree)
+    if isinstance(tree, (Symbol, Number)):
+        return change(tree if isinstance(tree, Symbol) else tree.symbol)
     if isinstance(tree, dict):
         return {key: replace(part, change) for key, part in tree.items()}
     if isinstance(tree, (tuple, list)):
@@ -196,18 +263,28 @@ def replace(tree: Any, change: Callable[[Symbol], Any]) -> Any:
     return tree
 
 
-def wrap(method: Method, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete parameters by their names in Python, numbers as 0-d float64 tensors: no value is built into a kernel."""
-    return {
-        method.parameters[key].name: _scalar(value) if method.parameters[key].kind == "float" else value
-        for key, value in parameters.items()
-    }
+def _parameters(tape: Tape, method: Method, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete parameters by their names in Python, numbers as `Number`: no value is built into a kernel."""
+    given = dict(parameters)
+    for place, value in numbers(method, parameters).items():
+        made, (key, index) = tape.parameter(place, value), place
+        if index is None:
+            given[key] = made
+        else:
+            given[key] = [*given[key][:index], made, *given[key][index + 1 :]]
+    return {method.parameters[key].name: value for key, value in given.items()}
 
 
-def _scalar(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_scalar(v) for v in value]
-    return torch.tensor(value, dtype=torch.float64)
+def numbers(method: Method, parameters: Mapping[str, Any]) -> dict[tuple[str, int | None], float]:
+    """The values of the parameters that are numbers, by key and position in a list."""
+    found: dict[tuple[str, int | None], float] = {}
+    for key, value in parameters.items():
+        if method.parameters[key].kind == "float":
+            if isinstance(value, (list, tuple)):
+                found.update({(key, i): v for i, v in enumerate(value)})
+            else:
+                found[key, None] = value
+    return found
 
 
 def record(
@@ -218,8 +295,8 @@ def record(
     shape: torch.Size,
     device: torch.device,
     answer: Callable[[Symbol], Tensor],
-) -> tuple[Symbol, Sequence[Symbol]]:
-    """What a method does to tensors of one shape: the result's symbol, and the small statistics in order.
+) -> tuple[Symbol, frozenset[Any]]:
+    """What a method does to tensors of one shape: the result's symbol, and which parameters' values it hangs on.
 
     Args:
         answer: gives a statistic's value for the first tensor.
@@ -229,7 +306,7 @@ def record(
     """
     tape = Tape(shape, device, answer)
     base = tape.leaf("base") if has_base else None
-    given = wrap(method, parameters)
+    given = _parameters(tape, method, parameters)
     if method.random:
         given["keys"] = [Slot(i) for i in range(models)]
     try:
@@ -241,4 +318,4 @@ def record(
         raise Unsupported(f"{type(error).__name__}: {error}") from error
     if not isinstance(result, Symbol) or not result.big:
         raise Unsupported("the result is no tensor of the inputs' shape")
-    return result, tape.statistics
+    return result, frozenset(tape.reads)

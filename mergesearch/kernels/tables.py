@@ -8,10 +8,13 @@ pass finds is kept for the next rank that falls there.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from mergesearch.kernels import orders
 
 Blocks = Callable[[], Iterator[Tensor]]
 
@@ -59,9 +62,18 @@ class Table:
 
 def _distinct(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tensor]:
     """The values that occur, in order, with how many are no larger; None where there are more than `most`."""
+    first = next(blocks)
+    blocks = itertools.chain([first], blocks)
+    if orders.here(first):
+        counts = orders.Counts(most)
+        return counts.sorted() if all(counts.add(block) for block in blocks) else (None, torch.empty(0))
+    return _distinct_sorted(blocks, most)
+
+
+def _distinct_sorted(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tensor]:
     values = counts = None
     for block in _chunks(blocks):
-        found, number = torch.unique_consecutive(sort(block), return_counts=True)
+        found, number = torch.unique(block + 0.0, return_counts=True)  # -0 becomes 0
         if values is not None:
             found, order = torch.sort(torch.cat([values, found]))
             number = torch.cat([counts, number])[order]
@@ -70,7 +82,8 @@ def _distinct(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tenso
         if len(found) > most:
             return None, torch.empty(0)
         values, counts = found, number
-    return values, counts.cumsum(0)
+    # what unique gives is a small part of memory for all elements
+    return values.clone(), counts.cumsum(0)
 
 
 def _chunks(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -107,11 +120,20 @@ def _histogram(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """The bins that occur, in order, and how many values lie in them or below."""
     counts: Tensor | None = None
     for block in blocks:
-        found = torch.bincount(_key(block), minlength=_BINS)
+        found = _count(_key(block))
         counts = found if counts is None else counts.add_(found)
     assert counts is not None
     bins = counts.nonzero().flatten()
     return bins.to(torch.int32), counts[bins].cumsum(0)
+
+
+def _count(keys: Tensor) -> Tensor:
+    if keys.device.type == "cpu":
+        return torch.bincount(keys, minlength=_BINS)
+    # bincount keeps a copy of all bins for each of its thousands of thread blocks
+    return torch.zeros(_BINS, dtype=torch.int64, device=keys.device).index_add_(
+        0, keys, torch.ones((), dtype=torch.int64, device=keys.device).expand(len(keys))
+    )  # fmt: skip
 
 
 def _within(blocks: Iterator[Tensor], number: int) -> Tensor:

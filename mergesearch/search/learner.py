@@ -113,10 +113,11 @@ class Learner:
         An expected loss is 1 - p(what is right), whose mean the parents' scores have already; where they do not, it is
         measured in the metric's own unit, as texts are.
         """
-        if self.config.objective.scale != "parents":
-            return None
+        parents = self.config.objective.scale == "parents"
         if self.settings.loss == "expected":
-            return {task: self._unit(task, history) for task in self.documents}
+            return {task: self._unit(task, history) if parents else 1.0 for task in self.documents}
+        if not parents:
+            return None
         if self._parent_scales is None:
             self._parent_scales = parent_scales(coefficients, self.engine, self._losses, documents, spent)
         return self._parent_scales
