@@ -83,9 +83,10 @@ def write(measured: Mapping[str, Mapping[int, Sequence[Candidate]]], yardstick: 
     if yardstick not in curves:
         raise SystemExit(f"nothing of {yardstick}, the yardstick, was measured yet: run it first")
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.with_suffix(".md").write_text(
-        "\n".join(text(curves, yardstick, about, f"{results.name}.png")) + "\n", encoding="utf-8"
-    )
+    lines = text(curves, yardstick, about, f"{results.name}.png")
+    notes = results.with_suffix(".notes.md")  # what the figures alone do not say, written by hand
+    lines += ["", notes.read_text(encoding="utf-8").rstrip()] if notes.is_file() else []
+    results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_csv(curves, results.with_suffix(".csv"))
     drawn = draw(curves, yardstick, results.with_suffix(".png"))
     print(f"wrote {results}.md, .csv" + (", .png" if drawn else "; no curves: pip install matplotlib"))
