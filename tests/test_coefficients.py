@@ -10,6 +10,7 @@ import torch
 from mergesearch.checkpoints import parameters
 from mergesearch.engine import Engine, plan
 from mergesearch.errors import CandidateError, UserError
+from mergesearch.recipe import Rule
 from mergesearch.search.coefficients import Block, Coefficients, InnerProducts
 
 GROUPS = [Block((0, 0), ("attention",)), Block((0, 0)), Block((1, 1))]
@@ -157,6 +158,27 @@ def test_the_recipe_is_an_ordinary_one(tiny_pool):
         assert type(recipe).from_data(recipe.dump(), "here").id == recipe.id
         for job in plan(recipe, pool):
             assert list(job.step.parameters["weight"]) == values[c.cell_of[job.info.name]].tolist()
+
+
+def test_frozen_tensors_belong_to_no_cell(tiny_pool):
+    tiny = tiny_pool("llama", models=2)
+    pool = tiny.load()
+    frozen = Rule(components=("embedding",), method="task_arithmetic", parameters={"weight": 0.0})
+    c = Coefficients(tiny.recipe(), pool.infos, "tensor", frozen=[frozen])
+    names = {info.name for info in pool.infos if info.component == "embedding"}
+    assert names and not names & c.cell_of.keys() and c.shape[0] == len(pool.infos) - len(names)
+    engine = Engine(pool, "float32")
+    recipe = c.recipe(c.full(0.4))
+    engine.load(recipe)
+    live = parameters(engine.model)
+    jobs = plan(recipe, pool)
+    for job in jobs:
+        same = torch.equal(job.piece.view(live), pool.base.tensors[job.info.name].float())
+        assert same == (job.info.name in names) or job.info.component == "head"
+    with InnerProducts(c.cell_of, c.shape, jobs, engine.model, pool) as products:
+        loss_of(engine.model).backward()
+        products.commit()
+    assert np.abs(products.take()).max() > 0
 
 
 def test_what_is_refused(tiny_pool):

@@ -104,7 +104,7 @@ def _fisher_of(
 def _squares(model: nn.Module, jobs: Sequence[Job], cell_of: Mapping[str, int], sums: Tensor) -> Iterator[None]:
     live = parameters(model)
     pieces: dict[str, list[Job]] = {}
-    for job in jobs:
+    for job in (job for job in jobs if job.info.name in cell_of):
         pieces.setdefault(job.piece.live, []).append(job)
 
     def hook(name: str) -> Callable[[Tensor], None]:

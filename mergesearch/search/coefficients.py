@@ -59,6 +59,7 @@ class Coefficients:
         parameterisation: what an optimizer turns, its `raw` numbers. `free`: the weights themselves, any sign.
             `softmax`, over the models: for linear weights that are positive and sum to 1; for task_arithmetic the same
             times a positive factor for each cell, learned too.
+        frozen: rules that stand before the cells'; what they cover belongs to no cell.
         low, high: the range of every weight, numbers or arrays that broadcast to [C, K]; equal ends freeze it. Only for
             `free`; `limit` moves a weight back into its range.
 
@@ -74,6 +75,7 @@ class Coefficients:
         *,
         method: Method = "task_arithmetic",
         parameterisation: Parameterisation = "free",
+        frozen: Sequence[Rule] = (),
         low: Any = -np.inf,
         high: Any = np.inf,
     ):
@@ -83,6 +85,8 @@ class Coefficients:
             raise UserError(f"a soup's parameterisation is {parameterisation!r}: use free or softmax")
         self.template, self.method, self.parameterisation = template, method, parameterisation
         self.models = tuple(template.models)
+        self._frozen = tuple(frozen)
+        infos = [info for info in infos if not any(rule.covers(info) for rule in self._frozen)]
         self._blocks = _blocks(cells, infos)
         self.cell_of = _cells(self._blocks, infos)
         self.shape = (len(self._blocks), len(self.models))
@@ -110,7 +114,7 @@ class Coefficients:
             self._rule(number, {"weight": dict(zip(self.models, row, strict=True))})
             for number, row in enumerate(values.tolist())
         ]
-        return self.template.model_copy(update={"rules": tuple(rules), "stack": None})
+        return self.template.model_copy(update={"rules": (*self._frozen, *rules), "stack": None})
 
     def full(self, value: float) -> np.ndarray:
         """The same weight everywhere."""
@@ -253,7 +257,7 @@ class InnerProducts:
         self._live = {name: t for name, t in parameters(model).items() if isinstance(t, nn.Parameter)}
         self._jobs: dict[str, list[Job]] = {}
         for job in jobs:
-            if job.piece.live in self._live:
+            if job.piece.live in self._live and job.info.name in cell_of:
                 self._jobs.setdefault(job.piece.live, []).append(job)
         device = next(iter(self._live.values())).device
         self._total, self._pending = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))

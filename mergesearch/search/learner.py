@@ -23,7 +23,7 @@ from mergesearch.search.history import History
 from mergesearch.search.learned_soup import learn, parent_scales
 from mergesearch.search.learning import Documents, SoupSettings, hold_apart
 from mergesearch.search.objective import Objective
-from mergesearch.space import groups_of
+from mergesearch.space import frozen_rules, groups_of
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Learner:
         self.config, self.engine, self.scorer, self.say = config, engine, scorer, say
         self.settings = config.search.learned_soup
         self.infos, self.layers = list(infos), layers
+        self._frozen = frozen_rules(config.space, tuple(config.models))
         wanted = {task.task: task.weight for task in config.tasks}
         self.documents = {label: list(ids) for label, ids in documents.items() if label in wanted}
         self.weights = wanted
@@ -141,16 +142,23 @@ class Learner:
         own = own_documents(few, scores)
         coefficients = Coefficients(average(self.config), self.infos, "tensor", method="linear")
         found = CLOSED_FORMS[per](coefficients, self.engine, self._losses, own, spent=spent)
-        return coefficients.recipe(found)
+        recipe = coefficients.recipe(found)
+        return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
 
     def coefficients(self, per: str) -> Coefficients:
         """What is learned."""
         soup = self.settings
         cells: Any = per
+        free = [info for info in self.infos if not any(rule.covers(info) for rule in self._frozen)]
         if per == "group":
-            cells = groups_of(self.infos, self.layers, min(soup.layer_groups, self.layers), soup.components)
+            cells = groups_of(free, self.layers, min(soup.layer_groups, self.layers), soup.components)
         return Coefficients(
-            average(self.config), self.infos, cells, method=soup.method, parameterisation=soup.coefficients
+            average(self.config),
+            self.infos,
+            cells,
+            method=soup.method,
+            parameterisation=soup.coefficients,
+            frozen=self._frozen,
         )
 
     def start(self, coefficients: Coefficients, recipe: Recipe | None) -> np.ndarray:
@@ -158,8 +166,9 @@ class Learner:
         found = affine_of(recipe, coefficients.models) if recipe is not None else None
         if found is None:
             return coefficients.full(START if self.settings.start is None else self.settings.start)
-        rows = [found.values[recipe.rules.index(recipe.rule_for(info))] for info in self.infos]
-        cells = np.array([coefficients.cell_of[info.name] for info in self.infos])
+        free = [info for info in self.infos if info.name in coefficients.cell_of]
+        rows = [found.values[recipe.rules.index(recipe.rule_for(info))] for info in free]
+        cells = np.array([coefficients.cell_of[info.name] for info in free])
         return np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
 
     def _optimizer(self) -> str:

@@ -8,7 +8,7 @@ from mergesearch.config import Config
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.space.around import RefineSpace, split_rules
 from mergesearch.space.check import check_space
-from mergesearch.space.groups import Group, groups_of
+from mergesearch.space.groups import Group, frozen_rules, groups_of
 from mergesearch.space.knobs import Knob, Suggests
 from mergesearch.space.search_space import OneMethod, SearchSpace
 from mergesearch.space.stacks import StackSpace
@@ -43,6 +43,7 @@ __all__ = [
     "StackSpace",
     "Suggests",
     "check_space",
+    "frozen_rules",
     "groups_of",
     "space_of",
     "split_rules",
