@@ -64,11 +64,12 @@ THE_YARDSTICK = "cmaes"
 # mergesearch's own searches: what each changes in the configuration. One more line is one more search.
 RACING = ["racing={blocks: 16, error: 0.01}"]
 GROUPS = ["space.layer_groups=3", "space.components=[attention, mlp, other]", "space.grow=true"]
-AUTO = ["search.strategy=auto", "search.sampler=auto", *GROUPS, *RACING]
+DEFAULTS = ["search.sampler=auto", "search.defaults=true"]
+AUTO = ["search.strategy=auto", *DEFAULTS, *GROUPS, *RACING]
 RUNS: dict[str, list[str]] = {
     "auto": AUTO,
-    "greedy_soup": ["search.strategy=[baselines, greedy_soup]"],
-    "learned_soup": ["search.strategy=[baselines, learned_soup]", *GROUPS, "search.learned_soup.per=[group]"],
+    "greedy_soup": ["search.strategy=[baselines, greedy_soup]", *DEFAULTS],
+    "learned_soup": ["search.strategy=[baselines, learned_soup]", *DEFAULTS, *GROUPS, "search.learned_soup.per=[group]"],
     "auto without warm starts": [*AUTO, "search.strategy=[baselines, study]"],
     "auto without learned soup": [*AUTO, "search.strategy=[baselines, greedy_soup, study]"],
     "auto without racing": [*AUTO, "racing=null"],

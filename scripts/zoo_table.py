@@ -22,7 +22,7 @@ from mergesearch.evaluate.statistics import Difference, difference
 from mergesearch.measuring import score_recipes
 from mergesearch.recipe import Recipe
 from mergesearch.record import ranked
-from mergesearch.search.baselines import AVERAGE, BASE, baselines
+from mergesearch.search.baselines import AVERAGE, BASE, baselines, parent_names
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.store import read_records
 from mergesearch.search.study import machine
@@ -41,7 +41,8 @@ def main() -> int:
     assert objective is not None, "the run has not scored its baselines yet"
     winner = ranked(records)[0]
     proposed = sum(record.name is None and record.state == "complete" for record in records)
-    candidates = {**baselines(config), BEST: Recipe.from_data(dict(winner.recipe or {}), "winner")}
+    plain = {name: recipe for name, recipe in baselines(config).items() if name in (*parent_names(config), AVERAGE)}
+    candidates = {**plain, BEST: Recipe.from_data(dict(winner.recipe or {}), "winner")}
     scores = score_recipes(candidates, config, "holdout")
     singles = {name: recipe for name, recipe in candidates.items() if name not in (AVERAGE, BEST)}
     everywhere = score_recipes(singles, config, "all")
