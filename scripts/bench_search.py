@@ -69,7 +69,12 @@ AUTO = ["search.strategy=auto", *DEFAULTS, *GROUPS, *RACING]
 RUNS: dict[str, list[str]] = {
     "auto": AUTO,
     "greedy_soup": ["search.strategy=[baselines, greedy_soup]", *DEFAULTS],
-    "learned_soup": ["search.strategy=[baselines, learned_soup]", *DEFAULTS, *GROUPS, "search.learned_soup.per=[group]"],
+    "learned_soup": [
+        "search.strategy=[baselines, learned_soup]",
+        *DEFAULTS,
+        *GROUPS,
+        "search.learned_soup.per=[group]",
+    ],
     "auto without warm starts": [*AUTO, "search.strategy=[baselines, study]"],
     "auto without learned soup": [*AUTO, "search.strategy=[baselines, greedy_soup, study]"],
     "auto without racing": [*AUTO, "racing=null"],
