@@ -217,9 +217,9 @@ def write_csv(curves: Curves, path: Path) -> None:
 
 
 def band(seeds: Mapping[int, Curve], grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, half the width of its interval) of the holdout score at each cost, NaN before every seed has a score."""
+    """(mean, its standard error) of the holdout score at each cost, NaN before every seed has a score."""
     found = [Mean.of([curve.at(documents)[1] for curve in seeds.values()]) for documents in grid]
-    return np.array([mean.value for mean in found]), np.array([mean.half for mean in found])
+    return np.array([mean.value for mean in found]), np.array([mean.stderr for mean in found])
 
 
 def draw(curves: Curves, yardstick: str, path: Path) -> bool:
@@ -240,9 +240,10 @@ def draw(curves: Curves, yardstick: str, path: Path) -> bool:
         for name in names:
             draw_one(axis, name, curves[name], dashed=name == yardstick)
         axis.set(title=title, xscale="log", xlabel="document evaluations")
+        axis.set_ylim(bottom=-0.05)  # below the base lie the first few candidates only
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    axes[0][0].set_ylabel("holdout score of the best so far")
+    axes[0][0].set_ylabel("holdout score of the best so far, ± one standard error")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
@@ -255,6 +256,7 @@ def draw_one(axis: object, name: str, seeds: Mapping[int, Curve], dashed: bool) 
         return
     low, high = max(curve.points[0][0] for curve in started), max(curve.documents for curve in started)
     grid = np.unique(np.geomspace(low, max(high, low + 1), 200).round())
-    mean, half = band(seeds, grid)
-    (line,) = axis.step(grid, mean, where="post", label=name, linestyle="--" if dashed else "-")
-    axis.fill_between(grid, mean - half, mean + half, step="post", alpha=0.12, linewidth=0, color=line.get_color())
+    mean, error = band(seeds, grid)
+    label = f"{name} ({len(started)} seeds)"
+    (line,) = axis.step(grid, mean, where="post", label=label, linestyle="--" if dashed else "-")
+    axis.fill_between(grid, mean - error, mean + error, step="post", alpha=0.12, linewidth=0, color=line.get_color())
