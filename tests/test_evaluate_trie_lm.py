@@ -356,9 +356,10 @@ def test_a_real_model(smollm2, dtype):
     model = load(smollm2, dtype=getattr(torch, dtype)).eval()
     requests = {"loglikelihood": loglikelihoods()[:24], "generate_until": generations()[:6]}
     lm = by_tries(model, tokenizer, requests)
-    assert lm._serves == {"loglikelihood": True, "generate_until": True}
     found, theirs = answers(lm, requests), by_lm_eval(model, tokenizer, requests)
     if dtype == "float32":
+        # in bfloat16 rounding is near the probe's limit, and lm-eval's own model may answer
+        assert lm._serves == {"loglikelihood": True, "generate_until": True}
         assert_same(found, theirs)
         return
     exact = by_lm_eval(load(smollm2, dtype=torch.float32).eval(), tokenizer, requests)

@@ -12,8 +12,8 @@ from mergesearch.evaluate.generation import Batch, GreedyDecoder, Prompt
 from mergesearch.evaluate.packed import PackRunner
 from mergesearch.evaluate.trie import Query, plan
 
-# What rounding alone may do to a row of logits, as a share of their spread; 30 layers in bfloat16 reach 0.15.
-_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 2e-1}
+# What rounding alone may do to a row of logits, as a share of their spread; deep models in bfloat16 reach 0.02.
+_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 _OTHERS = 3
 _BRANCH = 16
 
