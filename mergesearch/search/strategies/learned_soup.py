@@ -9,7 +9,7 @@ from mergesearch.search.affine import Affine, affine_of
 from mergesearch.search.history import History, recipe_of
 from mergesearch.search.strategies.base import Proposal
 
-# a model takes part in a mix with at least this weight
+# a model takes part in a mix with at least this weight somewhere
 LEAST_WEIGHT = 0.05
 
 
@@ -57,7 +57,7 @@ class LearnedSoups:
             return None
         for trial in history.complete():
             affine = self._affine(trial)
-            if affine is not None and abs(affine.values).min() > LEAST_WEIGHT:
+            if affine is not None and abs(affine.values).max(axis=0).min() > LEAST_WEIGHT:
                 return trial.number
         return None
 
