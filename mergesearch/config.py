@@ -190,8 +190,10 @@ class LearnedSoupConfig(Strict):
 
     method: Literal["task_arithmetic", "linear"] = "task_arithmetic"
     per: list[Literal["recipe", "group", "tensor"]] = Field(["tensor"], min_length=1)
-    loss: Literal["expected", "cross_entropy"] = Field(
-        "expected", description="`expected`: the chance that an answer drawn from the model is wrong"
+    loss: list[Literal["expected", "cross_entropy"]] = Field(
+        ["expected", "cross_entropy"],
+        min_length=1,
+        description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong",
     )
     coefficients: Literal["free", "softmax"] = "free"
     optimizer: Literal["adam", "cmaes"] = "adam"
@@ -208,6 +210,17 @@ class LearnedSoupConfig(Strict):
     candidates: int = Field(100, ge=1, description="of cmaes")
     checkpointing: bool = Field(False, description="compute activations twice rather than keep them")
     batch_size: int = Field(16, ge=1, description="documents at once")
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def soups(self) -> list[tuple[str, str | None]]:
+        """What is learned, in order: (per, loss); without gradients no loss is needed."""
+        losses = [None] if self.optimizer == "cmaes" else dict.fromkeys(self.loss)
+        return [(per, loss) for loss in losses for per in dict.fromkeys(self.per)]
 
 
 class SearchConfig(Strict):

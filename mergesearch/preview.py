@@ -96,7 +96,7 @@ def _budget(config: Config, searched: int) -> str:
     )
     if "learned_soup" in search.strategies and soup.optimizer == "adam":
         steps = 3 * soup.steps * soup.documents * len(config.tasks)
-        text += f", and about {len(soup.per) * steps:,} to learn {len(soup.per)} soups"
+        text += f", and about {len(soup.soups) * steps:,} to learn {len(soup.soups)} soups"
     limits = [f"{search.hours} h"] if search.hours is not None else []
     limits += [f"{search.documents:,} document evaluations"] if search.documents is not None else []
     return text + "".join(f"; ends after {limit}" for limit in limits)

@@ -261,29 +261,39 @@ def test_greedy_soups_are_scored_on_all_documents_where_others_are_raced(tmp_pat
 class Teacher:
     """Stands in for the learner: a mix that depends on what it was asked."""
 
-    def __init__(self, config: Config, broken: bool = False):
-        self.config, self.broken, self.asked = config, broken, []
+    def __init__(self, config: Config, broken: bool = False, gradients: bool = True):
+        self.config, self.broken, self.gradients, self.asked = config, broken, gradients, []
 
-    def learn(self, per: str, start: Recipe | None, past: History, state: Path, spent: Callable[[int], None]) -> Recipe:
-        self.asked.append((per, start.id if start else None))
+    def learn(
+        self,
+        per: str,
+        loss: str | None,
+        start: Recipe | None,
+        past: History,
+        state: Path,
+        spent: Callable[[int], None],
+    ) -> Recipe:
+        self.asked.append((per, loss, start.id if start else None))
         spent(25)
         if self.broken:
             raise CandidateError("the loss is NaN at step 3")
-        return recipe_of(self.config, single_rule("task_arithmetic", weight=0.6 if per == "recipe" else 0.7))
+        weight = (0.6 if per == "recipe" else 0.7) - (0.05 if loss == "cross_entropy" else 0)
+        return recipe_of(self.config, single_rule("task_arithmetic", weight=weight))
 
 
 def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path) -> None:
     config = settings(tmp_path / "run")
-    wanted = {"strategy": ["learned_soup", "fisher"], "learned_soup": {"per": ["recipe", "group"]}, "trials": 14}
+    soup = {"per": ["recipe", "group"], "loss": "expected"}
+    wanted = {"strategy": ["learned_soup", "fisher"], "learned_soup": soup, "trials": 14}
     teacher = Teacher(config)
     changes = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}, "search": wanted}
     search = begin(tmp_path / "run", Judge(closeness(config, 0.62)), teacher, **changes)
     search.run()
     soups = made_by(search, "learned_soup")
     assert teacher.asked == [
-        ("recipe", average(config).id),
-        ("group", soups[0].user_attrs["recipe_id"]),
-        ("fisher", None),
+        ("recipe", "expected", average(config).id),
+        ("group", "expected", soups[0].user_attrs["recipe_id"]),
+        ("fisher", None, None),
     ]
     assert [r.method for r in records(search.study)[4:]] == [
         "learned soup per recipe",
@@ -295,9 +305,39 @@ def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path)
     assert past.documents == sum(10 for t in past.trials if "same_as" not in t.user_attrs) + 3 * 25
 
 
+def test_soups_of_each_loss_start_from_none_of_the_other(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run")
+    teacher = Teacher(config)
+    soup = {"per": ["recipe", "group"], "loss": ["expected", "cross_entropy"]}
+    changes = {**ONE_TASK, "search": {"strategy": "learned_soup", "learned_soup": soup}}
+    search = begin(tmp_path / "run", Judge(closeness(config, 0.62)), teacher, **changes)
+    search.run()
+    soups = made_by(search, "learned_soup")
+    assert teacher.asked == [
+        ("recipe", "expected", average(config).id),
+        ("group", "expected", soups[0].user_attrs["recipe_id"]),
+        ("recipe", "cross_entropy", average(config).id),
+        ("group", "cross_entropy", soups[2].user_attrs["recipe_id"]),
+    ]
+    assert [r.method for r in records(search.study)[-2:]] == [
+        "learned soup per recipe by cross-entropy",
+        "learned soup per group by cross-entropy",
+    ]
+
+
+def test_without_gradients_a_second_loss_changes_nothing(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run")
+    teacher = Teacher(config, gradients=False)
+    soup = {"per": ["recipe", "group"], "loss": ["expected", "cross_entropy"]}
+    search = begin(tmp_path / "run", None, teacher, search={"strategy": "learned_soup", "learned_soup": soup})
+    search.run()
+    assert [(per, loss) for per, loss, _ in teacher.asked] == [("recipe", "expected"), ("group", "expected")]
+
+
 def test_a_soup_that_cannot_be_learned_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     teacher = Teacher(settings(tmp_path / "run"), broken=True)
-    wanted = {"strategy": ["learned_soup", "study"], "learned_soup": {"per": ["recipe", "group"]}, "trials": 4}
+    soup = {"per": ["recipe", "group"], "loss": "expected"}
+    wanted = {"strategy": ["learned_soup", "study"], "learned_soup": soup, "trials": 4}
     search = begin(tmp_path / "run", None, teacher, search=wanted)
     search.run()
     assert [t.user_attrs.get("error") for t in made_by(search, "learned_soup")] == ["the loss is NaN at step 3"] * 2

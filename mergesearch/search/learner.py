@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 CLOSED_FORMS = {"fisher": fisher, "regmean": regmean}
 # of the metric's unit, the least that the probability of what is right counts as
 LEAST_SHARE = 0.25
+# the loss of a likelihood: every task that has any loss has it
+CROSS_ENTROPY = "cross_entropy"
 # the weight of each model where there is no mix to start from
 START = 0.4
 
@@ -63,17 +66,51 @@ class Learner:
         wanted = {task.task: task.weight for task in config.tasks}
         self.documents = {label: list(ids) for label, ids in documents.items() if label in wanted}
         self.weights = wanted
-        self._losses: Losses | None = None
+        self._losses: dict[str, Losses] = {}
         self._parent_scales: dict[str, float] | None = None
 
+    @cached_property
+    def gradients(self) -> bool:
+        """Adam where every task says what is right; else CMA-ES, which needs scores alone."""
+        if self.settings.optimizer != "adam":
+            return False
+        try:
+            known = self.losses(CROSS_ENTROPY).known(self.documents)
+        except UserError as error:
+            return self._none(str(error))
+        missing = [label for label, ids in known.items() if not ids]
+        return self._none(f"task {missing[0]!r} does not say what is right") if missing else True
+
+    def _none(self, why: str) -> bool:
+        self.say(f"learned soup without gradients, by CMA-ES: {why}")
+        return False
+
+    def losses(self, loss: str) -> Losses:
+        """Of the search documents.
+
+        Raises:
+            UserError: a task does not allow losses.
+        """
+        if loss not in self._losses:
+            scorer = self.scorer.only(self.documents) if self.config.guard else self.scorer
+            self._losses[loss] = Losses(scorer, self.engine.model, self.settings.batch_size, loss)
+        return self._losses[loss]
+
     def learn(
-        self, per: str, start: Recipe | None, history: History, state: Path, spent: Callable[[int], None]
+        self,
+        per: str,
+        loss: str | None,
+        start: Recipe | None,
+        history: History,
+        state: Path,
+        spent: Callable[[int], None],
     ) -> Recipe:
         """The recipe with the coefficients that do best on the validation part of the search documents.
 
         Args:
             per: `recipe`, `group` or `tensor`: what has coefficients of its own; or `fisher` or `regmean`, the closed
                 form with coefficients for each tensor.
+            loss: `expected` or `cross_entropy`; without gradients none is needed.
             start: a mix to start from; None for the configured weight.
             history: has the objective and the parents' scores.
             state: a file for where it stands; the same call goes on from it.
@@ -85,7 +122,7 @@ class Learner:
         if per in CLOSED_FORMS:
             return self._closed(per, history, spent)
         coefficients = self.coefficients(per)
-        optimizer = self._optimizer()
+        losses = self.losses(loss) if loss is not None and self.gradients else None
         documents, validation = hold_apart(self.documents, self.settings.validation, self.config.search.seed)
         validation = {label: ids[: self.settings.validation_documents] for label, ids in validation.items()}
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +130,12 @@ class Learner:
             coefficients,
             self.start(coefficients, start),
             self.engine,
-            self._losses,
-            self._soup_settings(optimizer),
+            losses,
+            self._soup_settings("adam" if losses else "cmaes"),
             documents=documents,
             validation=validation,
             weights=self.weights,
-            scales=self._scales(coefficients, validation, history, spent) if optimizer == "adam" else None,
+            scales=self._scales(losses, coefficients, validation, history, spent) if losses else None,
             score=self._score(history.objective),
             state=state,
             spent=spent,
@@ -107,7 +144,12 @@ class Learner:
         return learned.recipe
 
     def _scales(
-        self, coefficients: Coefficients, documents: Documents, history: History, spent: Callable[[int], None]
+        self,
+        losses: Losses,
+        coefficients: Coefficients,
+        documents: Documents,
+        history: History,
+        spent: Callable[[int], None],
     ) -> dict[str, float] | None:
         """What each task's loss is divided by: as in the objective, the way from the base to the best model.
 
@@ -115,12 +157,12 @@ class Learner:
         measured in the metric's own unit, as texts are.
         """
         parents = self.config.objective.scale == "parents"
-        if self.settings.loss == "expected":
+        if losses.kind == "expected":
             return {task: self._unit(task, history) if parents else 1.0 for task in self.documents}
         if not parents:
             return None
         if self._parent_scales is None:
-            self._parent_scales = parent_scales(coefficients, self.engine, self._losses, documents, spent)
+            self._parent_scales = parent_scales(coefficients, self.engine, losses, documents, spent)
         return self._parent_scales
 
     def _unit(self, task: str, history: History) -> float:
@@ -135,13 +177,13 @@ class Learner:
 
     def _closed(self, per: str, history: History, spent: Callable[[int], None]) -> Recipe:
         """Fisher-weighted averaging or RegMean, from as many documents of each task as the soups look at."""
-        if self._optimizer() != "adam":
+        if not self.gradients:
             raise CandidateError(f"{per} needs tasks that say what is right: leave it out")
         few = {label: ids[: self.settings.validation_documents] for label, ids in self.documents.items()}
         scores = {name: history.signed(name) for name in self.config.models}
         own = own_documents(few, scores)
         coefficients = Coefficients(average(self.config), self.infos, "tensor", method="linear")
-        found = CLOSED_FORMS[per](coefficients, self.engine, self._losses, own, spent=spent)
+        found = CLOSED_FORMS[per](coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=spent)
         recipe = coefficients.recipe(found)
         return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
 
@@ -170,24 +212,6 @@ class Learner:
         rows = [found.values[recipe.rules.index(recipe.rule_for(info))] for info in free]
         cells = np.array([coefficients.cell_of[info.name] for info in free])
         return np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
-
-    def _optimizer(self) -> str:
-        """Adam where every task says what is right; else CMA-ES, which needs scores alone."""
-        if self.settings.optimizer == "adam" and self._losses is None:
-            try:
-                scorer = self.scorer.only(self.documents) if self.config.guard else self.scorer
-                self._losses = Losses(scorer, self.engine.model, self.settings.batch_size, self.settings.loss)
-                missing = [label for label, ids in self._losses.known(self.documents).items() if not ids]
-            except UserError as error:
-                return self._without_gradients(str(error))
-            if missing:
-                return self._without_gradients(f"task {missing[0]!r} does not say what is right")
-        return self.settings.optimizer
-
-    def _without_gradients(self, why: str) -> str:
-        self.say(f"learned soup without gradients, by CMA-ES: {why}")
-        self._losses = None
-        return "cmaes"
 
     def _soup_settings(self, optimizer: Any) -> SoupSettings:
         soup = self.settings

@@ -268,8 +268,10 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
 
 def _strategy(found: Mapping[str, Any]) -> str | None:
     name = found.get("strategy")
-    per = f" per {found['per']}" if name == "learned_soup" else ""
-    return f"{name.replace('_', ' ')}{per}" if name else None
+    if name == "learned_soup":
+        loss = " by cross-entropy" if found.get("loss") == "cross_entropy" else ""
+        return f"learned soup per {found['per']}{loss}"
+    return name.replace("_", " ") if name else None
 
 
 def records(study: optuna.Study) -> list[Record]:

@@ -57,10 +57,22 @@ class Scores(Protocol):
 
 
 class Learns(Protocol):
-    """Finds the coefficients of a soup on the search documents, from the best mix so far."""
+    """Finds the coefficients of a soup on the search documents, from the best mix so far.
+
+    Attributes:
+        gradients: whether the tasks allow it to learn by gradients.
+    """
+
+    gradients: bool
 
     def learn(
-        self, per: str, start: Recipe | None, history: History, state: Path, spent: Callable[[int], None]
+        self,
+        per: str,
+        loss: str | None,
+        start: Recipe | None,
+        history: History,
+        state: Path,
+        spent: Callable[[int], None],
     ) -> Recipe: ...
 
 
@@ -244,7 +256,9 @@ class Search:
         start = trial.user_attrs.get("start")
         recipe = None if start is None else recipe_of(self.study.get_trials(deepcopy=False)[start])
         learning = self.folder.learning(trial.number)
-        return self.learner.learn(trial.user_attrs["per"], recipe, self._history(), learning, more)
+        per, loss = trial.user_attrs["per"], trial.user_attrs.get("loss")
+        trial.set_user_attr("gradients", self.learner.gradients)
+        return self.learner.learn(per, loss, recipe, self._history(), learning, more)
 
     def _build_and_score(self, trial: optuna.Trial, recipe: Recipe) -> None:
         trial.set_user_attr("machine", self._machine)

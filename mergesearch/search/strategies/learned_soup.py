@@ -1,4 +1,8 @@
-"""Learned soups: one after another, from few coefficients to many, each starting from the best mix so far."""
+"""Learned soups: loss by loss, from few coefficients to many, each starting from the best mix so far.
+
+Two losses find different soups: an expected loss may give up a task of which hardly anything is right, cross-entropy
+does not. So a soup does not start from one that was learned with another loss.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +42,24 @@ class LearnedSoups:
         self.config = config
 
     def next(self, history: History) -> Proposal | None:
-        there = [t.user_attrs.get("per") for t in history.ended(self.name)]
-        for per in self.config.search.learned_soup.per:
-            if per not in there:
-                return Proposal(attributes={"per": per, "start": self._start(history)})
-        return None
+        missing = self._missing(history)
+        if not missing:
+            return None
+        per, loss = missing[0]
+        return Proposal(attributes={"per": per, "loss": loss, "start": self._start(history, loss)})
 
     def wants(self, history: History) -> int:
-        there = {t.user_attrs.get("per") for t in history.ended(self.name)}
-        return len(set(self.config.search.learned_soup.per) - there)
+        return len(self._missing(history))
 
-    def _start(self, history: History) -> int | None:
+    def _missing(self, history: History) -> list[tuple[str, str | None]]:
+        """The soups still to be learned; a second loss changes nothing where the first could not be used."""
+        soups = self.config.search.learned_soup.soups
+        ended = [t.user_attrs for t in history.ended(self.name)]
+        there = {(found["per"], found.get("loss", soups[0][1])) for found in ended}
+        searched = {found["per"] for found in ended if not found.get("gradients", True)}
+        return [(per, loss) for per, loss in soups if (per, loss) not in there and per not in searched]
+
+    def _start(self, history: History, loss: str | None) -> int | None:
         """The trial to start from: the best mix in which every model takes part; None for the configured weight.
 
         Where a model is left out the loss may be flat in its weight, and gradients do not bring it back.
@@ -56,6 +67,8 @@ class LearnedSoups:
         if self.config.search.learned_soup.start is not None:
             return None
         for trial in history.complete():
+            if trial.user_attrs.get("loss", loss) != loss:
+                continue
             affine = self._affine(trial)
             if affine is not None and abs(affine.values).max(axis=0).min() > LEAST_WEIGHT:
                 return trial.number
