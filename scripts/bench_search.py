@@ -24,7 +24,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,14 +364,14 @@ def searched_documents(config: Config) -> int:
 
 
 def write_curve(unit: Unit, config: Config, trials: Sequence[Any]) -> None:
-    """The trials as candidates in the order in which they were finished; holdout scores that are known are kept."""
+    """The trials as candidates in the order in which they were finished, on the scale that all searches of the seed share;
+    holdout scores that are known are kept."""
     known = {c.id: c.holdout for c in read_candidates(unit.file) if c.holdout is not None}
-    found = curve_of(trials)
+    bench = Bench(config, unit.out)
+    objective, measures = bench.objective(), bench.measures()
+    found = curve_of(trials, lambda trial: objective.value(scores_of(trial)))
     wanted = {c.id: Recipe.from_data(recipe, c.id) for c, recipe in best_so_far(found) if c.id not in known}
-    if wanted:
-        bench = Bench(config, unit.out)
-        measures = bench.measures()
-        known |= {name: measures.holdout(recipe) for name, recipe in wanted.items()}
+    known |= {name: measures.holdout(recipe) for name, recipe in wanted.items()}
     best = {c.id for c, _ in best_so_far(found)}
     lines = [{**vars(c), "holdout": known[c.id] if c.id in best else None} for c, _ in found]
     unit.file.parent.mkdir(parents=True, exist_ok=True)
@@ -383,7 +383,11 @@ def write_curve(unit: Unit, config: Config, trials: Sequence[Any]) -> None:
 Measured = tuple[Candidate, Mapping[str, Any]]
 
 
-def curve_of(trials: Sequence[Any]) -> list[Measured]:
+def scores_of(trial: Any) -> dict[str, TaskScore]:
+    return {task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()}
+
+
+def curve_of(trials: Sequence[Any], value_of: Callable[[Any], float] = lambda trial: trial.value) -> list[Measured]:
     """(candidate, recipe) of each trial that has ended, by the time it ended. A trial that was stopped early has no
     value and costs what it was scored on."""
     ended = [t for t in trials if t.state.is_finished() and (t.user_attrs.get("recipe") or documents_of(t))]
@@ -391,7 +395,7 @@ def curve_of(trials: Sequence[Any]) -> list[Measured]:
     for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
         attributes = trial.user_attrs
         seconds = (attributes.get("merge_seconds") or 0.0) + (attributes.get("score_seconds") or 0.0)
-        value = trial.value if trial.state.name == "COMPLETE" else None
+        value = value_of(trial) if trial.state.name == "COMPLETE" else None
         name = attributes.get("recipe_id") or f"trial {trial.number}"
         candidate = Candidate(name, value, documents_of(trial), None, seconds, attributes.get("error"))
         found.append((candidate, attributes.get("recipe") or {}))
