@@ -364,7 +364,7 @@ def searched_documents(config: Config) -> int:
 
 
 def write_curve(unit: Unit, config: Config, trials: Sequence[Any]) -> None:
-    """The trials as candidates in the order in which they were finished, on the scale that all searches of the seed share;
+    """The trials as candidates in the order in which they were finished, on the scale that the seed's searches share;
     holdout scores that are known are kept."""
     known = {c.id: c.holdout for c in read_candidates(unit.file) if c.holdout is not None}
     bench = Bench(config, unit.out)
