@@ -15,7 +15,7 @@ from mergesearch.engine import Engine
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search.baselines import DEFAULTS, baselines
-from mergesearch.space import RefineSpace, SearchSpace, StackSpace, check_space, space_of, split_rules
+from mergesearch.space import RefineSpace, SearchSpace, StackSpace, TogetherSpace, check_space, space_of, split_rules
 from mergesearch.space.around import WIDTH
 
 LAYERS = 4
@@ -277,6 +277,21 @@ def test_refining_begins_with_the_very_recipe_and_stays_around_it(name: str) -> 
         for turned in around.turned:
             reach = WIDTH * (knobs[turned.key].high - knobs[turned.key].low)
             assert abs(trial.params[turned.name] - turned.value) <= reach + 1e-9
+
+
+@pytest.mark.parametrize("name", ["linear", "ties", "slerp", "della", "breadcrumbs"])
+def test_moved_together_numbers_keep_their_proportions(name: str) -> None:
+    one = refined(methods=[name], layer_groups=4, components=["attention", "other"])
+    around = TogetherSpace(one.config, one.origin)
+    assert around.suggest(optuna.trial.FixedTrial(around.start)) == one.origin
+    assert around.parameters(one.origin) == around.start and len(around.start) == around.dimension < one.dimension
+    assert {t for of in around.factors.values() for t in of} == {t for t in one.turned if t.parameter.kind != "int"}
+    for trial, recipe in trials(around, 8):
+        numbers = RefineSpace(one.config, recipe)
+        assert [rule.label for rule in recipe.rules] == [rule.label for rule in one.origin.rules]
+        for before, after in zip(one.turned, numbers.turned, strict=True):
+            factor = trial.params[".".join(["refine", before.key, *([before.model] if before.model else [])])]
+            assert after.value == min(max(before.value * factor, before.low), before.high)
 
 
 def test_refining_keeps_what_is_frozen_and_the_ranges_of_groups() -> None:

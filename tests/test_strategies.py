@@ -30,6 +30,7 @@ from mergesearch.search.history import CONTROL, History, costs
 from mergesearch.search.history import recipe_of as stated
 from mergesearch.search.store import RunFolder, records
 from mergesearch.search.strategies import notes
+from mergesearch.search.strategies import stages as stages_module
 from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
 from mergesearch.search.strategies.stages import FIXED
 from mergesearch.search.study import Search
@@ -378,6 +379,16 @@ def test_auto_chooses_the_method_and_then_refines_the_numbers(staged: tuple[list
         assert len(trial.params) == space.dimension
         for turned in space.turned:
             assert turned.low <= trial.params[turned.name] <= turned.high
+
+
+def test_a_recipe_of_many_numbers_is_refined_by_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages_module, "MOST_NUMBERS", 1)
+    search = begin(tmp_path / "run", Judge(closeness(settings(tmp_path / "run"))), **AUTO)
+    search.run()
+    refined = [t for t in made_by(search, "study") if t.user_attrs["stage"] == "refine"]
+    assert len(refined) == 6 and "same_as" in refined[0].user_attrs
+    assert {name for t in refined for name in t.params} == {"refine.weight.a", "refine.weight.b"}
+    assert refined[0].params == {"refine.weight.a": 1.0, "refine.weight.b": 1.0}
 
 
 @pytest.mark.parametrize("at", [4, 9, 10, 11, 14])

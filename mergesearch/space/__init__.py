@@ -6,7 +6,7 @@ from typing import Protocol
 
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe, TensorInfo
-from mergesearch.space.around import RefineSpace, split_rules
+from mergesearch.space.around import RefineSpace, TogetherSpace, split_rules
 from mergesearch.space.check import check_space
 from mergesearch.space.groups import Group, frozen_rules, groups_of
 from mergesearch.space.knobs import Knob, Suggests
@@ -42,6 +42,7 @@ __all__ = [
     "Space",
     "StackSpace",
     "Suggests",
+    "TogetherSpace",
     "check_space",
     "frozen_rules",
     "groups_of",

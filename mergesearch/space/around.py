@@ -1,8 +1,8 @@
-"""RefineSpace: the numbers of one recipe, each in a range around what it is."""
+"""The numbers of one recipe, each in a range around what it is (RefineSpace), or moved together (TogetherSpace)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from mergesearch.space.knobs import Knob, Suggests, knobs_of
 
 # of the range that the whole space has for a number, how much lies on each side of where it is
 WIDTH = 0.3
+# what numbers that move together are multiplied by
+FACTORS = (0.5, 1.5)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class _Turned:
 
     def suggest(self, trial: Suggests) -> Any:
         return Knob(self.parameter, self.low, self.high).suggest(trial, self.name)
+
+    def scaled(self, factor: float) -> Any:
+        """The number times a factor, within its range."""
+        return min(max(self.value * factor, self.low), self.high)
 
 
 class RefineSpace:
@@ -84,9 +90,12 @@ class RefineSpace:
 
     def suggest(self, trial: Suggests) -> Recipe:
         """The recipe that a trial proposes; names of parameters read `refine.layers0-1.attention.ties.weight.code`."""
+        return self._with((turned, turned.suggest(trial)) for turned in self.turned)
+
+    def _with(self, values: Iterable[tuple[_Turned, Any]]) -> Recipe:
+        """The recipe with other numbers."""
         stated: list[dict[str, Any]] = [dict(rule.parameters) for rule in self.origin.rules]
-        for turned in self.turned:
-            value = turned.suggest(trial)
+        for turned, value in values:
             if turned.model is None:
                 stated[turned.rule][turned.key] = value
             else:
@@ -111,6 +120,39 @@ class RefineSpace:
     def dimension(self) -> int:
         """How many numbers are turned."""
         return len(self.turned)
+
+
+class TogetherSpace(RefineSpace):
+    """Recipes with the rules of a given one, whose numbers move together: all of one parameter, for one model where it
+    has one for each, are multiplied by the same factor from 0.5 to 1.5, and stay in the ranges of a RefineSpace.
+
+    For recipes with a number for each tensor, as learned soups are. How the tensors stand to each other was learned;
+    how much of each model there is has a few numbers, and a study can find them by the metrics themselves.
+
+    Attributes:
+        factors: the parameters' names, `refine.weight.code`, with the numbers that each multiplies.
+    """
+
+    def __init__(self, config: Config, recipe: Recipe, label: str = "refine"):
+        super().__init__(config, recipe, label)
+        self.factors: dict[str, list[_Turned]] = {}
+        for turned in self.turned:
+            if turned.parameter.kind != "int":
+                name = ".".join([label, turned.key, *([turned.model] if turned.model else [])])
+                self.factors.setdefault(name, []).append(turned)
+        self.start = dict.fromkeys(self.factors, 1.0)
+
+    def suggest(self, trial: Suggests) -> Recipe:
+        """The recipe that a trial proposes."""
+        found = {name: trial.suggest_float(name, *FACTORS) for name in self.factors}
+        if found == self.start:
+            return self.origin
+        return self._with((turned, turned.scaled(found[name])) for name, of in self.factors.items() for turned in of)
+
+    @property
+    def dimension(self) -> int:
+        """How many factors there are."""
+        return len(self.factors)
 
 
 def _bounds(knob: Knob, value: float) -> tuple[float, float]:

@@ -13,11 +13,11 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search.history import History, recipe_of
 from mergesearch.search.samplers import FIXED_SPACE, Choice, distributions
 from mergesearch.search.strategies.base import Proposal
-from mergesearch.space import OneMethod, RefineSpace, Space, split_rules
+from mergesearch.space import OneMethod, RefineSpace, Space, TogetherSpace, split_rules
 
 # with so many trials for each of its generations, CMA-ES learns the shape of the space
 GENERATIONS = 6
-# more numbers than this are no local search
+# more numbers than this are no local search one by one, and move together
 MOST_NUMBERS = 120
 # after so many trials TPE has chosen a method, if ever
 MOST_CHOOSING = 40
@@ -50,7 +50,8 @@ class Stages:
     A named sampler has one stage, over the whole space. `auto` has two: TPE chooses among methods, models and numbers;
     then the numbers of the best recipe so far, of whichever strategy, are refined by CMA-ES where the budget lasts for
     several of its generations, and by a Gaussian process where it does not. CMA-ES knows no categories, so the method
-    is fixed by then. With `space.grow` the first stage has one group for the whole model, and the second starts from
+    is fixed by then. Of a recipe with more than 120 numbers, as a soup per tensor is, those of each model are moved
+    together. With `space.grow` the first stage has one group for the whole model, and the second starts from
     the best recipe restated for each group. Where parameters vary over depth otherwise (control points, a split), the
     second stage starts from the best recipe that is a point of the space, and has all points with its method.
 
@@ -140,7 +141,8 @@ class Stages:
     def _around(self, recipe: Recipe) -> RefineSpace | OneMethod | None:
         """The numbers of a recipe; where parameters vary over depth otherwise than by groups, those of the space."""
         if self.config.space.depth == "groups":
-            return RefineSpace(self.config, recipe)
+            space = RefineSpace(self.config, recipe)
+            return space if space.dimension <= MOST_NUMBERS else TogetherSpace(self.config, recipe)
         try:
             return OneMethod(self.config, recipe, self.infos, self.layers)
         except LookupError:
@@ -155,7 +157,7 @@ class Stages:
             if self.config.space.depth == "groups":
                 recipe = split_rules(recipe, self.config, self.infos, self.layers)
             space = self._around(recipe)
-            if space is not None and 0 < space.dimension <= MOST_NUMBERS:
+            if space is not None and space.dimension:
                 sampler = self._finisher(space.dimension, history)
                 fixed = {"recipe": recipe.dump(), "sampler": sampler, "from": trial.number}
                 history.study.set_user_attr(FIXED, fixed)
