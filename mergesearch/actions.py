@@ -24,7 +24,15 @@ from mergesearch.report import Report, card
 from mergesearch.search.baselines import parent_names
 from mergesearch.search.history import History, costs
 from mergesearch.search.learner import Learner
-from mergesearch.search.store import RunFolder, open_study, read_records, records, write_atomically, write_documents
+from mergesearch.search.store import (
+    WARM,
+    RunFolder,
+    open_study,
+    read_records,
+    records,
+    write_atomically,
+    write_documents,
+)
 from mergesearch.search.strategies import notes
 from mergesearch.search.study import Search, machine
 from mergesearch.space import Space, check_space, space_of
@@ -127,11 +135,15 @@ def words_of(run: Path) -> list[str]:
 
 
 def warm_recipes(config: Config, most: int = 3) -> list[Recipe]:
-    """The best recipes of the runs that `search.warm_start` names, restated for this run's seed and dtype.
+    """The best recipes of the runs that `search.warm_start` names, restated for this run's seed and dtype; those that
+    it began with, where this run has begun.
 
     Raises:
         UserError: a run that is none, or is one of other parents.
     """
+    noted = _noted(config) if config.search.warm_start else None
+    if noted is not None:
+        return noted
     found: dict[str, Recipe] = {}
     for run in config.search.warm_start:
         theirs, records, _ = read_records(run)
@@ -150,6 +162,18 @@ def warm_recipes(config: Config, most: int = 3) -> list[Recipe]:
             mine = recipe.model_copy(update={"seed": config.search.seed, "out_dtype": config.dtype})
             found[mine.id] = mine
     return list(found.values())
+
+
+def _noted(config: Config) -> list[Recipe] | None:
+    """The recipes that a run began with: the runs they came from may have gone on, or away."""
+    folder = RunFolder(config.folder)
+    if not config.storage and not folder.database.is_file():
+        return None
+    try:
+        noted = open_study(config, folder, create=False).user_attrs.get(WARM)
+    except UserError:
+        return None  # no study there yet
+    return None if noted is None else [Recipe.from_data(data, "search.warm_start") for data in noted]
 
 
 def refresh_best(session: Session) -> Record | None:

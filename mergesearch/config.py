@@ -216,6 +216,21 @@ class LearnedSoupConfig(Strict):
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _softmax_is_positive(self) -> LearnedSoupConfig:
+        if self.coefficients == "softmax" and self.start is not None and self.start <= 0:
+            raise ValueError(f"start is {self.start:g} and coefficients softmax, which are positive: start above 0")
+        return self
+
+    def cost(self, loss: str | None, tasks: int, models: int, documents: int) -> int:
+        """The document evaluations that one soup may take: of `tasks` tasks with so many search documents in all."""
+        if loss is None:
+            return self.candidates * documents
+        looked = min(round(self.validation * documents), tasks * self.validation_documents)
+        looks = 1 + -(-self.steps // self.look_every)
+        scales = (models + 1) * looked if loss == "cross_entropy" else 0
+        return 3 * self.steps * self.documents * tasks + looks * looked + scales
+
     @property
     def soups(self) -> list[tuple[str, str | None]]:
         """What is learned, in order: (per, loss); without gradients no loss is needed."""

@@ -14,11 +14,13 @@ from mergesearch.actions import spaces, warm_recipes
 from mergesearch.checkpoints import Pool
 from mergesearch.config import Config
 from mergesearch.engine import DTYPES, Job, check, form_of, plan
-from mergesearch.materials import check_racing, load_pool, load_tasks, pool_of, splits
+from mergesearch.evaluate.tasks import Split, Task
+from mergesearch.materials import check_racing, load_pool, load_tasks, pool_of, scorer_of, splits
 from mergesearch.recipe import Recipe
 from mergesearch.residency import residency
 from mergesearch.search.baselines import baseline_count
-from mergesearch.search.store import RunFolder
+from mergesearch.search.history import History, costs
+from mergesearch.search.store import RunFolder, open_study
 from mergesearch.space import check_space
 from mergesearch.strict import read_yaml
 
@@ -80,23 +82,41 @@ def _run(config: Config) -> Lines:
         ("methods", ", ".join(space.methods)),
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
-        ("budget", _budget(config, searched)),
+        ("budget", _budget(config, searched, _tokens(config, pool, tasks, documents) / max(1, searched))),
+        *_so_far(config),
         *_memory(pool, pool.parameters, config.dtype),
     ]
 
 
-def _budget(config: Config, searched: int) -> str:
-    """What the run may cost: candidates and document evaluations, the learned soups' on top."""
+def _tokens(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split]) -> int:
+    """Prompt tokens of all search documents, from the requests themselves; no weights are needed for that."""
+    plain = config.model_copy(update={"scoring": "lm_eval"})
+    searched = {label: part.search for label, part in documents.items()}
+    return scorer_of(plain, pool.form.blueprint.empty(), pool.tokenizer, tasks, searched).prompt_tokens
+
+
+def _so_far(config: Config) -> Lines:
+    """Of a run that has begun: what it has cost, and what the rest of its budget buys."""
+    folder = RunFolder(config.folder)
+    if not folder.database.is_file():
+        return []
+    history = History(open_study(config, folder, create=False), config)
+    return [tuple(line.split(": ", 1)) for line in costs(history)]
+
+
+def _budget(config: Config, searched: int, tokens: float) -> str:
+    """What the run may cost: candidates, document evaluations and prompt tokens, the learned soups' on top."""
     search, baselines = config.search, baseline_count(config)
     candidates = search.trials + baselines
     soup = search.learned_soup
     text = (
         f"{search.trials} trials after {baselines} baselines, {searched} documents each: "
-        f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations"
+        f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations, "
+        f"about {round(tokens * candidates * searched):,} prompt tokens"
     )
-    if "learned_soup" in search.strategies and soup.optimizer == "adam":
-        steps = 3 * soup.steps * soup.documents * len(config.tasks)
-        text += f", and about {len(soup.soups) * steps:,} to learn {len(soup.soups)} soups"
+    if "learned_soup" in search.strategies:
+        costs = [soup.cost(loss, len(config.tasks), len(config.models), searched) for _, loss in soup.soups]
+        text += f", and at most {sum(costs):,} to learn {len(costs)} soup{'s' * (len(costs) > 1)}"
     limits = [f"{search.hours} h"] if search.hours is not None else []
     limits += [f"{search.documents:,} document evaluations"] if search.documents is not None else []
     return text + "".join(f"; ends after {limit}" for limit in limits)

@@ -10,6 +10,7 @@ from soups import TargetLosses
 
 from mergesearch.engine import Engine
 from mergesearch.errors import CandidateError, UserError
+from mergesearch.recipe import Rule
 from mergesearch.search.coefficients import Block, Coefficients
 from mergesearch.search.learned_soup import SoupSettings, hold_apart, learn, parent_scales
 from mergesearch.search.learning import minibatch, size
@@ -144,6 +145,34 @@ def test_a_loss_that_is_no_number_ends_with_the_best_so_far(tiny):
     case.losses.calls, case.losses.breaks_at = 0, 1
     with pytest.raises(CandidateError, match="start"):
         case.learn()
+
+
+def test_frozen_tensors_stay_and_the_others_learn(tiny):
+    rule = Rule(components=("embedding", "norm"), method="task_arithmetic", parameters={"weight": 0.0})
+    case = Case(tiny, "tensor", frozen=[rule])
+    learned = case.learn(dataclasses.replace(SETTINGS, steps=10))
+    assert learned.recipe.rules[0] == rule
+    assert learned.history[-1]["validation"] < learned.history[0]["validation"]
+
+
+def test_a_gain_within_noise_is_no_small_unit(tiny):
+    case = Case(tiny)
+    noise = torch.tensor([0.1, -0.1]).repeat(200)
+
+    class Flat:
+        """The base's loss is 1, each model's less by 1e-4 and noise of 0.1."""
+
+        asked = 0
+
+        def known(self, documents):
+            return documents
+
+        def loss(self, documents):
+            self.asked += 1
+            return {"one": torch.ones(400) if self.asked == 1 else 1 - 1e-4 + noise}
+
+    scales = parent_scales(case.coefficients, case.engine, Flat(), {"one": list(range(400))})
+    assert scales["one"] == pytest.approx(2 * 0.1 / 20, rel=1e-3)
 
 
 def test_frozen_and_bounded_weights(tiny):

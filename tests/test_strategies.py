@@ -29,9 +29,10 @@ from mergesearch.search.baselines import DEFAULTS, SLERP, average, recipe_of
 from mergesearch.search.history import CONTROL, History, costs
 from mergesearch.search.history import recipe_of as stated
 from mergesearch.search.store import RunFolder, records
-from mergesearch.search.strategies import notes
+from mergesearch.search.strategies import WAIT, notes
 from mergesearch.search.strategies import stages as stages_module
 from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
+from mergesearch.search.strategies.learned_soup import LearnedSoups
 from mergesearch.search.strategies.stages import FIXED
 from mergesearch.search.study import Search
 from mergesearch.space import OneMethod, RefineSpace, SearchSpace, check_space
@@ -273,8 +274,10 @@ class Teacher:
         past: History,
         state: Path,
         spent: Callable[[int], None],
+        stop: Callable[[], bool],
     ) -> Recipe:
         self.asked.append((per, loss, start.id if start else None))
+        self.stopped = stop()
         spent(25)
         if self.broken:
             raise CandidateError("the loss is NaN at step 3")
@@ -324,6 +327,37 @@ def test_soups_of_each_loss_start_from_none_of_the_other(tmp_path: Path) -> None
         "learned soup per recipe by cross-entropy",
         "learned soup per group by cross-entropy",
     ]
+
+
+def test_a_soup_is_told_when_the_budget_is_used_up(tmp_path: Path) -> None:
+    teacher = Teacher(settings(tmp_path / "run"))
+    spent: list[bool] = []
+
+    def learn(per: str, loss: str, start: Recipe, past: History, state: Path, pay: Any, stop: Any) -> Recipe:
+        for _ in range(4):
+            spent.append(stop())
+            pay(100)
+        return recipe_of(teacher.config, single_rule("task_arithmetic", weight=0.6))
+
+    teacher.learn = learn
+    wanted = {"strategy": "learned_soup", "documents": 4 * 10 + 250}
+    search = begin(tmp_path / "run", None, teacher, search=wanted)
+    search.run()
+    assert spent == [False, False, False, True] and len(made_by(search, "learned_soup")) == 1
+
+
+def test_a_second_worker_waits_until_the_first_says_whether_there_are_gradients(tmp_path: Path) -> None:
+    soup = {"per": ["recipe"], "loss": ["expected", "cross_entropy"]}
+    search = begin(tmp_path / "run", None, None, search={"strategy": "learned_soup", "learned_soup": soup})
+    asked = LearnedSoups(search.config)
+    assert asked.next(history(search)).attributes["loss"] == "expected"
+    search.study.enqueue_trial({}, user_attrs={"strategy": "learned_soup", "per": "recipe", "loss": "expected"})
+    trial = search.study.ask()
+    assert asked.next(history(search)) is WAIT
+    trial.set_user_attr("gradients", True)
+    assert asked.next(history(search)).attributes["loss"] == "cross_entropy"
+    trial.set_user_attr("gradients", False)
+    assert asked.next(history(search)) is None
 
 
 def test_without_gradients_a_second_loss_changes_nothing(tmp_path: Path) -> None:
@@ -513,6 +547,9 @@ def test_a_run_begins_with_the_best_of_another(tmp_path: Path, monkeypatch: pyte
     search.run()
     assert [t.user_attrs["recipe_id"] for t in made_by(search, "warm_start")] == [recipe.id for recipe in warm]
     assert all(t.params for t in made_by(search, "warm_start")) and len(made_by(search, "study")) == 1
+    (tmp_path / "other").rename(tmp_path / "away")
+    assert warm_recipes(config) == warm  # a run that has begun goes on without them
+    (tmp_path / "away").rename(tmp_path / "other")
     third = settings(tmp_path / "third", models={"a": "a", "z": "z"}, search={"warm_start": str(tmp_path / "other")})
     with pytest.raises(UserError, match=r"search.warm_start: .*other merges other models \(a, b\)"):
         warm_recipes(third)

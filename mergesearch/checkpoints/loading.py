@@ -239,6 +239,11 @@ class Blueprint:
                 raise UserError(f"the layers do not fit together: {kind.removesuffix('_keys')} tensor {first}")
         return self._finish(model)
 
+    def empty(self) -> nn.Module:
+        """A model of this configuration whose tensors have no memory: for whatever asks of its configuration alone."""
+        with quiet_transformers(), torch.device("meta"):
+            return self._finish(self.model_class(copy.deepcopy(self.config)))
+
     def _finish(self, model: nn.Module) -> nn.Module:
         model._weight_conversions = self.conversions
         if self.generation is not None:

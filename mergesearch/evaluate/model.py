@@ -27,6 +27,8 @@ class RememberingLM(HFLM):
         self._batches: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self._model_left_out = False
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        if self._device.type == "meta":  # a model without weights: texts become tokens, and nothing is asked
+            self._device = torch.device("cpu")
 
     def tokenize(self, requests: dict[str, list[Instance]]) -> None:
         """Tokenize requests, by request type, as scoring them would."""

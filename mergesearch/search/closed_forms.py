@@ -36,10 +36,11 @@ def own_documents(documents: Documents, scores: Mapping[str, Mapping[str, float]
     Args:
         scores: of each model on each task, the more the better.
     """
-    best = {label: max(scores, key=lambda model: scores[model][label]) for label in documents}
+    scored = [model for model in scores if set(documents) <= set(scores[model])]
+    best = {label: max(scored, key=lambda model: scores[model][label]) for label in documents} if scored else {}
     found = {}
     for model in scores:
-        own = {label: list(ids) for label, ids in documents.items() if best[label] == model}
+        own = {label: list(ids) for label, ids in documents.items() if best.get(label) == model}
         found[model] = own or {label: list(ids) for label, ids in documents.items()}
     return found
 

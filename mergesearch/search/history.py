@@ -166,14 +166,25 @@ def documents_of(found: Mapping[str, Any]) -> int:
 
 
 def worked_hours(trials: Iterable[FrozenTrial]) -> float:
-    """Hours in which at least one of the trials was at work."""
+    """Hours in which at least one of the trials that have ended was at work."""
     spans = [
-        (trial.datetime_start, trial.datetime_complete or datetime.now())
+        (_taken(trial), trial.datetime_complete)
         for trial in trials
-        if trial.datetime_start and trial.state.is_finished()
+        if trial.datetime_start and trial.datetime_complete and trial.state.is_finished()
     ]
     seconds, end = 0.0, datetime.min
     for start, stop in sorted(spans):
         seconds += max(0.0, (stop - max(start, end)).total_seconds())
         end = max(end, stop)
     return seconds / 3600
+
+
+def hours_at_work(trial: FrozenTrial) -> float:
+    """Hours since a worker took a trial."""
+    return (datetime.now() - _taken(trial)).total_seconds() / 3600
+
+
+def _taken(trial: FrozenTrial) -> datetime:
+    """When the worker that ended a trial took it: one that a killed worker left was not at work in between."""
+    taken = trial.user_attrs.get("taken")
+    return datetime.fromisoformat(taken) if taken else trial.datetime_start

@@ -105,7 +105,8 @@ def learn(
     run = _Run(coefficients, engine, losses, settings, _shares(weights, documents), spent)
     run.documents, run.validation = _all_known(losses, documents), _all_known(losses, validation)
     run.scales = dict(scales or {})
-    identity = fingerprint(coefficients, start, settings, run.documents, run.validation, run.shares, run.scales)
+    # without the scales, which another device measures a little differently: the state has those it began with
+    identity = fingerprint(coefficients, start, settings, run.documents, run.validation, run.shares)
     file = StateFile(state, identity)
     try:
         return run.learn(start, file, stop, say)
@@ -122,7 +123,8 @@ def parent_scales(
     spent: Callable[[int], None] = lambda count: None,
 ) -> dict[str, float]:
     """For each task how much lower the best single model's loss is than the base's: the unit that `scale: parents` has
-    in the objective, for losses. A task on which no model is better keeps the base's loss.
+    in the objective, for losses. A gain within noise counts as two of its standard errors, so that its task does not
+    drown the others; a task on which no model is better keeps the base's loss.
 
     It costs a forward pass of the documents for the base and each model: a part of the search documents will do.
     """
@@ -134,13 +136,14 @@ def parent_scales(
     for row in rows:
         engine.load(whole.recipe(row[None]))
         with torch.no_grad():
-            found.append({label: float(loss.mean()) for label, loss in losses.loss(documents).items()})
+            found.append({label: loss.double().cpu() for label, loss in losses.loss(documents).items()})
         spent(size(documents))
     base, *models = found
     scales = {}
     for label in documents:
-        gain = base[label] - min(model[label] for model in models)
-        scales[label] = gain if gain > 0 else max(base[label], _LEAST_SCALE)
+        gains = max((base[label] - model[label] for model in models), key=lambda gains: float(gains.mean()))
+        gain, noise = float(gains.mean()), float(gains.std(correction=0)) / math.sqrt(len(gains))
+        scales[label] = max(gain, 2 * noise) if gain > 0 else max(float(base[label].mean()), _LEAST_SCALE)
     return scales
 
 
@@ -241,7 +244,11 @@ class _Run:
         drawn = minibatch(self.documents, self.step, self.settings.batch, self.settings.seed)
         cells, shape = self.coefficients.cell_of, self.coefficients.shape
         turned = self.coefficients.free.any(axis=1)
-        jobs = [job for job in plan(recipe, self.engine.pool) if turned[cells[job.info.name]]]
+        jobs = [
+            job
+            for job in plan(recipe, self.engine.pool)
+            if (cell := cells.get(job.info.name)) is not None and turned[cell]
+        ]
         factors = {label: self.shares[label] / self.scales[label] / len(ids) for label, ids in drawn.items()}
         with InnerProducts(cells, shape, jobs, self.engine.model, self.engine.pool) as products, torch.enable_grad():
 

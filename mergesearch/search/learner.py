@@ -22,7 +22,7 @@ from mergesearch.search.closed_forms import fisher, own_documents, regmean
 from mergesearch.search.coefficients import Coefficients
 from mergesearch.search.history import History
 from mergesearch.search.learned_soup import learn, parent_scales
-from mergesearch.search.learning import Documents, SoupSettings, hold_apart
+from mergesearch.search.learning import Documents, SoupSettings, hold_apart, shuffled
 from mergesearch.search.objective import Objective
 from mergesearch.space import frozen_rules, groups_of
 
@@ -33,6 +33,10 @@ CLOSED_FORMS = {"fisher": fisher, "regmean": regmean}
 LEAST_SHARE = 0.25
 # the loss of a likelihood: every task that has any loss has it
 CROSS_ENTROPY = "cross_entropy"
+# metrics whose mean is 1 less an expected loss, or that loss: their unit is that of the loss
+LIKE_EXPECTED_LOSS = ("acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte", "gold_prob")
+# softmax weights are positive
+LEAST_SOFTMAX = 1e-3
 # the weight of each model where there is no mix to start from
 START = 0.4
 
@@ -67,7 +71,7 @@ class Learner:
         self.documents = {label: list(ids) for label, ids in documents.items() if label in wanted}
         self.weights = wanted
         self._losses: dict[str, Losses] = {}
-        self._parent_scales: dict[str, float] | None = None
+        self._parent_scales: dict[str, dict[str, float]] = {}
 
     @cached_property
     def gradients(self) -> bool:
@@ -104,6 +108,7 @@ class Learner:
         history: History,
         state: Path,
         spent: Callable[[int], None],
+        stop: Callable[[], bool] = lambda: False,
     ) -> Recipe:
         """The recipe with the coefficients that do best on the validation part of the search documents.
 
@@ -115,6 +120,7 @@ class Learner:
             history: has the objective and the parents' scores.
             state: a file for where it stands; the same call goes on from it.
             spent: told how many document evaluations each step cost.
+            stop: asked before every step; true ends it with the best so far.
 
         Raises:
             UserError, CandidateError: as for `learned_soup.learn`.
@@ -123,8 +129,10 @@ class Learner:
             return self._closed(per, history, spent)
         coefficients = self.coefficients(per)
         losses = self.losses(loss) if loss is not None and self.gradients else None
-        documents, validation = hold_apart(self.documents, self.settings.validation, self.config.search.seed)
-        validation = {label: ids[: self.settings.validation_documents] for label, ids in validation.items()}
+        soup = self.settings
+        documents, validation = hold_apart(
+            self.documents, soup.validation, self.config.search.seed, soup.validation_documents
+        )
         state.parent.mkdir(parents=True, exist_ok=True)
         learned = learn(
             coefficients,
@@ -139,6 +147,7 @@ class Learner:
             score=self._score(history.objective),
             state=state,
             spent=spent,
+            stop=stop,
             say=lambda text: self.say(f"learned soup per {per}: {text}"),
         )
         return learned.recipe
@@ -153,24 +162,27 @@ class Learner:
     ) -> dict[str, float] | None:
         """What each task's loss is divided by: as in the objective, the way from the base to the best model.
 
-        An expected loss is 1 - p(what is right), whose mean the parents' scores have already; where they do not, it is
-        measured in the metric's own unit, as texts are.
+        An expected loss is 1 - p(what is right), whose mean the parents' scores have already, or a metric that counts
+        the same. Every other loss is measured on some documents.
         """
-        parents = self.config.objective.scale == "parents"
-        if losses.kind == "expected":
-            return {task: self._unit(task, history) if parents else 1.0 for task in self.documents}
-        if not parents:
-            return None
-        if self._parent_scales is None:
-            self._parent_scales = parent_scales(coefficients, self.engine, losses, documents, spent)
-        return self._parent_scales
+        expected = losses.kind == "expected"
+        if self.config.objective.scale != "parents":
+            return dict.fromkeys(self.documents, 1.0) if expected else None
+        known = {task: self._unit(task, history) for task in self.documents} if expected else {}
+        kept = self._parent_scales.setdefault(losses.kind, {})
+        missing = {task: ids for task, ids in documents.items() if known.get(task) is None and task not in kept}
+        if missing:
+            kept |= parent_scales(coefficients, self.engine, losses, missing, spent)
+        return kept | {task: unit for task, unit in known.items() if unit is not None}
 
-    def _unit(self, task: str, history: History) -> float:
+    def _unit(self, task: str, history: History) -> float | None:
+        """Of an expected loss, from what the parents' scores say; None where they say nothing."""
         unit = abs(history.objective.scales[task].unit)
         found = {name: history.scores(name).get(task) for name in (BASE, *self.config.models)}
         gold = {name: score.gold for name, score in found.items() if score is not None and score.gold is not None}
         if BASE not in gold or len(gold) < 2:
-            return unit
+            metrics = {score[task].metric for name in found if task in (score := history.scores(name))}
+            return unit if metrics <= set(LIKE_EXPECTED_LOSS) else None
         gain = max(value for name, value in gold.items() if name != BASE) - gold[BASE]
         # a gain within noise would let its task drown the others
         return max(gain, LEAST_SHARE * unit)
@@ -179,7 +191,11 @@ class Learner:
         """Fisher-weighted averaging or RegMean, from as many documents of each task as the soups look at."""
         if not self.gradients:
             raise CandidateError(f"{per} needs tasks that say what is right: leave it out")
-        few = {label: ids[: self.settings.validation_documents] for label, ids in self.documents.items()}
+        most = self.settings.validation_documents
+        few = {
+            label: sorted(shuffled(ids, "closed form", self.config.search.seed, label)[:most])
+            for label, ids in self.documents.items()
+        }
         scores = {name: history.signed(name) for name in self.config.models}
         own = own_documents(few, scores)
         coefficients = Coefficients(average(self.config), self.infos, "tensor", method="linear")
@@ -193,7 +209,9 @@ class Learner:
         cells: Any = per
         free = [info for info in self.infos if not any(rule.covers(info) for rule in self._frozen)]
         if per == "group":
-            cells = groups_of(free, self.layers, min(soup.layer_groups, self.layers), soup.components)
+            cells = groups_of(
+                free, self.layers, min(soup.layer_groups, self.layers), soup.components, "search.learned_soup"
+            )
         return Coefficients(
             average(self.config),
             self.infos,
@@ -211,7 +229,8 @@ class Learner:
         free = [info for info in self.infos if info.name in coefficients.cell_of]
         rows = [found.values[recipe.rules.index(recipe.rule_for(info))] for info in free]
         cells = np.array([coefficients.cell_of[info.name] for info in free])
-        return np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
+        values = np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
+        return np.maximum(values, LEAST_SOFTMAX) if coefficients.parameterisation == "softmax" else values
 
     def _soup_settings(self, optimizer: Any) -> SoupSettings:
         soup = self.settings
@@ -228,9 +247,11 @@ class Learner:
         )
 
     def _score(self, objective: Objective) -> Callable[[Mapping[str, Sequence[int]]], float]:
+        everything = self.scorer.only(self.documents) if self.config.guard else self.scorer
+
         def score(documents: Mapping[str, Sequence[int]]) -> float:
-            everything = all(set(documents.get(label, ())) == set(ids) for label, ids in self.documents.items())
-            scorer = self.scorer if everything else self.scorer.only(documents)
+            whole = all(set(documents.get(label, ())) == set(ids) for label, ids in self.documents.items())
+            scorer = everything if whole else self.scorer.only(documents)
             return objective.ranking(scorer.score().tasks)
 
         return score

@@ -81,9 +81,11 @@ class Learned:
     note: str
 
 
-def hold_apart(documents: Documents, share: float, seed: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """(documents to learn on, documents to stop by): a share of every task, drawn from (seed, task) alone, at least one
-    on either side.
+def hold_apart(
+    documents: Documents, share: float, seed: int, most: int | None = None
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """(documents to learn on, documents to stop by): a share of every task and at most `most`, drawn from (seed, task)
+    alone, at least one on either side.
 
     Raises:
         UserError: a task with fewer than 2 documents, a share not between 0 and 1.
@@ -97,7 +99,7 @@ def hold_apart(documents: Documents, share: float, seed: int) -> tuple[dict[str,
                 f"task {label!r} has {len(ids)} search documents: a learned soup needs 2, to learn and stop by"
             )
         order = shuffled(ids, "held apart", seed, label)
-        count = min(len(ids) - 1, max(1, round(share * len(ids))))
+        count = min(len(ids) - 1, max(1, round(share * len(ids))), most or len(ids))
         stop[label], learn[label] = sorted(order[:count]), sorted(order[count:])
     return learn, stop
 

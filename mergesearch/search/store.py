@@ -23,6 +23,8 @@ from mergesearch.record import Record, TaskScore
 from mergesearch.search.objective import Objective
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
+# where a study notes the recipes of other runs that it tries first
+WARM = "warm_start"
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.FAIL: "failed",
@@ -205,9 +207,10 @@ class Worker:
         self._lock.acquire()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._lock.release()
-        self._path(self.id).unlink(missing_ok=True)
+        if kind is None:  # else a trial may be left, and the file tells other hosts that nobody is at it
+            self._path(self.id).unlink(missing_ok=True)
 
     def _path(self, worker: str) -> Path:
         return self.folder.workers / f"{worker}.lock"
@@ -216,6 +219,9 @@ class Worker:
         """Whether another worker of this run folder has ended; one that never left a name counts by who else lives."""
         if worker == self.id:
             return False
+        if worker is not None and not self._path(worker).exists():
+            # a host that shares the storage and not the folder has its locks there
+            return worker.rsplit("-", 2)[0] == socket.gethostname()
         if worker is None:
             return all(self.is_gone(path.stem) for path in self.folder.workers.glob("*.lock") if path.stem != self.id)
         try:
@@ -269,7 +275,7 @@ def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
 def _strategy(found: Mapping[str, Any]) -> str | None:
     name = found.get("strategy")
     if name == "learned_soup":
-        loss = " by cross-entropy" if found.get("loss") == "cross_entropy" else ""
+        loss = " by cross-entropy" if found.get("loss") == "cross_entropy" and found.get("gradients", True) else ""
         return f"learned soup per {found['per']}{loss}"
     return name.replace("_", " ") if name else None
 

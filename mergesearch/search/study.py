@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +23,11 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.record import Record, TaskScore
 from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import AVERAGE, BASE, parent_names
-from mergesearch.search.history import History, feasible, recipe_of, scores_of
+from mergesearch.search.history import History, feasible, hours_at_work, recipe_of, scores_of
 from mergesearch.search.objective import Objective
 from mergesearch.search.racing import OTHERS, Best, race, spreads
 from mergesearch.search.samplers import Choice, SeededPerTrial
-from mergesearch.search.store import RunFolder, Worker, abandoned, objective_of, open_study, to_record
+from mergesearch.search.store import WARM, RunFolder, Worker, abandoned, objective_of, open_study, to_record
 from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, strategies_of
 from mergesearch.search.strategies.stages import Stages
 from mergesearch.space import Space
@@ -73,6 +74,7 @@ class Learns(Protocol):
         history: History,
         state: Path,
         spent: Callable[[int], None],
+        stop: Callable[[], bool],
     ) -> Recipe: ...
 
 
@@ -124,6 +126,8 @@ class Search:
         self._finished = finished
         self._machine = machine(device)
         self.study = open_study(config, folder)
+        if WARM not in self.study.user_attrs:
+            self.study.set_user_attr(WARM, [recipe.dump() for recipe in warm])
         self.stages = Stages(config, space, coarse, infos, layers)
         self._sampler = self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
         self._began = len(self.study.get_trials(deepcopy=False))
@@ -154,6 +158,7 @@ class Search:
                 trial = self._left_behind(worker) or self._ask()
                 if isinstance(trial, optuna.Trial):
                     trial.set_user_attr("worker", worker.id)
+                    trial.set_user_attr("taken", datetime.now().isoformat())
                     return trial
             if trial is None:
                 return None
@@ -258,7 +263,15 @@ class Search:
         learning = self.folder.learning(trial.number)
         per, loss = trial.user_attrs["per"], trial.user_attrs.get("loss")
         trial.set_user_attr("gradients", self.learner.gradients)
-        return self.learner.learn(per, loss, recipe, self._history(), learning, more)
+        return self.learner.learn(per, loss, recipe, self._history(), learning, more, lambda: self._over(trial.number))
+
+    def _over(self, number: int) -> bool:
+        """Whether documents or hours are used up by what has ended and by a trial that is at work."""
+        budget, history = self.config.search, self._history()
+        hours = history.hours + hours_at_work(history.trials[number])
+        return (budget.documents is not None and history.documents >= budget.documents) or (
+            budget.hours is not None and hours >= budget.hours
+        )
 
     def _build_and_score(self, trial: optuna.Trial, recipe: Recipe) -> None:
         trial.set_user_attr("machine", self._machine)
@@ -272,8 +285,11 @@ class Search:
     def _may_race(self, trial: optuna.Trial) -> bool:
         """Scale, report and the races themselves need the parents and the average on all documents; a greedy soup is
         compared with the soup before it, which need not be the best trial."""
-        named = trial.user_attrs.get("name") in (*parent_names(self.config), AVERAGE)
-        return not named and trial.user_attrs.get("strategy") != "greedy_soup"
+        if trial.user_attrs.get("name") in (*parent_names(self.config), AVERAGE):
+            return False
+        if trial.user_attrs.get("strategy") == "greedy_soup" or objective_of(self.study) is None:
+            return False
+        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
     def _keep(self, trial: optuna.Trial, merge_seconds: float, found: DocumentScores) -> None:
         found.save_documents(self.folder.documents(trial.number))

@@ -17,6 +17,7 @@ def check_space(config: Config) -> None:
         subsets_of(method, tuple(config.models))
     knobs_of(config.space, chosen)
     check_components(config.space.components)
+    check_components(config.search.learned_soup.components, "search.learned_soup")
     check_selectors(config.space, tuple(config.models))
     _check_depth(config)
     _check_sampler(config)

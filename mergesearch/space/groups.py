@@ -53,15 +53,20 @@ def component_label(depth: str, component: str) -> str:
     return _joined(depth, component)
 
 
-def groups_of(infos: Sequence[TensorInfo], layers: int, count: int, components: Sequence[str]) -> list[Group]:
+def groups_of(
+    infos: Sequence[TensorInfo], layers: int, count: int, components: Sequence[str], where: str = "space"
+) -> list[Group]:
     """The groups of `count` ranges of layers x components that have tensors.
+
+    Args:
+        where: whose components these are, for errors.
 
     Raises:
         UserError: more ranges than layers, components that leave tensors uncovered.
     """
     if count > layers:
-        raise UserError(f"layer_groups is {count}, but the models have {layers} layers: use at most that")
-    members = component_members(components, infos)
+        raise UserError(f"{where}.layer_groups is {count}, but the models have {layers} layers: use at most that")
+    members = component_members(components, infos, where)
     found = [Group(span, name, names) for span in spans(layers, count) for name, names in members.items()]
     return [group for group in found if any(group.covers(info) for info in infos)]
 
@@ -72,16 +77,16 @@ def spans(layers: int, count: int) -> list[tuple[int, int]]:
     return [(a, b - 1) for a, b in itertools.pairwise(edges)]
 
 
-def check_components(wanted: Sequence[str]) -> None:
+def check_components(wanted: Sequence[str], where: str = "space") -> None:
     """`UserError` for a component that there is not."""
     for name in wanted:
         if name not in (*COMPONENTS, *DERIVED):
-            raise unknown("component", name, (*COMPONENTS, *DERIVED), "space.components")
+            raise unknown("component", name, (*COMPONENTS, *DERIVED), f"{where}.components")
     if "all" in wanted and len(wanted) > 1:
-        raise UserError("space.components: 'all' stands alone: name components and other, or all")
+        raise UserError(f"{where}.components: 'all' stands alone: name components and other, or all")
 
 
-def component_members(wanted: Sequence[str], infos: Sequence[TensorInfo]) -> dict[str, Members]:
+def component_members(wanted: Sequence[str], infos: Sequence[TensorInfo], where: str = "space") -> dict[str, Members]:
     """The components that each of the wanted ones stands for.
 
     Raises:
@@ -91,7 +96,7 @@ def component_members(wanted: Sequence[str], infos: Sequence[TensorInfo]) -> dic
         return {"all": None}
     rest = tuple(name for name in sorted({info.component for info in infos}) if name not in wanted)
     if rest and "other" not in wanted:
-        raise UserError(f"space.components covers no {', '.join(rest)}: add them, or add other")
+        raise UserError(f"{where}.components covers no {', '.join(rest)}: add them, or add other")
     found = {name: rest if name == "other" else (name,) for name in wanted}
     return {name: names for name, names in found.items() if names}
 

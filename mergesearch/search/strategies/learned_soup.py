@@ -6,15 +6,16 @@ does not. So a soup does not start from one that was learned with another loss.
 
 from __future__ import annotations
 
-from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
 
 from mergesearch.config import Config
-from mergesearch.search.affine import Affine, affine_of
+from mergesearch.search.affine import affine_of
 from mergesearch.search.history import History, recipe_of
-from mergesearch.search.strategies.base import Proposal
+from mergesearch.search.strategies.base import WAIT, Proposal, Wait
 
-# a model takes part in a mix with at least this weight somewhere
+# a model takes part in a mix with at least this weight somewhere, or with half its equal share where they are many
 LEAST_WEIGHT = 0.05
+UNDER_WAY = (TrialState.RUNNING, TrialState.WAITING)
 
 
 class ClosedForm:
@@ -41,10 +42,12 @@ class LearnedSoups:
     def __init__(self, config: Config):
         self.config = config
 
-    def next(self, history: History) -> Proposal | None:
+    def next(self, history: History) -> Proposal | Wait | None:
         missing = self._missing(history)
         if not missing:
             return None
+        if any(t.state in UNDER_WAY and "gradients" not in t.user_attrs for t in history.ended(self.name)):
+            return WAIT  # another worker is about to say whether there is a second loss to learn by
         per, loss = missing[0]
         return Proposal(attributes={"per": per, "loss": loss, "start": self._start(history, loss)})
 
@@ -66,14 +69,11 @@ class LearnedSoups:
         """
         if self.config.search.learned_soup.start is not None:
             return None
+        least = min(LEAST_WEIGHT, 0.5 / len(self.config.models))
         for trial in history.complete():
             if trial.user_attrs.get("loss", loss) != loss:
                 continue
-            affine = self._affine(trial)
-            if affine is not None and abs(affine.values).max(axis=0).min() > LEAST_WEIGHT:
+            affine = affine_of(recipe_of(trial), tuple(self.config.models))
+            if affine is not None and abs(affine.values).max(axis=0).min() > least:
                 return trial.number
         return None
-
-    def _affine(self, trial: FrozenTrial) -> Affine | None:
-        found = affine_of(recipe_of(trial), tuple(self.config.models))
-        return found if found is not None and all(s[2] is None for s in found.selections) else None
