@@ -179,12 +179,18 @@ def units(chosen: argparse.Namespace) -> list[Unit]:
 
 
 def remember(chosen: argparse.Namespace) -> None:
-    """Notes what the comparison is made with; refuses to mix it with another."""
+    """Notes what the comparison is made with, and what each search is; refuses to mix it with another."""
     told = {"config": chosen.config.read_text(encoding="utf-8"), "overrides": chosen.overrides}
+    searches = {name: RUNS[name] for name in chosen.only or RUNS if name in RUNS}
     file = chosen.out / "settings.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != told:
+    there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    noted = there.pop("searches", {})
+    if there and there != told:
         raise SystemExit(f"{chosen.out} holds a comparison with another --config or --set: name another folder")
-    file.write_text(json.dumps(told), encoding="utf-8")
+    changed = next((name for name in searches if noted.get(name, searches[name]) != searches[name]), None)
+    if changed:
+        raise SystemExit(f"{chosen.out} holds {changed!r} as it was before it changed: name another folder")
+    file.write_text(json.dumps({**told, "searches": {**noted, **searches}}), encoding="utf-8")
 
 
 def described(chosen: argparse.Namespace) -> str:

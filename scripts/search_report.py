@@ -14,7 +14,7 @@ from scipy import stats
 from yardstick import Candidate
 
 MARKS = (100, 200, 400)
-ABLATION = "auto without"  # how the names of searches begin that leave something out of auto
+ABLATION = "auto with"  # how the names of searches begin that leave something out of auto, or change it
 CONFIDENCE = 0.95
 
 

@@ -306,6 +306,17 @@ def test_the_report_is_written_from_the_record(scripts, tmp_path):
     assert {(r["search"], r["seed"], r["documents"], r["holdout_score"]) for r in rows} >= {("auto", "1", "50", "0.4")}
 
 
+def test_a_comparison_is_not_mixed_with_another(scripts, tmp_path, monkeypatch):
+    chosen = scripts.bench.options([str(tmp_path), "--only", "auto"])
+    scripts.bench.remember(chosen)
+    scripts.bench.remember(scripts.bench.options([str(tmp_path), "--only", "greedy_soup", "cmaes"]))
+    monkeypatch.setitem(scripts.bench.RUNS, "auto", ["search.strategy=study"])
+    with pytest.raises(SystemExit, match="'auto' as it was before it changed"):
+        scripts.bench.remember(chosen)
+    with pytest.raises(SystemExit, match="another --config or --set"):
+        scripts.bench.remember(scripts.bench.options([str(tmp_path), "--only", "cmaes", "--set", "batch_size=8"]))
+
+
 def test_the_yardsticks_measure_real_candidates(scripts, tmp_path):
     """On the demo zoo, on few documents."""
     arguments = [str(tmp_path), "--seeds", "1", "--candidates", "2", "--only", "cmaes"]
