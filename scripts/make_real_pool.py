@@ -37,6 +37,8 @@ from mergesearch import measuring
 from mergesearch.checkpoints import choose_device
 
 ROWS = 16
+# of 30 steps on the search documents cross-entropy kept both dates, an expected loss gave one of them up
+SOUPS = {"loss": "cross_entropy", "per": ["group", "tensor"], "steps": 80, "learning_rate": 0.05}
 IGNORED = -100
 
 
@@ -169,11 +171,14 @@ def write_config(chosen: argparse.Namespace) -> Path:
         "space": {
             "methods": ["linear", "task_arithmetic", "ties", "dare_ties"],
             "layer_groups": 3,
+            "components": ["attention", "mlp", "other"],
+            "grow": True,
             "weight": [0.0, 1.5],
             "density": [0.1, 1.0],
             "lambda": 1.0,
         },
-        "search": {"sampler": "tpe", "trials": 40, "hours": 2.0, "seed": chosen.seed},
+        "racing": {"blocks": 12},
+        "search": {"strategy": "auto", "trials": 200, "hours": 2.0, "seed": chosen.seed, "learned_soup": SOUPS},
         "output": str(out / "search"),
         "dtype": chosen.dtype,
         "device": chosen.device,
