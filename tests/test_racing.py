@@ -292,6 +292,16 @@ def test_a_pruned_recipe_goes_on_from_its_blocks(tmp_path: Path, whole: tuple[Pa
     assert len(set(live.asked)) == len(live.asked)
 
 
+def test_nothing_races_before_the_parents_have_fixed_the_objective(tmp_path: Path) -> None:
+    """Another worker may still be at a parent when this one comes to the published defaults."""
+    search = start(tmp_path / "run")
+    search.study.enqueue_trial({}, user_attrs={"name": "ties 0.2", "strategy": "baselines"})
+    trial = search.study.ask()
+    assert not search._may_race(trial)
+    search.run()
+    assert search._may_race(trial)
+
+
 def test_without_racing_nothing_is_pruned(tmp_path: Path) -> None:
     live = Live(Engine())
     start(tmp_path / "run", live, trials=4, racing=None).run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.record import Record, TaskScore, ranked
-from mergesearch.search.history import History
+from mergesearch.search.history import History, hours_at_work, worked_hours
 from mergesearch.search.store import RunFolder, Worker, open_study, read_records, records
 from mergesearch.search.study import Search, SearchFailed
 from mergesearch.space import SearchSpace
@@ -279,6 +280,29 @@ def test_a_living_worker_keeps_its_trial(tmp_path: Path) -> None:
     with Worker(search.folder) as mine:
         assert mine.is_gone(gone) and mine.is_gone(None)
     assert list(search.folder.workers.glob("*.lock")) == []
+
+
+def test_a_worker_of_another_host_is_gone_only_where_its_lock_says_so(tmp_path: Path) -> None:
+    search = start(tmp_path / "run")
+    with Worker(search.folder) as mine:
+        assert not mine.is_gone("elsewhere-12-0a1b2c3d")  # its folder may be another one
+        (search.folder.workers / "elsewhere-12-0a1b2c3d.lock").touch()
+        assert mine.is_gone("elsewhere-12-0a1b2c3d")
+    with pytest.raises(KeyboardInterrupt), Worker(search.folder) as stopped:
+        raise KeyboardInterrupt
+    assert (search.folder.workers / f"{stopped.id}.lock").is_file()  # what it left may be taken up, on any host
+
+
+def test_hours_count_work_alone(tmp_path: Path) -> None:
+    search = start(tmp_path / "run")
+    search.study.enqueue_trial({})
+    trial = search.study.ask()
+    long_ago = trial.datetime_start - timedelta(hours=14)
+    trial.set_user_attr("taken", trial.datetime_start.isoformat())
+    search.study.tell(trial, 0.0)
+    done = search.study.get_trials()[0]
+    done.datetime_start = long_ago  # a worker that was killed had begun it
+    assert worked_hours([done]) < 0.01 and 0 <= hours_at_work(done) < 0.01
 
 
 def test_the_storage_may_be_elsewhere(tmp_path: Path) -> None:
