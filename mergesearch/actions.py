@@ -27,6 +27,7 @@ from mergesearch.search.learner import Learner
 from mergesearch.search.store import (
     WARM,
     RunFolder,
+    begun,
     open_study,
     read_records,
     records,
@@ -141,9 +142,9 @@ def warm_recipes(config: Config, most: int = 3) -> list[Recipe]:
     Raises:
         UserError: a run that is none, or is one of other parents.
     """
-    noted = _noted(config) if config.search.warm_start else None
-    if noted is not None:
-        return noted
+    study = begun(config) if config.search.warm_start else None
+    if study is not None and WARM in study.user_attrs:  # the runs they came from may have gone on, or away
+        return [Recipe.from_data(data, "search.warm_start") for data in study.user_attrs[WARM]]
     found: dict[str, Recipe] = {}
     for run in config.search.warm_start:
         theirs, records, _ = read_records(run)
@@ -162,18 +163,6 @@ def warm_recipes(config: Config, most: int = 3) -> list[Recipe]:
             mine = recipe.model_copy(update={"seed": config.search.seed, "out_dtype": config.dtype})
             found[mine.id] = mine
     return list(found.values())
-
-
-def _noted(config: Config) -> list[Recipe] | None:
-    """The recipes that a run began with: the runs they came from may have gone on, or away."""
-    folder = RunFolder(config.folder)
-    if not config.storage and not folder.database.is_file():
-        return None
-    try:
-        noted = open_study(config, folder, create=False).user_attrs.get(WARM)
-    except UserError:
-        return None  # no study there yet
-    return None if noted is None else [Recipe.from_data(data, "search.warm_start") for data in noted]
 
 
 def refresh_best(session: Session) -> Record | None:

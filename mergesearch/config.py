@@ -32,6 +32,12 @@ def _as_range(value: Any) -> Any:
     return value
 
 
+def _as_list(value: Any) -> Any:
+    """A single name is a list of it alone."""
+    return [value] if isinstance(value, str) else value
+
+
+ONE_OR_MORE = BeforeValidator(_as_list)
 Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
 
 
@@ -190,7 +196,7 @@ class LearnedSoupConfig(Strict):
 
     method: Literal["task_arithmetic", "linear"] = "task_arithmetic"
     per: list[Literal["recipe", "group", "tensor"]] = Field(["tensor"], min_length=1)
-    loss: list[Literal["expected", "cross_entropy"]] = Field(
+    loss: Annotated[list[Literal["expected", "cross_entropy"]], ONE_OR_MORE] = Field(
         ["expected", "cross_entropy"],
         min_length=1,
         description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong",
@@ -210,11 +216,6 @@ class LearnedSoupConfig(Strict):
     candidates: int = Field(100, ge=1, description="of cmaes")
     checkpointing: bool = Field(False, description="compute activations twice rather than keep them")
     batch_size: int = Field(16, ge=1, description="documents at once")
-
-    @field_validator("loss", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _softmax_is_positive(self) -> LearnedSoupConfig:
@@ -241,8 +242,9 @@ class LearnedSoupConfig(Strict):
 class SearchConfig(Strict):
     """What is run, in what order, and how long. The baselines come on top of `trials`."""
 
-    strategy: list[
-        Literal["auto", "baselines", "greedy_soup", "learned_soup", "fisher", "regmean", "study", "random"]
+    strategy: Annotated[
+        list[Literal["auto", "baselines", "greedy_soup", "learned_soup", "fisher", "regmean", "study", "random"]],
+        ONE_OR_MORE,
     ] = Field(["auto"], min_length=1, description="one or a list, each starting from what the earlier ones found")
     sampler: Literal["auto", "tpe", "cmaes", "gp", "nsga2", "random"] = "auto"
     trials: int = Field(40, ge=0)
@@ -250,15 +252,12 @@ class SearchConfig(Strict):
     documents: int | None = Field(None, ge=1, description="document evaluations; a backward pass counts as two more")
     seed: int = Field(0, ge=0, lt=2**32)
     defaults: bool = Field(True, description="each method's published defaults are among the baselines")
-    warm_start: list[str] = Field([], description="run folders whose best recipes are tried first")
+    warm_start: Annotated[list[str], ONE_OR_MORE] = Field(
+        [], description="run folders whose best recipes are tried first"
+    )
     random_control: bool = Field(False, description="at the end as many random proposals as there were others")
     greedy_soup: GreedySoupConfig = GreedySoupConfig()
     learned_soup: LearnedSoupConfig = LearnedSoupConfig()
-
-    @field_validator("strategy", "warm_start", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _what_never_ends_is_last(self) -> SearchConfig:
@@ -293,7 +292,7 @@ class Config(Strict):
     base_model: str = Field(min_length=1)
     models: dict[str, str] = Field(min_length=1)
     tasks: list[TaskConfig] = Field(min_length=1)
-    include_path: list[str] = Field([])
+    include_path: Annotated[list[str], ONE_OR_MORE] = Field([])
     guard: list[GuardConfig] = Field([], description="tasks that no winner may get worse on")
     objective: ObjectiveConfig = ObjectiveConfig()
     holdout: float = Field(0.5, ge=0, lt=1, description="share of each task's documents that the search never sees")
@@ -314,11 +313,6 @@ class Config(Strict):
     system_instruction: str | None = None
     trust_remote_code: bool = False
     allow_unrelated: bool = False
-
-    @field_validator("include_path", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("models")
     @classmethod

@@ -20,7 +20,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.residency import residency
 from mergesearch.search.baselines import baseline_count
 from mergesearch.search.history import History, costs
-from mergesearch.search.store import RunFolder, open_study
+from mergesearch.search.store import RunFolder, begun
 from mergesearch.space import check_space
 from mergesearch.strict import read_yaml
 
@@ -97,11 +97,8 @@ def _tokens(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mappin
 
 def _so_far(config: Config) -> Lines:
     """Of a run that has begun: what it has cost, and what the rest of its budget buys."""
-    folder = RunFolder(config.folder)
-    if not folder.database.is_file():
-        return []
-    history = History(open_study(config, folder, create=False), config)
-    return [tuple(line.split(": ", 1)) for line in costs(history)]
+    study = begun(config)
+    return [tuple(line.split(": ", 1)) for line in costs(History(study, config))] if study else []
 
 
 def _budget(config: Config, searched: int, tokens: float) -> str:
@@ -115,8 +112,8 @@ def _budget(config: Config, searched: int, tokens: float) -> str:
         f"about {round(tokens * candidates * searched):,} prompt tokens"
     )
     if "learned_soup" in search.strategies:
-        costs = [soup.cost(loss, len(config.tasks), len(config.models), searched) for _, loss in soup.soups]
-        text += f", and at most {sum(costs):,} to learn {len(costs)} soup{'s' * (len(costs) > 1)}"
+        each = [soup.cost(loss, len(config.tasks), len(config.models), searched) for _, loss in soup.soups]
+        text += f", and at most {sum(each):,} to learn {len(each)} soup{'s' * (len(each) > 1)}"
     limits = [f"{search.hours} h"] if search.hours is not None else []
     limits += [f"{search.documents:,} document evaluations"] if search.documents is not None else []
     return text + "".join(f"; ends after {limit}" for limit in limits)

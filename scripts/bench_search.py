@@ -51,6 +51,7 @@ from mergesearch import config as configuration  # noqa: E402
 from mergesearch.config import Config  # noqa: E402
 from mergesearch.recipe import Recipe  # noqa: E402
 from mergesearch.record import TaskScore  # noqa: E402
+from mergesearch.search.history import documents_of, scores_of  # noqa: E402
 
 # What a search of people's today is: (strategy, method).
 YARDSTICKS: dict[str, tuple[str, str]] = {
@@ -389,31 +390,19 @@ def write_curve(unit: Unit, config: Config, trials: Sequence[Any]) -> None:
 Measured = tuple[Candidate, Mapping[str, Any]]
 
 
-def scores_of(trial: Any) -> dict[str, TaskScore]:
-    return {task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()}
-
-
 def curve_of(trials: Sequence[Any], value_of: Callable[[Any], float] = lambda trial: trial.value) -> list[Measured]:
     """(candidate, recipe) of each trial that has ended, by the time it ended. A trial that was stopped early has no
     value and costs what it was scored on."""
-    ended = [t for t in trials if t.state.is_finished() and (t.user_attrs.get("recipe") or documents_of(t))]
+    ended = [t for t in trials if t.state.is_finished() and (t.user_attrs.get("recipe") or documents_of(t.user_attrs))]
     found = []
     for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
         attributes = trial.user_attrs
         seconds = (attributes.get("merge_seconds") or 0.0) + (attributes.get("score_seconds") or 0.0)
         value = value_of(trial) if trial.state.name == "COMPLETE" else None
         name = attributes.get("recipe_id") or f"trial {trial.number}"
-        candidate = Candidate(name, value, documents_of(trial), None, seconds, attributes.get("error"))
+        candidate = Candidate(name, value, documents_of(attributes), None, seconds, attributes.get("error"))
         found.append((candidate, attributes.get("recipe") or {}))
     return found
-
-
-def documents_of(trial: Any) -> int:
-    """What a trial cost in document evaluations: those of learning its recipe and those of scoring it, unless an equal
-    trial had been scored."""
-    found = trial.user_attrs
-    scored = {} if "same_as" in found else found.get("scores") or found.get("partial") or {}
-    return found.get("documents_learning", 0) + sum(score["documents"] for score in scored.values())
 
 
 def best_so_far(found: Sequence[Measured]) -> list[Measured]:

@@ -103,10 +103,13 @@ class History:
         """Whether one of the budgets is used up but for what so many trials need, as trials have been so far."""
         budget = self.config.search
         hours = kept * self.hours / max(1, len(self.trials)) if kept and budget.hours is not None else 0.0
-        return (
-            self.proposals >= budget.trials - kept
-            or (budget.documents is not None and self.documents >= budget.documents - kept * self.documents_each)
-            or (budget.hours is not None and self.hours >= budget.hours - hours)
+        return self.proposals >= budget.trials - kept or self.used_up(kept * self.documents_each, hours)
+
+    def used_up(self, documents: int = 0, hours: float = 0.0) -> bool:
+        """Whether the documents or the hours of the budget are used up, with so many more than so far."""
+        budget = self.config.search
+        return (budget.documents is not None and self.documents + documents >= budget.documents) or (
+            budget.hours is not None and self.hours + hours >= budget.hours
         )
 
 
@@ -168,9 +171,7 @@ def documents_of(found: Mapping[str, Any]) -> int:
 def worked_hours(trials: Iterable[FrozenTrial]) -> float:
     """Hours in which at least one of the trials that have ended was at work."""
     spans = [
-        (_taken(trial), trial.datetime_complete)
-        for trial in trials
-        if trial.datetime_start and trial.datetime_complete and trial.state.is_finished()
+        (_taken(trial), trial.datetime_complete) for trial in trials if trial.datetime_start and trial.datetime_complete
     ]
     seconds, end = 0.0, datetime.min
     for start, stop in sorted(spans):

@@ -81,11 +81,11 @@ class Learner:
         try:
             known = self.losses(CROSS_ENTROPY).known(self.documents)
         except UserError as error:
-            return self._none(str(error))
+            return self._without_gradients(str(error))
         missing = [label for label, ids in known.items() if not ids]
-        return self._none(f"task {missing[0]!r} does not say what is right") if missing else True
+        return self._without_gradients(f"task {missing[0]!r} does not say what is right") if missing else True
 
-    def _none(self, why: str) -> bool:
+    def _without_gradients(self, why: str) -> bool:
         self.say(f"learned soup without gradients, by CMA-ES: {why}")
         return False
 

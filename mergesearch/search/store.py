@@ -195,6 +195,17 @@ def _local_storage(url: str) -> optuna.storages.RDBStorage:
     return storage
 
 
+def begun(config: Config) -> optuna.Study | None:
+    """The study of a run that has begun; None where there is none, or none that can be read."""
+    folder = RunFolder(config.folder)
+    if not config.storage and not folder.database.is_file():
+        return None
+    try:
+        return open_study(config, folder, create=False)
+    except UserError:
+        return None
+
+
 class Worker:
     """This process among the run's workers: holds a lock file as long as it lives, so that others can tell."""
 

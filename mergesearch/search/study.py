@@ -267,11 +267,11 @@ class Search:
 
     def _over(self, number: int) -> bool:
         """Whether documents or hours are used up by what has ended and by a trial that is at work."""
-        budget, history = self.config.search, self._history()
-        hours = history.hours + hours_at_work(history.trials[number])
-        return (budget.documents is not None and history.documents >= budget.documents) or (
-            budget.hours is not None and hours >= budget.hours
-        )
+        budget = self.config.search
+        if budget.documents is None and budget.hours is None:  # it is asked before every step of a soup
+            return False
+        history = self._history()
+        return history.used_up(hours=hours_at_work(history.trials[number]))
 
     def _build_and_score(self, trial: optuna.Trial, recipe: Recipe) -> None:
         trial.set_user_attr("machine", self._machine)
