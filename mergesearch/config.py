@@ -223,14 +223,14 @@ class LearnedSoupConfig(Strict):
             raise ValueError(f"start is {self.start:g} and coefficients softmax, which are positive: start above 0")
         return self
 
-    def cost(self, loss: str | None, tasks: int, models: int, documents: int) -> int:
-        """The document evaluations that one soup may take: of `tasks` tasks with so many search documents in all."""
+    def cost(self, loss: str | None, models: int, documents: Sequence[int]) -> int:
+        """The document evaluations that one soup takes at most; `documents`: how many each task has to search on."""
         if loss is None:
-            return self.candidates * documents
-        looked = min(round(self.validation * documents), tasks * self.validation_documents)
+            return self.candidates * sum(documents)
+        looked = sum(min(max(1, round(self.validation * count)), self.validation_documents) for count in documents)
         looks = 1 + -(-self.steps // self.look_every)
-        scales = (models + 1) * looked if loss == "cross_entropy" else 0
-        return 3 * self.steps * self.documents * tasks + looks * looked + scales
+        scales = models + 1  # the base and each model once, where their scores do not tell what a loss is measured by
+        return 3 * self.steps * self.documents * len(documents) + (looks + scales) * looked
 
     @property
     def soups(self) -> list[tuple[str, str | None]]:

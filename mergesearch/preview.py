@@ -65,7 +65,6 @@ def _run(config: Config) -> Lines:
     check_racing(config, tasks)
     pool = load_pool(config)
     space, _ = spaces(config, pool)
-    searched = sum(len(part.search) for part in documents.values())
     return [
         ("run", f"{config.name} in {config.folder}"),
         *_parents(pool),
@@ -82,7 +81,7 @@ def _run(config: Config) -> Lines:
         ("methods", ", ".join(space.methods)),
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
-        ("budget", _budget(config, searched, _tokens(config, pool, tasks, documents) / max(1, searched))),
+        ("budget", _budget(config, documents, _tokens(config, pool, tasks, documents))),
         *_so_far(config),
         *_memory(pool, pool.parameters, config.dtype),
     ]
@@ -101,19 +100,25 @@ def _so_far(config: Config) -> Lines:
     return [tuple(line.split(": ", 1)) for line in costs(History(study, config))] if study else []
 
 
-def _budget(config: Config, searched: int, tokens: float) -> str:
-    """What the run may cost: candidates, document evaluations and prompt tokens, the learned soups' on top."""
+def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:
+    """What the run may cost: candidates, document evaluations and prompt tokens, the learned soups' on top.
+
+    Args:
+        tokens: of the prompts of all search documents.
+    """
     search, baselines = config.search, baseline_count(config)
-    candidates = search.trials + baselines
+    candidates, searched = search.trials + baselines, sum(len(part.search) for part in documents.values())
     soup = search.learned_soup
     text = (
         f"{search.trials} trials after {baselines} baselines, {searched} documents each: "
         f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations, "
-        f"about {round(tokens * candidates * searched):,} prompt tokens"
+        f"about {tokens * candidates:,} prompt tokens"
     )
     if "learned_soup" in search.strategies:
-        each = [soup.cost(loss, len(config.tasks), len(config.models), searched) for _, loss in soup.soups]
+        counts = [len(documents[task.task].search) for task in config.tasks]
+        each = [soup.cost(loss, len(config.models), counts) for _, loss in soup.soups]
         text += f", and at most {sum(each):,} to learn {len(each)} soup{'s' * (len(each) > 1)}"
+        text += " by gradient" * (soup.optimizer == "adam")
     limits = [f"{search.hours} h"] if search.hours is not None else []
     limits += [f"{search.documents:,} document evaluations"] if search.documents is not None else []
     return text + "".join(f"; ends after {limit}" for limit in limits)

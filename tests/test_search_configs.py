@@ -108,7 +108,13 @@ def _greedy_soup(session: Session, found: list[Record], folder: Path) -> None:
 
 
 def _learned(session: Session, found: list[Record], folder: Path) -> None:
-    assert all(t.user_attrs["documents_learning"] > 0 for t in session.search.study.get_trials()[4:])
+    config = session.config
+    counts = [len(session.folder.search_documents()[task.task]) for task in config.tasks]
+    for found in (t.user_attrs for t in session.search.study.get_trials()[4:]):
+        assert found["documents_learning"] > 0
+        if found["strategy"] == "learned_soup":  # what `mergesearch check` says
+            most = config.search.learned_soup.cost(found["loss"], len(config.models), counts)
+            assert found["documents_learning"] <= most
 
 
 def _control(session: Session, found: list[Record], folder: Path) -> None:
