@@ -210,7 +210,7 @@ class LearnedSoupConfig(Strict):
     validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
     validation_documents: int = Field(64, ge=1, description="of each task, the most of them")
     look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
-    patience: int = Field(4, ge=1, description="looks at the validation documents without gain that end it")
+    patience: int = Field(4, ge=1, description="looks in a row that are worse beyond noise end it")
     layer_groups: int = Field(3, ge=1, description="of per: group")
     components: list[str] = Field(["attention", "mlp", "other"], min_length=1, description="of per: group")
     candidates: int = Field(100, ge=1, description="of cmaes")

@@ -26,6 +26,7 @@ from mergesearch.engine import Engine, plan
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
 from mergesearch.search.coefficients import Coefficients, InnerProducts, clear_gradients
+from mergesearch.search.early_stopping import EarlyStopping
 from mergesearch.search.gradient_free import search
 from mergesearch.search.learning import (
     Documents,
@@ -64,12 +65,13 @@ def learn(
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = log.info,
 ) -> Learned:
-    """The weights that do best on the validation documents, among those that Adam passes through, the start included.
+    """The latest weights that Adam passes through which do not do worse on the validation documents than the best that
+    it passed through, the start included, see `EarlyStopping`.
 
     A step draws `settings.batch` documents of every task, and lowers sum_t v_t mean(loss_t) / scale_t / sum_t v_t with
     v the tasks' weights. scale_t says how much of a task's loss counts as much as how much of another's: `scales`, or
     else the start's mean loss on the validation documents (0.1 at least). The same figure on all validation documents
-    decides what is best.
+    decides what is kept.
 
     With `optimizer: cmaes` the same weights are searched by `score` on all documents, see `gradient_free.search`.
 
@@ -85,7 +87,7 @@ def learn(
         score: of the live model on some documents, the more the better.
         state: a file for where it stands. A call with the same arguments goes on from it, and ends as it would have.
         spent: told how many document evaluations each step cost; on going on, first those of the earlier calls.
-        stop: asked before every step; true ends it with the best so far, and a later call may go on.
+        stop: asked before every step; true ends it with what is kept so far, and a later call may go on.
         say: told in a few words how it goes.
 
     Raises:
@@ -103,6 +105,7 @@ def learn(
     if losses is None:
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
     run = _Run(coefficients, engine, losses, settings, _shares(weights, documents), spent)
+    run.stopping.patience = settings.patience
     run.documents, run.validation = _all_known(losses, documents), _all_known(losses, validation)
     run.scales = dict(scales or {})
     # without the scales, which another device measures a little differently: the state has those it began with
@@ -178,9 +181,7 @@ class _Run:
     moments: tuple[Tensor, Tensor] | None = None
     step: int = 0
     cost: int = 0
-    since_best: int = 0
-    best: float = math.inf
-    best_values: np.ndarray | None = None
+    stopping: EarlyStopping = field(default_factory=EarlyStopping)
     scales: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
@@ -211,10 +212,13 @@ class _Run:
             return
         self.raw = self.coefficients.raw(start)
         self.engine.load(self.coefficients.recipe(start))
-        found = self._means(self.validation)
-        if not all(map(math.isfinite, found.values())):
-            raise CandidateError(f"the start of the learned soup has losses that are no finite numbers: {found}")
-        self.scales = {label: self.scales.get(label, max(loss, _LEAST_SCALE)) for label, loss in found.items()}
+        found = self._validate()
+        if not _finite(found):
+            raise CandidateError(
+                f"the start of the learned soup has losses that are no finite numbers: {_means(found)}"
+            )
+        self.scales = {label: self.scales.get(label, max(loss, _LEAST_SCALE)) for label, loss in _means(found).items()}
+        self._weigh()
         self._note_look(found, start, say)
         file.save(self._data(self._optimizer()))
 
@@ -228,11 +232,11 @@ class _Run:
             if self.step % self.settings.check == 0 or last:
                 self._look(say)
         except _NotFinite as error:
-            self.note = f"ended at step {self.step}: {error}; the best so far stands"
+            self.note = f"ended at step {self.step}: {error}; what was kept so far stands"
             say(self.note)
             return
-        if self.since_best >= self.settings.patience:
-            self.note = f"no better after {self.since_best} looks, at step {self.step}"
+        if self.stopping.over:
+            self.note = f"worse at {self.stopping.worse} looks in a row, at step {self.step}"
         elif last:
             self.note = f"all {self.step} steps"
 
@@ -279,8 +283,8 @@ class _Run:
     def _look(self, say: Callable[[str], None]) -> None:
         values = self.coefficients.values(self.raw)
         self._load(self.coefficients.recipe(values))
-        found = self._means(self.validation)
-        if not all(map(math.isfinite, found.values())):
+        found = self._validate()
+        if not _finite(found):
             raise _NotFinite("a validation loss is no finite number")
         self._note_look(found, values, say)
 
@@ -290,24 +294,21 @@ class _Run:
         except CandidateError as error:
             raise _NotFinite(str(error)) from error
 
-    def _note_look(self, found: Mapping[str, float], values: np.ndarray, say: Callable[[str], None]) -> None:
-        loss = sum(self.shares[label] * value / self.scales[label] for label, value in found.items())
-        self.since_best += 1
-        if loss < self.best:
-            self.best, self.best_values, self.since_best = loss, values.copy(), 0
-        self.history.append({"step": self.step, "documents": self.cost, "validation": loss, "losses": dict(found)})
-        say(f"step {self.step}: validation loss {loss:.4f}, best {self.best:.4f}")
+    def _note_look(self, found: Mapping[str, np.ndarray], values: np.ndarray, say: Callable[[str], None]) -> None:
+        loss, kept = self.stopping.loss(found), self.stopping.look(found, values)
+        look = {"step": self.step, "documents": self.cost, "validation": loss, "losses": _means(found), "kept": kept}
+        self.history.append(look)
+        say(f"step {self.step}: validation loss {loss:.4f}" + ("" if kept else ", worse beyond noise"))
 
     @torch.no_grad()
-    def _means(self, documents: Documents) -> dict[str, float]:
-        sums = dict.fromkeys(documents, 0.0)
+    def _validate(self) -> dict[str, np.ndarray]:
+        """The live model's loss on each validation document."""
+        found = self.losses.loss(self.validation)
+        self._pay(size(self.validation))
+        return {label: losses.double().cpu().numpy() for label, losses in found.items()}
 
-        def take(label: str, ids: Any, found: Tensor) -> None:
-            sums[label] += float(found.double().sum())
-
-        self.losses.walk(documents, take)
-        self._pay(size(documents))
-        return {label: total / len(documents[label]) for label, total in sums.items()}
+    def _weigh(self) -> None:
+        self.stopping.factors = {label: share / self.scales[label] for label, share in self.shares.items()}
 
     def _pay(self, count: int) -> None:
         self.cost += count
@@ -328,7 +329,7 @@ class _Run:
         return {
             "raw": self.raw.tolist(),
             "moments": [kept[key].tolist() for key in ("exp_avg", "exp_avg_sq")] if kept else None,
-            "best_values": None if self.best_values is None else self.best_values.tolist(),
+            "stopping": self.stopping.data(),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -336,21 +337,31 @@ class _Run:
         for name in _PLAIN:
             setattr(self, name, data[name])
         self.raw = torch.tensor(data["raw"], dtype=torch.float64)
-        self.best_values = np.array(data["best_values"], dtype=np.float64)
+        self._weigh()
+        self.stopping.restore(data["stopping"])
         if data["moments"]:
             first, second = (torch.tensor(moment, dtype=torch.float64) for moment in data["moments"])
             self.moments = (first, second)
 
     def _learned(self, note: str) -> Learned:
-        assert self.best_values is not None
-        return Learned(self.best_values, self.coefficients.recipe(self.best_values), self.history, self.cost, note)
+        kept = self.stopping.kept
+        assert kept is not None
+        return Learned(kept, self.coefficients.recipe(kept), self.history, self.cost, note)
 
 
-_PLAIN = ("step", "cost", "since_best", "best", "scales", "history", "note")
+_PLAIN = ("step", "cost", "scales", "history", "note")
 
 
 class _NotFinite(Exception):
-    """The candidate has no loss or no gradient; it ends with the best so far."""
+    """The candidate has no loss or no gradient; it ends with what is kept so far."""
+
+
+def _means(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {label: float(found.mean()) for label, found in losses.items()}
+
+
+def _finite(losses: Mapping[str, np.ndarray]) -> bool:
+    return all(np.isfinite(found).all() for found in losses.values())
 
 
 def _decay(step: int, steps: int) -> float:

@@ -33,7 +33,7 @@ class SoupSettings:
         rate: Adam's learning rate, falling to a tenth along half a cosine.
         batch: documents of every task in each step.
         check: the validation documents are looked at after every so many steps.
-        patience: so many looks without a better one end it.
+        patience: so many looks in a row that are worse than the best beyond noise end it, see `EarlyStopping`.
         checkpointing: compute activations again in the backward pass instead of keeping them.
         candidates: the most that CMA-ES tries.
         sigma: CMA-ES's first step size.
@@ -66,10 +66,11 @@ class Learned:
     """What learning found.
 
     Attributes:
-        values: the best weights, float64, [cells, models].
+        values: the weights, float64, [cells, models].
         recipe: with these weights.
         history: for each look (each candidate of CMA-ES) `step`, `documents` spent until then, and `validation`: the
-            loss there, by task in `losses` (for CMA-ES the `score`, and the best so far).
+            loss there, by task in `losses`, and whether its weights were `kept` (for CMA-ES the `score`, and the best
+            so far).
         documents: what it cost over all calls, in document evaluations: a forward pass 1, a backward pass 2 more.
         note: why it ended, in a few words.
     """
@@ -130,6 +131,7 @@ def size(documents: Documents) -> int:
 def fingerprint(coefficients: Coefficients, start: np.ndarray, settings: SoupSettings, *rest: Any) -> str:
     """Equal where learning would go the same way."""
     data = {
+        "format": 2,
         "recipe": coefficients.recipe(start).dump(),
         "parameterisation": coefficients.parameterisation,
         "range": [coefficients.low.tolist(), coefficients.high.tolist()],

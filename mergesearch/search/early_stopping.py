@@ -1,0 +1,85 @@
+"""When learning has gone far enough, and which of the weights that it passed through are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Losses = Mapping[str, np.ndarray]  # task -> the loss of each validation document, float64, [n]
+
+
+@dataclass
+class EarlyStopping:
+    """Keeps the latest weights that are not worse than the best ones beyond noise.
+
+    The best look at the validation documents is the one with the lowest loss, sum_t f_t mean(loss_t). Another is worse
+    than it where its loss is higher by more than one standard error of the difference, document by document. On few
+    documents the lowest loss is often an accident of the first steps, while the loss on the many that are learned
+    from still falls: so they may only refuse what is worse. It is the one-standard-error rule (Breiman et al.,
+    "Classification and Regression Trees", 1984, section 3.4.3) with the later in the place of the simpler.
+
+    Attributes:
+        factors: f_t, what a unit of each task's mean loss counts.
+        patience: so many looks in a row that are worse end the learning.
+        best: the losses of the best look, None before the first.
+        kept: its weights, or later ones that are not worse, float64, [cells, models].
+        worse: how many looks in a row have been worse.
+    """
+
+    factors: dict[str, float] = field(default_factory=dict)
+    patience: int = 4
+    best: dict[str, np.ndarray] | None = None
+    kept: np.ndarray | None = None
+    worse: int = 0
+
+    def loss(self, losses: Losses) -> float:
+        """sum_t f_t mean(loss_t)."""
+        return float(sum(factor * losses[task].mean() for task, factor in self.factors.items()))
+
+    def look(self, losses: Losses, values: np.ndarray) -> bool:
+        """Takes note of a look; returns whether its weights are kept."""
+        more, noise = self._behind(losses)
+        if more > noise:
+            self.worse += 1
+            return False
+        if more < 0:
+            self.best = dict(losses)
+        self.kept, self.worse = values.copy(), 0
+        return True
+
+    @property
+    def over(self) -> bool:
+        """Whether patience is at its end."""
+        return self.worse >= self.patience
+
+    def _behind(self, losses: Losses) -> tuple[float, float]:
+        """(how much higher the loss is than the best look's, the standard error of that); (-inf, 0) at first."""
+        if self.best is None:
+            return -math.inf, 0.0
+        behind = {task: losses[task] - best for task, best in self.best.items()}
+        variance = sum(
+            self.factors[task] ** 2 * float(found.var(ddof=1)) / len(found)
+            for task, found in behind.items()
+            if len(found) > 1
+        )
+        return self.loss(behind), math.sqrt(variance)
+
+    # --- on disk -----------------------------------------------------------------------------------------------
+
+    def data(self) -> dict[str, Any]:
+        """All but the settings, for JSON."""
+        return {
+            "best": None if self.best is None else {task: found.tolist() for task, found in self.best.items()},
+            "kept": None if self.kept is None else self.kept.tolist(),
+            "worse": self.worse,
+        }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Puts back what `data` gave."""
+        self.best = {task: np.array(found, dtype=np.float64) for task, found in data["best"].items()}
+        self.kept = np.array(data["kept"], dtype=np.float64)
+        self.worse = data["worse"]
