@@ -78,6 +78,8 @@ RUNS: dict[str, list[str]] = {
         "search.learned_soup.loss=[expected]",
     ],
     "auto with the expected loss alone": [*AUTO, "search.learned_soup.loss=[expected]"],
+    "auto with a soup per group": [*AUTO, "search.learned_soup.per=[group]"],
+    "auto with a soup per model": [*AUTO, "search.learned_soup.per=[recipe]"],
     "auto without warm starts": [*AUTO, "search.strategy=[baselines, study]"],
     "auto without learned soup": [*AUTO, "search.strategy=[baselines, greedy_soup, study]"],
     "auto without racing": [*AUTO, "racing=null"],
