@@ -136,6 +136,15 @@ def test_a_state_of_something_else_is_refused(tiny, tmp_path):
         Case(tiny).learn(SoupSettings(steps=1), state=tmp_path / "s.json")
 
 
+def test_steps_that_lead_away_end_it_with_what_was_kept(tiny):
+    case = Case(tiny)
+    settings = dataclasses.replace(SETTINGS, rate=3.0, check=1, patience=3)
+    learned = case.learn(settings, start=case.wanted)
+    assert learned.note == "worse at 3 looks in a row, at step 3"
+    assert [look["kept"] for look in learned.history] == [True, False, False, False]
+    assert learned.values.tolist() == case.wanted.tolist()
+
+
 def test_a_loss_that_is_no_number_ends_with_the_best_so_far(tiny):
     case = Case(tiny)
     case.losses.breaks_at = 20

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mergesearch.search.early_stopping import EarlyStopping
+
+FACTORS = {"one": 0.25, "two": 3.0}
+BEST = {"one": np.linspace(0.0, 2.0, 12), "two": np.linspace(0.5, 0.9, 40)}
+RNG = np.random.default_rng(0)
+# what sets two candidates apart on each document, with a mean of 0
+NOISE = {task: (noise := RNG.standard_normal(len(losses))) - noise.mean() for task, losses in BEST.items()}
+# the standard error of its weighted mean, by hand: the variances of independent means add up
+STDERR = sum(FACTORS[task] ** 2 * np.sum(found**2) / (len(found) - 1) / len(found) for task, found in NOISE.items())
+STDERR = float(np.sqrt(STDERR))
+
+
+def begun(patience=4, values=0.0):
+    stopping = EarlyStopping(dict(FACTORS), patience)
+    assert stopping.look(BEST, np.array([[values]]))
+    return stopping
+
+
+def higher_by(standard_errors):
+    """Losses whose weighted mean is that much higher than the best look's, with the noise above."""
+    shift = standard_errors * STDERR / sum(FACTORS.values())
+    return {task: BEST[task] + NOISE[task] + shift for task in BEST}
+
+
+def test_the_loss_is_the_weighted_sum_of_the_means():
+    assert begun().loss(BEST) == pytest.approx(0.25 * 1.0 + 3.0 * 0.7)
+    assert begun().loss(higher_by(2)) == pytest.approx(0.25 * 1.0 + 3.0 * 0.7 + 2 * STDERR)
+
+
+@pytest.mark.parametrize(("standard_errors", "kept"), [(-1, True), (0.99, True), (1.01, False), (5, False)])
+def test_later_weights_are_kept_unless_they_are_worse_beyond_noise(standard_errors, kept):
+    stopping = begun()
+    assert stopping.look(higher_by(standard_errors), np.array([[1.0]])) is kept
+    assert stopping.kept.tolist() == [[1.0 if kept else 0.0]]
+    assert stopping.worse == (not kept)
+    lower = standard_errors < 0
+    assert all((stopping.best[task] is BEST[task]) is not lower for task in BEST)
+
+
+def test_small_losses_do_not_add_up():
+    stopping = begun()
+    drift = [stopping.look(higher_by(0.3 * step), np.array([[float(step)]])) for step in range(1, 6)]
+    assert drift == [True, True, True, False, False]
+    assert stopping.kept.tolist() == [[3.0]]
+
+
+def test_patience_counts_the_looks_in_a_row():
+    stopping, values = begun(patience=2), np.zeros((1, 1))
+    for standard_errors, over in [(2, False), (0.5, False), (2, False), (3, True)]:
+        stopping.look(higher_by(standard_errors), values)
+        assert stopping.over is over
+
+
+def test_weights_are_copied():
+    values = np.array([[1.0]])
+    stopping = EarlyStopping({"one": 1.0})
+    stopping.look({"one": np.ones(3)}, values)
+    values[:] = 2.0
+    assert stopping.kept.tolist() == [[1.0]]
+
+
+def test_one_document_says_nothing_about_noise():
+    stopping = EarlyStopping({"one": 1.0})
+    assert stopping.look({"one": np.ones(1)}, np.zeros((1, 1)))
+    assert not stopping.look({"one": np.ones(1) + 1e-9}, np.ones((1, 1)))
+    assert stopping.look({"one": np.ones(1)}, np.ones((1, 1)))
+
+
+def test_it_goes_on_from_json_as_it_would_have():
+    stopping = begun()
+    stopping.look(higher_by(0.5), np.array([[1 / 3]]))
+    stopping.look(higher_by(2), np.array([[2.0]]))
+    again = EarlyStopping(dict(FACTORS), 4)
+    again.restore(json.loads(json.dumps(stopping.data())))
+    assert (again.worse, again.kept.tolist()) == (1, [[1 / 3]])
+    for standard_errors in (0.9, 1.1, -0.5):
+        losses, values = higher_by(standard_errors), np.array([[standard_errors]])
+        assert again.look(losses, values) is stopping.look(losses, values)
+        assert again.data() == stopping.data()
