@@ -119,6 +119,7 @@ def text(curves: Curves, yardstick: str, about: str, image: str) -> list[str]:
         "",
         *paired_table(curves, yardstick),
         "",
+        *ablations(curves),
         "## Along the way",
         "",
         *marks_table(curves, yardstick),
@@ -171,20 +172,46 @@ def paired_table(curves: Curves, yardstick: str) -> list[str]:
             continue
         mean = Mean.of([difference for _, difference in found])
         spent = float(np.mean([documents for documents, _ in found]))
-        errors = f"{mean.value / mean.stderr:+.1f}" if mean.stderr > 0 else "–"
         better = sum(difference > 0 for _, difference in found)
         half = "" if math.isnan(mean.half) else f" ± {mean.half:.4f}"
-        lines.append(f"| {name} | {spent:,.0f} | {mean.value:+.4f}{half} | {errors} | {better} of {len(found)} |")
+        lines.append(
+            f"| {name} | {spent:,.0f} | {mean.value:+.4f}{half} | {in_errors(mean)} | {better} of {len(found)} |"
+        )
     return lines
 
 
-def differences(seeds: Mapping[int, Curve], yardstick: Mapping[int, Curve]) -> list[tuple[int, float]]:
-    """(document evaluations, difference on the holdout) seed by seed, where both have spent what the cheaper one spent
-    in all."""
+def ablations(curves: Curves) -> list[str]:
+    """What it costs to leave a part of auto out, or to change it."""
+    changed = [name for name in curves if name.startswith(ABLATION) and "auto" in curves]
+    if not changed:
+        return []
+    lines = [
+        "## Each part of auto left out, or changed",
+        "",
+        "Less the score of `auto` with the same seed, after as many document evaluations as the cheaper one spent.",
+        "",
+        "| search | seeds | search score less that of auto | standard errors | on the holdout | standard errors |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in changed:
+        sides = [[d for _, d in differences(curves[name], curves["auto"], side)] for side in (0, 1)]
+        cells = [f"{mean.value:+.4f} ± {mean.half:.4f} | {in_errors(mean)}" for mean in map(Mean.of, sides)]
+        lines.append(f"| {name} | {len(sides[0])} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def in_errors(mean: Mean) -> str:
+    """How many of its standard errors a mean is."""
+    return f"{mean.value / mean.stderr:+.1f}" if mean.stderr > 0 else "–"
+
+
+def differences(seeds: Mapping[int, Curve], others: Mapping[int, Curve], side: int = 1) -> list[tuple[int, float]]:
+    """(document evaluations, how much better the holdout score is, or with `side` 0 the search score) seed by seed,
+    where both have spent what the cheaper one spent in all."""
     found = []
-    for seed in sorted(seeds.keys() & yardstick.keys()):
-        spent = min(seeds[seed].documents, yardstick[seed].documents)
-        found.append((spent, seeds[seed].at(spent)[1] - yardstick[seed].at(spent)[1]))
+    for seed in sorted(seeds.keys() & others.keys()):
+        spent = min(seeds[seed].documents, others[seed].documents)
+        found.append((spent, seeds[seed].at(spent)[side] - others[seed].at(spent)[side]))
     return found
 
 

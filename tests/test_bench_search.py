@@ -282,6 +282,16 @@ def test_the_report_compares_seed_by_seed_at_equal_cost(scripts):
     assert scripts.report.reach_cells(curves["auto"], curves["cmaes"]) == "1 of 2 | 12 | 0.300"
 
 
+def test_what_is_left_out_of_auto_is_compared_with_auto(scripts):
+    curves = {n: {s: scripts.report.Curve(c) for s, c in seeds.items()} for n, seeds in measured(scripts).items()}
+    assert scripts.report.ablations(curves) == []
+    rows = candidates(scripts, (0.2, 12, 0.1)), candidates(scripts, (0.35, 50, 0.6))
+    curves["auto without racing"] = {seed: scripts.report.Curve(found) for seed, found in enumerate(rows)}
+    # seed 0: .2 and .1 against .7 and .5; seed 1: .35 and .6 against .25 and .4
+    *_, line, _ = scripts.report.ablations(curves)
+    assert line.startswith("| auto without racing | 2 | -0.2000 ± ") and "| -0.7 | -0.1000 ± " in line
+
+
 def test_the_interval_is_students(scripts):
     mean = scripts.report.Mean.of([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (mean.value, mean.stderr) == (3.0, pytest.approx(math.sqrt(0.5)))
