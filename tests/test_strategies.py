@@ -346,6 +346,34 @@ def test_a_soup_is_told_when_the_budget_is_used_up(tmp_path: Path) -> None:
     assert spent == [False, False, False, True] and len(made_by(search, "learned_soup")) == 1
 
 
+def test_the_study_leaves_room_to_learn_the_soups_after_it(tmp_path: Path) -> None:
+    soup = {"per": "recipe", "loss": "expected", "steps": 4, "documents": 2}
+    # of 10 documents 2 are looked at twice and by 3 parents; the closed form reads all of them, forward and backward
+    each, soups, closed = 10, 3 * 4 * 2 + (2 + 3) * 2, 3 * 10
+    kept = 2 * each + soups + closed
+    wanted = {"strategy": ["study", "learned_soup", "fisher"], "learned_soup": soup | {"per": ["recipe"]}}
+    changes = {**ONE_TASK, "search": wanted | {"documents": 4 * each + 21 + kept, "trials": 1000}}
+    search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), Teacher(settings(tmp_path / "run")), **changes)
+    search.run()
+    order = [t.user_attrs["strategy"] for t in search.study.get_trials()]
+    # at last what the soups left of what was kept for them
+    assert order == ["baselines"] * 4 + ["study"] * 3 + ["learned_soup", "fisher", "study"]
+
+
+def test_hours_are_kept_as_long_as_documents_have_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), search={"trials": 4}, **ONE_TASK)
+    search.run()
+    config = settings(tmp_path / "run", search={"trials": 100, "hours": 1.5}, **ONE_TASK)
+    monkeypatch.setattr(History, "hours", 1.0)
+    past = History(search.study, config)
+    assert past.documents == 80 and not past.spent
+    assert [past.spent_but(trials, documents) for trials, documents in [(2, 19), (2, 20), (4, 0)]] == [
+        False,
+        True,
+        True,
+    ]
+
+
 def test_a_second_worker_waits_until_the_first_says_whether_there_are_gradients(tmp_path: Path) -> None:
     soup = {"per": ["recipe"], "loss": ["expected", "cross_entropy"]}
     search = begin(tmp_path / "run", None, None, search={"strategy": "learned_soup", "learned_soup": soup})

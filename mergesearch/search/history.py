@@ -90,6 +90,15 @@ class History:
         )
 
     @property
+    def documents_of_tasks(self) -> dict[str, int]:
+        """The documents of each task that a candidate is scored on; empty while none is."""
+        found: dict[str, int] = {}
+        for trial in self.trials:
+            for task, score in trial.user_attrs.get("scores", {}).items():
+                found[task] = max(found.get(task, 0), score["documents"])
+        return found
+
+    @property
     def hours(self) -> float:
         """Wall-clock hours in which at least one trial was at work, over all starts and workers of the run."""
         return worked_hours(self.trials)
@@ -99,11 +108,12 @@ class History:
         """Whether one of the budgets is used up."""
         return self.spent_but(0)
 
-    def spent_but(self, kept: int) -> bool:
-        """Whether one of the budgets is used up but for what so many trials need, as trials have been so far."""
-        budget = self.config.search
-        hours = kept * self.hours / max(1, len(self.trials)) if kept and budget.hours is not None else 0.0
-        return self.proposals >= budget.trials - kept or self.used_up(kept * self.documents_each, hours)
+    def spent_but(self, trials: int, documents: int = 0) -> bool:
+        """Whether one of the budgets is used up but for what is kept: so many trials, scored on all documents, and so
+        many document evaluations beside; in hours as long as document evaluations have taken so far."""
+        documents += trials * self.documents_each
+        hours = documents * self.hours / max(1, self.documents) if documents else 0.0
+        return self.proposals >= self.config.search.trials - trials or self.used_up(documents, hours)
 
     def used_up(self, documents: int = 0, hours: float = 0.0) -> bool:
         """Whether the documents or the hours of the budget are used up, with so many more than so far."""

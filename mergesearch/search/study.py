@@ -28,7 +28,7 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.racing import OTHERS, Best, race, spreads
 from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.store import WARM, RunFolder, Worker, abandoned, objective_of, open_study, to_record
-from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, strategies_of
+from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, Wanted, strategies_of
 from mergesearch.search.strategies.stages import Stages
 from mergesearch.space import Space
 
@@ -173,7 +173,7 @@ class Search:
             return self.study.ask()
         history = self._history()
         for position, strategy in enumerate(self.strategies):
-            if strategy.budgeted and history.spent_but(self._kept(position, history)):
+            if strategy.budgeted and history.spent_but(*self._kept(position, history)):
                 continue
             found = strategy.next(history)
             if isinstance(found, Wait):
@@ -183,11 +183,12 @@ class Search:
                 return self.study.ask()
         return None
 
-    def _kept(self, position: int, history: History) -> int:
-        """The trials that a strategy without an end leaves to those that come after it."""
+    def _kept(self, position: int, history: History) -> Wanted:
+        """What a strategy without an end leaves to those that come after it."""
         if self.strategies[position].name not in OPEN_ENDED:
-            return 0
-        return sum(strategy.wants(history) for strategy in self.strategies[position + 1 :])
+            return Wanted()
+        wanted = [strategy.wants(history) for strategy in self.strategies[position + 1 :]]
+        return Wanted(sum(w.trials for w in wanted), sum(w.documents for w in wanted))
 
     def _enqueue(self, strategy: str, found: Proposal) -> None:
         attributes = {"strategy": strategy, **found.attributes}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.search.history import History
-from mergesearch.search.strategies.base import WAIT, Proposal, Strategy, Wait
+from mergesearch.search.strategies.base import WAIT, Proposal, Strategy, Wait, Wanted
 from mergesearch.search.strategies.baselines import Baselines
 from mergesearch.search.strategies.greedy_soup import GreedySoup
 from mergesearch.search.strategies.learned_soup import ClosedForm, LearnedSoups
@@ -44,8 +44,8 @@ def strategies_of(
         "baselines": Baselines(config, began),
         "greedy_soup": GreedySoup(config),
         "learned_soup": LearnedSoups(config),
-        "fisher": ClosedForm("fisher"),
-        "regmean": ClosedForm("regmean"),
+        "fisher": ClosedForm("fisher", config),
+        "regmean": ClosedForm("regmean", config),
         "study": stages,
         "random": RandomControl(),
     }
@@ -64,4 +64,4 @@ def notes(config: Config, history: History) -> list[str]:
     return [text for text in [GreedySoup(config).words(history)] if text]
 
 
-__all__ = ["OPEN_ENDED", "WAIT", "Proposal", "Strategy", "Wait", "notes", "strategies_of"]
+__all__ = ["OPEN_ENDED", "WAIT", "Proposal", "Strategy", "Wait", "Wanted", "notes", "strategies_of"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mergesearch.recipe import Recipe
 from mergesearch.search.history import History
@@ -23,6 +23,18 @@ class Proposal:
     recipe: Recipe | None = None
     name: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Wanted(NamedTuple):
+    """What a strategy may still need of the budget, which earlier ones without an end leave to it.
+
+    Attributes:
+        trials: how many.
+        documents: document evaluations beside those that score the trials.
+    """
+
+    trials: int = 0
+    documents: int = 0
 
 
 class Wait:
@@ -47,6 +59,6 @@ class Strategy(Protocol):
         """What to score next; None once there is nothing more to do."""
         ...
 
-    def wants(self, history: History) -> int:
-        """How many more trials of the budget it may need, which earlier strategies without an end leave to it."""
+    def wants(self, history: History) -> Wanted:
+        """What it may still need of the budget."""
         ...

@@ -8,7 +8,7 @@ from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.search.baselines import SLERP, baselines, slerp_of
 from mergesearch.search.history import History
-from mergesearch.search.strategies.base import WAIT, Proposal, Wait
+from mergesearch.search.strategies.base import WAIT, Proposal, Wait, Wanted
 
 
 class Baselines:
@@ -34,8 +34,8 @@ class Baselines:
             return WAIT
         return self._slerp(history) if self._wants_slerp(there) else None
 
-    def wants(self, history: History) -> int:
-        return 0
+    def wants(self, history: History) -> Wanted:
+        return Wanted()
 
     def _wants_slerp(self, there: set[str | None]) -> bool:
         # with two models the sphere's middle is what slerp's own range begins with, and still a baseline

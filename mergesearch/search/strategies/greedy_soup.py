@@ -14,7 +14,7 @@ from mergesearch.search.affine import WHOLE, Affine, affine_of
 from mergesearch.search.baselines import recipe_of
 from mergesearch.search.history import History
 from mergesearch.search.history import recipe_of as stated_recipe
-from mergesearch.search.strategies.base import WAIT, Proposal, Wait
+from mergesearch.search.strategies.base import WAIT, Proposal, Wait, Wanted
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class GreedySoup:
             return self._propose(missing.soup, history)
         return None
 
-    def wants(self, history: History) -> int:
+    def wants(self, history: History) -> Wanted:
         """At most as many trials as there may be ingredients left to try."""
         most = len(self.config.models) + self.settings.trials - 1
-        return 0 if self.words(history) else max(0, most - len(history.ended(self.name)))
+        return Wanted() if self.words(history) else Wanted(max(0, most - len(history.ended(self.name))))
 
     def words(self, history: History) -> str | None:
         """What the soup is, once it is known."""

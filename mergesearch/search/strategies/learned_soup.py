@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from mergesearch.config import Config
 from mergesearch.search.affine import affine_of
 from mergesearch.search.history import History, recipe_of
-from mergesearch.search.strategies.base import WAIT, Proposal, Wait
+from mergesearch.search.strategies.base import WAIT, Proposal, Wait, Wanted
 
 # a model takes part in a mix with at least this weight somewhere, or with half its equal share where they are many
 LEAST_WEIGHT = 0.05
@@ -23,14 +23,17 @@ class ClosedForm:
 
     budgeted = True
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, config: Config):
+        self.name, self.config = name, config
 
     def next(self, history: History) -> Proposal | None:
         return None if history.ended(self.name) else Proposal(attributes={"per": self.name})
 
-    def wants(self, history: History) -> int:
-        return 0 if history.ended(self.name) else 1
+    def wants(self, history: History) -> Wanted:
+        """One trial, after a forward and a backward pass of a few documents of each task."""
+        few, counts = self.config.search.learned_soup.validation_documents, history.documents_of_tasks
+        cost = 3 * sum(min(few, counts.get(task.task, 0)) for task in self.config.tasks)
+        return Wanted() if history.ended(self.name) else Wanted(1, cost)
 
 
 class LearnedSoups:
@@ -51,8 +54,12 @@ class LearnedSoups:
         per, loss = missing[0]
         return Proposal(attributes={"per": per, "loss": loss, "start": self._start(history, loss)})
 
-    def wants(self, history: History) -> int:
-        return len(self._missing(history))
+    def wants(self, history: History) -> Wanted:
+        """The soups still to be learned, by gradient if they can be, at what they cost at most."""
+        missing, counts = self._missing(history), history.documents_of_tasks
+        searched = [counts.get(task.task, 0) for task in self.config.tasks]
+        soup, models = self.config.search.learned_soup, len(self.config.models)
+        return Wanted(len(missing), sum(soup.cost(loss, models, searched) for _, loss in missing))
 
     def _missing(self, history: History) -> list[tuple[str, str | None]]:
         """The soups still to be learned; a second loss changes nothing where the first could not be used."""

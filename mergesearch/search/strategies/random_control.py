@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergesearch.search.history import CONTROL, History
-from mergesearch.search.strategies.base import Proposal
+from mergesearch.search.strategies.base import Proposal, Wanted
 
 
 class RandomControl:
@@ -23,5 +23,5 @@ class RandomControl:
             return None
         return Proposal(attributes={"stage": "random"})
 
-    def wants(self, history: History) -> int:
-        return 0
+    def wants(self, history: History) -> Wanted:
+        return Wanted()

@@ -12,7 +12,7 @@ from mergesearch.config import Config
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search.history import History, recipe_of
 from mergesearch.search.samplers import FIXED_SPACE, Choice, distributions
-from mergesearch.search.strategies.base import Proposal
+from mergesearch.search.strategies.base import Proposal, Wanted
 from mergesearch.space import OneMethod, RefineSpace, Space, TogetherSpace, split_rules
 
 # with so many trials for each of its generations, CMA-ES learns the shape of the space
@@ -72,8 +72,8 @@ class Stages:
         self.infos, self.layers = infos, layers
         self._refine: RefineSpace | OneMethod | None = None
 
-    def wants(self, history: History) -> int:
-        return 0
+    def wants(self, history: History) -> Wanted:
+        return Wanted()
 
     # --- which stage ---
 

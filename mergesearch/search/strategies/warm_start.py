@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mergesearch.recipe import Recipe
 from mergesearch.search.history import History
-from mergesearch.search.strategies.base import Proposal
+from mergesearch.search.strategies.base import Proposal, Wanted
 
 
 class WarmStart:
@@ -26,8 +26,8 @@ class WarmStart:
         left = self._left(history)
         return Proposal(left[0]) if left else None
 
-    def wants(self, history: History) -> int:
-        return len(self._left(history))
+    def wants(self, history: History) -> Wanted:
+        return Wanted(len(self._left(history)))
 
     def _left(self, history: History) -> list[Recipe]:
         there = {t.user_attrs.get("recipe_id") for t in history.ended(self.name)}
