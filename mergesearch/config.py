@@ -210,7 +210,7 @@ class LearnedSoupConfig(Strict):
     validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
     validation_documents: int = Field(64, ge=1, description="of each task, the most of them")
     look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
-    patience: int = Field(4, ge=1, description="looks in a row that are worse beyond noise end it")
+    patience: int = Field(4, ge=1, description="looks in a row that are worse than the best beyond noise end it")
     layer_groups: int = Field(3, ge=1, description="of per: group")
     components: list[str] = Field(["attention", "mlp", "other"], min_length=1, description="of per: group")
     candidates: int = Field(100, ge=1, description="of cmaes")
@@ -231,6 +231,10 @@ class LearnedSoupConfig(Strict):
         looks = 1 + -(-self.steps // self.look_every)
         scales = models + 1  # the base and each model once, where their scores do not tell what a loss is measured by
         return 3 * self.steps * self.documents * len(documents) + (looks + scales) * looked
+
+    def closed_form_cost(self, models: int, documents: Sequence[int]) -> int:
+        """The document evaluations of `fisher` at most, and of `regmean` but for the layers that no longer fit."""
+        return 3 * models * sum(min(self.validation_documents, count) for count in documents)
 
     @property
     def soups(self) -> list[tuple[str, str | None]]:

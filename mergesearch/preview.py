@@ -114,11 +114,13 @@ def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:
         f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations, "
         f"about {tokens * candidates:,} prompt tokens"
     )
+    counts = [len(documents[task.task].search) for task in config.tasks]
     if "learned_soup" in search.strategies:
-        counts = [len(documents[task.task].search) for task in config.tasks]
         each = [soup.cost(loss, len(config.models), counts) for _, loss in soup.soups]
         text += f", and at most {sum(each):,} to learn {len(each)} soup{'s' * (len(each) > 1)}"
         text += " by gradient" * (soup.optimizer == "adam")
+    closed = [name for name in search.strategies if name in ("fisher", "regmean")]
+    text += "".join(f", and about {soup.closed_form_cost(len(config.models), counts):,} for {name}" for name in closed)
     limits = [f"{search.hours} h"] if search.hours is not None else []
     limits += [f"{search.documents:,} document evaluations"] if search.documents is not None else []
     return text + "".join(f"; ends after {limit}" for limit in limits)

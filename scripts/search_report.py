@@ -173,10 +173,7 @@ def paired_table(curves: Curves, yardstick: str) -> list[str]:
         mean = Mean.of([difference for _, difference in found])
         spent = float(np.mean([documents for documents, _ in found]))
         better = sum(difference > 0 for _, difference in found)
-        half = "" if math.isnan(mean.half) else f" ± {mean.half:.4f}"
-        lines.append(
-            f"| {name} | {spent:,.0f} | {mean.value:+.4f}{half} | {in_errors(mean)} | {better} of {len(found)} |"
-        )
+        lines.append(f"| {name} | {spent:,.0f} | {difference_cells(mean)} | {better} of {len(found)} |")
     return lines
 
 
@@ -195,14 +192,17 @@ def ablations(curves: Curves) -> list[str]:
     ]
     for name in changed:
         sides = [[d for _, d in differences(curves[name], curves["auto"], side)] for side in (0, 1)]
-        cells = [f"{mean.value:+.4f} ± {mean.half:.4f} | {in_errors(mean)}" for mean in map(Mean.of, sides)]
-        lines.append(f"| {name} | {len(sides[0])} | " + " | ".join(cells) + " |")
+        if sides[0]:
+            cells = [difference_cells(Mean.of(found)) for found in sides]
+            lines.append(f"| {name} | {len(sides[0])} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def in_errors(mean: Mean) -> str:
-    """How many of its standard errors a mean is."""
-    return f"{mean.value / mean.stderr:+.1f}" if mean.stderr > 0 else "–"
+def difference_cells(mean: Mean) -> str:
+    """A mean difference, half its interval, and how many of its standard errors it is."""
+    half = "" if math.isnan(mean.half) else f" ± {mean.half:.4f}"
+    errors = f"{mean.value / mean.stderr:+.1f}" if mean.stderr > 0 else "–"
+    return f"{mean.value:+.4f}{half} | {errors}"
 
 
 def differences(seeds: Mapping[int, Curve], others: Mapping[int, Curve], side: int = 1) -> list[tuple[int, float]]:

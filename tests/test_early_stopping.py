@@ -11,14 +11,14 @@ FACTORS = {"one": 0.25, "two": 3.0}
 BEST = {"one": np.linspace(0.0, 2.0, 12), "two": np.linspace(0.5, 0.9, 40)}
 RNG = np.random.default_rng(0)
 # what sets two candidates apart on each document, with a mean of 0
-NOISE = {task: (noise := RNG.standard_normal(len(losses))) - noise.mean() for task, losses in BEST.items()}
+NOISE = {task: (noise := 0.1 * RNG.standard_normal(len(losses))) - noise.mean() for task, losses in BEST.items()}
 # the standard error of its weighted mean, by hand: the variances of independent means add up
 STDERR = sum(FACTORS[task] ** 2 * np.sum(found**2) / (len(found) - 1) / len(found) for task, found in NOISE.items())
 STDERR = float(np.sqrt(STDERR))
 
 
 def begun(patience=4, values=0.0):
-    stopping = EarlyStopping(dict(FACTORS), patience)
+    stopping = EarlyStopping(patience, dict(FACTORS))
     assert stopping.look(BEST, np.array([[values]]))
     return stopping
 
@@ -44,6 +44,17 @@ def test_later_weights_are_kept_unless_they_are_worse_beyond_noise(standard_erro
     assert all((stopping.best[task] is BEST[task]) is not lower for task in BEST)
 
 
+@pytest.mark.parametrize("count", [2, 16, 400])
+def test_a_document_that_explodes_is_not_noise(count):
+    stopping = EarlyStopping(4, {"one": 1.0})
+    best = np.linspace(0.4, 0.6, count)
+    stopping.look({"one": best}, np.zeros((1, 1)))
+    exploded = best - 1e-3  # the difference has a mean of its own standard error, and one look less
+    exploded[0] = 40.0
+    assert not stopping.look({"one": exploded}, np.ones((1, 1)))
+    assert stopping.kept.tolist() == [[0.0]]
+
+
 def test_small_losses_do_not_add_up():
     stopping = begun()
     drift = [stopping.look(higher_by(0.3 * step), np.array([[float(step)]])) for step in range(1, 6)]
@@ -60,14 +71,14 @@ def test_patience_counts_the_looks_in_a_row():
 
 def test_weights_are_copied():
     values = np.array([[1.0]])
-    stopping = EarlyStopping({"one": 1.0})
+    stopping = EarlyStopping(4, {"one": 1.0})
     stopping.look({"one": np.ones(3)}, values)
     values[:] = 2.0
     assert stopping.kept.tolist() == [[1.0]]
 
 
 def test_one_document_says_nothing_about_noise():
-    stopping = EarlyStopping({"one": 1.0})
+    stopping = EarlyStopping(4, {"one": 1.0})
     assert stopping.look({"one": np.ones(1)}, np.zeros((1, 1)))
     assert not stopping.look({"one": np.ones(1) + 1e-9}, np.ones((1, 1)))
     assert stopping.look({"one": np.ones(1)}, np.ones((1, 1)))
@@ -77,7 +88,7 @@ def test_it_goes_on_from_json_as_it_would_have():
     stopping = begun()
     stopping.look(higher_by(0.5), np.array([[1 / 3]]))
     stopping.look(higher_by(2), np.array([[2.0]]))
-    again = EarlyStopping(dict(FACTORS), 4)
+    again = EarlyStopping(4, dict(FACTORS))
     again.restore(json.loads(json.dumps(stopping.data())))
     assert (again.worse, again.kept.tolist()) == (1, [[1 / 3]])
     for standard_errors in (0.9, 1.1, -0.5):

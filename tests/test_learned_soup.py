@@ -113,7 +113,7 @@ def test_after_a_kill_it_goes_on_and_ends_the_same(tiny, tmp_path, at):
     assert told == [whole.documents]
 
 
-def test_a_stop_keeps_the_best_and_may_go_on(tiny, tmp_path):
+def test_after_a_stop_it_may_go_on(tiny, tmp_path):
     settings, left = dataclasses.replace(SETTINGS, steps=12), [7]
 
     def stop():
@@ -121,7 +121,10 @@ def test_a_stop_keeps_the_best_and_may_go_on(tiny, tmp_path):
         return left[0] < 0
 
     part = Case(tiny).learn(settings, state=tmp_path / "s.json", stop=stop)
-    assert part.note == "stopped from outside" and part.history[-1]["step"] == 5
+    assert part.note == "stopped from outside" and part.history[-1]["step"] == 5 and part.history[-1]["kept"]
+    steps = []
+    at_the_look = Case(tiny).learn(settings, stop=lambda: steps.append(None) or len(steps) > 5)
+    assert part.values.tolist() == at_the_look.values.tolist()
     assert json.loads((tmp_path / "s.json").read_text())["step"] == 7
     whole = Case(tiny).learn(settings)
     assert Case(tiny).learn(settings, state=tmp_path / "s.json").values.tolist() == whole.values.tolist()
@@ -145,12 +148,17 @@ def test_steps_that_lead_away_end_it_with_what_was_kept(tiny):
     assert learned.values.tolist() == case.wanted.tolist()
 
 
-def test_a_loss_that_is_no_number_ends_with_the_best_so_far(tiny):
+def test_a_loss_that_is_no_number_ends_with_what_was_kept(tiny):
     case = Case(tiny)
     case.losses.breaks_at = 20
     learned = case.learn()
     assert "no finite number" in learned.note and len(learned.history) > 1
-    assert np.isfinite(learned.values).all()
+    assert np.isfinite(learned.values).all() and learned.history[-1]["kept"]
+    with torch.no_grad():
+        case.engine.load(learned.recipe)
+        case.losses.calls, case.losses.breaks_at = 0, 99
+        found = {label: float(loss.mean()) for label, loss in case.losses.loss(STOP).items()}
+    assert found == pytest.approx(learned.history[-1]["losses"])
     case.losses.calls, case.losses.breaks_at = 0, 1
     with pytest.raises(CandidateError, match="start"):
         case.learn()

@@ -110,11 +110,11 @@ def _greedy_soup(session: Session, found: list[Record], folder: Path) -> None:
 def _learned(session: Session, found: list[Record], folder: Path) -> None:
     config = session.config
     counts = [len(session.folder.search_documents()[task.task]) for task in config.tasks]
-    for found in (t.user_attrs for t in session.search.study.get_trials()[4:]):
-        assert found["documents_learning"] > 0
-        if found["strategy"] == "learned_soup":  # what `mergesearch check` says
-            most = config.search.learned_soup.cost(found["loss"], len(config.models), counts)
-            assert found["documents_learning"] <= most
+    soup, models = config.search.learned_soup, len(config.models)
+    for trial in (t.user_attrs for t in session.search.study.get_trials()[4:]):
+        of_soup = trial["strategy"] == "learned_soup"  # at most what `mergesearch check` says
+        most = soup.cost(trial["loss"], models, counts) if of_soup else soup.closed_form_cost(models, counts)
+        assert 0 < trial["documents_learning"] <= most
 
 
 def _control(session: Session, found: list[Record], folder: Path) -> None:

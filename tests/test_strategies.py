@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from mergesearch.search.strategies import WAIT, notes
 from mergesearch.search.strategies import stages as stages_module
 from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
 from mergesearch.search.strategies.learned_soup import LearnedSoups
-from mergesearch.search.strategies.stages import FIXED
+from mergesearch.search.strategies.stages import FIXED, Stages
 from mergesearch.search.study import Search
 from mergesearch.space import OneMethod, RefineSpace, SearchSpace, check_space
 
@@ -348,30 +350,68 @@ def test_a_soup_is_told_when_the_budget_is_used_up(tmp_path: Path) -> None:
 
 def test_the_study_leaves_room_to_learn_the_soups_after_it(tmp_path: Path) -> None:
     soup = {"per": "recipe", "loss": "expected", "steps": 4, "documents": 2}
-    # of 10 documents 2 are looked at twice and by 3 parents; the closed form reads all of them, forward and backward
-    each, soups, closed = 10, 3 * 4 * 2 + (2 + 3) * 2, 3 * 10
+    # of 10 documents 2 are looked at twice and by 3 parents; the closed form reads all, for each model, and backward
+    each, soups, closed = 10, 3 * 4 * 2 + (2 + 3) * 2, 3 * 2 * 10
     kept = 2 * each + soups + closed
     wanted = {"strategy": ["study", "learned_soup", "fisher"], "learned_soup": soup | {"per": ["recipe"]}}
-    changes = {**ONE_TASK, "search": wanted | {"documents": 4 * each + 21 + kept, "trials": 1000}}
+    changes = {**ONE_TASK, "search": wanted | {"documents": 4 * each + 81 + kept, "trials": 1000}}
     search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), Teacher(settings(tmp_path / "run")), **changes)
     search.run()
     order = [t.user_attrs["strategy"] for t in search.study.get_trials()]
     # at last what the soups left of what was kept for them
-    assert order == ["baselines"] * 4 + ["study"] * 3 + ["learned_soup", "fisher", "study"]
+    assert order == ["baselines"] * 4 + ["study"] * 9 + ["learned_soup", "fisher"] + ["study"] * 4
 
 
-def test_hours_are_kept_as_long_as_documents_have_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_for_a_soup_stays_so_while_it_is_learned(tmp_path: Path) -> None:
+    """Another worker's study would use it up."""
+    soup = {"per": ["recipe"], "loss": ["expected", "cross_entropy"], "steps": 4, "documents": 2}
+    wanted = {"strategy": ["study", "learned_soup"], "learned_soup": soup, "documents": 200, "trials": 0}
+    search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), **ONE_TASK, search=wanted)
+    search.run()
+    soups, past = LearnedSoups(search.config), history(search)
+    cost = search.config.search.learned_soup.cost("expected", 2, [10])
+    assert soups.wants(past) == (2, 2 * cost) and past.kept(*soups.wants(past)) == 2 * cost + 20
+    search.study.enqueue_trial({}, user_attrs={"strategy": "learned_soup", "per": "recipe", "loss": "expected"})
+    trial = search.study.ask()
+    assert soups.wants(history(search)) == (1, 2 * cost + 10)
+    trial.set_user_attr("documents_learning", cost - 5)
+    assert soups.wants(history(search)) == (1, cost + 5 + 10)
+    trial.set_user_attr("scores", {"quiz": {"documents": 10}})
+    assert soups.wants(history(search)) == (1, cost)
+    search.study.tell(trial, 0.5)
+    without = LearnedSoups(search.config, lambda: False)
+    assert without.wants(history(search)) == (1, 100 * 10)
+    assert history(search).kept(1, 1000) == 100  # half of the budget
+
+
+def test_the_study_plans_with_what_is_left_to_it(tmp_path: Path) -> None:
+    search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), search={"trials": 0}, **ONE_TASK)
+    search.run()
+    soup = {"per": ["recipe"], "loss": "expected", "steps": 4, "documents": 2}
+    wanted = {"sampler": "auto", "trials": 99, "documents": 400, "learned_soup": soup}
+    config = settings(tmp_path / "run", search=wanted, **ONE_TASK)
+    stages, past = Stages(config, search.space, None), History(search.study, config)
+    assert stages.stage(past).until == (400 - 40) // 10 // 2
+    stages.later = [LearnedSoups(config)]
+    kept = 10 + config.search.learned_soup.cost("expected", 2, [10])
+    assert stages.stage(past).until == (400 - 40 - kept) // 10 // 2
+
+
+def test_hours_are_kept_as_long_as_one_worker_has_taken(tmp_path: Path) -> None:
     search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), search={"trials": 4}, **ONE_TASK)
     search.run()
-    config = settings(tmp_path / "run", search={"trials": 100, "hours": 1.5}, **ONE_TASK)
-    monkeypatch.setattr(History, "hours", 1.0)
-    past = History(search.study, config)
-    assert past.documents == 80 and not past.spent
-    assert [past.spent_but(trials, documents) for trials, documents in [(2, 19), (2, 20), (4, 0)]] == [
-        False,
-        True,
-        True,
-    ]
+    past = History(search.study, settings(tmp_path / "run", search={"trials": 100, "hours": 0.8}, **ONE_TASK))
+    # two workers side by side, 8 trials of 10 documents, 0.1 hours each
+    for trial in (trials := [copy.deepcopy(trial) for trial in past.trials]):
+        trial.datetime_start = datetime(2026, 1, 1) + timedelta(hours=0.1 * (trial.number // 2))
+        trial.user_attrs["taken"] = trial.datetime_start.isoformat()
+        trial.datetime_complete = trial.datetime_start + timedelta(hours=0.1)
+    past.trials = trials
+    assert past.hours == pytest.approx(0.4) and past.documents == 80 and not past.spent
+    # 40 documents would take one of them the other 0.4 hours, and no more than half of the hours are kept
+    assert [past.spent_but(2, documents) for documents in (19, 21, 1000)] == [False, True, True]
+    past.config = settings(tmp_path / "run", search={"trials": 100, "hours": 0.9}, **ONE_TASK)
+    assert not past.spent_but(2, 1000)
 
 
 def test_a_second_worker_waits_until_the_first_says_whether_there_are_gradients(tmp_path: Path) -> None:

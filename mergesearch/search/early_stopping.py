@@ -17,21 +17,22 @@ class EarlyStopping:
     """Keeps the latest weights that are not worse than the best ones beyond noise.
 
     The best look at the validation documents is the one with the lowest loss, sum_t f_t mean(loss_t). Another is worse
-    than it where its loss is higher by more than one standard error of the difference, document by document. On few
+    than it where its loss is higher by more than one standard error of the difference, document by document, or than
+    one of the best look's own loss: a few documents that get far worse make the first large, not the second. On few
     documents the lowest loss is often an accident of the first steps, while the loss on the many that are learned
     from still falls: so they may only refuse what is worse. It is the one-standard-error rule (Breiman et al.,
     "Classification and Regression Trees", 1984, section 3.4.3) with the later in the place of the simpler.
 
     Attributes:
-        factors: f_t, what a unit of each task's mean loss counts.
         patience: so many looks in a row that are worse end the learning.
+        factors: f_t, what a unit of each task's mean loss counts.
         best: the losses of the best look, None before the first.
         kept: its weights, or later ones that are not worse, float64, [cells, models].
         worse: how many looks in a row have been worse.
     """
 
+    patience: int
     factors: dict[str, float] = field(default_factory=dict)
-    patience: int = 4
     best: dict[str, np.ndarray] | None = None
     kept: np.ndarray | None = None
     worse: int = 0
@@ -57,24 +58,29 @@ class EarlyStopping:
         return self.worse >= self.patience
 
     def _behind(self, losses: Losses) -> tuple[float, float]:
-        """(how much higher the loss is than the best look's, the standard error of that); (-inf, 0) at first."""
+        """(how much higher the loss is than the best look's, how much of that is noise); (-inf, 0) at first."""
         if self.best is None:
             return -math.inf, 0.0
         behind = {task: losses[task] - best for task, best in self.best.items()}
-        variance = sum(
-            self.factors[task] ** 2 * float(found.var(ddof=1)) / len(found)
-            for task, found in behind.items()
-            if len(found) > 1
+        return self.loss(behind), min(self._stderr(behind), self._stderr(self.best))
+
+    def _stderr(self, losses: Losses) -> float:
+        """The standard error of `loss`; a task with a single document says nothing about it."""
+        return math.sqrt(
+            sum(
+                self.factors[task] ** 2 * float(found.var(ddof=1)) / len(found)
+                for task, found in losses.items()
+                if len(found) > 1
+            )
         )
-        return self.loss(behind), math.sqrt(variance)
 
     # --- on disk -----------------------------------------------------------------------------------------------
 
     def data(self) -> dict[str, Any]:
-        """All but the settings, for JSON."""
+        """All but the settings, for JSON, after the first look."""
         return {
-            "best": None if self.best is None else {task: found.tolist() for task, found in self.best.items()},
-            "kept": None if self.kept is None else self.kept.tolist(),
+            "best": {task: found.tolist() for task, found in (self.best or {}).items()},
+            "kept": self.kept.tolist(),
             "worse": self.worse,
         }
 

@@ -85,9 +85,7 @@ class History:
     @property
     def documents_each(self) -> int:
         """The documents that a candidate is scored on; 0 while none is."""
-        return max(
-            (sum(s["documents"] for s in t.user_attrs.get("scores", {}).values()) for t in self.trials), default=0
-        )
+        return sum(self.documents_of_tasks.values())
 
     @property
     def documents_of_tasks(self) -> dict[str, int]:
@@ -109,11 +107,26 @@ class History:
         return self.spent_but(0)
 
     def spent_but(self, trials: int, documents: int = 0) -> bool:
-        """Whether one of the budgets is used up but for what is kept: so many trials, scored on all documents, and so
-        many document evaluations beside; in hours as long as document evaluations have taken so far."""
+        """Whether one of the budgets is used up but for what is `kept`; in hours, as long as one worker has taken for
+        document evaluations so far, and no more than half of the budget."""
+        budget = self.config.search
+        documents = self.kept(trials, documents)
+        hours = min(documents * self._hours_of_one, (budget.hours or 0.0) / 2) if documents else 0.0
+        return self.proposals >= budget.trials - trials or self.used_up(documents, hours)
+
+    def kept(self, trials: int, documents: int) -> int:
+        """The document evaluations of so many trials, and so many beside; no more than half of the budget, so that what
+        comes first is not left without any."""
         documents += trials * self.documents_each
-        hours = documents * self.hours / max(1, self.documents) if documents else 0.0
-        return self.proposals >= self.config.search.trials - trials or self.used_up(documents, hours)
+        budget = self.config.search.documents
+        return documents if budget is None else min(documents, budget // 2)
+
+    @property
+    def _hours_of_one(self) -> float:
+        """The hours that a document evaluation takes one worker."""
+        ended = [t for t in self.trials if t.datetime_complete and t.datetime_start]
+        hours = sum((t.datetime_complete - _taken(t)).total_seconds() for t in ended) / 3600
+        return hours / max(1, sum(documents_of(t.user_attrs) for t in ended))
 
     def used_up(self, documents: int = 0, hours: float = 0.0) -> bool:
         """Whether the documents or the hours of the budget are used up, with so many more than so far."""

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 _LEAST_SCALE = 0.1
 # the last step's learning rate, as a share of the first's
 _LAST_RATE = 0.1
+# of the state on disk
+_FORMAT = 2
 
 
 def learn(
@@ -104,12 +106,12 @@ def learn(
         raise UserError("every weight of the learned soup is frozen: free some of them")
     if losses is None:
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
-    run = _Run(coefficients, engine, losses, settings, _shares(weights, documents), spent)
-    run.stopping.patience = settings.patience
+    stopping = EarlyStopping(settings.patience)
+    run = _Run(coefficients, engine, losses, settings, _shares(weights, documents), spent, stopping)
     run.documents, run.validation = _all_known(losses, documents), _all_known(losses, validation)
     run.scales = dict(scales or {})
     # without the scales, which another device measures a little differently: the state has those it began with
-    identity = fingerprint(coefficients, start, settings, run.documents, run.validation, run.shares)
+    identity = fingerprint(coefficients, start, settings, run.documents, run.validation, run.shares, _FORMAT)
     file = StateFile(state, identity)
     try:
         return run.learn(start, file, stop, say)
@@ -175,13 +177,13 @@ class _Run:
     settings: SoupSettings
     shares: dict[str, float]
     spent: Callable[[int], None]
+    stopping: EarlyStopping
     documents: Documents = field(default_factory=dict)
     validation: Documents = field(default_factory=dict)
     raw: Tensor = field(default_factory=lambda: torch.zeros(0))
     moments: tuple[Tensor, Tensor] | None = None
     step: int = 0
     cost: int = 0
-    stopping: EarlyStopping = field(default_factory=EarlyStopping)
     scales: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""

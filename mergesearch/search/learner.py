@@ -110,7 +110,8 @@ class Learner:
         spent: Callable[[int], None],
         stop: Callable[[], bool] = lambda: False,
     ) -> Recipe:
-        """The recipe with the coefficients that do best on the validation part of the search documents.
+        """The recipe with what is learned on one part of the search documents and kept by another, see
+        `learned_soup.learn`.
 
         Args:
             per: `recipe`, `group` or `tensor`: what has coefficients of its own; or `fisher` or `regmean`, the closed
@@ -120,7 +121,7 @@ class Learner:
             history: has the objective and the parents' scores.
             state: a file for where it stands; the same call goes on from it.
             spent: told how many document evaluations each step cost.
-            stop: asked before every step; true ends it with the best so far.
+            stop: asked before every step; true ends it with what is kept so far.
 
         Raises:
             UserError, CandidateError: as for `learned_soup.learn`.

@@ -131,7 +131,6 @@ def size(documents: Documents) -> int:
 def fingerprint(coefficients: Coefficients, start: np.ndarray, settings: SoupSettings, *rest: Any) -> str:
     """Equal where learning would go the same way."""
     data = {
-        "format": 2,
         "recipe": coefficients.recipe(start).dump(),
         "parameterisation": coefficients.parameterisation,
         "range": [coefficients.low.tolist(), coefficients.high.tolist()],

@@ -28,7 +28,7 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.racing import OTHERS, Best, race, spreads
 from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.store import WARM, RunFolder, Worker, abandoned, objective_of, open_study, to_record
-from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, Wanted, strategies_of
+from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, Wanted, strategies_of, wanted
 from mergesearch.search.strategies.stages import Stages
 from mergesearch.space import Space
 
@@ -131,7 +131,9 @@ class Search:
         self.stages = Stages(config, space, coarse, infos, layers)
         self._sampler = self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
         self._began = len(self.study.get_trials(deepcopy=False))
-        self.strategies = strategies_of(config, self.stages, learner is not None, warm, self._began)
+        self.strategies = strategies_of(
+            config, self.stages, learner is not None, warm, self._began, lambda: learner is None or learner.gradients
+        )
         self._arranged = False
 
     def run(self) -> None:
@@ -187,8 +189,7 @@ class Search:
         """What a strategy without an end leaves to those that come after it."""
         if self.strategies[position].name not in OPEN_ENDED:
             return Wanted()
-        wanted = [strategy.wants(history) for strategy in self.strategies[position + 1 :]]
-        return Wanted(sum(w.trials for w in wanted), sum(w.documents for w in wanted))
+        return wanted(self.strategies[position + 1 :], history)
 
     def _enqueue(self, strategy: str, found: Proposal) -> None:
         attributes = {"strategy": strategy, **found.attributes}

@@ -6,12 +6,12 @@ other stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.search.history import History
-from mergesearch.search.strategies.base import WAIT, Proposal, Strategy, Wait, Wanted
+from mergesearch.search.strategies.base import WAIT, Proposal, Strategy, Wait, Wanted, wanted
 from mergesearch.search.strategies.baselines import Baselines
 from mergesearch.search.strategies.greedy_soup import GreedySoup
 from mergesearch.search.strategies.learned_soup import ClosedForm, LearnedSoups
@@ -30,6 +30,7 @@ def strategies_of(
     learns: bool = False,
     warm: Sequence[Recipe] = (),
     began: int = 0,
+    gradients: Callable[[], bool] = lambda: True,
 ) -> list[Strategy]:
     """The strategies of a configuration, in order.
 
@@ -39,11 +40,12 @@ def strategies_of(
         learns: whether soups can be learned here.
         warm: recipes of other runs to try first.
         began: how many trials there were when this worker began.
+        gradients: whether soups can be learned by them.
     """
     made = {
         "baselines": Baselines(config, began),
         "greedy_soup": GreedySoup(config),
-        "learned_soup": LearnedSoups(config),
+        "learned_soup": LearnedSoups(config, gradients),
         "fisher": ClosedForm("fisher", config),
         "regmean": ClosedForm("regmean", config),
         "study": stages,
@@ -54,6 +56,7 @@ def strategies_of(
         found.insert(1, WarmStart(warm))
     if config.search.random_control:
         found.append(RandomControl(like_others=True))
+    stages.later = found[found.index(stages) + 1 :] if stages in found else []
     return found
 
 
@@ -64,4 +67,4 @@ def notes(config: Config, history: History) -> list[str]:
     return [text for text in [GreedySoup(config).words(history)] if text]
 
 
-__all__ = ["OPEN_ENDED", "WAIT", "Proposal", "Strategy", "Wait", "Wanted", "notes", "strategies_of"]
+__all__ = ["OPEN_ENDED", "WAIT", "Proposal", "Strategy", "Wait", "Wanted", "notes", "strategies_of", "wanted"]

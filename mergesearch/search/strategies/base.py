@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -62,3 +62,9 @@ class Strategy(Protocol):
     def wants(self, history: History) -> Wanted:
         """What it may still need of the budget."""
         ...
+
+
+def wanted(strategies: Sequence[Strategy], history: History) -> Wanted:
+    """What all of them together may still need."""
+    found = [strategy.wants(history) for strategy in strategies]
+    return Wanted(sum(w.trials for w in found), sum(w.documents for w in found))

@@ -6,7 +6,9 @@ does not. So a soup does not start from one that was learned with another loss.
 
 from __future__ import annotations
 
-from optuna.trial import TrialState
+from collections.abc import Callable
+
+from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.config import Config
 from mergesearch.search.affine import affine_of
@@ -30,20 +32,24 @@ class ClosedForm:
         return None if history.ended(self.name) else Proposal(attributes={"per": self.name})
 
     def wants(self, history: History) -> Wanted:
-        """One trial, after a forward and a backward pass of a few documents of each task."""
-        few, counts = self.config.search.learned_soup.validation_documents, history.documents_of_tasks
-        cost = 3 * sum(min(few, counts.get(task.task, 0)) for task in self.config.tasks)
-        return Wanted() if history.ended(self.name) else Wanted(1, cost)
+        cost = self.config.search.learned_soup.closed_form_cost(len(self.config.models), searched(self.config, history))
+        there = history.ended(self.name)
+        return Wanted(0, sum(still(t, cost, history) for t in there)) if there else Wanted(1, cost)
 
 
 class LearnedSoups:
-    """The soups that `search.learned_soup` asks for. Their recipes are found by the worker that takes the trial."""
+    """The soups that `search.learned_soup` asks for. Their recipes are found by the worker that takes the trial.
+
+    Args:
+        config: the run's configuration.
+        gradients: whether every task allows them.
+    """
 
     name = "learned_soup"
     budgeted = True
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, gradients: Callable[[], bool] = lambda: True):
+        self.config, self.gradients = config, gradients
 
     def next(self, history: History) -> Proposal | Wait | None:
         missing = self._missing(history)
@@ -55,11 +61,17 @@ class LearnedSoups:
         return Proposal(attributes={"per": per, "loss": loss, "start": self._start(history, loss)})
 
     def wants(self, history: History) -> Wanted:
-        """The soups still to be learned, by gradient if they can be, at what they cost at most."""
-        missing, counts = self._missing(history), history.documents_of_tasks
-        searched = [counts.get(task.task, 0) for task in self.config.tasks]
+        """The soups still to be learned and those being learned, at what they cost at most."""
+        missing = self._missing(history)
+        learning = [t for t in history.ended(self.name) if not t.state.is_finished()]
+        if not missing and not learning:
+            return Wanted()
+        rest = [still(t, self._cost(t.user_attrs.get("loss"), history), history) for t in learning]
+        return Wanted(len(missing), sum(rest) + sum(self._cost(loss, history) for _, loss in missing))
+
+    def _cost(self, loss: str | None, history: History) -> int:
         soup, models = self.config.search.learned_soup, len(self.config.models)
-        return Wanted(len(missing), sum(soup.cost(loss, models, searched) for _, loss in missing))
+        return soup.cost(loss if self.gradients() else None, models, searched(self.config, history))
 
     def _missing(self, history: History) -> list[tuple[str, str | None]]:
         """The soups still to be learned; a second loss changes nothing where the first could not be used."""
@@ -84,3 +96,16 @@ class LearnedSoups:
             if affine is not None and abs(affine.values).max(axis=0).min() > least:
                 return trial.number
         return None
+
+
+def searched(config: Config, history: History) -> list[int]:
+    """The search documents of each task; none before anything was scored."""
+    counts = history.documents_of_tasks
+    return [counts.get(task.task, 0) for task in config.tasks]
+
+
+def still(trial: FrozenTrial, cost: int, history: History) -> int:
+    """The document evaluations that a trial under way may still take: to be learned at that cost, and scored."""
+    if trial.state.is_finished() or "scores" in trial.user_attrs:
+        return 0
+    return max(0, cost - trial.user_attrs.get("documents_learning", 0)) + history.documents_each

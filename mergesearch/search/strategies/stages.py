@@ -12,7 +12,7 @@ from mergesearch.config import Config
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search.history import History, recipe_of
 from mergesearch.search.samplers import FIXED_SPACE, Choice, distributions
-from mergesearch.search.strategies.base import Proposal, Wanted
+from mergesearch.search.strategies.base import Proposal, Strategy, Wanted, wanted
 from mergesearch.space import OneMethod, RefineSpace, Space, TogetherSpace, split_rules
 
 # with so many trials for each of its generations, CMA-ES learns the shape of the space
@@ -70,6 +70,7 @@ class Stages:
     ):
         self.config, self.space, self.coarse = config, space, coarse
         self.infos, self.layers = infos, layers
+        self.later: Sequence[Strategy] = ()  # the strategies after it, to which it leaves a part of the budget
         self._refine: RefineSpace | OneMethod | None = None
 
     def wants(self, history: History) -> Wanted:
@@ -113,11 +114,13 @@ class Stages:
         return min(MOST_CHOOSING, mine // 2 if choices else mine // 4)
 
     def _affordable(self, history: History) -> int:
-        """How many proposals the budget allows, should each be scored on every document."""
-        search = self.config.search
+        """How many proposals the budget allows until the study ends, should each be scored on every document."""
+        kept, search = wanted(self.later, history), self.config.search
+        trials = search.trials - kept.trials
         if search.documents is None or not history.documents_each:
-            return search.trials
-        return min(search.trials, history.proposals + (search.documents - history.documents) // history.documents_each)
+            return trials
+        left = search.documents - history.documents - history.kept(*kept)
+        return min(trials, history.proposals + max(0, left) // history.documents_each)
 
     def _finisher(self, dimension: int, history: History) -> str:
         sampler = self.config.search.sampler
