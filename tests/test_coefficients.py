@@ -83,8 +83,10 @@ class Case:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_every_coefficient_against_finite_differences(tiny_pool, architecture, cells, method):
     case = Case(tiny_pool(architecture, models=2, tie_word_embeddings=True), CELLS[cells], method)
+    asked = [p.requires_grad for p in case.model.parameters()]
     gradient = case.gradient()
-    assert all(p.grad is None and not p.requires_grad for p in case.model.parameters())
+    assert all(p.grad is None for p in case.model.parameters())
+    assert [p.requires_grad for p in case.model.parameters()] == asked
     for place in itertools.product(*map(range, gradient.shape)):
         assert gradient[place] == pytest.approx(case.difference(place), rel=1e-3, abs=1e-8), place
 

@@ -66,10 +66,13 @@ def tiny(tiny_pool):
 )
 def test_it_finds_a_mix_known_by_construction(tiny, cells, parameterisation):
     case = Case(tiny, cells, parameterisation=parameterisation)
+    asked = [p.requires_grad for p in case.engine.model.parameters()]
     learned = case.learn()
     assert np.abs(learned.values - case.wanted).max() < 0.05
     assert learned.recipe.id == case.coefficients.recipe(learned.values).id
-    assert all(p.grad is None and not p.requires_grad for p in case.engine.model.parameters())
+    assert all(p.grad is None for p in case.engine.model.parameters())
+    # left without, as torch is, a model generates at half the speed
+    assert [p.requires_grad for p in case.engine.model.parameters()] == asked and all(asked)
     assert not any(module.training for module in case.engine.model.modules())
 
 

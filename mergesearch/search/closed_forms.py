@@ -21,7 +21,7 @@ from mergesearch.checkpoints import parameters
 from mergesearch.engine import Engine, Job, plan
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
-from mergesearch.search.coefficients import Coefficients, clear_gradients
+from mergesearch.search.coefficients import Coefficients, gradients_apart
 from mergesearch.search.learning import Documents, size
 
 Spent = Callable[[int], None]
@@ -119,15 +119,14 @@ def _squares(model: nn.Module, jobs: Sequence[Job], cell_of: Mapping[str, int], 
 
         return take
 
-    clear_gradients(model)
     trained = [name for name in pieces if isinstance(live[name], nn.Parameter)]
-    handles = [live[name].requires_grad_().register_post_accumulate_grad_hook(hook(name)) for name in trained]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        clear_gradients(model)
+    with gradients_apart(model):
+        handles = [live[name].requires_grad_().register_post_accumulate_grad_hook(hook(name)) for name in trained]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def regmean(

@@ -9,6 +9,7 @@ arXiv:2203.05482; for each layer and task vector: Yang et al., "AdaMerging", 202
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -261,12 +262,12 @@ class InnerProducts:
                 self._jobs.setdefault(job.piece.live, []).append(job)
         device = next(iter(self._live.values())).device
         self._total, self._pending = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
-        self._model = model
+        self._apart = gradients_apart(model)
         self._padded = {m: m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding)}
         self._handles: list[Any] = []
 
     def __enter__(self) -> InnerProducts:
-        clear_gradients(self._model)
+        self._apart.__enter__()
         # a padding token gets no gradient, though it may well be a text's first token or its end
         for module in self._padded:
             module.padding_idx = None
@@ -281,7 +282,7 @@ class InnerProducts:
         self._handles = []
         for module, index in self._padded.items():
             module.padding_idx = index
-        clear_gradients(self._model)
+        self._apart.__exit__(None, None, None)
 
     def commit(self) -> None:
         """What was taken since the last commit counts."""
@@ -329,8 +330,21 @@ def _pieces(gradient: Tensor, *tensors: Tensor) -> Iterator[list[Tensor]]:
         yield [part.to(gradient.device, dtype).reshape(-1) for part in parts]
 
 
-def clear_gradients(model: nn.Module) -> None:
-    """No parameter asks for a gradient, and none holds one."""
-    for parameter in model.parameters():
+@contextmanager
+def gradients_apart(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient but where the caller asks it to; afterwards each asks as before, none holds one.
+
+    To leave them all without would make generation twice as slow on a CPU: aten::matmul multiplies the last position of
+    many sequences by the head as one product only while the head's weight asks for a gradient, and else copies the
+    weight for each sequence (torch 2.13, `should_fold`).
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in before:
         parameter.requires_grad_(False)
         parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, asked in before:
+            parameter.requires_grad_(asked)
+            parameter.grad = None

@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mergesearch.engine import Engine, plan
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
-from mergesearch.search.coefficients import Coefficients, InnerProducts, clear_gradients
+from mergesearch.search.coefficients import Coefficients, InnerProducts
 from mergesearch.search.early_stopping import EarlyStopping
 from mergesearch.search.gradient_free import search
 from mergesearch.search.learning import (
@@ -116,7 +116,6 @@ def learn(
     try:
         return run.learn(start, file, stop, say)
     finally:
-        clear_gradients(engine.model)
         engine.model.eval()
 
 
