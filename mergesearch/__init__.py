@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
-    "Engine": "engine",
+    "Engine": "engine.live",
     "Pool": "checkpoints",
     "Recipe": "recipe",
-    "Record": "record",
+    "Record": "search.record",
     "Rule": "recipe",
     "SearchSpace": "space",
     "UserError": "errors",

@@ -18,7 +18,7 @@ from rich.console import Console
 from mergesearch.errors import CandidateError, UserError
 
 if TYPE_CHECKING:
-    from mergesearch.record import Record
+    from mergesearch.search.record import Record
 
 app = typer.Typer(
     name="mergesearch",
@@ -79,8 +79,8 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
 
     settings = configuration.read(config, override)
     with _progress(settings) as watch, _sigterm_interrupts():
-        from mergesearch.actions import prepare
-        from mergesearch.search.study import SearchFailed
+        from mergesearch.commands.run import prepare
+        from mergesearch.search.worker import SearchFailed
 
         session = prepare(settings, say=watch.say, started=watch.started, finished=watch.finished)
         watch.begin(session)
@@ -117,8 +117,8 @@ def report(
     finalists: Annotated[int, typer.Option(min=1, help="how many of the best proposals beside the baselines")] = 3,
 ) -> None:
     """What the winner is worth on the holdout, documents that the search never saw."""
-    from mergesearch.report import FORMATS, render
-    from mergesearch.reporting import report_run
+    from mergesearch.commands.report import report_run
+    from mergesearch.results.report import FORMATS, render
 
     _one_of("--format", format, FORMATS)
     made = report_run(run, finalists, say=lambda text: err.print(text, style="dim", markup=False, soft_wrap=True))
@@ -139,7 +139,7 @@ def export(
     format: Annotated[str, typer.Option(help="checkpoint (a folder) or mergekit (its YAML file)")] = "checkpoint",
 ) -> None:
     """A candidate of a run as a complete checkpoint, or as a file that mergekit runs."""
-    from mergesearch.actions import export_mergekit, export_trial
+    from mergesearch.commands.run import export_mergekit, export_trial
 
     _one_of("--format", format, ("checkpoint", "mergekit"))
     if format == "mergekit":
@@ -162,7 +162,7 @@ def merge(
 ) -> None:
     """Build a checkpoint from a recipe file."""
     from mergesearch import mergekit
-    from mergesearch.merging import merge_recipe
+    from mergesearch.commands.merge import merge_recipe
 
     stated = mergekit.read_any(recipe)
     merge_recipe(stated, out_folder, device, max_shard_size, allow_unrelated, trust_remote_code)
@@ -179,7 +179,7 @@ def score(
 ) -> None:
     """Score a checkpoint or a recipe on a run's documents."""
     from mergesearch import config as configuration
-    from mergesearch.measuring import score_model
+    from mergesearch.commands.score import score_model
 
     settings = configuration.read(config, override)
     _one_of("--format", format, ("text", "json"))
@@ -200,7 +200,7 @@ def check_file(
     allow_unrelated: Annotated[bool, typer.Option(help="for a recipe: merge models that share no base")] = False,
 ) -> None:
     """Run every check on a recipe or a configuration and say what it would do, merging nothing."""
-    from mergesearch.preview import preview
+    from mergesearch.commands.check import preview
 
     for label, text in preview(file, override, allow_unrelated):
         out.print(f"[bold]{label}[/bold]: ", end="", highlight=False)
@@ -256,8 +256,8 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _print_table(run: Path, form: str = "text", top: int | None = None, sort: str = "rank") -> None:
-    from mergesearch.actions import words_of
-    from mergesearch.results import render
+    from mergesearch.commands.run import words_of
+    from mergesearch.results.table import render
     from mergesearch.search.store import read_records
 
     _, records, _ = read_records(run)
@@ -271,7 +271,7 @@ def _print_table(run: Path, form: str = "text", top: int | None = None, sort: st
 
 
 def _export_best(session: Any) -> None:
-    from mergesearch.actions import refresh_best
+    from mergesearch.commands.run import refresh_best
 
     record = refresh_best(session)
     if record is None:

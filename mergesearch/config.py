@@ -10,7 +10,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from mergesearch.errors import UserError
-from mergesearch.strict import Strict, parse_yaml, read_yaml, validate
+from mergesearch.schema import Strict, parse_yaml, read_yaml, validate
 
 # What may differ when a run folder is taken up again: the budget and the machine, not the search.
 RESUMABLE = (

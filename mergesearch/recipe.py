@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from mergesearch.errors import UserError
-from mergesearch.strict import Strict, read_yaml, validate
+from mergesearch.schema import Strict, read_yaml, validate
 
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "router", "experts")
 DType = Literal["float32", "bfloat16", "float16"]

@@ -33,8 +33,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergesearch import kernels, methods
-from mergesearch.kernels.exact import exact_division
+from mergesearch import methods
+from mergesearch.engine import kernels
+from mergesearch.engine.kernels.exact import exact_division
 
 RESULTS = Path(__file__).parent.parent / "results"
 COLUMNS = (

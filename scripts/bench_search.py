@@ -50,8 +50,8 @@ from yardstick import (  # noqa: E402
 from mergesearch import config as configuration  # noqa: E402
 from mergesearch.config import Config  # noqa: E402
 from mergesearch.recipe import Recipe  # noqa: E402
-from mergesearch.record import TaskScore  # noqa: E402
 from mergesearch.search.history import documents_of, scores_of  # noqa: E402
+from mergesearch.search.record import TaskScore  # noqa: E402
 
 # What a search of people's today is: (strategy, method).
 YARDSTICKS: dict[str, tuple[str, str]] = {
@@ -270,8 +270,8 @@ class Bench:
     """
 
     def __init__(self, config: Config, out: Path):
-        from mergesearch import materials
-        from mergesearch.engine import Engine
+        from mergesearch.commands import inputs as materials
+        from mergesearch.engine.live import Engine
 
         self.config, self.out = config, out
         tasks = materials.load_tasks(config)
@@ -341,7 +341,7 @@ class Bench:
 
 def run_own(unit: Unit) -> None:
     """One of mergesearch's searches as an ordinary run, and its trials as a curve."""
-    from mergesearch import actions
+    from mergesearch.commands import run as actions
 
     plain = configuration.read(unit.config, [*unit.overrides, f"search.seed={unit.seed}"])
     documents = unit.candidates * searched_documents(plain)
@@ -367,7 +367,7 @@ def own_config(unit: Unit, documents: int) -> Config:
 
 
 def searched_documents(config: Config) -> int:
-    from mergesearch import materials
+    from mergesearch.commands import inputs as materials
 
     return sum(len(part.search) for part in materials.splits(config, materials.load_tasks(config)).values())
 

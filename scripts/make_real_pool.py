@@ -33,8 +33,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mergesearch import config as configuration
-from mergesearch import measuring
 from mergesearch.checkpoints import choose_device
+from mergesearch.commands import score as measuring
 
 ROWS = 16
 # of 30 steps on the search documents cross-entropy kept both dates, an expected loss gave one of them up

@@ -21,10 +21,10 @@ import numpy as np
 import optuna
 
 from mergesearch import config as configuration
-from mergesearch.engine import Engine
+from mergesearch.commands.inputs import load_pool, load_tasks, scorer_of, splits
+from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.evaluate.statistics import figure
-from mergesearch.materials import load_pool, load_tasks, scorer_of, splits
 from mergesearch.recipe import Recipe
 from mergesearch.search import objective as objectives
 from mergesearch.search.baselines import BASE, baselines

@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).par
 
 from simulated import World, claims_any, simulate  # noqa: E402
 
-from mergesearch.report import Report  # noqa: E402
+from mergesearch.results.report import Report  # noqa: E402
 
 EQUAL = [World(n, differ) for n, differ in ((50, 0.08), (200, 0.08), (200, 0.3), (1000, 0.02), (1000, 0.08))]
 GAIN = [World(1000, differ, gain=0.03) for differ in (0.04, 0.06, 0.08, 0.1, 0.15, 0.2)]

@@ -17,15 +17,15 @@ import sys
 from datetime import date
 from pathlib import Path
 
+from mergesearch.commands.score import score_recipes
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.statistics import Difference, difference
-from mergesearch.measuring import score_recipes
 from mergesearch.recipe import Recipe
-from mergesearch.record import ranked
 from mergesearch.search.baselines import AVERAGE, BASE, baselines, parent_names
 from mergesearch.search.objective import Objective, signed
+from mergesearch.search.record import ranked
 from mergesearch.search.store import read_records
-from mergesearch.search.study import machine
+from mergesearch.search.worker import machine
 
 BEST = "best merge found"
 TIMES = 2.0  # standard errors that count as clear

@@ -13,7 +13,7 @@ from tiny_models import TinyPool
 from torch import Tensor
 
 from mergesearch.checkpoints import Pool
-from mergesearch.engine import DTYPES, merge, plan
+from mergesearch.engine.plan import DTYPES, merge, plan
 from mergesearch.recipe import Recipe
 
 LAYERS = 5

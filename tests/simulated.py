@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergesearch.config import Config
-from mergesearch.evaluate.scores import DocumentScores, Scores
-from mergesearch.record import Record, TaskScore
-from mergesearch.report import Entry, Question, Report, build
-from mergesearch.report.data import AVERAGE, SINGLE
-from mergesearch.search.finalists import choose
+from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
+from mergesearch.results.report import Entry, Question, Report, build
+from mergesearch.results.report.data import AVERAGE, SINGLE
+from mergesearch.results.report.finalists import choose
+from mergesearch.search.record import Record
 
 BASELINES = ("base", "a", "b", "c", "d", "average")
 CONFIG = Config(base_model="base", models={name: name for name in "abcd"}, tasks=[{"task": "quiz"}])

@@ -10,9 +10,10 @@ import torch
 from tiny_models import ARCHITECTURES, MOE, TinyPool, file_tensors, make_pool, same_bits
 
 from mergesearch.checkpoints import Pool, constants, floating_tensors
-from mergesearch.engine import DTYPES, Engine
-from mergesearch.export import Story, write_checkpoint
+from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import DTYPES
 from mergesearch.recipe import Rule
+from mergesearch.results.card import Story, write_checkpoint
 
 STORY = Story("a test", {"python": "3"})
 TIED = ("gemma2", "gemma3_text", "gpt2", "falcon")

@@ -198,7 +198,7 @@ def a_full_disk(folder: Path, pool: TinyPool, monkeypatch: pytest.MonkeyPatch) -
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mergesearch.streaming._bytes", full)
+    monkeypatch.setattr("mergesearch.engine.streaming._bytes", full)
     return merging(folder, pool)
 
 

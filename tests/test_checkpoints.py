@@ -27,10 +27,10 @@ from mergesearch.checkpoints import (
     resolve,
     save,
 )
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
-from mergesearch.export import Story, write_checkpoint
 from mergesearch.recipe import Rule
+from mergesearch.results.card import Story, write_checkpoint
 
 STORY = Story("a test", {"python": "3"})
 WEIGHT = "model.layers.1.mlp.up_proj.weight"

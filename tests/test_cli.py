@@ -206,7 +206,7 @@ def documents(folder: Path, number: int) -> Path:
 
 
 def test_ctrl_c_prints_the_table_and_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergesearch.engine import Engine
+    from mergesearch.engine.live import Engine
 
     load, calls = Engine.load, []
 

@@ -6,10 +6,10 @@ import torch
 from soups import TargetLosses
 
 from mergesearch.checkpoints import parameters
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
-from mergesearch.search.closed_forms import fisher, own_documents, regmean
-from mergesearch.search.coefficients import Block, Coefficients
+from mergesearch.search.soup.closed_forms import fisher, own_documents, regmean
+from mergesearch.search.soup.coefficients import Block, Coefficients
 
 DOCUMENTS = {"a": {"one": [0, 1, 2]}, "b": {"two": [0, 1]}}
 ALL = {"one": [0, 1, 2], "two": [0, 1]}

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from mergesearch.checkpoints import parameters
-from mergesearch.engine import Engine, plan
+from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import plan
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Rule
-from mergesearch.search.coefficients import Block, Coefficients, InnerProducts
+from mergesearch.search.soup.coefficients import Block, Coefficients, InnerProducts
 
 GROUPS = [Block((0, 0), ("attention",)), Block((0, 0)), Block((1, 1))]
 CELLS = {"recipe": "recipe", "group": GROUPS, "tensor": "tensor"}
@@ -92,7 +93,7 @@ def test_every_coefficient_against_finite_differences(tiny_pool, architecture, c
 
 
 def test_fused_weights_count_piece_by_piece(tiny_pool, monkeypatch):
-    monkeypatch.setattr("mergesearch.search.coefficients._BLOCK", 40)  # a few rows at a time
+    monkeypatch.setattr("mergesearch.search.soup.coefficients._BLOCK", 40)  # a few rows at a time
     tiny = tiny_pool("mixtral", models=2)
     pool = tiny.load()
     c = Coefficients(tiny.recipe(), pool.infos, "tensor")

@@ -10,7 +10,7 @@ import yaml
 from mergesearch import config
 from mergesearch.config import Config
 from mergesearch.errors import UserError
-from mergesearch.strict import read_yaml
+from mergesearch.schema import read_yaml
 
 ROOT = Path(__file__).parent.parent
 SMALL = """

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mergesearch.search.early_stopping import EarlyStopping
+from mergesearch.search.soup.early_stopping import EarlyStopping
 
 FACTORS = {"one": 0.25, "two": 3.0}
 BEST = {"one": np.linspace(0.0, 2.0, 12), "two": np.linspace(0.5, 0.9, 40)}

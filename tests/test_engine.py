@@ -12,10 +12,11 @@ from tiny_models import TinyPool, file_tensors, make_pool, same_bits
 
 from mergesearch import methods
 from mergesearch.checkpoints import Pool, floating_tensors
-from mergesearch.engine import DTYPES, Engine, check, plan
+from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import DTYPES, check, plan
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.export import Story, write_checkpoint
 from mergesearch.recipe import Recipe, Rule, read
+from mergesearch.results.card import Story, write_checkpoint
 
 STORY = Story("a test", {"python": "3.11", "mergesearch": "0.1"})
 WEIGHT = "model.layers.0.mlp.up_proj.weight"

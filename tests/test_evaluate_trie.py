@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from mergesearch.evaluate.trie import Plan, Query, plan
+from mergesearch.evaluate.tries.trie import Plan, Query, plan
 
 
 def query(inputs, targets):

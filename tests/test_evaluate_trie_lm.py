@@ -21,7 +21,7 @@ from tiny_models import fine_tune, make_model
 from tokenizers.processors import TemplateProcessing
 
 from mergesearch.evaluate.model import RememberingLM
-from mergesearch.evaluate.trie_lm import TrieLM
+from mergesearch.evaluate.tries.lm import TrieLM
 
 POSITIONS = 192
 SIZES = {"vocab_size": 257, "max_position_embeddings": POSITIONS, "bos_token_id": None, "eos_token_id": 0}

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from mergesearch import methods
-from mergesearch.errors import CandidateError
-from mergesearch.kernels import (
+from mergesearch.engine.kernels import (
     Compiler,
     Operands,
     Recipe,
@@ -36,6 +35,7 @@ from mergesearch.kernels import (
     staging,
     tables,
 )
+from mergesearch.errors import CandidateError
 from mergesearch.methods import Method, mask_key, registry
 from mergesearch.methods.sparse import rank_sums
 from mergesearch.methods.statistics import count_nonzero, kth_smallest, listening

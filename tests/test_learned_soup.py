@@ -8,12 +8,12 @@ import pytest
 import torch
 from soups import TargetLosses
 
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Rule
-from mergesearch.search.coefficients import Block, Coefficients
-from mergesearch.search.learned_soup import SoupSettings, hold_apart, learn, parent_scales
-from mergesearch.search.learning import minibatch, size
+from mergesearch.search.soup.adam import SoupSettings, hold_apart, learn, parent_scales
+from mergesearch.search.soup.coefficients import Block, Coefficients
+from mergesearch.search.soup.learning import minibatch, size
 
 DOCUMENTS = {"one": list(range(16)), "two": list(range(8))}
 LEARN, STOP = hold_apart(DOCUMENTS, 0.25, 0)

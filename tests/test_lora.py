@@ -13,10 +13,10 @@ import torch
 from tiny_models import TinyPool, file_tensors, make_model, make_pool, same_bits, write
 
 from mergesearch.checkpoints import floating_tensors, load_reference
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
-from mergesearch.export import Story, write_checkpoint
 from mergesearch.recipe import Rule
+from mergesearch.results.card import Story, write_checkpoint
 
 peft = pytest.importorskip("peft")
 STORY = Story("a test", {"python": "3"})

@@ -16,7 +16,7 @@ from mergekit_runs import LAYERS, need_mergekit, ours, theirs, theirs_multi, uni
 from tiny_models import MOE, TinyPool, make_pool
 
 from mergesearch import mergekit, methods
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.mergekit.layout import of
 from mergesearch.recipe import Recipe, Rule, TensorInfo

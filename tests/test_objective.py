@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mergesearch.config import TaskConfig
-from mergesearch.record import TaskScore
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.search import objective as objectives
 from mergesearch.search.objective import Objective
 

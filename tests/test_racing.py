@@ -13,13 +13,12 @@ from raced import Matrix, race_all
 from mergesearch import config
 from mergesearch.config import Config
 from mergesearch.evaluate.blocks import BlockScorer, split_blocks
-from mergesearch.evaluate.scores import DocumentScores, Scores
+from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
 from mergesearch.recipe import Recipe, TensorInfo
-from mergesearch.record import TaskScore
-from mergesearch.results import render, table_rows
+from mergesearch.results.table import render, table_rows
 from mergesearch.search.racing import lead, quantile, spreads
 from mergesearch.search.store import RunFolder, read_records, records
-from mergesearch.search.study import Search
+from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace
 
 RECORDED = Path(__file__).parent / "data" / "raced.npz"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mergesearch import recipe as recipes
 from mergesearch.errors import UserError
 from mergesearch.recipe import COMPONENTS, Recipe, Rule, TensorInfo
-from mergesearch.strict import parse_yaml
+from mergesearch.schema import parse_yaml
 
 names = st.text(min_size=1, max_size=8).filter(lambda name: name not in ("base", "union"))
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**40), 2**40)

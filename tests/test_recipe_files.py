@@ -13,7 +13,7 @@ from tiny_models import make_pool
 from mergesearch import mergekit, zoo
 from mergesearch.mergekit.layout import references
 from mergesearch.recipe import Recipe
-from mergesearch.strict import read_yaml
+from mergesearch.schema import read_yaml
 
 FOLDER = Path(__file__).parent.parent / "configs" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.evaluate.scores import DocumentScores, Scores
+from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
 from mergesearch.recipe import Recipe
-from mergesearch.record import Record, TaskScore
-from mergesearch.report import FORMATS, Entry, Question, Report, build, card, render
-from mergesearch.report.data import AVERAGE, SINGLE
+from mergesearch.results.report import FORMATS, Entry, Question, Report, build, card, render
+from mergesearch.results.report.data import AVERAGE, SINGLE
+from mergesearch.results.report.finalists import Kept, choose, score_finalists
 from mergesearch.search.baselines import baselines
-from mergesearch.search.finalists import Kept, choose, score_finalists
+from mergesearch.search.record import Record
 
 CONFIG = Config(base_model="base", models={"a": "a", "b": "b"}, tasks=[{"task": "quiz"}, {"task": "bits"}])
 RECIPES = {name: recipe.dump() for name, recipe in baselines(CONFIG).items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import QUICKSTART, Done, mergesearch, small
 
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
 from mergesearch.search.store import read_records
 
 OPTIONS = {"holdout": 0.03, "space__methods": "[linear]"}

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mergesearch import methods
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
+from mergesearch.engine.residency import residency
 from mergesearch.recipe import Rule
-from mergesearch.residency import residency
 
 
 @pytest.fixture

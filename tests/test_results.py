@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from mergesearch.errors import UserError
-from mergesearch.record import Record, TaskScore, ranked
-from mergesearch.results import FORMATS, render, table_rows
+from mergesearch.evaluate.scores import TaskScore
+from mergesearch.results.table import FORMATS, render, table_rows
+from mergesearch.search.record import Record, ranked
 
 
 def record(number: int, objective: float | None, quiz: float = 0.5, bits: float = 2.0, **extra: object) -> Record:

@@ -14,11 +14,12 @@ import pytest
 from mergesearch import config
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo
-from mergesearch.record import Record, TaskScore, ranked
 from mergesearch.search.history import History, hours_at_work, worked_hours
+from mergesearch.search.record import Record, ranked
 from mergesearch.search.store import RunFolder, Worker, open_study, read_records, records
-from mergesearch.search.study import Search, SearchFailed
+from mergesearch.search.worker import Search, SearchFailed
 from mergesearch.space import SearchSpace
 
 INFOS = [TensorInfo(f"layers.{i}.mlp", i, "mlp", (2, 2)) for i in range(2)]

@@ -9,15 +9,17 @@ from typing import Any
 import optuna
 import pytest
 
-from mergesearch import actions, config, materials
-from mergesearch.actions import Session, export_trial, prepare, words_of
+from mergesearch import config
+from mergesearch.commands import inputs as materials
+from mergesearch.commands import run as actions
+from mergesearch.commands.check import preview
+from mergesearch.commands.run import Session, export_trial, prepare, words_of
 from mergesearch.errors import UserError
-from mergesearch.preview import preview
 from mergesearch.recipe import Recipe
-from mergesearch.record import Record
-from mergesearch.results import render
+from mergesearch.results.table import render
 from mergesearch.search import store
 from mergesearch.search.history import CONTROL
+from mergesearch.search.record import Record
 from mergesearch.search.store import read_records
 
 FOLDER = Path(__file__).parent.parent / "configs" / "search"

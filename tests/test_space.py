@@ -11,7 +11,7 @@ from tiny_models import make_pool
 
 from mergesearch import config, methods
 from mergesearch.config import Config
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search.baselines import DEFAULTS, baselines

@@ -11,10 +11,11 @@ from tiny_models import ARCHITECTURES, MOE, TinyPool, file_tensors, make_pool, s
 from transformers import AutoModelForCausalLM
 
 from mergesearch.checkpoints import Pool, floating_tensors
-from mergesearch.engine import Engine, check, plan
+from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import check, plan
 from mergesearch.errors import UserError
-from mergesearch.export import Story, write_checkpoint
 from mergesearch.recipe import Recipe, Rule
+from mergesearch.results.card import Story, write_checkpoint
 
 STORY = Story("a test", {"python": "3"})
 PASS = Rule(method="passthrough")
@@ -282,7 +283,7 @@ def test_a_stack_of_the_base_needs_one(parents: Any) -> None:
 
 
 def test_the_merge_command_stacks(parents: Any, tmp_path: Path) -> None:
-    from mergesearch.merging import merge_recipe
+    from mergesearch.commands.merge import merge_recipe
 
     written, pool = parents()
     recipe = written.recipe(PASS, stack=FRANKENMERGE)

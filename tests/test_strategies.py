@@ -18,25 +18,25 @@ import test_racing
 from test_racing import Live
 from test_search import INFOS, Engine, Found, Scorer, settings
 
-from mergesearch.actions import warm_recipes
+from mergesearch.commands.run import warm_recipes
 from mergesearch.config import Config
-from mergesearch.engine import Engine as RealEngine
+from mergesearch.engine.live import Engine as RealEngine
 from mergesearch.errors import CandidateError, UserError
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo, single_rule
-from mergesearch.record import TaskScore
-from mergesearch.results import render, table_rows
+from mergesearch.results.table import render, table_rows
 from mergesearch.search import store
-from mergesearch.search.affine import affine_of
 from mergesearch.search.baselines import DEFAULTS, SLERP, average, recipe_of
 from mergesearch.search.history import CONTROL, History, costs
 from mergesearch.search.history import recipe_of as stated
+from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.store import RunFolder, records
 from mergesearch.search.strategies import WAIT, notes
 from mergesearch.search.strategies import stages as stages_module
 from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
 from mergesearch.search.strategies.learned_soup import LearnedSoups
 from mergesearch.search.strategies.stages import FIXED, Stages
-from mergesearch.search.study import Search
+from mergesearch.search.worker import Search
 from mergesearch.space import OneMethod, RefineSpace, SearchSpace, check_space
 
 MODELS = ("a", "b", "c", "d")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mergesearch import streaming
 from mergesearch.checkpoints import new_folder, release, save
-from mergesearch.engine import Engine
+from mergesearch.engine import streaming
+from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Rule
 
@@ -116,7 +116,7 @@ def test_a_merge_with_nan_leaves_nothing(tiny_pool, tmp_path):
 KILLED = """
     import os, sys, pickle
     from pathlib import Path
-    from mergesearch import streaming
+    from mergesearch.engine import streaming
     from mergesearch.checkpoints import Pool, new_folder
     from mergesearch.recipe import Recipe, Rule
     base, models, out = {base!r}, {models!r}, Path({out!r})

@@ -14,10 +14,10 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from mergesearch import config
-from mergesearch.engine import Engine
+from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
-from mergesearch.export import Story, write_checkpoint
 from mergesearch.recipe import Rule
+from mergesearch.results.card import Story, write_checkpoint
 
 STORY = Story("a test", {"python": "3"})
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

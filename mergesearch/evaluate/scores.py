@@ -12,7 +12,36 @@ from typing import Any
 
 import numpy as np
 
-from mergesearch.record import TaskScore
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's figure for one candidate.
+
+    Attributes:
+        value: the metric as lm-eval aggregates it.
+        stderr: its standard error over documents; None where it has none.
+        documents: how many documents it was measured on.
+        metric: the metric's lm-eval name, `acc`.
+        filter: the lm-eval filter it was taken after, mostly `none`.
+        higher_is_better: whether more is better.
+        truncated: the share of its prompts that lost their beginning, being longer than the model's context.
+        cut: the share of its generated answers that ended at the token limit.
+        gold: how probable what is right is, in [0, 1]: the mean probability of the right choice among the choices; of
+            a task without choices the geometric mean of its targets' probabilities; None where its answers are texts.
+    """
+
+    value: float
+    stderr: float | None
+    documents: int
+    metric: str
+    filter: str = "none"
+    higher_is_better: bool = True
+    truncated: float = 0.0
+    cut: float = 0.0
+    gold: float | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)

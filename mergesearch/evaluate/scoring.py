@@ -29,7 +29,7 @@ from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task
-from mergesearch.evaluate.trie_lm import TrieLM
+from mergesearch.evaluate.tries.lm import TrieLM
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from mergesearch.mergekit.grouping import Merge, rules
 from mergesearch.mergekit.settings import Condition
 from mergesearch.methods import Method
 from mergesearch.recipe import Recipe
-from mergesearch.strict import read_yaml
+from mergesearch.schema import read_yaml
 
 DTYPES = ("float32", "bfloat16", "float16")
 

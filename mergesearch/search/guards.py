@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergesearch.config import GuardConfig
-from mergesearch.record import TaskScore
+from mergesearch.evaluate.scores import TaskScore
 
 # Figures are counts over counts: what misses the limit by less misses it by rounding.
 ROUNDING = 1e-9

@@ -10,8 +10,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.config import Config
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
-from mergesearch.record import TaskScore
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.store import objective_of
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergesearch.config import Config, TaskConfig
-from mergesearch.record import TaskScore
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.search import guards
 from mergesearch.search.baselines import BASE
 from mergesearch.search.guards import Guard

@@ -19,8 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 from mergesearch import config as configuration
 from mergesearch.config import Config
 from mergesearch.errors import UserError
-from mergesearch.record import Record, TaskScore
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.search.objective import Objective
+from mergesearch.search.record import Record
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
 # where a study notes the recipes of other runs that it tries first

@@ -10,10 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe, single_rule
-from mergesearch.search.affine import WHOLE, Affine, affine_of
 from mergesearch.search.baselines import recipe_of
 from mergesearch.search.history import History
 from mergesearch.search.history import recipe_of as stated_recipe
+from mergesearch.search.soup.affine import WHOLE, Affine, affine_of
 from mergesearch.search.strategies.base import WAIT, Proposal, Wait, Wanted
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.config import Config
-from mergesearch.search.affine import affine_of
 from mergesearch.search.history import History, recipe_of
+from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.strategies.base import WAIT, Proposal, Wait, Wanted
 
 # a model takes part in a mix with at least this weight somewhere, or with half its equal share where they are many

@@ -1,0 +1,181 @@
+"""What a recipe or a run would do, found by running every check and merging nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from mergesearch import config as configuration
+from mergesearch import mergekit
+from mergesearch.checkpoints import Pool
+from mergesearch.commands.inputs import check_racing, load_pool, load_tasks, pool_of, scorer_of, splits
+from mergesearch.commands.run import spaces, warm_recipes
+from mergesearch.config import Config
+from mergesearch.engine.plan import DTYPES, Job, check, form_of, plan
+from mergesearch.engine.residency import residency
+from mergesearch.evaluate.tasks import Split, Task
+from mergesearch.recipe import Recipe
+from mergesearch.schema import read_yaml
+from mergesearch.search.baselines import baseline_count
+from mergesearch.search.history import History, costs
+from mergesearch.search.store import RunFolder, begun
+from mergesearch.space import check_space
+
+Lines = list[tuple[str, str]]
+
+
+def preview(path: str | Path, overrides: Sequence[str] = (), allow_unrelated: bool = False) -> Lines:
+    """Label and text of each line of `mergesearch check`.
+
+    Args:
+        path: a recipe (native or mergekit's), or a run configuration: what has `tasks` is a configuration.
+        overrides: `key=value`, for a configuration.
+        allow_unrelated: for a recipe, accept models that share no base.
+
+    Raises:
+        UserError: whatever `mergesearch merge` or `mergesearch run` would refuse.
+    """
+    if "tasks" in read_yaml(path):
+        return _run(configuration.read(path, overrides))
+    return _merge(mergekit.read_any(path), allow_unrelated)
+
+
+def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
+    check(recipe)
+    pool = pool_of(recipe, allow_unrelated=allow_unrelated)
+    jobs = plan(recipe, pool, form_of(recipe, pool))
+    return [
+        ("recipe", f"{recipe.id}, {len(recipe.rules)} rules, seed {recipe.seed}, to {recipe.out_dtype}"),
+        *_parents(pool),
+        ("result", _size((job.info.shape for job in jobs), len({job.info.layer for job in jobs}))),
+        *_rules(recipe, jobs),
+        *_memory(pool, _numbers(job.info.shape for job in jobs), recipe.out_dtype),
+    ]
+
+
+def _run(config: Config) -> Lines:
+    check_space(config)
+    RunFolder(config.folder).check(config)
+    warm_recipes(config)
+    tasks = load_tasks(config)
+    documents = splits(config, tasks)
+    check_racing(config, tasks)
+    pool = load_pool(config)
+    space, _ = spaces(config, pool)
+    return [
+        ("run", f"{config.name} in {config.folder}"),
+        *_parents(pool),
+        ("candidate", _size((info.shape for info in pool.infos), pool.layers)),
+        *(
+            (
+                f"task {task.label}",
+                f"{task.metric}, {len(documents[task.label].search)} search and {len(documents[task.label].holdout)} "
+                f"holdout documents of {task.size}",
+            )
+            for task in tasks
+        ),
+        ("groups", ", ".join(group.label for group in space.groups)),
+        ("methods", ", ".join(space.methods)),
+        ("dimension", f"{space.dimension} parameters in the largest proposal"),
+        ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
+        ("budget", _budget(config, documents, _tokens(config, pool, tasks, documents))),
+        *_so_far(config),
+        *_memory(pool, pool.parameters, config.dtype),
+    ]
+
+
+def _tokens(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split]) -> int:
+    """Prompt tokens of all search documents, from the requests themselves; no weights are needed for that."""
+    plain = config.model_copy(update={"scoring": "lm_eval"})
+    searched = {label: part.search for label, part in documents.items()}
+    return scorer_of(plain, pool.form.blueprint.empty(), pool.tokenizer, tasks, searched).prompt_tokens
+
+
+def _so_far(config: Config) -> Lines:
+    """Of a run that has begun: what it has cost, and what the rest of its budget buys."""
+    study = begun(config)
+    return [tuple(line.split(": ", 1)) for line in costs(History(study, config))] if study else []
+
+
+def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:
+    """What the run may cost: candidates, document evaluations and prompt tokens, the learned soups' on top.
+
+    Args:
+        tokens: of the prompts of all search documents.
+    """
+    search, baselines = config.search, baseline_count(config)
+    candidates, searched = search.trials + baselines, sum(len(part.search) for part in documents.values())
+    soup = search.learned_soup
+    text = (
+        f"{search.trials} trials after {baselines} baselines, {searched} documents each: "
+        f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations, "
+        f"about {tokens * candidates:,} prompt tokens"
+    )
+    counts = [len(documents[task.task].search) for task in config.tasks]
+    if "learned_soup" in search.strategies:
+        each = [soup.cost(loss, len(config.models), counts) for _, loss in soup.soups]
+        text += f", and at most {sum(each):,} to learn {len(each)} soup{'s' * (len(each) > 1)}"
+        text += " by gradient" * (soup.optimizer == "adam")
+    closed = [name for name in search.strategies if name in ("fisher", "regmean")]
+    text += "".join(f", and about {soup.closed_form_cost(len(config.models), counts):,} for {name}" for name in closed)
+    limits = [f"{search.hours} h"] if search.hours is not None else []
+    limits += [f"{search.documents:,} document evaluations"] if search.documents is not None else []
+    return text + "".join(f"; ends after {limit}" for limit in limits)
+
+
+def _parents(pool: Pool) -> Lines:
+    names = ", ".join(f"{name} ({model.reference})" for name, model in pool.models.items())
+    return [("base", pool.base.reference), ("models", names), *(("note", note) for note in pool.notes)]
+
+
+def _size(shapes: Iterable[tuple[int, ...]], layers: int) -> str:
+    shapes = list(shapes)
+    return f"{len(shapes)} tensors, {_numbers(shapes):,} parameters, {layers} layers"
+
+
+def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def _rules(recipe: Recipe, jobs: Sequence[Job]) -> Lines:
+    tensors: Counter[int] = Counter()
+    parameters: Counter[int] = Counter()
+    methods: dict[int, str] = {}
+    for job in jobs:
+        position = recipe.rules.index(recipe.rule_for(job.info))
+        tensors[position] += 1
+        parameters[position] += _numbers([job.info.shape])
+        methods[position] = f"{job.step.method.name} of {', '.join(job.step.models)}"
+    return [
+        (f"rule {rule.label}", f"{methods[n]}: {tensors[n]} tensors, {parameters[n]:,} parameters")
+        if n in tensors
+        else (f"rule {rule.label}", f"{rule.method} covers no tensor: an earlier rule takes them all")
+        for n, rule in enumerate(recipe.rules)
+    ]
+
+
+def _memory(pool: Pool, parameters: int, dtype: str) -> Lines:
+    parents = [pool.base, *pool.models.values()]
+    held = _held(tensor for parent in parents for tensor in parent.live.values())
+    candidate = parameters * DTYPES[dtype].itemsize
+    # the parents that were read for this check are memory that the run can have
+    choice = residency(held, candidate, pool.device, held)
+    room = "" if choice.fits else "; that is more than there is: use fewer models or another device"
+    return [("memory", f"{_bytes(held)} parents + {_bytes(candidate)} candidate: {choice}{room}")]
+
+
+def _held(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages, shared ones once."""
+    storages: Mapping[int, int] = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError

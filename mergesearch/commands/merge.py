@@ -1,0 +1,44 @@
+"""One recipe merged into a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mergesearch.checkpoints import Residency, choose_device, new_folder
+from mergesearch.commands.inputs import pool_of
+from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import check
+from mergesearch.engine.streaming import can_stream, stream
+from mergesearch.recipe import Recipe
+from mergesearch.results.card import Story, metadata_of, write_checkpoint, write_words
+from mergesearch.search.worker import machine
+
+
+def merge_recipe(
+    recipe: Recipe,
+    out: Path,
+    device: str = "auto",
+    max_shard_size: str = "5GB",
+    allow_unrelated: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Builds a checkpoint from a recipe.
+
+    Raises:
+        UserError: the recipe cannot be merged, or `out` is no new folder.
+        CandidateError: the merge came out with NaN or infinity.
+    """
+    check(recipe)
+    with new_folder(out):  # refuses an unusable name before any model is read
+        pass
+    Path(out).rmdir()
+    chosen = choose_device(device)
+    residency: Residency = "mapped" if chosen.type == "cpu" else "device"
+    pool = pool_of(recipe, device, allow_unrelated, trust_remote_code, residency)
+    story = Story(out.name, machine(str(chosen)))
+    if residency != "mapped" or not can_stream(recipe, pool):
+        write_checkpoint(recipe, Engine(pool, recipe.out_dtype), out, story, max_shard_size)
+        return
+    with new_folder(out) as folder:
+        stream(recipe, pool, folder, metadata_of(recipe), max_shard_size)
+        write_words(recipe, folder, story, pool.notes)

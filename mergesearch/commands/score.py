@@ -1,0 +1,109 @@
+"""Checkpoints and recipes scored on a run's documents."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mergesearch import mergekit
+from mergesearch.checkpoints import choose_device, load_reference
+from mergesearch.commands.inputs import load_pool, load_tasks, pool_of, samples_of, scorer_of, splits
+from mergesearch.config import Config
+from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import DTYPES, check
+from mergesearch.errors import UserError, unknown
+from mergesearch.evaluate.scores import Scores
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.evaluate.tasks import Split
+from mergesearch.recipe import Recipe
+from mergesearch.search.store import RunFolder
+
+log = logging.getLogger(__name__)
+
+SIDES = ("search", "holdout", "all")
+
+
+def score_model(model: str, config: Config, on: str = "search") -> Scores:
+    """The scores of a checkpoint, or of a recipe's YAML file, on a run's documents.
+
+    Args:
+        model: a folder, `zoo:NAME`, a hub id, or the path of a recipe.
+        config: the run's configuration: tasks, split, batch size, dtype, device.
+        on: `search`, `holdout` or `all` documents.
+
+    Raises:
+        UserError: what is wrong with the input.
+        CandidateError: the model cannot be scored.
+    """
+    if on not in SIDES:
+        raise unknown("value", on, SIDES, "--on")
+    if on == "holdout" and not config.holdout:
+        raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
+    tasks = load_tasks(config)
+    documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
+    live, tokenizer = _live(model, config)
+    return scorer_of(config, live, tokenizer, tasks, documents).score()
+
+
+def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = "holdout") -> dict[str, Scores]:
+    """The scores of several recipes of one run on the same documents, by name.
+
+    Raises:
+        UserError: what is wrong with the input.
+        CandidateError: one of them cannot be built or scored.
+    """
+    tasks = load_tasks(config)
+    documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
+    engine = Engine(load_pool(config), config.dtype)
+    scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents)
+    found = {}
+    for name, recipe in candidates.items():
+        engine.load(recipe)
+        found[name] = scorer.score()
+    return found
+
+
+def holdout_scorers(
+    config: Config, folder: RunFolder, other_batch_size: int, say: Callable[[str], None] = log.info
+) -> tuple[Engine, Scorer, Scorer]:
+    """An engine, a scorer of its live model on the holdout, and one that asks in another order and batch size.
+
+    Raises:
+        UserError: what is wrong with the input; a task's documents are not those that the run split.
+    """
+    say(f"loading {len(config.scored)} tasks")
+    tasks = load_tasks(config)
+    parts = splits(config, tasks)
+    if samples_of(tasks, parts)["holdout"] != folder.holdout_documents():
+        raise UserError(
+            f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' data"
+        )
+    say(f"loading the base and {len(config.models)} models")
+    engine = Engine(load_pool(config), config.dtype)
+    say("building requests")
+    holdout = {label: part.holdout for label, part in parts.items()}
+    live, tokenizer = engine.model, engine.pool.tokenizer
+    other = config.model_copy(update={"batch_size": other_batch_size, "scoring": "lm_eval"})
+    first = scorer_of(config, live, tokenizer, tasks, holdout)
+    return engine, first, scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
+
+
+def _live(model: str, config: Config) -> tuple[Any, Any]:
+    if model.endswith((".yaml", ".yml")):
+        recipe = mergekit.read_any(model)
+        engine = _engine_for(recipe, config.device, config.allow_unrelated, config.trust_remote_code)
+        engine.load(recipe)
+        return engine.model, engine.pool.tokenizer
+    device = choose_device(config.device)
+    live, tokenizer = load_reference(model, config.base_model, "MODEL", DTYPES[config.dtype], config.trust_remote_code)
+    return live.to(device), tokenizer
+
+
+def _engine_for(recipe: Recipe, device: str, allow_unrelated: bool, trust_remote_code: bool) -> Engine:
+    check(recipe)
+    return Engine(pool_of(recipe, device, allow_unrelated, trust_remote_code), recipe.out_dtype)
+
+
+def _side(part: Split, on: str) -> list[int]:
+    return {"search": part.search, "holdout": part.holdout, "all": sorted(part.search + part.holdout)}[on]

@@ -1,0 +1,119 @@
+"""Many tensors as one table of pointers: what a built program is called with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergesearch.engine.kernels.program import WINDOW, Program
+from mergesearch.engine.kernels.statistics import Operands
+from mergesearch.methods.masks import MaskKey
+
+
+@dataclass(frozen=True)
+class Task:
+    """One tensor to make: what from, where to, and what it is called in messages."""
+
+    operands: Operands
+    out: Tensor
+    label: str
+
+
+class Group:
+    """Tasks of one shape, one set of dtypes and devices."""
+
+    def __init__(self, tasks: Sequence[Task]):
+        self.tasks = list(tasks)
+        self.operands = [task.operands for task in tasks]
+        self.out = tasks[0].out
+        first = self.operands[0]
+        self.base = first.base is not None
+        self.home = first.models[0].device
+        named = repr([(tuple(one.names), tuple(one.masks)) for one in self.operands])
+        self.token = hashlib.blake2b(named.encode(), digest_size=16).digest()
+        tensors = [t for task in tasks for t in (task.out, *task.operands.models, task.operands.base) if t is not None]
+        self.whole = first.models[0].numel() > 0 and all(t.is_contiguous() for t in tensors)
+
+
+class Plan:
+    """Tasks in groups; whoever makes candidates of the same tensors again and again keeps it.
+
+    Args:
+        tasks: their tensors may get other memory later, but no other shape, dtype or device.
+    """
+
+    def __init__(self, tasks: Sequence[Task]):
+        found: dict[Any, list[Task]] = {}
+        for task in tasks:
+            found.setdefault(_kind(task), []).append(task)
+        groups = [Group(alike) for alike in found.values()]
+        # the most work first: a device is busy with it while the other groups are prepared
+        self.groups = sorted(groups, key=lambda g: -len(g.tasks) * g.out.numel())
+        self.batches: dict[Any, Batch] = {}
+
+    def __iter__(self) -> Iterator[Task]:
+        return (task for group in self.groups for task in group.tasks)
+
+
+def _kind(task: Task) -> Any:
+    tensors = [t for t in (task.operands.base, *task.operands.models) if t is not None]
+    contiguous = all(t.is_contiguous() for t in (task.out, *tensors))
+    kinds = tuple((t.dtype, t.device) for t in (task.out, *tensors))
+    return (tuple(task.out.shape), task.operands.base is None, kinds, contiguous)
+
+
+class Batch:
+    """The tensors of groups that share a program, cut into spans that a 32-bit index reaches.
+
+    Attributes:
+        counts: (T,) int64, elements of each span. firsts: (T + 1,) int64, the number of its first chunk.
+        pointers: (T, 1 + arguments) int64: the result, the program's arguments. scalars: (T or 1, S) float64.
+        keys: (T, K) int32. On a CUDA device `rows` holds firsts, counts and pointers, `places` the span of each chunk.
+        aligned: every pointer is a multiple of 16.
+        owners: for each span its tensor's number.
+    """
+
+    def __init__(self, sizes: Sequence[int], masks: Sequence[Sequence[MaskKey]], program: Program, chunk: int,
+                 device: torch.device, span: int = WINDOW):  # fmt: skip
+        self.device = device
+        cuts = [(i, start, min(span, n - start)) for i, n in enumerate(sizes) for start in range(0, n, span)]
+        self.owners = torch.tensor([i for i, _, _ in cuts])
+        self.starts = [start for _, start, _ in cuts]
+        self.counts = torch.tensor([n for _, _, n in cuts])
+        self.firsts = torch.zeros(len(cuts) + 1, dtype=torch.int64)
+        chunks = (self.counts + chunk - 1) // chunk
+        self.firsts[1:] = chunks.cumsum(0)
+        keys = torch.tensor([program.keys(masks[i], start) for i, start, _ in cuts], dtype=torch.int32)
+        self.keys = keys.to(device)
+        self.aligned = False
+        self._held: list[list[int]] = []
+        if device.type != "cpu":
+            self.places = torch.repeat_interleave(torch.arange(len(cuts), dtype=torch.int32), chunks).to(device)
+
+    def set(self, tensors: Sequence[Sequence[Tensor]], scalars: Tensor) -> None:
+        """Points to these tensors (for each task the result, then the arguments) with these scalars."""
+        found = [[t.data_ptr() for t in one] for one in tensors]
+        if len(self.owners) > len(tensors):
+            sizes = [[t.element_size() for t in one] for one in tensors]
+            found = [
+                [p + start * size for p, size in zip(found[i], sizes[i], strict=True)]
+                for i, start in zip(self.owners.tolist(), self.starts, strict=True)
+            ]
+        if len(scalars) > 1 and len(self.owners) > len(tensors):
+            scalars = scalars[self.owners]
+        if found != self._held:
+            self._point(found)
+        self.scalars = scalars.contiguous().to(self.device, non_blocking=True)
+
+    def _point(self, found: list[list[int]]) -> None:
+        self._held = found
+        self.pointers = torch.tensor(found)
+        self.aligned = all(p % 16 == 0 for row in found for p in row)
+        if self.device.type != "cpu":
+            rows = torch.cat([self.firsts[:-1, None], self.counts[:, None], self.pointers], 1)
+            self.rows = rows.to(self.device)

@@ -1,0 +1,227 @@
+"""Programs in Triton for CUDA devices: one launch makes all tensors that share a program, however many there are."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mergesearch.engine.kernels.code import Code, Writer, exact, rounded
+from mergesearch.engine.kernels.native import folder
+from mergesearch.engine.kernels.symbols import Unsupported
+
+# elements of a program instance: 16 bytes of bf16 for each of its threads
+BLOCK, WARPS = 512, 2
+_TYPES = {
+    torch.bfloat16: "tl.bfloat16", torch.float16: "tl.float16", torch.float32: "tl.float32",
+    torch.float64: "tl.float64", torch.int16: "tl.int16", torch.int32: "tl.int32", torch.int64: "tl.int64",
+    torch.bool: "tl.int1",
+}  # fmt: skip
+
+_HEAD = """import triton
+import triton.language as tl
+
+
+@triton.jit
+def along(pointer, start, lane, EVEN: tl.constexpr, ALIGNED: tl.constexpr):
+    if EVEN and ALIGNED:
+        return tl.multiple_of(pointer + start + lane, 16)
+    return pointer + start + lane
+
+
+@triton.jit
+def fetch(pointers, left, EVEN: tl.constexpr):
+    if EVEN:
+        return tl.load(pointers, eviction_policy="evict_first")
+    return tl.load(pointers, mask=left, eviction_policy="evict_first")
+
+"""
+
+
+# The steps by which the device itself divides, without its check for operands near the ends of the range, which sends
+# every 0 through a branch: the nearest number, but for quotients below 2^-100. By one number for all elements, whose
+# reciprocal is the nearest to it, one step is enough (Markstein 1990); an infinite quotient is then no number.
+_DIVISION = """
+@triton.jit
+def by_one(a, b, r):
+    first = a * r
+    # a product with -1: Triton's minus is a subtraction from 0, which loses the sign of 0
+    return tl.fma(tl.fma(b, first, a * -1.0) * -1.0, r, first)
+
+
+@triton.jit
+def divide(a, b):
+    minus = b * -1.0
+    near = 1.0 / b
+    r = tl.fma(tl.fma(minus, near, 1.0), near, near)
+    first = a * r
+    better = tl.fma(tl.fma(minus, first, a), r, first)
+    best = tl.fma(tl.fma(minus, better, a), r, better)
+    return tl.where(first * 0.5 == first, first, best)
+
+"""
+
+
+class Triton(Writer):
+    types: ClassVar = _TYPES
+    forms: ClassVar = {
+        **{sign: f"{{0}} {sign} {{1}}" for sign in ("+", "-", "*", "&", "|", "^", ">>", "<<", "<", "<=", ">", ">=",
+                                                    "==", "!=")},
+        ("/", torch.float32): "divide({0}, {1})", ("/", torch.float64): "{0} / {1}",
+        ("sqrt", torch.float32): "tl.sqrt_rn({0})", ("sqrt", torch.float64): "tl.sqrt({0})",
+        "where": "tl.where({0}, {1}, {2})",
+        ("where", torch.bool): "({0} & {1}) | (~{0} & {2})",
+        "not": "~{0}", "neg": "{0} * -1", "abs": "tl.abs({0})", "bitwise_not": "~{0}",
+        "cast": "{0}.to({T})", ("cast", torch.bool): "{0} != 0",
+        "maximum": "tl.where(({1} > {0}) | ({1} != {1}), {1}, {0})",
+        "minimum": "tl.where(({1} < {0}) | ({1} != {1}), {1}, {0})",
+        "scalar": "tl.load(s + {0})", "key": "tl.load(k + {0})", "index": "start + lane",
+    }  # fmt: skip
+
+    def constant(self, value: Any, dtype: torch.dtype) -> str:
+        plain = exact(rounded(value, dtype)) if dtype.is_floating_point else str(int(value))
+        return f"tl.full([BLOCK], {plain}, {self.types[dtype]})"
+
+
+def text(code: Code, out: torch.dtype) -> str:
+    """The Triton source of a program whose result is held in `out`.
+
+    Raises:
+        Unsupported: Triton has no such operation or dtype here.
+    """
+    if out not in (torch.bfloat16, torch.float16, torch.float32):
+        raise Unsupported(f"results of {out}")
+    writer, lines = Triton(), []
+    for made, what, inputs in code.steps:
+        right = _loaded(code, inputs[0], made.dtype) if what == "load" else writer.expression(made, what, inputs)
+        if what == "/" and made.dtype == torch.float32 and inputs[1].uniform:
+            lines.append(f"    r{made.name} = tl.div_rn({inputs[1].name} * 0 + 1.0, {inputs[1].name})")
+            right = f"by_one({inputs[0].name}, {inputs[1].name}, r{made.name})"
+        lines.append(f"    {made.name} = {right}")
+    names = ["out", *(f"x{i}" for i in range(len(code.arguments)))]
+    types = [out, *code.arguments]
+    pointers = [f"{n} = tl.load(row + {i + 2}).to(tl.pointer_type({_TYPES[t]}))"
+                for i, (n, t) in enumerate(zip(names, types, strict=True))]  # fmt: skip
+    return "\n".join([
+        _HEAD,
+        _DIVISION,
+        "@triton.jit",
+        f"def part({', '.join(names)}, s, k, start, n, bad, BLOCK: tl.constexpr, EVEN: tl.constexpr, "
+        "ALIGNED: tl.constexpr):",
+        "    lane = tl.arange(0, BLOCK)",
+        "    left = start + lane < n",
+        *lines,
+        f"    made = {code.result.name}.to({_TYPES[out]})",
+        "    wide = made.to(tl.float32)",
+        "    wrong = ~(tl.abs(wide) < float('inf'))",
+        "    there = along(out, start, lane, EVEN, ALIGNED)",
+        "    if EVEN:",
+        "        tl.store(there, made)",
+        "    else:",
+        "        tl.store(there, made, mask=left)",
+        "        wrong = wrong & left",
+        "    tl.store(bad + tl.zeros([BLOCK], tl.int32), tl.full([BLOCK], 1, tl.int8), mask=wrong)",
+        "",
+        "",
+        '@triton.jit(do_not_specialize=["stride"])',
+        "def work(table, places, scalars, stride, keys, bad, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):",
+        "    at = tl.program_id(0)",
+        "    t = tl.load(places + at)",
+        f"    row = table + t * {len(names) + 2}",
+        "    start = (at - tl.load(row).to(tl.int32)) * BLOCK",
+        "    n = tl.load(row + 1).to(tl.int32)",
+        *(f"    {line}" for line in pointers),
+        "    s = scalars + t * stride",
+        f"    k = keys + t * {code.keys}",
+        "    if start + BLOCK <= n:",
+        f"        part({', '.join(names)}, s, k, start, n, bad + t, BLOCK, True, ALIGNED)",
+        "    else:",
+        f"        part({', '.join(names)}, s, k, start, n, bad + t, BLOCK, False, ALIGNED)",
+        "",
+    ])  # fmt: skip
+
+
+def _loaded(code: Code, number: int, dtype: torch.dtype) -> str:
+    held = code.arguments[number]
+    if held not in _TYPES:
+        raise Unsupported(f"tensors of {held}")
+    if held == torch.bool:
+        raise Unsupported("statistics that are truth values")
+    loaded = f"fetch(along(x{number}, start, lane, EVEN, ALIGNED), left, EVEN)"
+    return loaded if held == dtype else f"{loaded}.to({_TYPES[dtype]})"
+
+
+@dataclass
+class _Trial:
+    rows: Tensor
+    places: Tensor
+    scalars: Tensor
+    keys: Tensor
+    aligned: bool = True
+
+
+class Kernel:
+    """A built program. Called with a `Batch` on its device it makes the batch's tensors.
+
+    Raises:
+        ImportError: there is no Triton here.
+    """
+
+    chunk = BLOCK
+
+    def __init__(self, code: Code, out: torch.dtype):
+        self.work = load(text(code, out)).work
+        self._code, self._out = code, out
+
+    def try_on(self, device: torch.device) -> None:
+        """Builds for a device and runs there once, on memory of its own: what fails fails here, before a candidate."""
+        code, size = self._code, BLOCK
+        tensors = [torch.ones(size, dtype=dtype, device=device) for dtype in (self._out, *code.arguments)]
+        rows = torch.tensor([[0, size, *(t.data_ptr() for t in tensors)]], device=device)
+        self(_Trial(
+            rows, torch.zeros(1, dtype=torch.int32, device=device),
+            torch.ones(1, max(1, code.scalars), dtype=torch.float64, device=device),
+            torch.zeros(1, code.keys, dtype=torch.int32, device=device),
+        ))  # fmt: skip
+        torch.cuda.synchronize(device)
+
+    def __call__(self, batch: Any) -> Tensor:
+        """As `native.Kernel`; nothing waits for the device. `batch.rows` is int64 (T, 3 + arguments): first chunk,
+        elements, pointers; `batch.places` int32: the tensor of each chunk; `batch.aligned`: all pointers are multiples
+        of 16."""
+        bad = torch.zeros(len(batch.rows), dtype=torch.int8, device=batch.rows.device)
+        stride = 0 if len(batch.scalars) == 1 else batch.scalars.shape[1]
+        with torch.cuda.device(batch.rows.device):
+            self.work[(len(batch.places),)](
+                batch.rows, batch.places, batch.scalars, stride, batch.keys, bad, BLOCK=BLOCK, ALIGNED=batch.aligned,
+                num_warps=WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
+        return bad != 0
+
+
+def load(source: str) -> Any:
+    """The module of a Triton source: Triton reads functions from their files, so it is written to one."""
+    name = f"mergesearch_{hashlib.blake2b(source.encode(), digest_size=12).hexdigest()}"
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder() / "triton"))
+    place = folder() / f"{name}.py"
+    if not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, made = tempfile.mkstemp(dir=place.parent)
+        with os.fdopen(handle, "w") as file:
+            file.write(source)
+        os.replace(made, place)
+    return _module(name, place)
+
+
+def _module(name: str, place: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,284 @@
+"""What a method does to the tensors of one shape: kept, it serves other numbers and other tensors of that shape."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergesearch.engine.kernels.program import make
+from mergesearch.engine.kernels.statistics import Operands, Request, Statistics, _leaves
+from mergesearch.engine.kernels.symbols import Symbol, Unsupported, numbers, record, replace, symbols_in
+from mergesearch.methods import Method
+
+Place = tuple[str, int | None]
+_KEPT = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a group of tensors is merged: a method with complete parameters."""
+
+    method: Method
+    parameters: Mapping[str, Any]
+
+
+class Recording:
+    """Statistics and the elementwise rest of a method, for the tensors of one shape.
+
+    Attributes:
+        program: the elementwise rest.
+        requests: the small statistics that it needs, in order.
+        elements: the statistics of the tensors' own shape that it reads.
+        read: the parameters by whose values something was decided, with those values: it holds for these alone.
+
+    Raises:
+        Unsupported: the method cannot be split into statistics and an elementwise rest.
+    """
+
+    def __init__(self, recipe: Recipe, first: Operands, statistics: Statistics):
+        given = numbers(recipe.method, recipe.parameters)
+        answers: list[Tensor] = []
+        self.requests: list[Request] = []
+
+        def answer(symbol: Symbol) -> Tensor:
+            self.requests.append(Request(symbol))
+            answers.append(statistics.answer(self.requests[-1], first, lambda s: s.value).cpu())
+            return answers[-1]
+
+        result, reads = _record(recipe, first, answer)
+        self.program = make([result], _leaves([result]) or [0])
+        self.elements = [Request(e) for e in self.program.elements]
+        if self.program.rows and self.program.words:
+            raise Unsupported("random numbers beside values for each row")
+        if not self._holds_for_others(recipe, first, given, reads, iter(answers)):
+            reads = frozenset(given)
+        self.read = {place: given[place] for place in reads}
+        # the statistics' answers hold parents; a kept recording must not
+        result.tape.answer = None
+        wanted = [v for v in (*self.program.scalars, *self.program.rows) if isinstance(v, Symbol)]
+        wanted += [s for request in (*self.requests, *self.elements) for s in request.small]
+        self.wanted = list({s.number: s for s in wanted}.values())
+        self.parameters = _parameters_in(self.wanted)
+        self.identity = object()
+
+    def serves(self, given: Mapping[Place, float]) -> bool:
+        return all(given[place] == value for place, value in self.read.items())
+
+    def _holds_for_others(
+        self, recipe: Recipe, first: Operands, given: Mapping[Place, float], reads: frozenset[Place], answers: Iterator
+    ) -> bool:
+        """Whether another recording, with other values of what was not read, is the same but for what follows from
+        them: a method that takes a number out of its tensor behind our back is recorded anew for each value."""
+        if reads >= given.keys():
+            return True
+        other = {place: v if place in reads else v * 0.999 + 1e-4 for place, v in given.items()}
+        changed = Recipe(recipe.method, _with(recipe.parameters, other))
+        try:
+            result, reads_now = _record(changed, first, lambda symbol: next(answers))
+            again = make([result], _leaves([result]) or [0])
+        except (Unsupported, StopIteration):
+            return False
+        if again.source != self.program.source or reads_now != reads:
+            return False
+        known = _known(_parameters_in(self.program.scalars), other)
+        pairs = zip((*self.program.scalars, *self.program.rows), (*again.scalars, *again.rows), strict=True)
+        return all(_same(mine, theirs, known) for mine, theirs in pairs)
+
+
+def _record(recipe: Recipe, first: Operands, answer: Any) -> tuple[Symbol, frozenset[Place]]:
+    specimen = first.models[0]
+    shape = specimen.shape if specimen.ndim else torch.Size([1])
+    return record(
+        recipe.method, recipe.parameters, len(first.models), first.base is not None, shape, specimen.device, answer
+    )
+
+
+def _with(parameters: Mapping[str, Any], values: Mapping[Place, float]) -> dict[str, Any]:
+    made = dict(parameters)
+    for (key, index), value in values.items():
+        made[key] = value if index is None else [*made[key][:index], value, *made[key][index + 1 :]]
+    return made
+
+
+def _same(mine: Any, theirs: Any, known: dict[int, Tensor]) -> bool:
+    """Whether a small value of one recording says what the other's is."""
+    if not isinstance(mine, Symbol) or not isinstance(theirs, Symbol):
+        return mine is theirs or (isinstance(mine, Tensor) and isinstance(theirs, Tensor) and torch.equal(mine, theirs))
+    return not mine.alike or torch.equal(_step(mine, known), theirs.value)
+
+
+def _parameters_in(items: Sequence[Any]) -> list[Symbol]:
+    """The parameters that small symbols are made of."""
+    return _origins([s for s in items if isinstance(s, Symbol)], "parameter")
+
+
+def _origins(symbols: Sequence[Symbol], kind: str) -> list[Symbol]:
+    """The symbols of a kind that small symbols are made of; what statistics are made of does not count."""
+    found, stack, seen = [], list(symbols), set()
+    while stack:
+        symbol = stack.pop()
+        if symbol.number not in seen:
+            seen.add(symbol.number)
+            found += [symbol] if symbol.kind == kind else []
+            stack += symbols_in((symbol.args, symbol.kwargs)) if symbol.kind == "step" else []
+    return found
+
+
+def _known(symbols: Sequence[Symbol], given: Mapping[Place, float]) -> dict[int, Tensor]:
+    return {s.number: torch.tensor(given[s.what], dtype=torch.float64) for s in symbols}
+
+
+def _step(symbol: Symbol, known: dict[int, Tensor]) -> Tensor:
+    """A small symbol's value from the statistics' and parameters' values."""
+    if symbol.number not in known:
+        if symbol.simple:
+            args, kwargs = [_step(a, known) if type(a) is Symbol else a for a in symbol.args], symbol.kwargs
+        else:
+            args, kwargs = replace((symbol.args, symbol.kwargs), lambda s: _step(s, known))
+        known[symbol.number] = symbol.what(*args, **kwargs)
+    return known[symbol.number]
+
+
+class Recordings:
+    """Recordings that are kept, the least recently used dropped."""
+
+    def __init__(self, statistics: Statistics):
+        self._statistics = statistics
+        self._held: OrderedDict[Any, list[Recording]] = OrderedDict()
+
+    def get(self, recipe: Recipe, first: Operands, given: Mapping[Place, float]) -> Recording:
+        """The recording for tensors like the first, see `Recording`."""
+        held = self._held.setdefault(self._key(recipe, first), [])
+        for found in reversed(held):
+            if found.serves(given):
+                return found
+        made = Recording(recipe, first, self._statistics)
+        held.append(made)
+        del held[:-8]
+        while len(self._held) > _KEPT:
+            self._held.popitem(last=False)
+        return made
+
+    @staticmethod
+    def _key(recipe: Recipe, first: Operands) -> Any:
+        kinds = recipe.method.parameters
+        rest = [(k, len(v) if isinstance(v, (list, tuple)) else 0) if kinds[k].kind == "float" else (k, v)
+                for k, v in recipe.parameters.items()]  # fmt: skip
+        tensors = tuple((m.shape, m.dtype, m.device) for m in first.models)
+        return (recipe.method.name, id(recipe.method.function), repr(rest), first.base is not None, tensors)
+
+
+class Values:
+    """The small values of a recording for many tensors: those of parameters once, the others stacked.
+
+    Args:
+        given: the parameters' values.
+        operands: the tensors.
+        token: names them all.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        given: Mapping[Place, float],
+        operands: Sequence[Operands],
+        statistics: Statistics,
+        token: Any,
+    ):
+        self._operands, self._statistics, self._token = operands, statistics, token
+        program = recording.program
+        self._shared = _known(recording.parameters, given)
+        self._stacked: dict[int, Tensor] = {}
+        key = ("values", recording.identity, token)
+        kept = None if recording.parameters else statistics.small.get(key)
+        if kept is None:
+            for request in recording.requests:
+                self._answer(request)
+            self._evaluate(recording.wanted)
+            kept = (self._columns(program.scalars), self._stacked)
+            if not recording.parameters:
+                statistics.small.put(key, kept)
+        self.scalars, self._stacked = kept
+        self.rows = [[self.value(row, i) for row in program.rows] for i in range(len(operands))]
+
+    def value(self, item: Any, number: int) -> Tensor:
+        """What a small symbol or a constant is for one tensor."""
+        if not isinstance(item, Symbol):
+            return item
+        return self._shared[item.number] if item.alike else self._stacked[item.number][number]
+
+    def elements(self, requests: Sequence[Request]) -> list[list[Tensor]]:
+        """The statistics of the tensors' own shape, for each tensor."""
+        found = []
+        for request in requests:
+            keys = self._keys(request)
+            found.append([
+                self._statistics.answer(request, one, lambda s, i=i: self.value(s, i), key)
+                for i, (one, key) in enumerate(zip(self._operands, keys, strict=True))
+            ])  # fmt: skip
+        return [list(one) for one in zip(*found, strict=True)] if found else [[] for _ in self._operands]
+
+    def _keys(self, request: Request) -> Sequence[Any]:
+        if request.small:
+            return [None] * len(self._operands)
+        place = ("keys", request.identity, tuple(request.parents), self._token)
+        kept = self._statistics.small.get(place)
+        return kept or self._statistics.small.put(place, [request.key(one, ()) for one in self._operands])
+
+    def _answer(self, request: Request) -> None:
+        """A statistic for all tensors."""
+        self._evaluate(request.small)
+        small = [self._shared[s.number] if s.alike else self._stacked[s.number] for s in request.small]
+        key = ("stacked", request.identity, tuple(request.parents), self._token, *(v.numpy().tobytes() for v in small))
+        found = self._statistics.small.get(key)
+        if found is None:
+            answers = self._statistics.answers(
+                request, self._operands, [lambda s, i=i: self.value(s, i) for i in range(len(self._operands))]
+            )
+            found = self._statistics.small.put(key, torch.stack(answers).cpu())
+        self._stacked[request.symbol.number] = found
+
+    def _evaluate(self, symbols: Sequence[Symbol]) -> None:
+        """Works out small symbols from what is known."""
+        for symbol in symbols:
+            if symbol.alike:
+                _step(symbol, self._shared)
+        steps = [s for s in symbols if not s.alike and s.number not in self._stacked]
+        if steps:
+            for symbol, found in zip(steps, self._together(steps), strict=True):
+                self._stacked[symbol.number] = found
+
+    def _together(self, steps: Sequence[Symbol]) -> Sequence[Tensor]:
+        """The values of `steps` for every tensor: at once, or one by one where that is not possible."""
+        needed = sorted(s.number for s in _origins(steps, "statistic"))
+
+        def one(*values: Tensor) -> tuple[Tensor, ...]:
+            found = {**self._shared, **dict(zip(needed, values, strict=True))}
+            return tuple(_step(s, found) for s in steps)
+
+        columns = [self._stacked[n] for n in needed]
+        if len(self._operands) > 2:
+            try:
+                return torch.vmap(one)(*columns)
+            except (RuntimeError, ValueError):
+                pass  # an operation that cannot be batched
+        rows = [one(*(c[i] for c in columns)) for i in range(len(self._operands))]
+        return [torch.stack(part) for part in zip(*rows, strict=True)]
+
+    def _columns(self, scalars: Sequence[Any]) -> Tensor:
+        """(tensors, scalars) float64, or (1, scalars) where all tensors have the same."""
+        if not scalars:
+            return torch.zeros(1, 1, dtype=torch.float64)
+        if all(not isinstance(s, Symbol) or s.alike for s in scalars):
+            return torch.stack([self.value(s, 0).double() for s in scalars])[None]
+        count = len(self._operands)
+        return torch.stack([
+            self._stacked[s.number].double() if isinstance(s, Symbol) and not s.alike
+            else self.value(s, 0).double().expand(count)
+            for s in scalars
+        ], dim=1)  # fmt: skip

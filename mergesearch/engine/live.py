@@ -1,0 +1,171 @@
+"""The engine: one live model that takes on candidate after candidate in place."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergesearch.checkpoints import Form, Pool, parameters
+from mergesearch.engine import kernels
+from mergesearch.engine.plan import DTYPES, Job, form_of, plan
+from mergesearch.errors import UserError
+from mergesearch.recipe import Recipe
+
+# plans that are kept: one for each group of a recipe and for each set of methods that came up lately
+_PLANS = 64
+
+
+class Engine:
+    """One live model that stays loaded and takes on candidate after candidate in place.
+
+    `model` is one object for the engine's lifetime, so that whoever scores it may hold on to it. A recipe with layer
+    stacking changes what is inside: its configuration, its depth, its tensors. A stack's tensors that are passed
+    through unchanged are the parents' own memory, not copies: do not write to them.
+
+    What one candidate has in common with the one before it is not merged again; statistics of the parents are kept.
+
+    Args:
+        pool: the aligned parents.
+        dtype: the dtype of the candidates, a recipe's `out_dtype`.
+        compiled: when kernels are compiled: "background", "now" (before their first use) or "never"; None: in the
+            background where candidates are large enough for it to pay.
+    """
+
+    def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None):
+        self.runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, pool.device, compiled)
+        self._made: dict[tuple[str, int], Any] = {}
+        self._tasks: dict[tuple[str, int], tuple[Any, kernels.Task]] = {}
+        self._plans: OrderedDict[Any, kernels.Plan] = OrderedDict()
+        self._versions: dict[str, int] = {}
+        self.pool = pool
+        self.dtype = dtype
+        self.model: nn.Module = pool.new_model(DTYPES[dtype])
+        self._form: Form | None = pool.form
+        self._stack: Any = None
+        self._live = parameters(self.model)
+        self._shared: set[str] = set()
+
+    @torch.no_grad()
+    def load(self, recipe: Recipe) -> float:
+        """Makes the live model the recipe's candidate and returns the seconds it took.
+
+        A tensor that the architecture keeps in another dtype (say a router in float32) is rounded to that dtype.
+
+        Raises:
+            UserError: the recipe does not fit the pool.
+            CandidateError: the merge came out with NaN or infinity; the live model is then half merged, and the next
+                call overwrites it.
+        """
+        if recipe.out_dtype != self.dtype:
+            raise UserError(f"recipe {recipe.id} has out_dtype {recipe.out_dtype}, the live model is {self.dtype}")
+        started = time.perf_counter()
+        same = self._form is not None and recipe.stack == self._stack
+        form = self._form if same else form_of(recipe, self.pool)
+        jobs = plan(recipe, self.pool, form)
+        sources = _sources(jobs, self.pool) if recipe.stack is not None else {}
+        if not same:
+            self._rebuild(form, jobs, sources, recipe.stack)
+        self._share(sources)
+        self._write([job for job in jobs if job.piece.live not in self._shared], recipe.seed)
+        return time.perf_counter() - started
+
+    def identity(self, recipe: Recipe) -> str:
+        """Equal for recipes that do the same to every tensor, however their rules are cut."""
+        jobs = plan(recipe, self.pool, form_of(recipe, self.pool))
+        random = any(job.step.method.random for job in jobs)
+        told = [(job.info.name, job.step.identity, job.base, job.parents) for job in jobs]
+        return hashlib.sha256(repr((told, recipe.seed if random else None)).encode()).hexdigest()[:16]
+
+    def _write(self, jobs: Sequence[Job], seed: int) -> None:
+        """Merges the tensors that are not yet what they should be, those of one step together."""
+        made: dict[tuple[str, int], Any] = {}
+        steps: dict[str, list[tuple[Job, kernels.Task]]] = {}
+        touched = {name for name, tensor in self._live.items() if tensor._version != self._versions.get(name)}
+        for job in jobs:
+            task, place = self._task(job, seed), (job.piece.live, job.piece.offset)
+            made[place] = (job.step.identity, task.operands.names, task.operands.masks)
+            if job.piece.live in touched or self._made.get(place) != made[place]:
+                steps.setdefault(job.step.identity, []).append((job, task))
+        self._made = {}  # nothing is certain, should this fail
+        for step in steps.values():
+            how = step[0][0].step
+            self.runner.run(kernels.Recipe(how.method, how.parameters), self._plan([task for _, task in step]))
+        self._made = made
+        self._versions = {name: tensor._version for name, tensor in self._live.items()}
+
+    def _task(self, job: Job, seed: int) -> kernels.Task:
+        """What makes a tensor: the same object as for the candidate before, where it is made of the same."""
+        place = (job.piece.live, job.piece.offset)
+        operands = job.operands(self.pool, seed)
+        named = (operands.names, operands.masks)
+        held = self._tasks.get(place)
+        if held is None or held[0] != named:
+            held = self._tasks[place] = (named, kernels.Task(operands, job.piece.view(self._live), job.info.name))
+        return held[1]
+
+    def _plan(self, tasks: list[kernels.Task]) -> kernels.Plan:
+        """The plan for these tasks, kept for the next candidate that has the same."""
+        key = tuple(map(id, tasks))
+        if key not in self._plans:
+            self._plans[key] = kernels.Plan(tasks)
+        self._plans.move_to_end(key)
+        while len(self._plans) > _PLANS:
+            self._plans.popitem(last=False)
+        return self._plans[key]
+
+    def _rebuild(self, form: Form, jobs: Sequence[Job], sources: Mapping[str, Tensor], stack: Any) -> None:
+        """Puts a model of another form into the live model's place, as yet without the candidate's weights."""
+        self._form = None  # nothing to go on from, should this fail
+        for tensor in self._live.values():
+            tensor.data = tensor.data.new_empty(0)
+        self._live, self._shared, self._made = {}, set(), {}
+        self._tasks.clear()
+        self._plans.clear()
+        dtype, device = DTYPES[self.dtype], self.pool.device
+        tensors = {job.piece.live: _origin_tensor(job, self.pool) for job in jobs}
+        for name, tensor in tensors.items():
+            if name not in sources or tensor.dtype != dtype:
+                tensors[name] = torch.empty(tensor.shape, dtype=dtype, device=device)
+        made = form.blueprint.build({**tensors, **self.pool.constants_of(form)}, dtype, device)
+        self.model.__dict__.clear()
+        self.model.__dict__.update(made.__dict__)
+        self._live = parameters(self.model)
+        self._form, self._stack = form, stack
+
+    def _share(self, sources: Mapping[str, Tensor]) -> None:
+        """Lets the tensors in `sources` be the parents' memory, and gives those that were it memory of their own."""
+        if sources or self._shared:
+            self._tasks.clear()  # views of tensors that get other memory
+            self._plans.clear()
+        for name, tensor in self._live.items():
+            source = sources.get(name)
+            if source is not None and (source.dtype, source.device) == (tensor.dtype, tensor.device):
+                tensor.data = source
+                self._shared.add(name)
+                self._versions.pop(name, None)
+            elif name in self._shared:
+                tensor.data = torch.empty_like(tensor)
+                self._shared.discard(name)
+
+
+def _origin_tensor(job: Job, pool: Pool) -> Tensor:
+    """The live tensor of the job's first parent that the candidate's live tensor is made of."""
+    return pool.parent(job.step.models[0]).live[pool.form.layout.named[job.parents[0]].live]
+
+
+def _sources(jobs: Iterable[Job], pool: Pool) -> dict[str, Tensor]:
+    """The candidate's live tensors that are one parent's live tensor passed through unchanged, with that tensor."""
+    found: dict[str, list[Tensor]] = {}
+    for job in jobs:
+        found.setdefault(job.piece.live, []).append(_origin_tensor(job, pool) if job.step.copies else None)
+    return {
+        name: tensors[0]
+        for name, tensors in found.items()
+        if tensors[0] is not None and all(tensor is tensors[0] for tensor in tensors)
+    }

@@ -1,0 +1,244 @@
+"""What a recipe means for a pool: for each tensor of the candidate what makes it, and the plain definition of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergesearch import methods
+from mergesearch.checkpoints import Form, Piece, Pool
+from mergesearch.engine import kernels
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.recipe import Recipe, Rule, TensorInfo
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Row = Mapping[str, tuple[int, int]]
+
+
+# --- what a recipe means ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a rule means for the pool at hand: the method, the models that take part, every parameter filled in."""
+
+    method: methods.Method
+    models: tuple[str, ...]
+    parameters: dict[str, Any]
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for steps that do the same."""
+        return repr((self.method.name, self.models, sorted(self.parameters.items())))
+
+    @property
+    def copies(self) -> bool:
+        """Whether the result is the one model's tensor, bit for bit."""
+        return self.method.name == "passthrough" and self.parameters["scale"] == 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor of the candidate and all that makes it.
+
+    Attributes:
+        info: the tensor: name, layer and component in the candidate.
+        piece: where it lies in the candidate's live model.
+        step: how it is merged.
+        base: the base's tensor, by name; None in a recipe without base.
+        parents: for each of the step's models the tensor that takes part, by name.
+    """
+
+    info: TensorInfo
+    piece: Piece
+    step: Step
+    base: str | None
+    parents: tuple[str, ...]
+
+    def operands(self, pool: Pool, seed: int) -> kernels.Operands:
+        """The stored tensors that it merges, and what names them: who, which tensor, how often it was written to."""
+        models = self.step.models
+        base = pool.base.tensors[self.base] if self.base is not None else None
+        parents = tuple(pool.parent(m).tensors[n] for m, n in zip(models, self.parents, strict=True))
+        names = tuple((m, n, t._version) for m, n, t in zip(models, self.parents, parents, strict=True))
+        masks = tuple(methods.mask_key(seed, m, self.info.name) for m in models) if self.step.method.random else ()
+        return kernels.Operands(
+            base, parents, (("base", self.base, None if base is None else base._version), *names), masks
+        )
+
+
+def check(recipe: Recipe) -> list[Step]:
+    """Each rule with its method looked up and every default filled in; what can be said before any model is read.
+
+    With a stack a rule stands once for each row that has layers of its range.
+
+    Raises:
+        UserError: an unknown method or parameter, a value out of range, a method that needs a base without one.
+    """
+    return [step for position in range(len(recipe.rules)) for step in _steps(recipe, position).values()]
+
+
+def _steps(recipe: Recipe, position: int) -> dict[int | None, Step]:
+    """What one rule means for each row of the stack; for the whole model (None) where there is no stack."""
+    rule = recipe.rules[position]
+    if recipe.stack is None:
+        return {None: _complete(rule, recipe, rule.models or tuple(recipe.models), f"rules.{position}")}
+    found: dict[int | None, Step] = {}
+    for number, (first, last) in enumerate(_spans(recipe.stack)):
+        if rule.layers is None or (rule.layers[0] <= last and first <= rule.layers[1]):
+            names = _row_models(rule, recipe.stack[number], recipe, f"rules.{position}, row {number} of the stack")
+            found[number] = _complete(rule, recipe, names, f"rules.{position}")
+    return found
+
+
+def _spans(stack: Sequence[Row]) -> list[tuple[int, int]]:
+    """First and last layer of the result that each row makes."""
+    spans, start = [], 0
+    for row in stack:
+        first, last = next(iter(row.values()))
+        spans.append((start, start + last - first))
+        start += last - first + 1
+    return spans
+
+
+def _row_models(rule: Rule, row: Row, recipe: Recipe, where: str) -> tuple[str, ...]:
+    """The models of a row that a rule merges; the base counts as a model where it stands alone."""
+    if "base" in row and recipe.base is None:
+        raise UserError(f"{where}: it takes layers of the base, but the recipe names none: give base")
+    models = tuple(name for name in row if name != "base")
+    if not models:
+        return ("base",)
+    if rule.models is None:
+        return models
+    chosen = tuple(name for name in rule.models if name in row)
+    if not chosen:
+        raise UserError(
+            f"{where}: the rule merges {', '.join(rule.models)}, the row has {', '.join(row)}: add one of them"
+        )
+    return chosen
+
+
+def _complete(rule: Rule, recipe: Recipe, names: tuple[str, ...], where: str) -> Step:
+    method = methods.get(rule.method, where)
+    everyone = rule.models or tuple(recipe.models)
+    given = {
+        key: _for_models(value, names, everyone)
+        if key in method.parameters and method.parameters[key].per_model
+        else value
+        for key, value in rule.parameters.items()
+    }
+    return Step(method, names, method.complete(given, names, where, has_base=recipe.base is not None))
+
+
+def _for_models(value: Any, names: tuple[str, ...], everyone: tuple[str, ...]) -> Any:
+    """A per-model parameter, stated for all models of a rule, for those of them that a row has."""
+    if names == everyone:
+        return value
+    if isinstance(value, Mapping):
+        return {model: v for model, v in value.items() if model in names or model not in everyone}
+    if isinstance(value, (list, tuple)) and len(value) == len(everyone) and set(names) <= set(everyone):
+        return [value[everyone.index(name)] for name in names]
+    return value
+
+
+def plan(recipe: Recipe, pool: Pool, form: Form | None = None) -> list[Job]:
+    """For each tensor of the candidate what makes it.
+
+    Args:
+        form: what the candidate looks like, if it is known already: `form_of(recipe, pool)`.
+
+    Raises:
+        UserError: an unknown method or parameter, a value out of range, a tensor that no rule covers, layers that the
+            models do not have or that do not fit where the stack puts them.
+    """
+    for name in recipe.models:
+        if name not in pool.models:
+            raise UserError(f"recipe {recipe.id} names model {name!r}, not among the pool's {', '.join(pool.models)}")
+    if recipe.tokenizer != pool.tokenizer_source:
+        raise UserError(
+            f"recipe {recipe.id} has tokenizer {recipe.tokenizer!r}, the models were aligned to "
+            f"{pool.tokenizer_source!r}: use one of the two"
+        )
+    layout = (form or form_of(recipe, pool)).layout
+    steps = {id(rule): _steps(recipe, position) for position, rule in enumerate(recipe.rules)}
+    return [
+        _job(info, piece, steps[id(recipe.rule_for(info))], recipe, pool)
+        for info, piece in zip(layout.infos, layout.pieces, strict=True)
+    ]
+
+
+def form_of(recipe: Recipe, pool: Pool) -> Form:
+    """What a recipe's candidate looks like: the pool's own form, or one with the layers of the stack.
+
+    Raises:
+        UserError: the stack names layers that the models do not have.
+    """
+    if recipe.stack is None:
+        return pool.form
+    for row in recipe.stack:
+        for name, (_, last) in row.items():
+            if last >= pool.layers:
+                raise UserError(
+                    f"stack: {name} has layers 0 to {pool.layers - 1}, not {last}: "
+                    "give the first and the last layer, both included"
+                )
+    origins = [layer for row in recipe.stack for layer in range(_lead(row)[0], _lead(row)[1] + 1)]
+    return pool.stacked(origins)
+
+
+def _lead(row: Row) -> tuple[int, int]:
+    """The layers that say what a row's layers are like: those of its first source."""
+    return next(iter(row.values()))
+
+
+def _job(info: TensorInfo, piece: Piece, steps: Mapping[int | None, Step], recipe: Recipe, pool: Pool) -> Job:
+    if recipe.stack is None:
+        step = steps[None]
+        return Job(info, piece, step, info.name if recipe.base is not None else None, (info.name,) * len(step.models))
+    number, start = next((n, a) for n, (a, b) in enumerate(_spans(recipe.stack)) if a <= info.layer <= b)
+    row, step, offset = recipe.stack[number], steps[number], info.layer - start
+    base_layers = row.get("base", _lead(row))
+    base = _origin(piece, info, base_layers[0] + offset, "base", pool) if recipe.base is not None else None
+    parents = tuple(_origin(piece, info, row[name][0] + offset, name, pool) for name in step.models)
+    return Job(info, piece, step, base, parents)
+
+
+def _origin(piece: Piece, info: TensorInfo, layer: int, name: str, pool: Pool) -> str:
+    """The parents' tensor that stands in `layer` where `piece` stands in its own layer."""
+    layout = pool.form.layout
+    found = layout.in_layer(piece, layer)
+    if found is None or found.shape != piece.shape:
+        raise UserError(
+            f"stack: layer {layer} of {name} cannot become layer {info.layer} of the result, which needs {info.name}: "
+            "stack layers of one structure"
+        )
+    return found.name
+
+
+# --- merging ------------------------------------------------------------------------------------------------------
+
+
+def merge(
+    jobs: Iterable[Job], pool: Pool, seed: int, dtypes: Mapping[str, torch.dtype]
+) -> Iterator[tuple[Job, Tensor]]:
+    """The merged tensors one after another, in float32 arithmetic and rounded once to `dtypes`, by live name.
+
+    The plain definition, which `Engine.load` equals faster.
+
+    Raises:
+        CandidateError: a tensor came out with NaN or infinity.
+    """
+    for job in jobs:
+        step = job.step
+        base = pool.base.tensors[job.base].float() if job.base is not None else None
+        parents = [pool.parent(m).tensors[name].float() for m, name in zip(step.models, job.parents, strict=True)]
+        keys = [methods.mask_key(seed, m, job.info.name) for m in step.models] if step.method.random else None
+        merged = step.method(base, parents, step.parameters, keys).to(dtypes[job.piece.live])
+        if not torch.isfinite(merged).all():
+            raise CandidateError(f"{step.method.name} made NaN or infinity in {job.info.name}")
+        yield job, merged

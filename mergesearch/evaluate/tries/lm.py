@@ -1,0 +1,236 @@
+"""lm-eval's Hugging Face model with token tries in the place of its batches, wherever the live model takes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils_hf import clear_torch_cache
+
+from mergesearch.evaluate.model import RememberingLM
+from mergesearch.evaluate.tries import memory, packed, probe
+from mergesearch.evaluate.tries.generation import GreedyDecoder, Prompt, Stops, batches
+from mergesearch.evaluate.tries.trie import Plan, Query, plan
+
+log = logging.getLogger(__name__)
+
+# What may stand in a generation configuration without changing what greedy decoding writes.
+_HARMLESS = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "max_length"}
+_HARMLESS |= {"transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states"}
+_GREEDY = {"do_sample", "temperature", "top_p", "top_k"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Prompts that are continued under the same conditions: until these texts, or `most` tokens."""
+
+    prompts: list[Prompt]
+    until: list[str]
+    most: int
+
+
+class TrieLM(RememberingLM):
+    """RememberingLM that computes no token twice; its figures are lm-eval's up to the rounding of another batch size.
+
+    `tokenize` makes the plan for the requests of a run, and tries on the live model whether it can be used. Where it
+    cannot, lm-eval's own code answers, and one logged line says why.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        super().__init__(model, tokenizer, batch_size)
+        self._limit, self._fill = memory.pack_length(model), memory.fill_length(model)
+        self._tokens: list[tuple] = []
+        # what is planned stays alive, as plans are found by identity
+        self._planned: dict[tuple, list[Instance]] = {}
+        # by request, which is kept alive with its query
+        self._queries: dict[int, tuple[Instance, Query]] = {}
+        self._plans: dict[tuple, Plan] = {}
+        self._answers: dict[tuple, tuple[list[_Answers], list[int]]] = {}
+        # rows: what running out of memory left of them; largest: of the batches in use
+        self._rows: int | None = None
+        self._largest = 0
+        # by request type: None before it was tried, then whether tries serve it
+        self._serves: dict[str, bool | None] = {"loglikelihood": None, "generate_until": None}
+
+    def tokenize(self, requests: dict[str, list[Instance]]) -> None:
+        self.model.eval()
+        super().tokenize(requests)
+        for request_type in self._serves:
+            if requests.get(request_type):
+                self._try(request_type, requests[request_type])
+        if self._serves["loglikelihood"]:
+            # the queries hold the tokens now
+            self._pairs.clear()
+
+    def work(self) -> tuple[int, int]:
+        """(tokens that the planned log-likelihoods compute, tokens of one sequence for each distinct request)."""
+        return sum(plan.tokens for plan in self._plans.values()), sum(plan.naive for plan in self._plans.values())
+
+    def shrink(self, request_type: str) -> str | None:
+        if not self._serves.get(request_type):
+            return super().shrink(request_type)
+        clear_torch_cache()
+        return self._shrink_packs() if request_type == "loglikelihood" else self._shrink_batches()
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        if self._model_left_out or not self._try("loglikelihood", requests):
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return packed.log_likelihoods(self.model, self._plan(requests))
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        if self._model_left_out or not self._try("generate_until", requests):
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        self._cut.difference_update(request.args[0] for request in requests)
+        groups, others = self._grouped(requests)
+        texts: list[str] = [""] * len(requests)
+        own_way = super().generate_until([requests[number] for number in others], disable_tqdm)
+        for number, text in zip(others, own_way, strict=True):
+            texts[number] = text
+        for number, text in self._decode(requests, groups):
+            texts[number] = text
+        return texts
+
+    # -- which way ----------------------------------------------------------------------------------------------
+
+    def _try(self, request_type: str, requests: Sequence[Instance]) -> bool:
+        """Whether tries serve a request type; tried once, or again where the weights gave nothing to compare."""
+        if self._serves[request_type] is None:
+            try:
+                fault = self._fault(request_type, requests)
+            except probe.Undecided:
+                return False
+            self._serves[request_type] = fault is None
+            if fault is not None:
+                name = type(self.model).__name__
+                log.warning("%s requests to %s go through lm-eval's own model: %s", request_type, name, fault)
+        return bool(self._serves[request_type])
+
+    def _fault(self, request_type: str, requests: Sequence[Instance]) -> str | None:
+        if self.backend != "causal":
+            return "it is no decoder-only model"
+        if request_type == "loglikelihood":
+            return probe.packing_fault(self.model, [query.inputs for query in self._queries_of(requests)], self._limit)
+        return self._generation_fault(requests)
+
+    def _generation_fault(self, requests: Sequence[Instance]) -> str | None:
+        odd = sorted(set(self.model.generation_config.to_diff_dict()) - _HARMLESS)
+        if odd:
+            return f"its generation configuration sets {', '.join(odd)}"
+        if self.eot_token_id not in self.ends():
+            return "its generation configuration does not end at the tokenizer's end-of-text token"
+        groups, _ = self._grouped(requests)
+        prompts = [prompt.tokens for group in groups for prompt in group.prompts]
+        if not prompts:
+            return None
+        longest = max(len(prompt.tokens) + group.most for group in groups for prompt in group.prompts)
+        window, _ = packed.sliding_window(self.model)
+        if window is not None and window < longest:
+            return f"its sliding window of {window} tokens is shorter than a prompt with its answer ({longest} tokens)"
+        return probe.generation_fault(self.model, prompts, self.tokenizer.pad_token_id)
+
+    # -- log-likelihoods ----------------------------------------------------------------------------------------
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        self._tokens = requests
+        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+
+    def _queries_of(self, requests: Sequence[Instance]) -> list[Query]:
+        new = [request for request in requests if id(request) not in self._queries]
+        if new:
+            super().tokenize({"loglikelihood": new})
+            for request, (_, context, continuation) in zip(new, self._tokens, strict=True):
+                self._queries[id(request)] = request, self._query(context, continuation)
+            self._tokens = []
+        return [self._queries[id(request)][1] for request in requests]
+
+    def _query(self, context: list[int], continuation: list[int]) -> Query:
+        # lm-eval keeps one token more than the model takes, as the last one is only predicted
+        inputs = (context + continuation)[-(self.max_length + 1) :][:-1]
+        return Query(np.array(inputs, dtype=np.int32), np.array(continuation, dtype=np.int32))
+
+    def _plan(self, requests: Sequence[Instance]) -> Plan:
+        key = self._key(requests)
+        if key not in self._plans:
+            self._plans[key] = plan(self._queries_of(requests), self._limit, self._fill)
+        return self._plans[key]
+
+    def _shrink_packs(self) -> str | None:
+        longest = max((plan.longest for plan in self._plans.values()), default=self._limit)
+        limit = memory.halved(min(longest, self._limit))
+        if limit is None:
+            return None
+        self._limit = limit
+        self._plans.clear()
+        return f"forward passes now have at most {limit} tokens"
+
+    # -- generation ---------------------------------------------------------------------------------------------
+
+    def _grouped(self, requests: Sequence[Instance]) -> tuple[list[_Answers], list[int]]:
+        """(the requests that are decoded greedily, by their conditions; the numbers of those that are not)."""
+        key = self._key(requests)
+        if key not in self._answers:
+            groups: dict[tuple, _Answers] = {}
+            others = []
+            for number, request in enumerate(requests):
+                prompt = self._prompt(number, *request.args)
+                if prompt is None:
+                    others.append(number)
+                    continue
+                tokens, until, most = prompt
+                group = groups.setdefault((tuple(until), most), _Answers([], until, most))
+                group.prompts.append(tokens)
+            self._answers[key] = (list(groups.values()), others)
+        return self._answers[key]
+
+    def _prompt(self, number: int, context: str, options: dict[str, Any]) -> tuple[Prompt, list[str], int] | None:
+        """(the prompt as lm-eval truncates it, what ends the answer, the most tokens), None for lm-eval's own way."""
+        kwargs = normalize_gen_kwargs(options, self.max_gen_toks)
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        until = handle_stop_sequences(kwargs.pop("until", None), eos=eos)
+        most = kwargs.pop("max_gen_toks")
+        if kwargs.get("do_sample") or set(kwargs) - _GREEDY or not 0 < most < self.max_length:
+            return None
+        tokens, _ = super().tok_batch_encode([context], left_truncate_len=self.max_length - most)
+        if not tokens.shape[1]:
+            return None
+        return Prompt(number, tokens[0].numpy().astype(np.int32)), until, most
+
+    def _decode(self, requests: Sequence[Instance], groups: Sequence[_Answers]) -> list[tuple[int, str]]:
+        found = []
+        decoder = GreedyDecoder(self.model, self.tokenizer.pad_token_id)
+        for group in groups:
+            stops = Stops(self.tokenizer, group.until, sorted(self.ends()), group.most)
+            self._largest = max(self._largest, min(len(group.prompts), self._rows_of(group)))
+            for batch in batches(group.prompts, self._rows_of(group)):
+                for prompt, (answer, cut) in zip(batch.prompts, decoder.decode(batch, stops), strict=True):
+                    found.append((prompt.number, self._text(answer, group.until)))
+                    if cut:
+                        self._cut.add(requests[prompt.number].args[0])
+        return found
+
+    def _text(self, answer: Sequence[int], until: list[str]) -> str:
+        return postprocess_generated_text(self.tok_decode(answer), stop=until, think_end_token=None)
+
+    def _rows_of(self, group: _Answers) -> int:
+        longest = max(len(prompt.tokens) for prompt in group.prompts) + group.most
+        rows = memory.rows(self.model, longest)
+        return rows if self._rows is None else min(rows, self._rows)
+
+    def _shrink_batches(self) -> str | None:
+        if self._largest <= 1:
+            return super().shrink("generate_until")
+        self._rows = self._largest // 2
+        self._largest = 0
+        return f"batches now have at most {self._rows} prompts"
+
+    def _key(self, requests: Sequence[Instance]) -> tuple:
+        key = tuple(id(request) for request in requests)
+        self._planned.setdefault(key, list(requests))
+        return key

@@ -1,0 +1,151 @@
+"""From a recipe to files: a complete checkpoint with its recipe and its model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergesearch.checkpoints import check_shard_size, new_folder, save
+from mergesearch.engine.live import Engine
+from mergesearch.evaluate.scores import TaskScore
+from mergesearch.recipe import Recipe
+from mergesearch.search.record import Record
+
+SAMPLES = "lm_eval_samples.json"
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the model card tells beside the recipe.
+
+    Attributes:
+        title: its heading.
+        versions: libraries and device.
+        records: whose scores to show: the candidate first, then those it should be compared with.
+        tasks: `lm_eval` task names with their number of few-shot examples (None: the task's own).
+        samples: the documents the scores were measured on, as `lm_eval --samples` takes them.
+        options: further `lm_eval` options, such as the batch size.
+        holdout: what the report on the holdout found, in Markdown; None where there is none.
+    """
+
+    title: str
+    versions: Mapping[str, str]
+    records: Sequence[Record] = ()
+    tasks: Mapping[str, int | None] = field(default_factory=dict)
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    options: str = ""
+    holdout: str | None = None
+
+
+def write_checkpoint(
+    recipe: Recipe, engine: Engine, out: str | Path, story: Story, max_shard_size: str = "5GB"
+) -> Path:
+    """Builds the recipe's candidate in the engine's live model and writes it: config, generation config, tokenizer,
+    safetensors shards that carry the recipe, recipe.yaml, README.md.
+
+    Raises:
+        UserError: the recipe does not fit the pool, or `out` is not a new folder.
+        CandidateError: the merge came out with NaN or infinity.
+    """
+    check_shard_size(max_shard_size)
+    with new_folder(out) as folder:
+        engine.load(recipe)
+        save(engine.model, engine.pool.tokenizer, folder, metadata_of(recipe), max_shard_size)
+        write_words(recipe, folder, story, engine.pool.notes)
+    return Path(out)
+
+
+def metadata_of(recipe: Recipe) -> dict[str, str]:
+    """What each safetensors file of a checkpoint carries."""
+    return {"mergesearch_recipe": recipe.to_yaml(), "mergesearch_recipe_id": recipe.id}
+
+
+def write_words(recipe: Recipe, folder: Path, story: Story, notes: Sequence[str]) -> None:
+    """Writes what a checkpoint says of itself: recipe.yaml, README.md, the documents that it was scored on."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    if story.samples:
+        (folder / SAMPLES).write_text(json.dumps(story.samples) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(recipe, story, notes), encoding="utf-8")
+
+
+def lm_eval_commands(story: Story, dtype: str) -> list[str]:
+    """The commands that score the checkpoint by hand, run inside its folder: one for each number of examples."""
+    commands = []
+    for shots in dict.fromkeys(story.tasks.values()):
+        names = [task for task, n in story.tasks.items() if n == shots]
+        parts = [
+            f"lm_eval --model hf --model_args pretrained=.,dtype={dtype} --tasks {','.join(names)}",
+            f"--samples {SAMPLES}" if len(names) == len(story.tasks) else f"--samples '{_only(story.samples, names)}'",
+            *([f"--num_fewshot {shots}"] if shots is not None else []),
+            *([story.options] if story.options else []),
+        ]
+        commands.append(" ".join(parts))
+    return commands
+
+
+def _only(samples: Mapping[str, Any], names: Sequence[str]) -> str:
+    return json.dumps({name: samples[name] for name in names if name in samples}, separators=(",", ":"))
+
+
+def model_card(recipe: Recipe, story: Story, notes: Sequence[str] = ()) -> str:
+    """README.md for a merged checkpoint; `notes` say what the parents did not have in common."""
+    front = {
+        "library_name": "transformers",
+        "tags": ["merge", "mergesearch"],
+        "base_model": list(dict.fromkeys([*([recipe.base] if recipe.base else []), *recipe.models.values()])),
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---",
+        f"# {story.title}",
+        f"A merge made by mergesearch, recipe `{recipe.id}`: {', '.join(recipe.methods)} over "
+        f"{len(recipe.models)} models, {recipe.dtype} arithmetic, {recipe.out_dtype} weights.",
+        _parents(recipe),
+        *(["\n".join(f"- {note}" for note in notes)] if notes else []),
+        *([_scores(story.records)] if story.records else []),
+        *([_by_hand(story, recipe.out_dtype)] if story.samples else []),
+        *([_holdout(story.holdout)] if story.holdout else []),
+        f"## Recipe\n\n```yaml\n{recipe.to_yaml().strip()}\n```",
+        "## Versions\n\n" + "\n".join(f"- {name}: {version}" for name, version in story.versions.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _parents(recipe: Recipe) -> str:
+    lines = [f"- base: `{recipe.base}`"] if recipe.base else []
+    return "## Parents\n\n" + "\n".join(lines + [f"- {name}: `{ref}`" for name, ref in recipe.models.items()])
+
+
+def _scores(records: Sequence[Record]) -> str:
+    tasks = list(records[0].scores)
+    head = ["candidate", "objective", *(f"{task} ({records[0].scores[task].metric})" for task in tasks)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for position, record in enumerate(records):
+        label = "**this model**" if position == 0 else record.name or f"trial {record.number}"
+        cells = [label, _number(record.objective, record.stderr), *(_cell(record.scores.get(task)) for task in tasks)]
+        lines.append("| " + " | ".join(cells) + " |")
+    note = "Measured on the documents that the search saw, ± one standard error: the winner's score is biased upwards."
+    return "## Scores\n\n" + note + "\n\n" + "\n".join(lines)
+
+
+def _by_hand(story: Story, dtype: str) -> str:
+    commands = "\n".join(lm_eval_commands(story, dtype))
+    return f"The same figures by hand, in this folder:\n\n```\n{commands}\n```"
+
+
+def _holdout(found: str) -> str:
+    return f"## Holdout\n\nMeasured on documents that the search never saw.\n\n{found}"
+
+
+def _cell(score: TaskScore | None) -> str:
+    return _number(score.value, score.stderr) if score else "-"
+
+
+def _number(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr is not None else "")

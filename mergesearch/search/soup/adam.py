@@ -1,0 +1,407 @@
+"""The learned soup: mixing coefficients by gradient on the search documents.
+
+Wortsman et al., "Model soups", 2022, arXiv:2203.05482, section 2, learn them for the whole model and for each layer by
+the cross-entropy on held-out documents. Here each step makes the candidate with the engine, so that what is learned is
+an ordinary recipe, and what was judged best is, bit for bit, what is exported.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import plan
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.evaluate.losses import Losses
+from mergesearch.search.soup.cmaes import search
+from mergesearch.search.soup.coefficients import Coefficients, InnerProducts
+from mergesearch.search.soup.early_stopping import EarlyStopping
+from mergesearch.search.soup.learning import (
+    Documents,
+    Learned,
+    Score,
+    SoupSettings,
+    StateFile,
+    fingerprint,
+    hold_apart,
+    minibatch,
+    size,
+)
+
+log = logging.getLogger(__name__)
+
+# a task's losses are divided by its loss at the start, but by no less than this: what is learned already stays small
+_LEAST_SCALE = 0.1
+# the last step's learning rate, as a share of the first's
+_LAST_RATE = 0.1
+# of the state on disk
+_FORMAT = 2
+
+
+def learn(
+    coefficients: Coefficients,
+    start: np.ndarray,
+    engine: Engine,
+    losses: Losses | None,
+    settings: SoupSettings,
+    *,
+    documents: Documents,
+    validation: Documents,
+    weights: Mapping[str, float] | None = None,
+    scales: Mapping[str, float] | None = None,
+    score: Score | None = None,
+    state: Path | None = None,
+    spent: Callable[[int], None] = lambda count: None,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = log.info,
+) -> Learned:
+    """The latest weights that Adam passes through which do not do worse on the validation documents than the best that
+    it passed through, the start included, see `EarlyStopping`.
+
+    A step draws `settings.batch` documents of every task, and lowers sum_t v_t mean(loss_t) / scale_t / sum_t v_t with
+    v the tasks' weights. scale_t says how much of a task's loss counts as much as how much of another's: `scales`, or
+    else the start's mean loss on the validation documents (0.1 at least). The same figure on all validation documents
+    decides what is kept.
+
+    With `optimizer: cmaes` the same weights are searched by `score` on all documents, see `gradient_free.search`.
+
+    Args:
+        coefficients: what is learned.
+        start: the first weights, [cells, models]; moved into the coefficients' range.
+        engine: its live model becomes the candidate of every step; the last one's afterwards.
+        losses: of all the documents; None where `score` is all that is needed.
+        documents, validation: to learn on and to choose by, for each task; see `hold_apart`. Documents whose right
+            answer is unknown are left out.
+        weights: of the tasks in the objective; equal ones by default.
+        scales: what each task's loss is divided by, see `parent_scales`.
+        score: of the live model on some documents, the more the better.
+        state: a file for where it stands. A call with the same arguments goes on from it, and ends as it would have.
+        spent: told how many document evaluations each step cost; on going on, first those of the earlier calls.
+        stop: asked before every step; true ends it with what is kept so far, and a later call may go on.
+        say: told in a few words how it goes.
+
+    Raises:
+        UserError: the start does not fit, no documents, a state of other settings.
+        CandidateError: the start itself has no finite loss, or out of memory with one document at a time.
+    """
+    start = coefficients.limit(coefficients.full(0.0) + start)
+    if settings.optimizer == "cmaes":
+        if score is None:
+            raise UserError("optimizer cmaes needs a score to search by: give one, or use adam")
+        everything = {label: sorted([*documents[label], *validation.get(label, ())]) for label in documents}
+        return search(coefficients, start, engine, score, settings, everything, state, spent, stop, say)
+    if not coefficients.free.any():
+        raise UserError("every weight of the learned soup is frozen: free some of them")
+    if losses is None:
+        raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
+    stopping = EarlyStopping(settings.patience)
+    run = _Run(coefficients, engine, losses, settings, _shares(weights, documents), spent, stopping)
+    run.documents, run.validation = _all_known(losses, documents), _all_known(losses, validation)
+    run.scales = dict(scales or {})
+    # without the scales, which another device measures a little differently: the state has those it began with
+    identity = fingerprint(coefficients, start, settings, run.documents, run.validation, run.shares, _FORMAT)
+    file = StateFile(state, identity)
+    try:
+        return run.learn(start, file, stop, say)
+    finally:
+        engine.model.eval()
+
+
+def parent_scales(
+    coefficients: Coefficients,
+    engine: Engine,
+    losses: Losses,
+    documents: Documents,
+    spent: Callable[[int], None] = lambda count: None,
+) -> dict[str, float]:
+    """For each task how much lower the best single model's loss is than the base's: the unit that `scale: parents` has
+    in the objective, for losses. A gain within noise counts as two of its standard errors, so that its task does not
+    drown the others; a task on which no model is better keeps the base's loss.
+
+    It costs a forward pass of the documents for the base and each model: a part of the search documents will do.
+    """
+    documents = _all_known(losses, documents)
+    count = len(coefficients.models)
+    rows = [np.zeros(count), *np.eye(count)]
+    found = []
+    whole = Coefficients(coefficients.template, engine.pool.infos)
+    for row in rows:
+        engine.load(whole.recipe(row[None]))
+        with torch.no_grad():
+            found.append({label: loss.double().cpu() for label, loss in losses.loss(documents).items()})
+        spent(size(documents))
+    base, *models = found
+    scales = {}
+    for label in documents:
+        gains = max((base[label] - model[label] for model in models), key=lambda gains: float(gains.mean()))
+        gain, noise = float(gains.mean()), float(gains.std(correction=0)) / math.sqrt(len(gains))
+        scales[label] = max(gain, 2 * noise) if gain > 0 else max(float(base[label].mean()), _LEAST_SCALE)
+    return scales
+
+
+def _shares(weights: Mapping[str, float] | None, documents: Documents) -> dict[str, float]:
+    chosen = {label: (weights or {}).get(label, 1.0) for label in documents}
+    return {label: weight / sum(chosen.values()) for label, weight in chosen.items()}
+
+
+def _all_known(losses: Losses, documents: Documents) -> dict[str, list[int]]:
+    known = losses.known(documents)
+    none = next((label for label, ids in known.items() if not ids), None)
+    if none is not None or not known:
+        raise UserError(
+            f"task {none!r}: no document with a known right answer to learn by or to choose by: raise limit"
+        )
+    return known
+
+
+@dataclass
+class _Run:
+    """One learning under way; what `data` returns is all that it needs to go on."""
+
+    coefficients: Coefficients
+    engine: Engine
+    losses: Losses
+    settings: SoupSettings
+    shares: dict[str, float]
+    spent: Callable[[int], None]
+    stopping: EarlyStopping
+    documents: Documents = field(default_factory=dict)
+    validation: Documents = field(default_factory=dict)
+    raw: Tensor = field(default_factory=lambda: torch.zeros(0))
+    moments: tuple[Tensor, Tensor] | None = None
+    step: int = 0
+    cost: int = 0
+    scales: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
+
+    # --- the course of it --------------------------------------------------------------------------------------
+
+    def learn(
+        self, start: np.ndarray, file: StateFile, stop: Callable[[], bool], say: Callable[[str], None]
+    ) -> Learned:
+        self._begin(start, file, say)
+        optimizer = self._optimizer()
+        with _checkpointing(self.engine.model, self.settings.checkpointing):
+            while not self.note:
+                if stop():
+                    file.save(self._data(optimizer))
+                    return self._learned("stopped from outside")
+                self._go(optimizer, say)
+                if self.note or self.step % self.settings.save == 0:
+                    file.save(self._data(optimizer))
+        return self._learned(self.note)
+
+    def _begin(self, start: np.ndarray, file: StateFile, say: Callable[[str], None]) -> None:
+        saved = file.load()
+        if saved is not None:
+            self._restore(saved)
+            self.spent(self.cost)
+            say(f"going on at step {self.step} of {self.settings.steps}")
+            return
+        self.raw = self.coefficients.raw(start)
+        self.engine.load(self.coefficients.recipe(start))
+        found = self._validate()
+        if not _finite(found):
+            raise CandidateError(
+                f"the start of the learned soup has losses that are no finite numbers: {_means(found)}"
+            )
+        self.scales = {label: self.scales.get(label, max(loss, _LEAST_SCALE)) for label, loss in _means(found).items()}
+        self._weigh()
+        self._note_look(found, start, say)
+        file.save(self._data(self._optimizer()))
+
+    def _go(self, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> None:
+        """One step, and a look where one is due; `note` says that it was the last."""
+        try:
+            gradient = self._gradient()
+            self._move(optimizer, gradient)
+            self.step += 1
+            last = self.step >= self.settings.steps
+            if self.step % self.settings.check == 0 or last:
+                self._look(say)
+        except _NotFinite as error:
+            self.note = f"ended at step {self.step}: {error}; what was kept so far stands"
+            say(self.note)
+            return
+        if self.stopping.over:
+            self.note = f"worse at {self.stopping.worse} looks in a row, at step {self.step}"
+        elif last:
+            self.note = f"all {self.step} steps"
+
+    def _gradient(self) -> Tensor:
+        """d(loss)/d(raw) on the step's documents, at the raw numbers as they are."""
+        values = self.coefficients.values(self.raw)
+        recipe = self.coefficients.recipe(values)
+        self._load(recipe)
+        drawn = minibatch(self.documents, self.step, self.settings.batch, self.settings.seed)
+        cells, shape = self.coefficients.cell_of, self.coefficients.shape
+        turned = self.coefficients.free.any(axis=1)
+        jobs = [
+            job
+            for job in plan(recipe, self.engine.pool)
+            if (cell := cells.get(job.info.name)) is not None and turned[cell]
+        ]
+        factors = {label: self.shares[label] / self.scales[label] / len(ids) for label, ids in drawn.items()}
+        with InnerProducts(cells, shape, jobs, self.engine.model, self.engine.pool) as products, torch.enable_grad():
+
+            def take(label: str, ids: Any, found: Tensor) -> None:
+                if not torch.isfinite(found).all():
+                    raise _NotFinite(f"the loss of task {label!r} is no finite number")
+                (factors[label] * found.sum()).backward()
+                products.commit()
+
+            self.losses.walk(drawn, take, products.undo)
+            taken = products.take()
+        self._pay(3 * size(drawn))
+        if not np.isfinite(taken).all():
+            raise _NotFinite("the gradient is no finite number")
+        return self.coefficients.pull_back(taken, self.raw)
+
+    def _move(self, optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
+        if self.coefficients.parameterisation == "free":
+            gradient = gradient * torch.from_numpy(self.coefficients.free)
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings.rate * _decay(self.step, self.settings.steps)
+        self.raw.grad = gradient
+        optimizer.step()
+        self.raw.grad = None
+        if self.coefficients.parameterisation == "free":
+            self.raw.copy_(torch.from_numpy(self.coefficients.limit(self.raw.numpy())))
+
+    def _look(self, say: Callable[[str], None]) -> None:
+        values = self.coefficients.values(self.raw)
+        self._load(self.coefficients.recipe(values))
+        found = self._validate()
+        if not _finite(found):
+            raise _NotFinite("a validation loss is no finite number")
+        self._note_look(found, values, say)
+
+    def _load(self, recipe: Any) -> None:
+        try:
+            self.engine.load(recipe)
+        except CandidateError as error:
+            raise _NotFinite(str(error)) from error
+
+    def _note_look(self, found: Mapping[str, np.ndarray], values: np.ndarray, say: Callable[[str], None]) -> None:
+        loss, kept = self.stopping.loss(found), self.stopping.look(found, values)
+        look = {"step": self.step, "documents": self.cost, "validation": loss, "losses": _means(found), "kept": kept}
+        self.history.append(look)
+        say(f"step {self.step}: validation loss {loss:.4f}" + ("" if kept else ", worse beyond noise"))
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, np.ndarray]:
+        """The live model's loss on each validation document."""
+        found = self.losses.loss(self.validation)
+        self._pay(size(self.validation))
+        return {label: losses.double().cpu().numpy() for label, losses in found.items()}
+
+    def _weigh(self) -> None:
+        self.stopping.factors = {label: share / self.scales[label] for label, share in self.shares.items()}
+
+    def _pay(self, count: int) -> None:
+        self.cost += count
+        self.spent(count)
+
+    # --- what it needs to go on --------------------------------------------------------------------------------
+
+    def _optimizer(self) -> torch.optim.Adam:
+        optimizer = torch.optim.Adam([self.raw], lr=self.settings.rate)
+        if self.moments is not None:
+            first, second = self.moments
+            taken = torch.tensor(float(self.step))
+            optimizer.state[self.raw] = {"step": taken, "exp_avg": first, "exp_avg_sq": second}
+        return optimizer
+
+    def _data(self, optimizer: torch.optim.Adam) -> dict[str, Any]:
+        kept = optimizer.state.get(self.raw)
+        return {
+            "raw": self.raw.tolist(),
+            "moments": [kept[key].tolist() for key in ("exp_avg", "exp_avg_sq")] if kept else None,
+            "stopping": self.stopping.data(),
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+
+    def _restore(self, data: Mapping[str, Any]) -> None:
+        for name in _PLAIN:
+            setattr(self, name, data[name])
+        self.raw = torch.tensor(data["raw"], dtype=torch.float64)
+        self._weigh()
+        self.stopping.restore(data["stopping"])
+        if data["moments"]:
+            first, second = (torch.tensor(moment, dtype=torch.float64) for moment in data["moments"])
+            self.moments = (first, second)
+
+    def _learned(self, note: str) -> Learned:
+        kept = self.stopping.kept
+        assert kept is not None
+        return Learned(kept, self.coefficients.recipe(kept), self.history, self.cost, note)
+
+
+_PLAIN = ("step", "cost", "scales", "history", "note")
+
+
+class _NotFinite(Exception):
+    """The candidate has no loss or no gradient; it ends with what is kept so far."""
+
+
+def _means(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {label: float(found.mean()) for label, found in losses.items()}
+
+
+def _finite(losses: Mapping[str, np.ndarray]) -> bool:
+    return all(np.isfinite(found).all() for found in losses.values())
+
+
+def _decay(step: int, steps: int) -> float:
+    return _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+@contextmanager
+def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Activations of each decoder layer are computed again in the backward pass; afterwards as it was.
+
+    As `gradient_checkpointing_enable(use_reentrant=False)` does it, but transformers' layers heed that in training mode
+    alone, and dropout inside must stay off.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if wanted else []
+    if wanted and not layers:
+        raise UserError(f"{type(model).__name__} has no activation checkpointing: set checkpointing to false")
+    before = [dict(layer.__dict__) for layer in layers]
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(_without_training, layer)
+        layer.gradient_checkpointing = layer.training = True
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            for name in ("_gradient_checkpointing_func", "gradient_checkpointing", "training"):
+                layer.__dict__.pop(name, None)
+                layer.__dict__.update({name: was[name]} if name in was else {})
+
+
+def _without_training(layer: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+    def run(*given: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*given)
+        finally:
+            layer.training = True
+
+    return checkpoint(run, *args, use_reentrant=False)
+
+
+__all__ = ["Learned", "SoupSettings", "hold_apart", "learn", "parent_scales"]

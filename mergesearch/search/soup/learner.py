@@ -1,0 +1,258 @@
+"""The learned soups of a run: where they start, what they learn from, and what they cost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergesearch.config import Config
+from mergesearch.engine.live import Engine
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.evaluate.losses import Losses
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.search.baselines import BASE, average
+from mergesearch.search.history import History
+from mergesearch.search.objective import Objective
+from mergesearch.search.soup.adam import learn, parent_scales
+from mergesearch.search.soup.affine import affine_of
+from mergesearch.search.soup.closed_forms import fisher, own_documents, regmean
+from mergesearch.search.soup.coefficients import Coefficients
+from mergesearch.search.soup.learning import Documents, SoupSettings, hold_apart, shuffled
+from mergesearch.space import frozen_rules, groups_of
+
+log = logging.getLogger(__name__)
+
+CLOSED_FORMS = {"fisher": fisher, "regmean": regmean}
+# of the metric's unit, the least that the probability of what is right counts as
+LEAST_SHARE = 0.25
+# the loss of a likelihood: every task that has any loss has it
+CROSS_ENTROPY = "cross_entropy"
+# metrics whose mean is 1 less an expected loss, or that loss: their unit is that of the loss
+LIKE_EXPECTED_LOSS = ("acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte", "gold_prob")
+# softmax weights are positive
+LEAST_SOFTMAX = 1e-3
+# the weight of each model where there is no mix to start from
+START = 0.4
+
+
+class Learner:
+    """Learns the soups that `search.learned_soup` asks for.
+
+    Args:
+        config: the run's configuration.
+        engine: its live model becomes the candidate of every step.
+        scorer: of that model on the search documents.
+        infos, layers: of the pool.
+        documents: the search documents by task; those of guards alone are not learned from.
+        say: told in a few words how it goes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        scorer: Scorer,
+        infos: Sequence[TensorInfo],
+        layers: int,
+        documents: Mapping[str, Sequence[int]],
+        say: Callable[[str], None] = log.info,
+    ):
+        self.config, self.engine, self.scorer, self.say = config, engine, scorer, say
+        self.settings = config.search.learned_soup
+        self.infos, self.layers = list(infos), layers
+        self._frozen = frozen_rules(config.space, tuple(config.models))
+        wanted = {task.task: task.weight for task in config.tasks}
+        self.documents = {label: list(ids) for label, ids in documents.items() if label in wanted}
+        self.weights = wanted
+        self._losses: dict[str, Losses] = {}
+        self._parent_scales: dict[str, dict[str, float]] = {}
+
+    @cached_property
+    def gradients(self) -> bool:
+        """Adam where every task says what is right; else CMA-ES, which needs scores alone."""
+        if self.settings.optimizer != "adam":
+            return False
+        try:
+            known = self.losses(CROSS_ENTROPY).known(self.documents)
+        except UserError as error:
+            return self._without_gradients(str(error))
+        missing = [label for label, ids in known.items() if not ids]
+        return self._without_gradients(f"task {missing[0]!r} does not say what is right") if missing else True
+
+    def _without_gradients(self, why: str) -> bool:
+        self.say(f"learned soup without gradients, by CMA-ES: {why}")
+        return False
+
+    def losses(self, loss: str) -> Losses:
+        """Of the search documents.
+
+        Raises:
+            UserError: a task does not allow losses.
+        """
+        if loss not in self._losses:
+            scorer = self.scorer.only(self.documents) if self.config.guard else self.scorer
+            self._losses[loss] = Losses(scorer, self.engine.model, self.settings.batch_size, loss)
+        return self._losses[loss]
+
+    def learn(
+        self,
+        per: str,
+        loss: str | None,
+        start: Recipe | None,
+        history: History,
+        state: Path,
+        spent: Callable[[int], None],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Recipe:
+        """The recipe with what is learned on one part of the search documents and kept by another, see
+        `learned_soup.learn`.
+
+        Args:
+            per: `recipe`, `group` or `tensor`: what has coefficients of its own; or `fisher` or `regmean`, the closed
+                form with coefficients for each tensor.
+            loss: `expected` or `cross_entropy`; without gradients none is needed.
+            start: a mix to start from; None for the configured weight.
+            history: has the objective and the parents' scores.
+            state: a file for where it stands; the same call goes on from it.
+            spent: told how many document evaluations each step cost.
+            stop: asked before every step; true ends it with what is kept so far.
+
+        Raises:
+            UserError, CandidateError: as for `learned_soup.learn`.
+        """
+        if per in CLOSED_FORMS:
+            return self._closed(per, history, spent)
+        coefficients = self.coefficients(per)
+        losses = self.losses(loss) if loss is not None and self.gradients else None
+        soup = self.settings
+        documents, validation = hold_apart(
+            self.documents, soup.validation, self.config.search.seed, soup.validation_documents
+        )
+        state.parent.mkdir(parents=True, exist_ok=True)
+        learned = learn(
+            coefficients,
+            self.start(coefficients, start),
+            self.engine,
+            losses,
+            self._soup_settings("adam" if losses else "cmaes"),
+            documents=documents,
+            validation=validation,
+            weights=self.weights,
+            scales=self._scales(losses, coefficients, validation, history, spent) if losses else None,
+            score=self._score(history.objective),
+            state=state,
+            spent=spent,
+            stop=stop,
+            say=lambda text: self.say(f"learned soup per {per}: {text}"),
+        )
+        return learned.recipe
+
+    def _scales(
+        self,
+        losses: Losses,
+        coefficients: Coefficients,
+        documents: Documents,
+        history: History,
+        spent: Callable[[int], None],
+    ) -> dict[str, float] | None:
+        """What each task's loss is divided by: as in the objective, the way from the base to the best model.
+
+        An expected loss is 1 - p(what is right), whose mean the parents' scores have already, or a metric that counts
+        the same. Every other loss is measured on some documents.
+        """
+        expected = losses.kind == "expected"
+        if self.config.objective.scale != "parents":
+            return dict.fromkeys(self.documents, 1.0) if expected else None
+        known = {task: self._unit(task, history) for task in self.documents} if expected else {}
+        kept = self._parent_scales.setdefault(losses.kind, {})
+        missing = {task: ids for task, ids in documents.items() if known.get(task) is None and task not in kept}
+        if missing:
+            kept |= parent_scales(coefficients, self.engine, losses, missing, spent)
+        return kept | {task: unit for task, unit in known.items() if unit is not None}
+
+    def _unit(self, task: str, history: History) -> float | None:
+        """Of an expected loss, from what the parents' scores say; None where they say nothing."""
+        unit = abs(history.objective.scales[task].unit)
+        found = {name: history.scores(name).get(task) for name in (BASE, *self.config.models)}
+        gold = {name: score.gold for name, score in found.items() if score is not None and score.gold is not None}
+        if BASE not in gold or len(gold) < 2:
+            metrics = {score[task].metric for name in found if task in (score := history.scores(name))}
+            return unit if metrics <= set(LIKE_EXPECTED_LOSS) else None
+        gain = max(value for name, value in gold.items() if name != BASE) - gold[BASE]
+        # a gain within noise would let its task drown the others
+        return max(gain, LEAST_SHARE * unit)
+
+    def _closed(self, per: str, history: History, spent: Callable[[int], None]) -> Recipe:
+        """Fisher-weighted averaging or RegMean, from as many documents of each task as the soups look at."""
+        if not self.gradients:
+            raise CandidateError(f"{per} needs tasks that say what is right: leave it out")
+        most = self.settings.validation_documents
+        few = {
+            label: sorted(shuffled(ids, "closed form", self.config.search.seed, label)[:most])
+            for label, ids in self.documents.items()
+        }
+        scores = {name: history.signed(name) for name in self.config.models}
+        own = own_documents(few, scores)
+        coefficients = Coefficients(average(self.config), self.infos, "tensor", method="linear")
+        found = CLOSED_FORMS[per](coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=spent)
+        recipe = coefficients.recipe(found)
+        return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
+
+    def coefficients(self, per: str) -> Coefficients:
+        """What is learned."""
+        soup = self.settings
+        cells: Any = per
+        free = [info for info in self.infos if not any(rule.covers(info) for rule in self._frozen)]
+        if per == "group":
+            cells = groups_of(
+                free, self.layers, min(soup.layer_groups, self.layers), soup.components, "search.learned_soup"
+            )
+        return Coefficients(
+            average(self.config),
+            self.infos,
+            cells,
+            method=soup.method,
+            parameterisation=soup.coefficients,
+            frozen=self._frozen,
+        )
+
+    def start(self, coefficients: Coefficients, recipe: Recipe | None) -> np.ndarray:
+        """The first weights: those of a mix, for each cell the mean over its tensors; else the configured one."""
+        found = affine_of(recipe, coefficients.models) if recipe is not None else None
+        if found is None:
+            return coefficients.full(START if self.settings.start is None else self.settings.start)
+        free = [info for info in self.infos if info.name in coefficients.cell_of]
+        rows = [found.values[recipe.rules.index(recipe.rule_for(info))] for info in free]
+        cells = np.array([coefficients.cell_of[info.name] for info in free])
+        values = np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
+        return np.maximum(values, LEAST_SOFTMAX) if coefficients.parameterisation == "softmax" else values
+
+    def _soup_settings(self, optimizer: Any) -> SoupSettings:
+        soup = self.settings
+        return SoupSettings(
+            optimizer=optimizer,
+            steps=soup.steps,
+            rate=soup.learning_rate,
+            batch=soup.documents,
+            check=soup.look_every,
+            patience=soup.patience,
+            checkpointing=soup.checkpointing,
+            candidates=soup.candidates,
+            seed=self.config.search.seed,
+        )
+
+    def _score(self, objective: Objective) -> Callable[[Mapping[str, Sequence[int]]], float]:
+        everything = self.scorer.only(self.documents) if self.config.guard else self.scorer
+
+        def score(documents: Mapping[str, Sequence[int]]) -> float:
+            whole = all(set(documents.get(label, ())) == set(ids) for label, ids in self.documents.items())
+            scorer = everything if whole else self.scorer.only(documents)
+            return objective.ranking(scorer.score().tasks)
+
+        return score

@@ -1,0 +1,172 @@
+"""What learning a soup takes and gives, with or without gradients: settings, documents held apart, state on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mergesearch.errors import UserError
+from mergesearch.evaluate.resampling import stream
+from mergesearch.recipe import Recipe
+from mergesearch.search.soup.coefficients import Coefficients
+from mergesearch.search.store import write_atomically
+
+Documents = Mapping[str, Sequence[int]]  # task -> its documents
+# the live model's score of some documents, the more the better
+Score = Callable[[Documents], float]
+
+
+@dataclass(frozen=True)
+class SoupSettings:
+    """How a soup is learned.
+
+    Attributes:
+        optimizer: `adam`, by gradients of the losses; `cmaes`, without gradients, by any score.
+        steps: Adam's steps, the most.
+        rate: Adam's learning rate, falling to a tenth along half a cosine.
+        batch: documents of every task in each step.
+        check: the validation documents are looked at after every so many steps.
+        patience: so many looks in a row that are worse than the best beyond noise end it, see `EarlyStopping`.
+        checkpointing: compute activations again in the backward pass instead of keeping them.
+        candidates: the most that CMA-ES tries.
+        sigma: CMA-ES's first step size.
+        seed: draws documents and candidates.
+        save: the state is written after every so many steps or candidates.
+    """
+
+    optimizer: Literal["adam", "cmaes"] = "adam"
+    steps: int = 60
+    rate: float = 0.05
+    batch: int = 4
+    check: int = 10
+    patience: int = 4
+    checkpointing: bool = False
+    candidates: int = 100
+    sigma: float = 1 / 6
+    seed: int = 0
+    save: int = 5
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "cmaes"):
+            raise UserError(f"optimizer is {self.optimizer!r}: use adam or cmaes")
+        for name in ("steps", "rate", "batch", "check", "patience", "candidates", "sigma", "save"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What learning found.
+
+    Attributes:
+        values: the weights, float64, [cells, models].
+        recipe: with these weights.
+        history: for each look (each candidate of CMA-ES) `step`, `documents` spent until then, and `validation`: the
+            loss there, by task in `losses`, and whether its weights were `kept` (for CMA-ES the `score`, and the best
+            so far).
+        documents: what it cost over all calls, in document evaluations: a forward pass 1, a backward pass 2 more.
+        note: why it ended, in a few words.
+    """
+
+    values: np.ndarray
+    recipe: Recipe
+    history: list[dict[str, Any]]
+    documents: int
+    note: str
+
+
+def hold_apart(
+    documents: Documents, share: float, seed: int, most: int | None = None
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """(documents to learn on, documents to stop by): a share of every task and at most `most`, drawn from (seed, task)
+    alone, at least one on either side.
+
+    Raises:
+        UserError: a task with fewer than 2 documents, a share not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the share of documents held apart is {share}: give one between 0 and 1")
+    learn, stop = {}, {}
+    for label, ids in documents.items():
+        if len(ids) < 2:
+            raise UserError(
+                f"task {label!r} has {len(ids)} search documents: a learned soup needs 2, to learn and stop by"
+            )
+        order = shuffled(ids, "held apart", seed, label)
+        count = min(len(ids) - 1, max(1, round(share * len(ids))), most or len(ids))
+        stop[label], learn[label] = sorted(order[:count]), sorted(order[count:])
+    return learn, stop
+
+
+def shuffled(ids: Sequence[int], *key: object) -> list[int]:
+    """The documents in an order that depends on the key alone."""
+    keys = stream(*key).random_raw(len(ids))
+    return [ids[position] for position in np.argsort(keys, kind="stable").tolist()]
+
+
+def minibatch(documents: Documents, step: int, size: int, seed: int) -> dict[str, list[int]]:
+    """So many documents of every task: those that come next in a sequence of orders, each of all its documents."""
+    drawn = {}
+    for label, ids in documents.items():
+        count = min(size, len(ids))
+        places = range(step * count, (step + 1) * count)
+        orders = {place // len(ids): None for place in places}
+        found = {epoch: shuffled(ids, "soup", seed, label, epoch) for epoch in orders}
+        drawn[label] = [found[place // len(ids)][place % len(ids)] for place in places]
+    return drawn
+
+
+def size(documents: Documents) -> int:
+    """How many documents these are."""
+    return sum(map(len, documents.values()))
+
+
+def fingerprint(coefficients: Coefficients, start: np.ndarray, settings: SoupSettings, *rest: Any) -> str:
+    """Equal where learning would go the same way."""
+    data = {
+        "recipe": coefficients.recipe(start).dump(),
+        "parameterisation": coefficients.parameterisation,
+        "range": [coefficients.low.tolist(), coefficients.high.tolist()],
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("checkpointing", "save")},
+        "rest": rest,
+    }
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class StateFile:
+    """Where learning stands, in a JSON file that is written whole or not at all; numbers come back bit for bit."""
+
+    path: Path | None
+    identity: str
+
+    def load(self) -> dict[str, Any] | None:
+        """What was saved last.
+
+        Raises:
+            UserError: the file is of other settings, weights or documents, or no state at all.
+        """
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            same = data.pop("identity") == self.identity
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"{self.path} holds no state of a learned soup: move it away") from None
+        if not same:
+            raise UserError(
+                f"{self.path} is of a soup with other settings or documents: move it away, or take them back"
+            )
+        return data
+
+    def save(self, data: Mapping[str, Any]) -> None:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, json.dumps({"identity": self.identity, **data}) + "\n")

@@ -1,0 +1,175 @@
+"""What the searches do, recorded to the last bit, so that two versions of the code can be compared.
+
+    python scripts/bench/behaviour.py record before.json          # with the version that is installed
+    python scripts/bench/behaviour.py compare before.json after.json > results/behaviour.md
+
+Recorded are the quickstart, every file of configs/search in small and every recipe of configs/recipes: each trial with
+its parameters, recipe, state, scores and the value that the study got, and the hashes of the exported files' tensors.
+Everything goes through the command, so any version that has one can be recorded: PYTHONPATH chooses it. Seconds and
+texts are not compared. Two machines may differ in the last bits of a score: record both versions on one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = [
+    "models={code: zoo:code, names: zoo:names}",
+    "tasks=[{task: zoo_code, metric: acc, limit: 4}, {task: zoo_names, metric: acc, limit: 4}]",
+    "dtype=float32",
+    "device=cpu",
+    "search.defaults=false",
+    "search.learned_soup.steps=2",
+    "search.learned_soup.documents=1",
+    "search.learned_soup.validation_documents=2",
+    "search.learned_soup.candidates=4",
+]
+# enough for each file to reach its last stage
+TRIALS = {"auto": 8, "grow": 6, "greedy_soup": 6, "study-cmaes": 6, "study-auto": 8, "random_control": 3, "racing": 6}
+MORE = {
+    "guard": ["guard.0.task=zoo_code", "guard.0.metric=null", "guard.0.limit=null", "guard.0.max_drop=0.0"],
+    "documents": ["search.documents=80", "search.strategy=[greedy_soup, study]"],
+}
+COLUMNS = ("trial", "state", "objective", "objective_stderr", "method", "strategy", "recipe", "rank", "front")
+
+
+def command(*arguments: object) -> str:
+    """The output of `mergesearch ARGUMENTS`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mergesearch", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"mergesearch {' '.join(map(str, arguments))}: status {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+def tensors(folder: Path) -> dict[str, str]:
+    """A hash of each tensor's bytes, by name; what else a file's header holds is left out."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        data = file.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                bits = data[8 + size + start : 8 + size + end]
+                found[name] = hashlib.sha256(repr((entry["dtype"], entry["shape"])).encode() + bits).hexdigest()[:16]
+    return found
+
+
+def studied(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What the study itself holds of each trial."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder / 'study.db'}")
+    return [{"params": t.params, "values": t.values, "state": t.state.name} for t in study.get_trials()]
+
+
+def search(file: Path, folder: Path, sets: list[str]) -> dict[str, Any]:
+    """One search, its table, its study and its winner."""
+    command("run", file, *(f"--set={item}" for item in [*sets, f"output={folder}"]))
+    rows = json.loads(command("table", folder, "--format", "json"))
+    import yaml
+
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    tasks = [task["task"] for task in config["tasks"]]
+    scored = [*tasks, *(f"{task}_stderr" for task in tasks)]
+    kept = [{key: row[key] for key in (*COLUMNS, *scored) if key in row} for row in rows]
+    best = folder / "best"
+    return {
+        "table": sorted(kept, key=lambda row: row["trial"]),
+        "study": studied(folder, config["name"]),
+        "documents": json.loads((folder / "documents.json").read_text(encoding="utf-8")),
+        "best": {"recipe": (best / "recipe.yaml").read_text(encoding="utf-8"), "tensors": tensors(best)},
+    }
+
+
+def record(only: str | None) -> dict[str, Any]:
+    """All of it, by kind and name."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in sorted((ROOT / "configs" / "recipes").glob("*.yaml")):
+            if only is None or only in f"recipe {file.stem}":
+                command("merge", file, Path(scratch) / file.stem)
+                found[f"recipe {file.stem}"] = {"tensors": tensors(Path(scratch) / file.stem)}
+        for file in sorted((ROOT / "configs" / "search").glob("*.yaml")):
+            if only is None or only in f"search {file.stem}":
+                sets = [*SMALL, f"search.trials={TRIALS.get(file.stem, 4)}", *MORE.get(file.stem, [])]
+                found[f"search {file.stem}"] = search(file, Path(scratch) / f"search-{file.stem}", sets)
+                print(f"search {file.stem}", file=sys.stderr, flush=True)
+        if only is None or only in "quickstart":
+            found["quickstart"] = search(ROOT / "configs" / "quickstart.yaml", Path(scratch) / "quickstart", [])
+    return found
+
+
+def first_difference(before: Any, after: Any, place: str = "") -> str | None:
+    """Where two recordings part, in words; None where they are equal."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in {**before, **after}:
+            found = first_difference(before.get(key), after.get(key), f"{place}.{key}")
+            if found:
+                return found
+        return None
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return next(filter(None, (first_difference(a, b, f"{place}.{n}") for n, (a, b) in pairs)), None)
+    same = before == after and type(before) is type(after)
+    return None if same else f"{place.lstrip('.')}: {str(before)[:80]} before, {str(after)[:80]} after"
+
+
+def compare(before: Path, after: Path) -> int:
+    """Prints a row for each recording; the number of those that differ."""
+    ours, theirs = (json.loads(file.read_text(encoding="utf-8")) for file in (before, after))
+    print("# Behaviour before and after\n")
+    print("`python scripts/bench/behaviour.py record FILE` with each version, then `compare BEFORE AFTER`.\n")
+    for label, data in (("before", ours), ("after", theirs)):
+        print(f"- {label}: {data['about']}")
+    print("\n| recorded | trials | tensors | equal |\n|---|---|---|---|")
+    different = 0
+    for name in {**ours["found"], **theirs["found"]}:
+        one, other = ours["found"].get(name), theirs["found"].get(name)
+        difference = first_difference(one, other) if one and other else "recorded once"
+        different += difference is not None
+        shown = one or other
+        count = len((shown.get("best") or shown)["tensors"])
+        print(f"| {name} | {len(shown.get('table', []))} | {count} | {difference or 'yes'} |")
+    print(f"\n{different} of {len({**ours['found'], **theirs['found']})} differ.")
+    return different
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("record")
+    one.add_argument("out", type=Path)
+    one.add_argument("--only", help="what to record: names that hold this")
+    two = verbs.add_parser("compare")
+    two.add_argument("before", type=Path)
+    two.add_argument("after", type=Path)
+    options = parser.parse_args()
+    if options.verb == "compare":
+        sys.exit(bool(compare(options.before, options.after)))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    found = record(options.only)
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lm_eval", "optuna"))
+    about = f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, {libraries}"
+    options.out.write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
