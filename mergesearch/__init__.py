@@ -16,7 +16,7 @@ _HOMES = {
     "Engine": "engine.live",
     "Pool": "checkpoints",
     "Recipe": "recipe",
-    "Record": "search.record",
+    "Record": "results.record",
     "Rule": "recipe",
     "SearchSpace": "space",
     "UserError": "errors",

@@ -18,7 +18,7 @@ from rich.console import Console
 from mergesearch.errors import CandidateError, UserError
 
 if TYPE_CHECKING:
-    from mergesearch.search.record import Record
+    from mergesearch.results.record import Record
 
 app = typer.Typer(
     name="mergesearch",
@@ -257,8 +257,8 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 
 def _print_table(run: Path, form: str = "text", top: int | None = None, sort: str = "rank") -> None:
     from mergesearch.commands.run import words_of
+    from mergesearch.results.record import read_records
     from mergesearch.results.table import render
-    from mergesearch.search.store import read_records
 
     _, records, _ = read_records(run)
     rendered = render(records, form, top, sort)
@@ -290,10 +290,13 @@ class _Watch:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
-        from mergesearch.search.baselines import baseline_count
 
-        proposals = settings.search.trials * (2 if settings.search.random_control else 1)
-        self._total = proposals + baseline_count(settings)
+        from mergesearch.search.strategies import registered
+
+        known = registered()
+        self._total = settings.search.trials + sum(
+            known[n].cost(settings, []).trials for n in settings.search.strategies
+        )
         self._task = self._bar.add_task("starting", total=self._total)
         self._done = 0
         self._best: Record | None = None
@@ -304,9 +307,9 @@ class _Watch:
             out.print(text, markup=False, soft_wrap=True)
 
     def begin(self, session: Any) -> None:
-        from mergesearch.search.store import records
+        from mergesearch.results.record import records
 
-        for record in records(session.search.study):
+        for record in records(session.search.history()):
             self._count(record)
         if self._done:
             self.say(f"going on after {self._done} trials")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import pydantic
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema
 
-from mergesearch.errors import UserError
-from mergesearch.schema import Strict, parse_yaml, read_yaml, validate
+from mergesearch import registry
+from mergesearch.errors import UserError, nearest
+from mergesearch.recipe import AVERAGE, BASE, Recipe, Rule, single_rule
+from mergesearch.schema import ONE_OR_MORE, Strict, parse_yaml, read_yaml, validate
 
 # What may differ when a run folder is taken up again: the budget and the machine, not the search.
 RESUMABLE = (
@@ -22,7 +26,9 @@ RESUMABLE = (
     ("batch_size",),
     ("scoring",),
 )
-AUTO = ("baselines", "greedy_soup", "learned_soup", "study")
+# stands for the strategies that say so, in their order
+AUTO = "auto"
+T = TypeVar("T")
 
 
 def _as_range(value: Any) -> Any:
@@ -32,12 +38,6 @@ def _as_range(value: Any) -> Any:
     return value
 
 
-def _as_list(value: Any) -> Any:
-    """A single name is a list of it alone."""
-    return [value] if isinstance(value, str) else value
-
-
-ONE_OR_MORE = BeforeValidator(_as_list)
 Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
 
 
@@ -185,99 +185,86 @@ def _ranges(extra: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return found
 
 
-class GreedySoupConfig(Strict):
-    """Greedy soup: an ingredient stays only if the soup does not get worse on the search documents."""
+class SearchConfig(Strict):
+    """What is run, in what order, and how long. Further keys are the strategies' own, see `mergesearch strategies`."""
 
-    trials: int = Field(0, ge=0, description="so many of the best trials are ingredients beside the models")
+    model_config = ConfigDict(extra="allow")
 
-
-class LearnedSoupConfig(Strict):
-    """Learned soup: mixing coefficients learned on the search documents."""
-
-    method: Literal["task_arithmetic", "linear"] = "task_arithmetic"
-    per: list[Literal["recipe", "group", "tensor"]] = Field(["tensor"], min_length=1)
-    loss: Annotated[list[Literal["expected", "cross_entropy"]], ONE_OR_MORE] = Field(
-        ["expected", "cross_entropy"],
-        min_length=1,
-        description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong",
+    strategy: Annotated[list[str], ONE_OR_MORE] = Field(
+        [AUTO], min_length=1, description="one or a list, each starting from what the earlier ones found"
     )
-    coefficients: Literal["free", "softmax"] = "free"
-    optimizer: Literal["adam", "cmaes"] = "adam"
-    start: float | None = Field(None, description="the weight of each model at the start; default: the best mix so far")
-    steps: int = Field(100, ge=1)
-    learning_rate: float = Field(0.03, gt=0)
-    documents: int = Field(4, ge=1, description="of each task, drawn for each step")
-    validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
-    validation_documents: int = Field(64, ge=1, description="of each task, the most of them")
-    look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
-    patience: int = Field(4, ge=1, description="looks in a row that are worse than the best beyond noise end it")
-    layer_groups: int = Field(3, ge=1, description="of per: group")
-    components: list[str] = Field(["attention", "mlp", "other"], min_length=1, description="of per: group")
-    candidates: int = Field(100, ge=1, description="of cmaes")
-    checkpointing: bool = Field(False, description="compute activations twice rather than keep them")
-    batch_size: int = Field(16, ge=1, description="documents at once")
+    trials: int = Field(40, ge=0, description="how many candidates, those of the baselines not counted")
+    hours: float | None = Field(None, gt=0, description="of work, over all starts and workers")
+    documents: int | None = Field(None, ge=1, description="document evaluations; a backward pass counts as two more")
+    seed: int = Field(0, ge=0, lt=2**32, description="of samplers, soups and random masks")
+
+    @classmethod
+    def further(cls) -> type[Strict]:
+        """The keys that strategies add, as a model of their own."""
+        keys: dict[str, Any] = {}
+        for strategy in registry.strategies().values():
+            keys |= strategy.keys
+        return pydantic.create_model("StrategyKeys", __base__=Strict, **keys)
+
+    @field_validator("strategy")
+    @classmethod
+    def _strategies_are_known(cls, value: list[str]) -> list[str]:
+        known = [AUTO, *(name for name, strategy in registry.strategies().items() if strategy.named)]
+        for name in value:
+            if name not in known:
+                close = nearest(name, known)
+                hint = f"did you mean {close!r}? " if close else ""
+                raise ValueError(f"{name!r} is no strategy: {hint}(known: {', '.join(known)})")
+        return value
 
     @model_validator(mode="after")
-    def _softmax_is_positive(self) -> LearnedSoupConfig:
-        if self.coefficients == "softmax" and self.start is not None and self.start <= 0:
-            raise ValueError(f"start is {self.start:g} and coefficients softmax, which are positive: start above 0")
+    def _strategies_keys_are_valid(self) -> SearchConfig:
+        given = self.model_extra
+        if given is not None:  # of a model that takes further keys it never is
+            valid = self.further().model_validate(given)
+            given.clear()
+            given.update({name: getattr(valid, name) for name in type(valid).model_fields})
         return self
-
-    def cost(self, loss: str | None, models: int, documents: Sequence[int]) -> int:
-        """The document evaluations that one soup takes at most; `documents`: how many each task has to search on."""
-        if loss is None:
-            return self.candidates * sum(documents)
-        looked = sum(min(max(1, round(self.validation * count)), self.validation_documents) for count in documents)
-        looks = 1 + -(-self.steps // self.look_every)
-        scales = models + 1  # the base and each model once, where their scores do not tell what a loss is measured by
-        return 3 * self.steps * self.documents * len(documents) + (looks + scales) * looked
-
-    def closed_form_cost(self, models: int, documents: Sequence[int]) -> int:
-        """The document evaluations of `fisher` at most, and of `regmean` but for the layers that no longer fit."""
-        return 3 * models * sum(min(self.validation_documents, count) for count in documents)
-
-    @property
-    def soups(self) -> list[tuple[str, str | None]]:
-        """What is learned, in order: (per, loss); without gradients no loss is needed."""
-        losses = [None] if self.optimizer == "cmaes" else dict.fromkeys(self.loss)
-        return [(per, loss) for loss in losses for per in dict.fromkeys(self.per)]
-
-
-class SearchConfig(Strict):
-    """What is run, in what order, and how long. The baselines come on top of `trials`."""
-
-    strategy: Annotated[
-        list[Literal["auto", "baselines", "greedy_soup", "learned_soup", "fisher", "regmean", "study", "random"]],
-        ONE_OR_MORE,
-    ] = Field(["auto"], min_length=1, description="one or a list, each starting from what the earlier ones found")
-    sampler: Literal["auto", "tpe", "cmaes", "gp", "nsga2", "random"] = "auto"
-    trials: int = Field(40, ge=0)
-    hours: float | None = Field(None, gt=0)
-    documents: int | None = Field(None, ge=1, description="document evaluations; a backward pass counts as two more")
-    seed: int = Field(0, ge=0, lt=2**32)
-    defaults: bool = Field(True, description="each method's published defaults are among the baselines")
-    warm_start: Annotated[list[str], ONE_OR_MORE] = Field(
-        [], description="run folders whose best recipes are tried first"
-    )
-    random_control: bool = Field(False, description="at the end as many random proposals as there were others")
-    greedy_soup: GreedySoupConfig = GreedySoupConfig()
-    learned_soup: LearnedSoupConfig = LearnedSoupConfig()
 
     @model_validator(mode="after")
     def _what_never_ends_is_last(self) -> SearchConfig:
-        there = [name for name in self.strategies if name in ("study", "random")]
+        known = registry.strategies()
+        there = [name for name in self.strategies if known[name].open_ended]
         if len(there) > 1:
             raise ValueError(
                 f"strategy {there[0]} goes on until the budget ends, so {there[1]} would never begin: leave one of "
-                "them out; random_control adds a random search at the end"
+                "them out"
             )
         return self
 
     @property
     def strategies(self) -> list[str]:
-        """The strategies in order, `auto` written out. The baselines always come first."""
-        found = [name for given in self.strategy for name in (AUTO if given == "auto" else (given,))]
-        return list(dict.fromkeys(["baselines", *found]))
+        """The strategies in order, `auto` written out, and with those that join by themselves."""
+        known = registry.strategies()
+        auto = sorted((place, name) for name, each in known.items() if (place := each.auto) is not None)
+        named = [name for given in self.strategy for name in ([n for _, n in auto] if given == AUTO else [given])]
+        joined = [name for name, strategy in known.items() if strategy.joins(self)]
+        return sorted(dict.fromkeys([*named, *joined]), key=lambda name: known[name].order)
+
+    def key(self, name: str, kind: type[T]) -> T:
+        """The value of a key that a strategy adds.
+
+        Raises:
+            KeyError: no strategy adds it.
+            TypeError: it is of another kind.
+        """
+        value = (self.model_extra or {})[name]
+        if not isinstance(value, kind):
+            raise TypeError(f"search.{name} is {type(value).__name__}, not {kind.__name__}")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        mine = handler.resolve_ref_schema(handler(schema))
+        keys = handler.resolve_ref_schema(handler(cls.further().__pydantic_core_schema__))
+        mine["properties"] = {**mine.get("properties", {}), **keys.get("properties", {})}
+        mine["additionalProperties"] = False
+        return mine
 
 
 class RacingConfig(Strict):
@@ -301,7 +288,8 @@ class Config(Strict):
     objective: ObjectiveConfig = ObjectiveConfig()
     holdout: float = Field(0.5, ge=0, lt=1, description="share of each task's documents that the search never sees")
     space: SpaceConfig = SpaceConfig()
-    search: SearchConfig = SearchConfig()
+    # made when it is needed: the strategies, which it asks, read this file first
+    search: SearchConfig = Field(default_factory=SearchConfig)
     racing: RacingConfig | None = Field(None, description="left out: every candidate is scored on all documents")
     storage: str | None = None
     output: str | None = Field(None, description="the run folder; default: results/NAME")
@@ -322,7 +310,7 @@ class Config(Strict):
     @classmethod
     def _plain_names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if not name.replace("_", "").replace("-", "").isalnum() or name in ("base", "average"):
+            if not name.replace("_", "").replace("-", "").isalnum() or name in (BASE, AVERAGE):
                 raise ValueError(
                     f"{name!r} cannot name a model: use letters, digits, - and _, and neither 'base' nor 'average'"
                 )
@@ -368,6 +356,27 @@ class Config(Strict):
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.output or f"results/{self.name}")
+
+    @property
+    def parents(self) -> list[str]:
+        """The names of the base and of every model alone, whose scores fix the scale of the objective."""
+        return [BASE, *self.models]
+
+    def recipe(self, rules: tuple[Rule, ...]) -> Recipe:
+        """A recipe of this run's base, models, seed and dtype."""
+        return Recipe(
+            base=self.base_model,
+            models=self.models,
+            rules=rules,
+            seed=self.search.seed,
+            out_dtype=self.dtype,
+            tokenizer=self.tokenizer,
+        )
+
+    @property
+    def average(self) -> Recipe:
+        """The plain average of all models."""
+        return self.recipe(single_rule("linear", weight=1.0))
 
     def dump(self) -> dict[str, Any]:
         """The configuration as plain data, every default written out."""
@@ -441,9 +450,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 __all__ = [
     "Config",
     "Freeze",
-    "GreedySoupConfig",
     "GuardConfig",
-    "LearnedSoupConfig",
     "Narrow",
     "ObjectiveConfig",
     "RacingConfig",

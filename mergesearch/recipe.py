@@ -16,6 +16,8 @@ from pydantic import Field, field_validator, model_validator
 from mergesearch.errors import UserError
 from mergesearch.schema import Strict, read_yaml, validate
 
+# the names that the base and the plain average of all models go by
+BASE, AVERAGE = "base", "average"
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "router", "experts")
 DType = Literal["float32", "bfloat16", "float16"]
 

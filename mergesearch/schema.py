@@ -17,6 +17,14 @@ from mergesearch.errors import UserError, unknown
 
 Model = TypeVar("Model", bound="Strict")
 
+
+def _as_list(value: Any) -> Any:
+    """A single name is a list of it alone."""
+    return [value] if isinstance(value, str) else value
+
+
+# of a list of names, for which one name may stand alone
+ONE_OR_MORE = pydantic.BeforeValidator(_as_list)
 _OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -24,6 +32,11 @@ class Strict(pydantic.BaseModel):
     """A frozen pydantic model that knows no other keys than its fields."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    @classmethod
+    def further(cls) -> type[Strict] | None:
+        """A model of the keys that it takes beside its fields, where they are known."""
+        return None
 
 
 class _Loader(yaml.SafeLoader):
@@ -125,7 +138,9 @@ def _field_at(model: type[Strict], location: tuple[Any, ...]) -> FieldInfo:
 
 
 def _fields(model: type[Strict]) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in model.model_fields.items()}
+    further = model.further()
+    own = {field.alias or name: field for name, field in model.model_fields.items()}
+    return own if further is None else {**own, **_fields(further)}
 
 
 def _allowed_range(field: FieldInfo) -> str:

@@ -50,8 +50,8 @@ from yardstick import (  # noqa: E402
 from mergesearch import config as configuration  # noqa: E402
 from mergesearch.config import Config  # noqa: E402
 from mergesearch.recipe import Recipe  # noqa: E402
+from mergesearch.results.record import TaskScore  # noqa: E402
 from mergesearch.search.history import documents_of, scores_of  # noqa: E402
-from mergesearch.search.record import TaskScore  # noqa: E402
 
 # What a search of people's today is: (strategy, method).
 YARDSTICKS: dict[str, tuple[str, str]] = {
@@ -322,10 +322,10 @@ class Bench:
         return Objective.from_data(json.loads(file.read_text(encoding="utf-8")))
 
     def parents(self) -> dict[str, Recipe]:
-        from mergesearch.search.baselines import baselines, parent_names
+        from mergesearch.search.strategies.baselines import baselines
 
         found = baselines(self.config)
-        return {name: found[name] for name in parent_names(self.config)}
+        return {name: found[name] for name in self.config.parents}
 
     def space(self, method: str) -> YardSpace:
         """One method's weights and densities, group by group."""

@@ -25,11 +25,12 @@ from mergesearch.commands.inputs import load_pool, load_tasks, scorer_of, splits
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.evaluate.statistics import figure
-from mergesearch.recipe import Recipe
+from mergesearch.recipe import BASE, Recipe
+from mergesearch.results.record import read_records
 from mergesearch.search import objective as objectives
-from mergesearch.search.baselines import BASE, baselines
 from mergesearch.search.objective import Objective
-from mergesearch.search.store import RunFolder, read_records
+from mergesearch.search.store import RunFolder
+from mergesearch.search.strategies.baselines import baselines
 from mergesearch.space import SearchSpace
 
 Documents = Mapping[str, DocumentScores]

@@ -20,11 +20,10 @@ from pathlib import Path
 from mergesearch.commands.score import score_recipes
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.statistics import Difference, difference
-from mergesearch.recipe import Recipe
-from mergesearch.search.baselines import AVERAGE, BASE, baselines, parent_names
+from mergesearch.recipe import AVERAGE, BASE, Recipe
+from mergesearch.results.record import ranked, read_records
 from mergesearch.search.objective import Objective, signed
-from mergesearch.search.record import ranked
-from mergesearch.search.store import read_records
+from mergesearch.search.strategies.baselines import baselines
 from mergesearch.search.worker import machine
 
 BEST = "best merge found"
@@ -41,7 +40,7 @@ def main() -> int:
     assert objective is not None, "the run has not scored its baselines yet"
     winner = ranked(records)[0]
     proposed = sum(record.name is None and record.state == "complete" for record in records)
-    plain = {name: recipe for name, recipe in baselines(config).items() if name in (*parent_names(config), AVERAGE)}
+    plain = {name: recipe for name, recipe in baselines(config).items() if name in (*config.parents, AVERAGE)}
     candidates = {**plain, BEST: Recipe.from_data(dict(winner.recipe or {}), "winner")}
     scores = score_recipes(candidates, config, "holdout")
     singles = {name: recipe for name, recipe in candidates.items() if name not in (AVERAGE, BEST)}

@@ -12,10 +12,10 @@ import numpy as np
 
 from mergesearch.config import Config
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
+from mergesearch.results.record import Record
 from mergesearch.results.report import Entry, Question, Report, build
 from mergesearch.results.report.data import AVERAGE, SINGLE
 from mergesearch.results.report.finalists import choose
-from mergesearch.search.record import Record
 
 BASELINES = ("base", "a", "b", "c", "d", "average")
 CONFIG = Config(base_model="base", models={name: name for name in "abcd"}, tasks=[{"task": "quiz"}])

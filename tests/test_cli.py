@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from mergesearch import recipe as recipes
 from mergesearch import zoo
-from mergesearch.search.store import read_records
+from mergesearch.results.record import read_records
 
 TRIALS = 6
 

@@ -15,9 +15,10 @@ from mergesearch.config import Config
 from mergesearch.evaluate.blocks import BlockScorer, split_blocks
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
 from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.results.record import read_records, records
 from mergesearch.results.table import render, table_rows
 from mergesearch.search.racing import lead, quantile, spreads
-from mergesearch.search.store import RunFolder, read_records, records
+from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace
 

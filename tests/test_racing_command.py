@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import QUICKSTART, mergesearch, small
 
-from mergesearch.search.store import read_records
+from mergesearch.results.record import read_records
 
 OPTIONS = {"racing": "{blocks: 3}", "holdout": 0.03}
 

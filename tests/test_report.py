@@ -16,11 +16,11 @@ from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
 from mergesearch.recipe import Recipe
+from mergesearch.results.record import Record
 from mergesearch.results.report import FORMATS, Entry, Question, Report, build, card, render
 from mergesearch.results.report.data import AVERAGE, SINGLE
 from mergesearch.results.report.finalists import Kept, choose, score_finalists
-from mergesearch.search.baselines import baselines
-from mergesearch.search.record import Record
+from mergesearch.search.strategies.baselines import baselines
 
 CONFIG = Config(base_model="base", models={"a": "a", "b": "b"}, tasks=[{"task": "quiz"}, {"task": "bits"}])
 RECIPES = {name: recipe.dump() for name, recipe in baselines(CONFIG).items()}

@@ -9,7 +9,7 @@ import pytest
 from commands import QUICKSTART, Done, mergesearch, small
 
 from mergesearch.engine.live import Engine
-from mergesearch.search.store import read_records
+from mergesearch.results.record import read_records
 
 OPTIONS = {"holdout": 0.03, "space__methods": "[linear]"}
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scores import TaskScore
+from mergesearch.results.record import Record, ranked
 from mergesearch.results.table import FORMATS, render, table_rows
-from mergesearch.search.record import Record, ranked
 
 
 def record(number: int, objective: float | None, quiz: float = 0.5, bits: float = 2.0, **extra: object) -> Record:

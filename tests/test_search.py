@@ -16,9 +16,9 @@ from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.results.record import Record, ranked, read_records, records
 from mergesearch.search.history import History, hours_at_work, worked_hours
-from mergesearch.search.record import Record, ranked
-from mergesearch.search.store import RunFolder, Worker, open_study, read_records, records
+from mergesearch.search.store import RunFolder, open_study
 from mergesearch.search.worker import Search, SearchFailed
 from mergesearch.space import SearchSpace
 

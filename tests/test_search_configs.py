@@ -16,11 +16,10 @@ from mergesearch.commands.check import preview
 from mergesearch.commands.run import Session, export_trial, prepare, words_of
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
+from mergesearch.results.record import Record, read_records
 from mergesearch.results.table import render
 from mergesearch.search import store
 from mergesearch.search.history import CONTROL
-from mergesearch.search.record import Record
-from mergesearch.search.store import read_records
 
 FOLDER = Path(__file__).parent.parent / "configs" / "search"
 SMALL = [

@@ -14,7 +14,7 @@ from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe, TensorInfo
-from mergesearch.search.baselines import DEFAULTS, baselines
+from mergesearch.search.strategies.baselines import DEFAULTS, baselines
 from mergesearch.space import RefineSpace, SearchSpace, StackSpace, TogetherSpace, check_space, space_of, split_rules
 from mergesearch.space.around import WIDTH
 

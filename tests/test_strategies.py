@@ -15,6 +15,7 @@ import numpy as np
 import optuna
 import pytest
 import test_racing
+from mergesearch.search.strategies.stages import FIXED, Stages
 from test_racing import Live
 from test_search import INFOS, Engine, Found, Scorer, settings
 
@@ -24,18 +25,18 @@ from mergesearch.engine.live import Engine as RealEngine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo, single_rule
+from mergesearch.results.record import records
 from mergesearch.results.table import render, table_rows
 from mergesearch.search import store
-from mergesearch.search.baselines import DEFAULTS, SLERP, average, recipe_of
 from mergesearch.search.history import CONTROL, History, costs
 from mergesearch.search.history import recipe_of as stated
 from mergesearch.search.soup.affine import affine_of
-from mergesearch.search.store import RunFolder, records
+from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import WAIT, notes
 from mergesearch.search.strategies import stages as stages_module
+from mergesearch.search.strategies.baselines import DEFAULTS, SLERP
 from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
 from mergesearch.search.strategies.learned_soup import LearnedSoups
-from mergesearch.search.strategies.stages import FIXED, Stages
 from mergesearch.search.worker import Search
 from mergesearch.space import OneMethod, RefineSpace, SearchSpace, check_space
 

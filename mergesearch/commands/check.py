@@ -12,16 +12,17 @@ from mergesearch import config as configuration
 from mergesearch import mergekit
 from mergesearch.checkpoints import Pool
 from mergesearch.commands.inputs import check_racing, load_pool, load_tasks, pool_of, scorer_of, splits
-from mergesearch.commands.run import spaces, warm_recipes
+from mergesearch.commands.run import spaces
 from mergesearch.config import Config
 from mergesearch.engine.plan import DTYPES, Job, check, form_of, plan
 from mergesearch.engine.residency import residency
 from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
-from mergesearch.search.baselines import baseline_count
-from mergesearch.search.history import History, costs
-from mergesearch.search.store import RunFolder, begun
+from mergesearch.search import store, strategies
+from mergesearch.search.budget import costs
+from mergesearch.search.history import History
+from mergesearch.search.store import RunFolder
 from mergesearch.space import check_space
 
 Lines = list[tuple[str, str]]
@@ -59,7 +60,8 @@ def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
 def _run(config: Config) -> Lines:
     check_space(config)
     RunFolder(config.folder).check(config)
-    warm_recipes(config)
+    study = store.begun(config)
+    strategies.refuse(config)
     tasks = load_tasks(config)
     documents = splits(config, tasks)
     check_racing(config, tasks)
@@ -82,7 +84,7 @@ def _run(config: Config) -> Lines:
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
         ("budget", _budget(config, documents, _tokens(config, pool, tasks, documents))),
-        *_so_far(config),
+        *_so_far(History(study, config) if study else None),
         *_memory(pool, pool.parameters, config.dtype),
     ]
 
@@ -94,33 +96,30 @@ def _tokens(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mappin
     return scorer_of(plain, pool.form.blueprint.empty(), pool.tokenizer, tasks, searched).prompt_tokens
 
 
-def _so_far(config: Config) -> Lines:
+def _so_far(history: History | None) -> Lines:
     """Of a run that has begun: what it has cost, and what the rest of its budget buys."""
-    study = begun(config)
-    return [tuple(line.split(": ", 1)) for line in costs(History(study, config))] if study else []
+    lines = costs(history) if history else []
+    return [(label, text) for label, _, text in (line.partition(": ") for line in lines)]
 
 
 def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:
-    """What the run may cost: candidates, document evaluations and prompt tokens, the learned soups' on top.
+    """What the run may cost: candidates, document evaluations and prompt tokens, what finding recipes takes on top.
 
     Args:
         tokens: of the prompts of all search documents.
     """
-    search, baselines = config.search, baseline_count(config)
-    candidates, searched = search.trials + baselines, sum(len(part.search) for part in documents.values())
-    soup = search.learned_soup
+    search, searched = config.search, sum(len(part.search) for part in documents.values())
+    known, counts = strategies.registered(), [len(documents[task.task].search) for task in config.tasks]
+    expected = {name: known[name].cost(config, counts) for name in search.strategies}
+    more = {name: cost.trials for name, cost in expected.items() if cost.trials}
+    candidates = search.trials + sum(more.values())
+    trials = ", ".join(f"{count} of {name.replace('_', ' ')}" for name, count in more.items())
     text = (
-        f"{search.trials} trials after {baselines} baselines, {searched} documents each: "
+        f"{search.trials} trials and {trials}, {searched} documents each: "
         f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations, "
         f"about {tokens * candidates:,} prompt tokens"
     )
-    counts = [len(documents[task.task].search) for task in config.tasks]
-    if "learned_soup" in search.strategies:
-        each = [soup.cost(loss, len(config.models), counts) for _, loss in soup.soups]
-        text += f", and at most {sum(each):,} to learn {len(each)} soup{'s' * (len(each) > 1)}"
-        text += " by gradient" * (soup.optimizer == "adam")
-    closed = [name for name in search.strategies if name in ("fisher", "regmean")]
-    text += "".join(f", and about {soup.closed_form_cost(len(config.models), counts):,} for {name}" for name in closed)
+    text += "".join(f", and {cost.words}" for cost in expected.values() if cost.words)
     limits = [f"{search.hours} h"] if search.hours is not None else []
     limits += [f"{search.documents:,} document evaluations"] if search.documents is not None else []
     return text + "".join(f"; ends after {limit}" for limit in limits)

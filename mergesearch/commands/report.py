@@ -11,12 +11,12 @@ from mergesearch.commands.run import holdout_report, refresh_card
 from mergesearch.commands.score import holdout_scorers
 from mergesearch.config import Config
 from mergesearch.errors import UserError
+from mergesearch.results.record import Record, read_records
 from mergesearch.results.report import Entry, Question, Report, build
 from mergesearch.results.report.data import AVERAGE, SINGLE
 from mergesearch.results.report.finalists import Finalists, Kept, choose, score_finalists
 from mergesearch.search.objective import Objective
-from mergesearch.search.record import Record
-from mergesearch.search.store import RunFolder, read_records, write_atomically
+from mergesearch.search.store import RunFolder, write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -19,22 +19,13 @@ from mergesearch.errors import UserError
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.recipe import Recipe
 from mergesearch.results.card import Story, model_card, write_checkpoint
+from mergesearch.results.record import Record, ranked, read_records, record_of, records
 from mergesearch.results.report import Report, card
-from mergesearch.search.baselines import parent_names
-from mergesearch.search.history import History, costs
-from mergesearch.search.record import Record, ranked
+from mergesearch.search import store, strategies
+from mergesearch.search.budget import costs
+from mergesearch.search.history import History
 from mergesearch.search.soup.learner import Learner
-from mergesearch.search.store import (
-    WARM,
-    RunFolder,
-    begun,
-    open_study,
-    read_records,
-    records,
-    write_atomically,
-    write_documents,
-)
-from mergesearch.search.strategies import notes
+from mergesearch.search.store import RunFolder, open_study, write_atomically, write_documents
 from mergesearch.search.worker import Search, machine
 from mergesearch.space import Space, check_space, space_of
 
@@ -75,7 +66,8 @@ def prepare(
     """
     check_space(config)
     RunFolder(config.folder).check(config)
-    warm = warm_recipes(config)
+    store.begun(config)
+    strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config)
     documents = splits(config, tasks)
@@ -103,12 +95,11 @@ def prepare(
         infos=pool.infos,
         layers=pool.layers,
         learner=Learner(config, engine, scorer, pool.infos, pool.layers, searched, say),
-        warm=warm,
-        started=started,
-        finished=finished,
+        started=lambda trial: started(record_of(trial, store.objective_of(search.study))),
+        finished=lambda trial: finished(record_of(trial, store.objective_of(search.study))),
         device=str(pool.device),
     )
-    search.study.set_user_attr("tokens_per_document", scorer.prompt_tokens / max(1, each))
+    store.note(search.study, "tokens_per_document", scorer.prompt_tokens / max(1, each))
     return Session(config, folder, pool, engine, search)
 
 
@@ -132,49 +123,19 @@ def words_of(run: Path) -> list[str]:
     config = folder.config()
     history = History(open_study(config, folder, create=False), config)
     objective = [f"note: {note}" for note in history.objective.notes] if history.objective else []
-    return [*objective, *(f"note: {note}" for note in notes(config, history)), *costs(history)]
-
-
-def warm_recipes(config: Config, most: int = 3) -> list[Recipe]:
-    """The best recipes of the runs that `search.warm_start` names, restated for this run's seed and dtype; those that
-    it began with, where this run has begun.
-
-    Raises:
-        UserError: a run that is none, or is one of other parents.
-    """
-    study = begun(config) if config.search.warm_start else None
-    if study is not None and WARM in study.user_attrs:  # the runs they came from may have gone on, or away
-        return [Recipe.from_data(data, "search.warm_start") for data in study.user_attrs[WARM]]
-    found: dict[str, Recipe] = {}
-    for run in config.search.warm_start:
-        theirs, records, _ = read_records(run)
-        if (theirs.base_model, theirs.models, theirs.tokenizer) != (
-            config.base_model,
-            config.models,
-            config.tokenizer,
-        ):
-            raise UserError(
-                f"search.warm_start: {run} merges other models ({', '.join(theirs.models.values())}) or another base: "
-                "name a run of the same ones"
-            )
-        proposals = [r for r in ranked(records) if r.objective is not None and r.name is None and r.recipe]
-        for record in proposals[:most]:
-            recipe = Recipe.from_data(dict(record.recipe or {}), f"trial {record.number} of {run}")
-            mine = recipe.model_copy(update={"seed": config.search.seed, "out_dtype": config.dtype})
-            found[mine.id] = mine
-    return list(found.values())
+    return [*objective, *(f"note: {note}" for note in strategies.words(history)), *costs(history)]
 
 
 def refresh_best(session: Session) -> Record | None:
     """Exports the best candidate so far to the run folder, unless it is there already. None where there is none."""
-    best = _best(records(session.search.study))
+    best = _best(records(session.search.history()))
     if best is None:
         return None
     recipe = Recipe.from_data(dict(best.recipe or {}), f"trial {best.number}")
     there = session.folder.best / "recipe.yaml"
     if not there.is_file() or recipes.read(there).id != recipe.id:
         remove(session.folder.best)
-        story = _story(session.folder, session.config, best, records(session.search.study))
+        story = _story(session.folder, session.config, best, records(session.search.history()))
         write_checkpoint(recipe, session.engine, session.folder.best, story)
     return best
 
@@ -260,9 +221,7 @@ def _chosen(found: Sequence[Record], trial: str, run: Path) -> Record:
 
 
 def _story(folder: RunFolder, config: Config, record: Record, found: Sequence[Record]) -> Story:
-    parents = [
-        other for other in found if other.name in (*parent_names(config), "average") and other.objective is not None
-    ]
+    parents = [other for other in found if other.name in (*config.parents, "average") and other.objective is not None]
     shown = [record, *(other for other in parents if other.number != record.number)] if record.scores else []
     return Story(
         title=f"{config.name}, trial {record.number}",

@@ -14,7 +14,7 @@ from mergesearch.checkpoints import check_shard_size, new_folder, save
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
-from mergesearch.search.record import Record
+from mergesearch.results.record import Record
 
 SAMPLES = "lm_eval_samples.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mergesearch.errors import unknown
 from mergesearch.evaluate.scores import TaskScore
-from mergesearch.search.record import Record, ranked
+from mergesearch.results.record import Record, ranked
 
 FORMATS = ("text", "csv", "md", "json")
 FIXED = ("rank", "trial", "objective", "method", "seconds", "state")

@@ -9,8 +9,8 @@ from typing import Any
 
 from mergesearch.config import Config, TaskConfig
 from mergesearch.evaluate.scores import TaskScore
+from mergesearch.recipe import BASE
 from mergesearch.search import guards
-from mergesearch.search.baselines import BASE
 from mergesearch.search.guards import Guard
 
 Scores = Mapping[str, TaskScore]
@@ -114,6 +114,28 @@ class Objective:
 def signed(score: TaskScore) -> float:
     """The score turned so that more is better."""
     return score.value if score.higher_is_better else -score.value
+
+
+def fix(config: Config, scores: Mapping[str, Scores], errors: Mapping[str, str]) -> Objective:
+    """The objective of a run, as the scores of the base and of every model alone fix it.
+
+    Args:
+        scores: of the parents that could be scored, by name.
+        errors: why the others could not.
+
+    Raises:
+        LookupError: the scale, or a guard, needs one that could not be scored.
+    """
+    models = {name: of for name, of in scores.items() if name != BASE}
+    if config.objective.scale == "raw":
+        objective = raw(config.tasks)
+    elif BASE in scores and models:
+        objective = parents(config.tasks, scores[BASE], models)
+    else:
+        failed = BASE if BASE not in scores else next(iter(config.models))
+        reason = errors.get(failed, "unknown")
+        raise LookupError(f"{failed} could not be scored, so objective.scale parents has no scale: {reason}")
+    return with_conditions(objective, config, scores)
 
 
 def with_conditions(objective: Objective, config: Config, found: Mapping[str, Scores]) -> Objective:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from mergesearch.search import trials
 from mergesearch.space import Space
 
 
@@ -30,11 +32,13 @@ class Choice:
         name: of `MAKERS`.
         space: the distributions by name, for samplers that need one fixed space; empty for those that do not.
         start: where to begin, by name.
+        stage: of those that need one fixed space, the stage: its trials have a study of their own.
     """
 
     name: str
     space: Mapping[str, BaseDistribution] = field(default_factory=dict)
     start: Mapping[str, Any] = field(default_factory=dict)
+    stage: str = ""
 
 
 def _tpe(seed: int, choice: Choice) -> BaseSampler:
@@ -66,12 +70,12 @@ FIXED_SPACE = ("cmaes", "gp")
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The distributions of a space whose parameters do not depend on each other."""
-    recorder = _Recorder()
+    recorder = _Distributions()
     space.suggest(recorder)
     return {name: d for name, d in recorder.found.items() if not d.single()}
 
 
-class _Recorder:
+class _Distributions:
     """Stands in for a trial: notes every distribution, and answers with its middle."""
 
     def __init__(self) -> None:
@@ -96,33 +100,24 @@ def trial_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-class _View:
-    """A study as a sampler of one space should see it: without the trials of other spaces."""
-
-    def __init__(self, study: Study, names: Sequence[str]):
-        self._viewed, self._names = study, frozenset(names)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._viewed, name)
-
-    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
-        found = self._viewed._get_trials(deepcopy=deepcopy, states=states, use_cache=use_cache)
-        return [trial for trial in found if self._names <= trial.params.keys()]
-
-    def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
-        return self._get_trials(deepcopy, states)
-
-
 class SeededPerTrial(BaseSampler):
     """A sampler made anew for each trial from (seed, trial number).
 
     Args:
         seed: of the run.
         choose: which sampler proposes a trial.
+        stages: opens the study of a stage by its label.
+        lock: held while such a study is brought up to date and asked.
     """
 
-    def __init__(self, seed: int, choose: Callable[[FrozenTrial], Choice]):
-        self._seed, self._choose = seed, choose
+    def __init__(
+        self,
+        seed: int,
+        choose: Callable[[FrozenTrial], Choice],
+        stages: Callable[[str], Study],
+        lock: Callable[[], AbstractContextManager[Any]],
+    ):
+        self._seed, self._choose, self._stages, self._lock = seed, choose, stages, lock
         self._inner: BaseSampler = optuna.samplers.RandomSampler(seed=seed)
         self._choice = Choice("random")
         self._known: set[str] = set()
@@ -154,10 +149,28 @@ class SeededPerTrial(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        seen: Any = _View(study, list(search_space)) if self._choice.space else study
-        found = self._inner.sample_relative(seen, trial, search_space)
-        self._known |= found.keys()
-        return found
+        if self._choice.space:
+            parameters = self._from_stage(study, trial, search_space)
+        else:
+            parameters = self._inner.sample_relative(study, trial, search_space)
+        self._known |= parameters.keys()
+        return parameters
+
+    def _from_stage(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """What the stage's own study proposes for a trial; the same again where it was asked for this trial before."""
+        with self._lock(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CMA-ES says that it takes no notice of constraints
+            stage = self._stages(self._choice.stage)
+            bring_up_to_date(stage, study, search_space)
+            stage.sampler = _OfOneSpace(self._inner, search_space)
+            copy = trials.copies(stage).get(trial.number)
+            if copy is None:
+                stage.add_trial(trials.begin_copy(trial.number))
+                copy = trials.copies(stage)[trial.number]
+            asked = optuna.Trial(stage, copy._trial_id)
+            return {name: _suggest(asked, name, search_space[name]) for name in search_space}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -180,3 +193,62 @@ class SeededPerTrial(BaseSampler):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CMA-ES says that it takes no notice of constraints
             self._inner.after_trial(study, trial, state, values)
+
+
+class _OfOneSpace(BaseSampler):
+    """A sampler that is asked for all parameters of one space at once."""
+
+    def __init__(self, inner: BaseSampler, space: dict[str, BaseDistribution]):
+        self._inner, self._space = inner, space
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> float | int:
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, distribution.low, distribution.high)
+    if isinstance(distribution, FloatDistribution):
+        return trial.suggest_float(name, distribution.low, distribution.high)
+    raise TypeError(f"{name} is no number: {distribution}")
+
+
+def bring_up_to_date(stage: Study, study: Study, names: Iterable[str]) -> None:
+    """Tells a stage's own study what came of the trials that it proposed, and adds to it every other trial of the run
+    that is a point of its space.
+
+    Args:
+        stage: of one fixed space.
+        study: the run's own.
+        names: the parameters of the space.
+    """
+    wanted, there = set(names), trials.copies(stage)
+    for trial in study.get_trials(deepcopy=False):
+        copy = there.get(trial.number)
+        if not trial.state.is_finished() or (copy is not None and copy.state.is_finished()):
+            continue
+        if copy is not None:
+            _tell(stage, copy, trial)
+        elif trial.state != TrialState.FAIL and wanted <= trial.params.keys():
+            stage.add_trial(trials.copy_of(trial, wanted))
+
+
+def _tell(stage: Study, copy: FrozenTrial, trial: FrozenTrial) -> None:
+    asked = optuna.Trial(stage, copy._trial_id)
+    for task, excess in trial.constraints.items():
+        if task not in copy.constraints:
+            asked.set_constraint(task, excess)
+    for step, value in trial.intermediate_values.items():
+        asked.report(value, step)
+    values = trial.values if trial.state == TrialState.COMPLETE else None
+    stage.tell(copy.number, values, trial.state, skip_if_finished=True)

@@ -6,33 +6,22 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 from filelock import FileLock, Timeout
-from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from mergesearch import config as configuration
 from mergesearch.config import Config
 from mergesearch.errors import UserError
-from mergesearch.evaluate.scores import TaskScore
 from mergesearch.search.objective import Objective
-from mergesearch.search.record import Record
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
-# where a study notes the recipes of other runs that it tries first
-WARM = "warm_start"
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.FAIL: "failed",
-    TrialState.PRUNED: "pruned",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
+# what a study holds: raised when an older version's trials can no longer be read
+FORMAT = 2
 
 
 class RunFolder:
@@ -150,16 +139,36 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+# --- the study ----------------------------------------------------------------------------------------------------
+
+
+class NoStudy(UserError):
+    """The storage is there, and the run has not begun in it."""
+
+
+def open_storage(config: Config, folder: RunFolder) -> optuna.storages.BaseStorage:
+    """Where a run's study is kept.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = _url(config, folder)
+    try:
+        return optuna.storages.get_storage(url) if config.storage else _local_storage(url)
+    except Exception as error:
+        raise _unreachable(url, error) from None
+
+
 def open_study(config: Config, folder: RunFolder, create: bool = True) -> optuna.Study:
     """The study of a run.
 
     Raises:
-        UserError: the storage cannot be reached, holds no such study, or holds one of another configuration.
+        UserError: the storage cannot be reached, holds no such study, or holds one of another configuration or of
+            another version.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = config.storage or f"sqlite:///{folder.database}"
+    url, storage = _url(config, folder), open_storage(config, folder)
     try:
-        storage = url if config.storage else _local_storage(url)
         if create:
             study = optuna.create_study(
                 study_name=config.name, storage=storage, directions=_directions(config), load_if_exists=True
@@ -167,22 +176,95 @@ def open_study(config: Config, folder: RunFolder, create: bool = True) -> optuna
         else:
             study = optuna.load_study(study_name=config.name, storage=storage)
     except KeyError:
-        raise UserError(f"storage {url} holds no study {config.name!r}: start it with `mergesearch run`") from None
+        raise NoStudy(f"storage {url} holds no study {config.name!r}: start it with `mergesearch run`") from None
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"storage {url} cannot be opened ({reason}): check the URL and its driver") from None
-    if "config" in study.user_attrs:
-        check_same(config, Config.model_validate(study.user_attrs["config"]), f"storage {url}")
+        raise _unreachable(url, error) from None
+    if noted(study, "config") is not None:
+        if noted(study, "format") != FORMAT:
+            raise UserError(
+                f"storage {url} holds a run of mergesearch 0.1, whose trials this version does not read: set output "
+                "and name to new ones, or go on with 0.1"
+            )
+        check_same(config, Config.model_validate(noted(study, "config")), f"storage {url}")
     elif create:
-        study.set_user_attr("config", config.dump())
+        note(study, "format", FORMAT)
+        note(study, "config", config.dump())
     return study
 
 
-def _directions(config: Config) -> list[str]:
-    return ["maximize"] * (len(config.tasks) if config.objective.pareto else 1)
+def open_stage(study: optuna.Study, storage: optuna.storages.BaseStorage, label: str) -> optuna.Study:
+    """The study of one stage: the trials of one fixed space alone, for samplers that know no other.
+
+    It stands beside the run's own in the same storage, and holds copies of trials that the run has.
+    """
+    return optuna.create_study(
+        study_name=f"{study.study_name}/{label}", storage=storage, directions=study.directions, load_if_exists=True
+    )
 
 
-def _local_storage(url: str) -> optuna.storages.RDBStorage:
+def note(study: optuna.Study, key: str, value: Any) -> None:
+    """Notes something of the whole run, plain data, that every worker and every start reads."""
+    study.set_user_attr(key, value)
+
+
+def noted(study: optuna.Study, key: str) -> Any:
+    """What was noted under a key; None where nothing was."""
+    return study.user_attrs.get(key)
+
+
+def has_note(study: optuna.Study, key: str) -> bool:
+    """Whether anything was noted under a key, also None."""
+    return key in study.user_attrs
+
+
+def objective_of(study: optuna.Study) -> Objective | None:
+    """The objective, once the parents' scores have fixed its scale."""
+    data = noted(study, "objective")
+    return Objective.from_data(data) if data else None
+
+
+def begun(config: Config) -> optuna.Study | None:
+    """The study of a run that has begun; None where there is none.
+
+    Raises:
+        UserError: it cannot be read, or is of another configuration or version.
+    """
+    folder = RunFolder(config.folder)
+    if not (folder.path / CONFIG).is_file() or (not config.storage and not folder.database.is_file()):
+        return None
+    try:
+        return open_study(config, folder, create=False)
+    except NoStudy:
+        return None
+
+
+def open_run(path: str | Path) -> tuple[Config, optuna.Study]:
+    """The configuration and the study of a run folder.
+
+    Raises:
+        UserError: it is no run folder, or its storage cannot be read.
+    """
+    folder = RunFolder.open(path)
+    config = folder.config()
+    if not config.storage and not folder.database.is_file():
+        raise UserError(f"{path} has no study.db yet: start the run with `mergesearch run`")
+    return config, open_study(config, folder, create=False)
+
+
+def _url(config: Config, folder: RunFolder) -> str:
+    return config.storage or f"sqlite:///{folder.database}"
+
+
+def _unreachable(url: str, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"storage {url} cannot be opened ({reason}): check the URL and its driver")
+
+
+def _directions(config: Config) -> list[optuna.study.StudyDirection]:
+    return [optuna.study.StudyDirection.MAXIMIZE] * (len(config.tasks) if config.objective.pareto else 1)
+
+
+def _local_storage(url: str) -> optuna.storages.BaseStorage:
     """SQLite with a write-ahead log: a commit waits for no disk (measured: a trial of 30 parameters costs 0.09 s, not
     0.58 s), and a killed process still loses nothing."""
     storage = optuna.storages.RDBStorage(url)
@@ -191,23 +273,15 @@ def _local_storage(url: str) -> optuna.storages.RDBStorage:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
-    sqlalchemy.event.listen(storage.engine, "connect", write_ahead)
+    event.listen(storage.engine, "connect", write_ahead)
     storage.engine.dispose()
     return storage
 
 
-def begun(config: Config) -> optuna.Study | None:
-    """The study of a run that has begun; None where there is none, or none that can be read."""
-    folder = RunFolder(config.folder)
-    if not config.storage and not folder.database.is_file():
-        return None
-    try:
-        return open_study(config, folder, create=False)
-    except UserError:
-        return None
+# --- who is at work -----------------------------------------------------------------------------------------------
 
 
-class Worker:
+class Presence:
     """This process among the run's workers: holds a lock file as long as it lives, so that others can tell."""
 
     def __init__(self, folder: RunFolder):
@@ -215,7 +289,7 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock = FileLock(self._path(self.id))
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Presence:
         self._lock.acquire()
         return self
 
@@ -243,86 +317,6 @@ class Worker:
             return False
         self._path(worker).unlink(missing_ok=True)
         return True
-
-
-def abandoned(study: optuna.Study, worker: Worker) -> FrozenTrial | None:
-    """The first running trial whose worker has ended."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if worker.is_gone(trial.user_attrs.get("worker")):
-            return trial
-    return None
-
-
-def objective_of(study: optuna.Study) -> Objective | None:
-    """The objective, once the parents' scores have fixed its scale."""
-    data = study.user_attrs.get("objective")
-    return Objective.from_data(data) if data else None
-
-
-def to_record(trial: FrozenTrial, objective: Objective | None) -> Record:
-    """A trial of the study as plain data."""
-    found: Mapping[str, Any] = trial.user_attrs
-    scores = {task: TaskScore(**data) for task, data in found.get("scores", {}).items()}
-    complete = trial.state == TrialState.COMPLETE
-    return Record(
-        number=trial.number,
-        name=found.get("name"),
-        state=STATES[trial.state],
-        objective=objective.ranking(scores) if objective and complete else None,
-        stderr=objective.stderr(scores) if objective and complete and scores else None,
-        scores=scores,
-        recipe=found.get("recipe"),
-        recipe_id=found.get("recipe_id"),
-        merge_seconds=found.get("merge_seconds"),
-        score_seconds=found.get("score_seconds"),
-        error=found.get("error"),
-        stopped=found.get("stopped"),
-        infeasible=objective.infeasible(scores) if objective and complete and scores else None,
-        partial={task: TaskScore(**data) for task, data in found.get("partial", {}).items()},
-        machine=found.get("machine", {}),
-        strategy=_strategy(found),
-    )
-
-
-def _strategy(found: Mapping[str, Any]) -> str | None:
-    name = found.get("strategy")
-    if name == "learned_soup":
-        loss = " by cross-entropy" if found.get("loss") == "cross_entropy" and found.get("gradients", True) else ""
-        return f"learned soup per {found['per']}{loss}"
-    return name.replace("_", " ") if name else None
-
-
-def records(study: optuna.Study) -> list[Record]:
-    """Every trial of the study, by number."""
-    objective = objective_of(study)
-    found = [to_record(trial, objective) for trial in study.get_trials(deepcopy=False)]
-    return with_front(found, objective) if objective and len(study.directions) > 1 else found
-
-
-def with_front(found: Sequence[Record], objective: Objective) -> list[Record]:
-    """The same records, those marked that no other dominates: among the complete ones that keep every guard."""
-    free = {r.number: objective.values(r.scores) for r in found if r.objective is not None and not r.infeasible}
-    front = {number for number, mine in free.items() if not any(dominates(other, mine) for other in free.values())}
-    return [replace(record, front=record.number in front) for record in found]
-
-
-def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether `one` is nowhere less than `other` and somewhere more."""
-    return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))
-
-
-def read_records(path: str | Path) -> tuple[Config, list[Record], Objective | None]:
-    """What a run folder holds.
-
-    Raises:
-        UserError: it is no run folder, or its storage cannot be read.
-    """
-    folder = RunFolder.open(path)
-    config = folder.config()
-    if not config.storage and not folder.database.is_file():
-        raise UserError(f"{path} has no study.db yet: start the run with `mergesearch run`")
-    study = open_study(config, folder, create=False)
-    return config, records(study), objective_of(study)
 
 
 def write_documents(folder: RunFolder, documents: Mapping[str, Mapping[str, Any]]) -> None:

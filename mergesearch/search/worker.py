@@ -1,4 +1,4 @@
-"""The search: baselines first, then what the study proposes, each trial in the storage the moment it ends."""
+"""One worker of a run: takes a trial, makes its recipe, builds and scores the candidate, tells the study."""
 
 from __future__ import annotations
 
@@ -7,75 +7,55 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, Protocol, cast
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mergesearch.config import Config, RacingConfig
+from mergesearch.config import Config
 from mergesearch.errors import CandidateError
-from mergesearch.evaluate.scores import TaskScore, load_documents
+from mergesearch.evaluate.scores import Scores
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search import objective as objectives
-from mergesearch.search.baselines import AVERAGE, BASE, parent_names
-from mergesearch.search.history import History, feasible, hours_at_work, recipe_of, scores_of
+from mergesearch.search import store, trials
+from mergesearch.search.budget import Budget, Wanted, total
+from mergesearch.search.history import History, hours_at_work
 from mergesearch.search.objective import Objective
-from mergesearch.search.racing import OTHERS, Best, race, spreads
-from mergesearch.search.record import Record
+from mergesearch.search.races import Races
+from mergesearch.search.racing import Blocks
 from mergesearch.search.samplers import Choice, SeededPerTrial
-from mergesearch.search.store import WARM, RunFolder, Worker, abandoned, objective_of, open_study, to_record
-from mergesearch.search.strategies import OPEN_ENDED, Proposal, Wait, Wanted, strategies_of, wanted
-from mergesearch.search.strategies.stages import Stages
+from mergesearch.search.store import Presence, RunFolder
+from mergesearch.search.strategies import of_trial, strategies_of
+from mergesearch.search.strategies.base import Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
+from mergesearch.search.trials import Kind, State, Trial
+from mergesearch.search.work import Work
 from mergesearch.space import Space
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("mergesearch", "torch", "transformers", "lm_eval", "optuna")
-WAIT_SECONDS = 1.0  # seconds between looks at what other workers are doing
+WAIT_SECONDS = 1.0  # between looks at what other workers are doing
 
 
 class Builds(Protocol):
-    """The part of the engine that a search needs: makes the live model a recipe's candidate, returns seconds."""
+    """The part of the engine that a search needs."""
 
-    def load(self, recipe: Recipe) -> float: ...
+    def load(self, recipe: Recipe) -> float:
+        """Makes the live model a recipe's candidate; returns seconds."""
+        ...
+
+    def identity(self, recipe: Recipe) -> str:
+        """Equal for recipes that do the same to every tensor."""
+        ...
 
 
-class DocumentScores(Protocol):
-    tasks: dict[str, TaskScore]
-    seconds: float
-
-    def save_documents(self, path: Any) -> None: ...
-
-
-class Scores(Protocol):
+class ScoresLive(Protocol):
     """The part of the scorer that a search needs: scores the live model as it is now. With racing, `Blocks` too."""
 
-    def score(self) -> DocumentScores: ...
-
-
-class Learns(Protocol):
-    """Finds the coefficients of a soup on the search documents, from the best mix so far.
-
-    Attributes:
-        gradients: whether the tasks allow it to learn by gradients.
-    """
-
-    gradients: bool
-
-    def learn(
-        self,
-        per: str,
-        loss: str | None,
-        start: Recipe | None,
-        history: History,
-        state: Path,
-        spent: Callable[[int], None],
-        stop: Callable[[], bool],
-    ) -> Recipe: ...
+    def score(self) -> Scores: ...
 
 
 class SearchFailed(Exception):
@@ -94,9 +74,9 @@ class Search:
         coarse: the space that the study begins with, where it grows.
         infos, layers: the pool's tensors, where a stage of the study refines a recipe group by group.
         learner: learns soups; without it there are none.
-        warm: recipes to try first.
-        started: called with the record of each trial that begins.
-        finished: called with the record of each trial that ends, in the order in which they end here.
+        started: called with each trial that begins.
+        finished: called with each trial that ends, in the order in which they end here.
+        device: where candidates live, for the record.
     """
 
     def __init__(
@@ -105,15 +85,14 @@ class Search:
         folder: RunFolder,
         space: Space,
         engine: Builds,
-        scorer: Scores,
+        scorer: ScoresLive,
         *,
         coarse: Space | None = None,
         infos: Sequence[TensorInfo] = (),
         layers: int = 0,
         learner: Learns | None = None,
-        warm: Sequence[Recipe] = (),
-        started: Callable[[Record], None] = lambda record: None,
-        finished: Callable[[Record], None] = lambda record: None,
+        started: Callable[[Trial], None] = lambda trial: None,
+        finished: Callable[[Trial], None] = lambda trial: None,
         device: str = "cpu",
     ):
         self.config = config
@@ -121,20 +100,22 @@ class Search:
         self.space = space
         self.engine = engine
         self.scorer = scorer
-        self.learner = learner
         self._started = started
         self._finished = finished
         self._machine = machine(device)
-        self.study = open_study(config, folder)
-        if WARM not in self.study.user_attrs:
-            self.study.set_user_attr(WARM, [recipe.dump() for recipe in warm])
-        self.stages = Stages(config, space, coarse, infos, layers)
-        self._sampler = self.study.sampler = SeededPerTrial(config.search.seed, self._choice)
-        self._began = len(self.study.get_trials(deepcopy=False))
-        self.strategies = strategies_of(
-            config, self.stages, learner is not None, warm, self._began, lambda: learner is None or learner.gradients
+        self._races = Races(config, config.racing, folder, cast(Blocks, scorer)) if config.racing else None
+        self.study = store.open_study(config, folder)
+        storage = store.open_storage(config, folder)
+        self._sampler = self.study.sampler = SeededPerTrial(
+            config.search.seed,
+            self._choice,
+            cache(lambda label: store.open_stage(self.study, storage, label)),
+            lambda: folder.lock("stage"),
         )
-        self._arranged = False
+        self._last: History | None = None
+        began = len(self.study.get_trials(deepcopy=False))
+        self.run_of = Surroundings(config, self.study, space, coarse, infos, layers, learner, began)
+        self.strategies: list[Strategy] = strategies_of(self.run_of)
 
     def run(self) -> None:
         """Scores what the budget allows; called again, goes on from what is in the storage.
@@ -143,316 +124,260 @@ class Search:
             SearchFailed: the base or every model failed, so no objective can be computed.
             KeyboardInterrupt: passed on; the trial at work is taken up by the next start.
         """
-        with Worker(self.folder) as worker:
-            while (trial := self._take(worker)) is not None:
-                self._work(trial)
-                self._settle()
+        with Presence(self.folder) as presence:
+            while (number := self._take_next(presence)) is not None:
+                self._work(number)
+                self._tell_scored()
+
+    def history(self) -> History:
+        """The run so far."""
+        self._last = History(self.study, self.config, self._last)
+        return self._last
 
     # --- what to do next ---
 
-    def _history(self) -> History:
-        return History(self.study, self.config)
-
-    def _take(self, worker: Worker) -> optuna.Trial | None:
-        """The next trial to work on: one that an ended worker left, a waiting one, or what a strategy proposes."""
+    def _take_next(self, presence: Presence) -> int | None:
+        """Takes the next trial to work on: one that an ended worker left, a waiting one, or what a strategy proposes.
+        None once there is nothing left to do."""
         while True:
             with self.folder.lock("take"):
-                trial = self._left_behind(worker) or self._ask()
-                if isinstance(trial, optuna.Trial):
-                    trial.set_user_attr("worker", worker.id)
-                    trial.set_user_attr("taken", datetime.now().isoformat())
-                    return trial
-            if trial is None:
-                return None
+                left = self._left_behind(presence)
+                handle = self._ask() if left is None else self._handle(left)
+                if handle is None:
+                    return None
+                if not isinstance(handle, Wait):
+                    trials.write(handle, worker=presence.id, taken=datetime.now())
+                    return handle.number
             time.sleep(WAIT_SECONDS)
 
-    def _left_behind(self, worker: Worker) -> optuna.Trial | None:
-        left = abandoned(self.study, worker)
-        return optuna.Trial(self.study, left._trial_id) if left else None
+    def _left_behind(self, presence: Presence) -> int | None:
+        """The first trial at work whose worker has ended."""
+        for trial in self.history().trials:
+            at_work = not trial.state.ended and trial.state is not State.WAITING
+            if at_work and presence.is_gone(trial.worker):
+                return trial.number
+        return None
 
     def _ask(self) -> optuna.Trial | Wait | None:
         if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return self.study.ask()
-        history = self._history()
+        history = self.history()
         for position, strategy in enumerate(self.strategies):
-            if strategy.budgeted and history.spent_but(*self._kept(position, history)):
+            budget = self._budget(position, history)
+            if strategy.budgeted and budget.used_up:
                 continue
-            found = strategy.next(history)
-            if isinstance(found, Wait):
-                return found
-            if found is not None:
-                self._enqueue(strategy.name, found)
+            proposal = strategy.next(history, budget)
+            if isinstance(proposal, Wait):
+                return proposal
+            if proposal is not None:
+                self._enqueue(strategy.name, proposal)
                 return self.study.ask()
         return None
 
-    def _kept(self, position: int, history: History) -> Wanted:
-        """What a strategy without an end leaves to those that come after it."""
-        if self.strategies[position].name not in OPEN_ENDED:
-            return Wanted()
-        return wanted(self.strategies[position + 1 :], history)
+    def _budget(self, position: int, history: History) -> Budget:
+        """What the strategy at a position may spend: one without an end leaves what those after it want."""
+        if not self.strategies[position].open_ended:
+            return Budget(history)
+        later: Wanted = total(strategy.wants(history) for strategy in self.strategies[position + 1 :])
+        return Budget(history, later)
 
-    def _enqueue(self, strategy: str, found: Proposal) -> None:
-        attributes = {"strategy": strategy, **found.attributes}
-        if found.name:
-            attributes["name"] = found.name
-        if found.recipe:
-            attributes |= {"recipe": found.recipe.dump(), "recipe_id": found.recipe.id}
-        self.study.enqueue_trial({}, user_attrs=attributes)
+    def _enqueue(self, strategy: str, proposal: Proposal) -> None:
+        values: dict[str, Any] = {"strategy": strategy, "kind": proposal.kind, "key": proposal.key}
+        if isinstance(proposal, Stated):
+            values |= {"recipe_data": proposal.recipe.dump(), "recipe_id": proposal.recipe.id}
+            values |= {"name": proposal.name} if proposal.name else {}
+        trials.enqueue(self.study, **values)
 
-    def _choice(self, trial: FrozenTrial) -> Choice:
-        if "recipe" in trial.user_attrs or "per" in trial.user_attrs:
+    def _choice(self, frozen: FrozenTrial) -> Choice:
+        """The sampler that proposes a trial, asked by Optuna before each."""
+        trial = trials.read(frozen)
+        if trial.kind is not Kind.SAMPLED or trial.recipe_data is not None:
             return Choice("random")  # it is not sampled
-        if trial.user_attrs.get("strategy") != "study":
-            return Choice("random")
-        return self.stages.choice(trial, self._history())
+        proposal = self._strategy(trial).again(trial, self.history())
+        return proposal.choice if isinstance(proposal, Sampled) else Choice("random")
+
+    def _strategy(self, trial: Trial) -> Strategy:
+        """The strategy that proposed a trial, whether or not it is one of this worker's list."""
+        mine = next((strategy for strategy in self.strategies if strategy.name == trial.strategy), None)
+        return mine or of_trial(trial)(self.run_of)
 
     # --- one trial ---
 
-    def _work(self, trial: optuna.Trial) -> None:
-        if "stopped" in trial.user_attrs:  # its worker ended before it told
-            self._prune(trial)
-        if "scores" in trial.user_attrs or "stopped" in trial.user_attrs:  # only the objective is missing
+    def _handle(self, number: int) -> optuna.Trial:
+        """Optuna's own object of a running trial, through which it is written to."""
+        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def _trial(self, number: int) -> Trial:
+        return trials.read(self.study.get_trials(deepcopy=False)[number])
+
+    def _work(self, number: int) -> None:
+        trial, handle = self._trial(number), self._handle(number)
+        if trial.state is State.STOPPED:  # its worker ended before it told
+            self._tell_pruned(handle)
+        if trial.state.settled:
             return
         try:
-            recipe = self._recipe(trial)
-            self._started(self._record(trial.number))
-            self._build_and_score(trial, recipe)
+            recipe = self._recipe(trial, handle)
+            self._started(self._trial(number))
+            self._build_and_score(trial, handle, recipe)
         except OSError as error:
-            raise SearchFailed(
-                f"trial {trial.number} could not be recorded ({error}): the same command goes on"
-            ) from error
+            raise SearchFailed(f"trial {number} could not be recorded ({error}): the same command goes on") from error
         except Exception as error:
-            log.debug("trial %d failed", trial.number, exc_info=True)
-            self._fail(trial, str(error) if isinstance(error, CandidateError) else f"{type(error).__name__}: {error}")
+            log.debug("trial %d failed", number, exc_info=True)
+            known = isinstance(error, CandidateError)
+            trials.write(handle, error=str(error) if known else f"{type(error).__name__}: {error}")
+            self.study.tell(handle, state=TrialState.FAIL)
+            self._finished(self._trial(number))
 
-    def _recipe(self, trial: optuna.Trial) -> Recipe:
-        stated = trial.user_attrs.get("recipe")
-        if stated:
-            recipe = Recipe.from_data(stated, f"trial {trial.number}")
-            self._state_parameters(trial, recipe)
+    def _recipe(self, trial: Trial, handle: optuna.Trial) -> Recipe:
+        """The trial's recipe: stated, chosen by a sampler, or found on the search documents."""
+        strategy, history = self._strategy(trial), self.history()
+        if trial.recipe_data is not None:
+            recipe = trial.recipe
+            self._state_parameters(strategy.known_in(trial, history), handle, recipe)
             return recipe
-        recipe = self._learned(trial) if "per" in trial.user_attrs else self._space(trial).suggest(trial)
-        if "per" in trial.user_attrs:
-            self._state_parameters(trial, recipe)
-        trial.set_user_attr("recipe", recipe.dump())
-        trial.set_user_attr("recipe_id", recipe.id)
+        proposal = strategy.again(trial, history)
+        if isinstance(proposal, Sampled):
+            recipe = proposal.space.suggest(handle)
+        else:
+            recipe = proposal.find(self._work_for(trial, handle, history))
+            self._state_parameters(strategy.known_in(trial, history), handle, recipe)
+        trials.write(handle, recipe_data=recipe.dump(), recipe_id=recipe.id)
         return recipe
 
-    def _space(self, trial: optuna.Trial) -> Space:
-        return self.stages.space_of(self.study.get_trials(deepcopy=False)[trial.number], self._history())
-
-    def _state_parameters(self, trial: optuna.Trial, recipe: Recipe) -> None:
+    def _state_parameters(self, space: Space, handle: optuna.Trial, recipe: Recipe) -> None:
         """Gives a trial whose recipe no sampler chose the parameters that would have proposed it, where the space holds
         it, so that samplers learn from it."""
-        space = self._space(trial)
-        found = space.parameters(recipe)
-        if found is not None:
-            with self._sampler.stating(found):
-                space.suggest(trial)
+        parameters = space.parameters(recipe)
+        if parameters is not None:
+            with self._sampler.stating(parameters):
+                space.suggest(handle)
 
-    def _learned(self, trial: optuna.Trial) -> Recipe:
-        if self.learner is None:
-            raise CandidateError("soups cannot be learned here")
-        spent = 0  # one that is taken up again tells first what it cost before
+    def _work_for(self, trial: Trial, handle: optuna.Trial, history: History) -> Work:
+        spent, key = 0, dict(trial.key)  # a trial that is taken up again tells first what it cost before
 
         def more(documents: int) -> None:
             nonlocal spent
             spent += documents
-            trial.set_user_attr("documents_learning", spent)
+            trials.write(handle, learning_documents=spent)
 
-        start = trial.user_attrs.get("start")
-        recipe = None if start is None else recipe_of(self.study.get_trials(deepcopy=False)[start])
-        learning = self.folder.learning(trial.number)
-        per, loss = trial.user_attrs["per"], trial.user_attrs.get("loss")
-        trial.set_user_attr("gradients", self.learner.gradients)
-        return self.learner.learn(per, loss, recipe, self._history(), learning, more, lambda: self._over(trial.number))
+        def note(more_key: Mapping[str, Any]) -> None:
+            key.update(more_key)
+            trials.write(handle, key=key)
 
-    def _over(self, number: int) -> bool:
+        return Work(history, self.folder.learning(trial.number), more, lambda: self._is_over(trial.number), note)
+
+    def _is_over(self, number: int) -> bool:
         """Whether documents or hours are used up by what has ended and by a trial that is at work."""
-        budget = self.config.search
-        if budget.documents is None and budget.hours is None:  # it is asked before every step of a soup
+        search = self.config.search
+        if search.documents is None and search.hours is None:  # it is asked before every step of a soup
             return False
-        history = self._history()
-        return history.used_up(hours=hours_at_work(history.trials[number]))
+        history = self.history()
+        return Budget(history).is_over(hours_at_work(history.trials[number]))
 
-    def _build_and_score(self, trial: optuna.Trial, recipe: Recipe) -> None:
-        trial.set_user_attr("machine", self._machine)
-        if self._copy_equal(trial, recipe):
+    def _build_and_score(self, trial: Trial, handle: optuna.Trial, recipe: Recipe) -> None:
+        trials.write(handle, machine=self._machine)
+        if self._copy_equal(handle, recipe):
             return
-        if self.config.racing and self._may_race(trial):
-            self._race(trial, recipe, self.config.racing)
+        if self._races is not None and self._may_race(trial):
+            self._race(self._races, handle, recipe)
             return
-        self._keep(trial, self.engine.load(recipe), self.scorer.score())
+        self._note_scores(handle, self.engine.load(recipe), self.scorer.score())
 
-    def _may_race(self, trial: optuna.Trial) -> bool:
-        """Scale, report and the races themselves need the parents and the average on all documents; a greedy soup is
-        compared with the soup before it, which need not be the best trial."""
-        if trial.user_attrs.get("name") in (*parent_names(self.config), AVERAGE):
-            return False
-        if trial.user_attrs.get("strategy") == "greedy_soup" or objective_of(self.study) is None:
-            return False
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    def _note_scores(self, handle: optuna.Trial, merge_seconds: float, scores: Scores) -> None:
+        scores.save_documents(self.folder.documents(handle.number))
+        trials.write(handle, merge_seconds=merge_seconds, score_seconds=scores.seconds, scores=scores.tasks)
 
-    def _keep(self, trial: optuna.Trial, merge_seconds: float, found: DocumentScores) -> None:
-        found.save_documents(self.folder.documents(trial.number))
-        trial.set_user_attr("merge_seconds", merge_seconds)
-        trial.set_user_attr("score_seconds", found.seconds)
-        # last, because a trial that has it is not scored again
-        trial.set_user_attr("scores", {task: asdict(score) for task, score in found.tasks.items()})
-
-    def _copy_equal(self, trial: optuna.Trial, recipe: Recipe) -> bool:
-        """The scores of an earlier trial that does the same to every tensor, where there is one."""
-        identify = getattr(self.engine, "identity", None)
-        same = identify(recipe) if identify else recipe.id
-        trial.set_user_attr("same", same)
-        for other in self.study.get_trials(deepcopy=False):
-            found = other.user_attrs
-            if other.number == trial.number or found.get("same") != same or "scores" not in found:
+    def _copy_equal(self, handle: optuna.Trial, recipe: Recipe) -> bool:
+        """Gives a trial the scores of an earlier one that does the same to every tensor. False where there is none."""
+        identity = self.engine.identity(recipe)
+        trials.write(handle, identity=identity)
+        for other in self.history().trials:
+            if other.number == handle.number or other.identity != identity or not other.scores:
                 continue
             documents = self.folder.documents(other.number)
             if documents.is_file():
-                shutil.copyfile(documents, self.folder.documents(trial.number))
-            trial.set_user_attr("same_as", other.number)
-            trial.set_user_attr("merge_seconds", 0.0)
-            trial.set_user_attr("score_seconds", 0.0)
-            trial.set_user_attr("scores", found["scores"])
+                shutil.copyfile(documents, self.folder.documents(handle.number))
+            trials.write(handle, same_as=other.number, merge_seconds=0.0, score_seconds=0.0, scores=other.scores)
             return True
         return False
 
     # --- racing ---
 
-    def _race(self, trial: optuna.Trial, recipe: Recipe, racing: RacingConfig) -> None:
+    def _may_race(self, trial: Trial) -> bool:
+        """Whether there is somebody to race against, and the strategy allows it."""
+        history = self.history()
+        there = history.objective is not None and any(other.state is State.COMPLETE for other in history.trials)
+        return there and self._strategy(trial).may_race(trial)
+
+    def _race(self, races: Races, handle: optuna.Trial, recipe: Recipe) -> None:
         spent: list[float] = []
-        blocks = self.folder.blocks(recipe.id)
-        self._arrange()
-        outcome = race(
-            self.scorer,
-            self._best(),
-            self._factors(),
-            racing.error,
-            blocks,
-            lambda: spent.append(self.engine.load(recipe)),
-        )
+        outcome = races.run(recipe, self.history(), lambda: spent.append(self.engine.load(recipe)))
         if outcome.stopped is None:
-            self._keep(trial, sum(spent), outcome.scores)
-            shutil.rmtree(blocks, ignore_errors=True)
+            self._note_scores(handle, sum(spent), outcome.scores)
+            races.forget(recipe)
             return
-        trial.set_user_attr("merge_seconds", sum(spent))
-        trial.set_user_attr("score_seconds", outcome.scores.seconds)
-        trial.set_user_attr("blocks", outcome.blocks)
-        trial.set_user_attr("partial", {task: asdict(score) for task, score in outcome.scores.tasks.items()})
-        trial.set_user_attr("stopped", outcome.stopped)
-        self._prune(trial)
+        trials.write(
+            handle,
+            merge_seconds=sum(spent),
+            score_seconds=outcome.scores.seconds,
+            blocks=outcome.blocks,
+            partial=outcome.scores.tasks,
+            stopped=outcome.stopped,
+        )
+        self._tell_pruned(handle)
 
-    def _prune(self, trial: optuna.Trial) -> None:
+    def _tell_pruned(self, handle: optuna.Trial) -> None:
         """Tells the study, with the objective on the documents so far, by which samplers rank pruned trials."""
-        found = trial.user_attrs
-        objective = objective_of(self.study)
-        value = objective.ranking({task: TaskScore(**data) for task, data in found["partial"].items()})
-        trial.report(value, step=found["blocks"])
-        self.study.tell(trial, state=TrialState.PRUNED)
-        self._finished(self._record(trial.number))
-
-    def _best(self) -> Best | None:
-        """The best finished trial whose documents are here and that breaks no guard."""
-        ranked = [trial for trial in self._history().complete() if feasible(trial)]
-        there = [trial for trial in ranked if self.folder.documents(trial.number).is_file()]
-        if not there:
-            return None
-        best, rest = there[0], sorted(there[1:], key=lambda trial: trial.number)
-        # the baselines, and the latest of the others
-        named = [t.number for t in rest if t.user_attrs.get("name")]
-        late = [t.number for t in rest if not t.user_attrs.get("name")][-OTHERS:]
-        documents = [load_documents(self.folder.documents(number)) for number in (best.number, *named, *late)]
-        return Best(best.number, documents[0], documents[1:])
-
-    def _arrange(self) -> None:
-        """Draws the blocks once, from the parents' scores: the same for every trial, worker and start."""
-        if self._arranged:
-            return
-        if "spread" not in self.study.user_attrs:
-            wanted = set(parent_names(self.config))
-            parents = [t.number for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("name") in wanted
-                       and "scores" in t.user_attrs and self.folder.documents(t.number).is_file()]  # fmt: skip
-            found = [load_documents(self.folder.documents(number)) for number in parents]
-            self.study.set_user_attr("spread", spreads(found, self._factors()) if len(found) > 1 else None)
-        self.scorer.arrange(self.study.user_attrs["spread"])
-        self._arranged = True
-
-    def _factors(self) -> dict[str, float]:
-        objective = objective_of(self.study)
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        scores = {task: TaskScore(**data) for task, data in complete[0].user_attrs["scores"].items()}
-        return objective.factors(scores)
-
-    def _fail(self, trial: optuna.Trial, reason: str) -> None:
-        trial.set_user_attr("error", reason)
-        self.study.tell(trial, state=TrialState.FAIL)
-        self._finished(self._record(trial.number))
+        trial, objective = self._trial(handle.number), self.history().objective
+        if objective is not None and trial.blocks is not None:
+            handle.report(objective.ranking(trial.partial), step=trial.blocks)
+        self.study.tell(handle, state=TrialState.PRUNED)
+        self._finished(self._trial(handle.number))
 
     # --- objective ---
 
-    def _settle(self) -> bool:
-        """Gives every scored trial its objective once the parents have fixed the scale. True where any was given."""
-        objective = objective_of(self.study) or self._fix_objective()
+    def _tell_scored(self) -> None:
+        """Tells the study the objective of every scored trial, once the parents have fixed its scale."""
+        history = self.history()
+        objective = history.objective or self._fix_objective(history)
         if objective is None:
-            return False
-        given = False
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "scores" in trial.user_attrs:
-                given = self._give(trial, objective) or given
-        return given
+            return
+        for trial in history.trials:
+            if trial.state is State.SCORED:
+                self._tell(trial, objective)
 
-    def _give(self, trial: FrozenTrial, objective: Objective) -> bool:
-        scores = scores_of(trial)
-        values = objective.values(scores) if self.config.objective.pareto else objective.ranking(scores)
+    def _tell(self, trial: Trial, objective: Objective) -> None:
+        pareto = self.config.objective.pareto
+        values = objective.values(trial.scores) if pareto else objective.ranking(trial.scores)
         try:
-            for task, excess in objective.excess(scores).items():
-                if task not in trial.constraints:
-                    optuna.Trial(self.study, trial._trial_id).set_constraint(task, excess)
+            for task, excess in objective.excess(trial.scores).items():
+                if task not in trial.excess:
+                    self._handle(trial.number).set_constraint(task, excess)
             self.study.tell(trial.number, values)
         except (ValueError, RuntimeError, optuna.exceptions.UpdateFinishedTrialError):
-            return False  # another worker was faster
-        self._finished(self._record(trial.number))
-        return True
+            return  # another worker was faster
+        self._finished(self._trial(trial.number))
 
-    def _fix_objective(self) -> Objective | None:
+    def _fix_objective(self, history: History) -> Objective | None:
         """The objective as the parents' scores fix it; None while one of them is still to be scored."""
-        by_name = {trial.user_attrs.get("name"): trial for trial in self.study.get_trials(deepcopy=False)}
-        found: dict[str, dict[str, TaskScore]] = {}
-        for name in parent_names(self.config):
-            trial = by_name.get(name)
-            if trial is None or self._to_retry(trial):
+        parents: dict[str, Trial] = {}
+        for name in self.config.parents:
+            trial = next((trial for trial in reversed(history.trials) if trial.name == name), None)
+            failed = trial is not None and trial.state is State.FAILED
+            if trial is None or (failed and trial.number < self.run_of.began):  # it is scored again by this worker
                 return None
-            if trial.state != TrialState.FAIL and "scores" not in trial.user_attrs:
+            if not failed and not trial.scores:
                 return None
-            if trial.state != TrialState.FAIL:
-                found[name] = {task: TaskScore(**data) for task, data in trial.user_attrs["scores"].items()}
-        objective = self._objective(found, by_name)
+            parents[name] = trial
+        scores = {name: trial.scores for name, trial in parents.items() if trial.scores}
+        errors = {name: trial.error or "unknown" for name, trial in parents.items() if not trial.scores}
         try:
-            objective = objectives.with_conditions(objective, self.config, found)
+            objective = objectives.fix(self.config, scores, errors)
         except LookupError as error:
             raise SearchFailed(str(error)) from None
-        self.study.set_user_attr("objective", objective.to_data())
+        store.note(self.study, "objective", objective.to_data())
         return objective
-
-    def _to_retry(self, trial: FrozenTrial) -> bool:
-        """Whether it failed before this worker began: such a baseline is scored again."""
-        return trial.state == TrialState.FAIL and trial.number < self._began
-
-    def _objective(self, found: dict[str, dict[str, TaskScore]], by_name: dict[str, FrozenTrial]) -> Objective:
-        if self.config.objective.scale == "raw":
-            return objectives.raw(self.config.tasks)
-        models = {name: scores for name, scores in found.items() if name != BASE}
-        if BASE not in found or not models:
-            failed = BASE if BASE not in found else next(iter(self.config.models))
-            reason = by_name[failed].user_attrs.get("error", "unknown")
-            raise SearchFailed(f"{failed} could not be scored, so objective.scale parents has no scale: {reason}")
-        return objectives.parents(self.config.tasks, found[BASE], models)
-
-    def _record(self, number: int) -> Record:
-        trial = self.study.get_trials(deepcopy=False)[number]
-        return to_record(trial, objective_of(self.study))
 
 
 def machine(device: str) -> dict[str, str]:

@@ -16,9 +16,9 @@ import numpy as np
 
 from mergesearch.evaluate.resampling import DRAWS, TIE, Measure, Resampling, Sample, holm
 from mergesearch.evaluate.scores import Scores
+from mergesearch.results.record import Record
 from mergesearch.results.report.data import LEVEL, OBJECTIVE, Comparison, Figure, Kept, Noise, Report, Row, Section
 from mergesearch.results.report.words import sentence
-from mergesearch.search.record import Record
 
 
 @dataclass(frozen=True, eq=False)

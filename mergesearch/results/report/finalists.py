@@ -12,9 +12,8 @@ from typing import Any
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.scores import Scores, load_documents
-from mergesearch.recipe import Recipe
-from mergesearch.search.baselines import AVERAGE
-from mergesearch.search.record import Record, ranked
+from mergesearch.recipe import AVERAGE, Recipe
+from mergesearch.results.record import Record, ranked
 from mergesearch.search.store import write_atomically
 from mergesearch.search.worker import Builds
 

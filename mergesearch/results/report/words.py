@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mergesearch.results.record import Record
 from mergesearch.results.report.data import AVERAGE, Comparison, Figure
-from mergesearch.search.record import Record
 
 
 def sentence(winner: Record, error: str | None, claims: Sequence[Comparison], documents: int) -> str:

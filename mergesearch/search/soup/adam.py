@@ -30,16 +30,17 @@ from mergesearch.search.soup.cmaes import search
 from mergesearch.search.soup.coefficients import Coefficients, InnerProducts
 from mergesearch.search.soup.early_stopping import EarlyStopping
 from mergesearch.search.soup.learning import (
+    SAVE_EVERY,
     Documents,
     Learned,
     Score,
-    SoupSettings,
     StateFile,
     fingerprint,
     hold_apart,
     minibatch,
     size,
 )
+from mergesearch.search.soup.settings import SoupSettings
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def learn(
     losses: Losses | None,
     settings: SoupSettings,
     *,
+    seed: int,
     documents: Documents,
     validation: Documents,
     weights: Mapping[str, float] | None = None,
@@ -71,10 +73,10 @@ def learn(
     """The latest weights that Adam passes through which do not do worse on the validation documents than the best that
     it passed through, the start included, see `EarlyStopping`.
 
-    A step draws `settings.batch` documents of every task, and lowers sum_t v_t mean(loss_t) / scale_t / sum_t v_t with
-    v the tasks' weights. scale_t says how much of a task's loss counts as much as how much of another's: `scales`, or
-    else the start's mean loss on the validation documents (0.1 at least). The same figure on all validation documents
-    decides what is kept.
+    A step draws `settings.documents` documents of every task, and lowers sum_t v_t mean(loss_t) / scale_t / sum_t v_t
+    with v the tasks' weights. scale_t says how much of a task's loss counts as much as how much of another's: `scales`,
+    or else the start's mean loss on the validation documents (0.1 at least). The same figure on all validation
+    documents decides what is kept.
 
     With `optimizer: cmaes` the same weights are searched by `score` on all documents, see `gradient_free.search`.
 
@@ -83,6 +85,7 @@ def learn(
         start: the first weights, [cells, models]; moved into the coefficients' range.
         engine: its live model becomes the candidate of every step; the last one's afterwards.
         losses: of all the documents; None where `score` is all that is needed.
+        seed: draws documents and candidates.
         documents, validation: to learn on and to choose by, for each task; see `hold_apart`. Documents whose right
             answer is unknown are left out.
         weights: of the tasks in the objective; equal ones by default.
@@ -102,17 +105,17 @@ def learn(
         if score is None:
             raise UserError("optimizer cmaes needs a score to search by: give one, or use adam")
         everything = {label: sorted([*documents[label], *validation.get(label, ())]) for label in documents}
-        return search(coefficients, start, engine, score, settings, everything, state, spent, stop, say)
+        return search(coefficients, start, engine, score, settings, seed, everything, state, spent, stop, say)
     if not coefficients.free.any():
         raise UserError("every weight of the learned soup is frozen: free some of them")
     if losses is None:
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
     stopping = EarlyStopping(settings.patience)
-    run = _Run(coefficients, engine, losses, settings, _shares(weights, documents), spent, stopping)
+    run = _Run(coefficients, engine, losses, settings, seed, _shares(weights, documents), spent, stopping)
     run.documents, run.validation = _all_known(losses, documents), _all_known(losses, validation)
     run.scales = dict(scales or {})
     # without the scales, which another device measures a little differently: the state has those it began with
-    identity = fingerprint(coefficients, start, settings, run.documents, run.validation, run.shares, _FORMAT)
+    identity = fingerprint(coefficients, start, settings, seed, run.documents, run.validation, run.shares, _FORMAT)
     file = StateFile(state, identity)
     try:
         return run.learn(start, file, stop, say)
@@ -175,6 +178,7 @@ class _Run:
     engine: Engine
     losses: Losses
     settings: SoupSettings
+    seed: int
     shares: dict[str, float]
     spent: Callable[[int], None]
     stopping: EarlyStopping
@@ -201,7 +205,7 @@ class _Run:
                     file.save(self._data(optimizer))
                     return self._learned("stopped from outside")
                 self._go(optimizer, say)
-                if self.note or self.step % self.settings.save == 0:
+                if self.note or self.step % SAVE_EVERY == 0:
                     file.save(self._data(optimizer))
         return self._learned(self.note)
 
@@ -231,7 +235,7 @@ class _Run:
             self._move(optimizer, gradient)
             self.step += 1
             last = self.step >= self.settings.steps
-            if self.step % self.settings.check == 0 or last:
+            if self.step % self.settings.look_every == 0 or last:
                 self._look(say)
         except _NotFinite as error:
             self.note = f"ended at step {self.step}: {error}; what was kept so far stands"
@@ -247,7 +251,7 @@ class _Run:
         values = self.coefficients.values(self.raw)
         recipe = self.coefficients.recipe(values)
         self._load(recipe)
-        drawn = minibatch(self.documents, self.step, self.settings.batch, self.settings.seed)
+        drawn = minibatch(self.documents, self.step, self.settings.documents, self.seed)
         cells, shape = self.coefficients.cell_of, self.coefficients.shape
         turned = self.coefficients.free.any(axis=1)
         jobs = [
@@ -275,7 +279,7 @@ class _Run:
         if self.coefficients.parameterisation == "free":
             gradient = gradient * torch.from_numpy(self.coefficients.free)
         for group in optimizer.param_groups:
-            group["lr"] = self.settings.rate * _decay(self.step, self.settings.steps)
+            group["lr"] = self.settings.learning_rate * _decay(self.step, self.settings.steps)
         self.raw.grad = gradient
         optimizer.step()
         self.raw.grad = None
@@ -319,7 +323,7 @@ class _Run:
     # --- what it needs to go on --------------------------------------------------------------------------------
 
     def _optimizer(self) -> torch.optim.Adam:
-        optimizer = torch.optim.Adam([self.raw], lr=self.settings.rate)
+        optimizer = torch.optim.Adam([self.raw], lr=self.settings.learning_rate)
         if self.moments is not None:
             first, second = self.moments
             taken = torch.tensor(float(self.step))
@@ -404,4 +408,4 @@ def _without_training(layer: nn.Module, forward: Callable[..., Any], *args: Any)
     return checkpoint(run, *args, use_reentrant=False)
 
 
-__all__ = ["Learned", "SoupSettings", "hold_apart", "learn", "parent_scales"]
+__all__ = ["Learned", "hold_apart", "learn", "parent_scales"]

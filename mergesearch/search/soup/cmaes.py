@@ -19,10 +19,13 @@ from cmaes import CMA, SepCMA
 from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.soup.coefficients import Coefficients
-from mergesearch.search.soup.learning import Documents, Learned, Score, SoupSettings, StateFile, fingerprint, size
+from mergesearch.search.soup.learning import SAVE_EVERY, Documents, Learned, Score, StateFile, fingerprint, size
+from mergesearch.search.soup.settings import SoupSettings
 
 # a full covariance matrix takes its square in memory and its cube in time
 _MOST_FULL = 200
+# the first step size, in the coefficients' unit
+_SIGMA = 1 / 6
 
 
 def search(
@@ -31,6 +34,7 @@ def search(
     engine: Engine,
     score: Score,
     settings: SoupSettings,
+    seed: int,
     documents: Documents,
     state: Path | None,
     spent: Callable[[int], None],
@@ -44,8 +48,10 @@ def search(
 
     Args and errors: as for `learned_soup.learn`; `CandidateError` where the start cannot be scored.
     """
-    walk = _Walk(coefficients, start, settings)
-    file = StateFile(state, fingerprint(coefficients, start, settings, {k: list(v) for k, v in documents.items()}))
+    walk = _Walk(coefficients, start, seed)
+    file = StateFile(
+        state, fingerprint(coefficients, start, settings, seed, {k: list(v) for k, v in documents.items()})
+    )
     saved = file.load() or {"scores": []}
     known: list[float | None] = saved["scores"]
     each, history = size(documents), []
@@ -61,14 +67,14 @@ def search(
                 return _learned(coefficients, best_values, history, each * number, "stopped from outside")
             known.append(_score(coefficients, values, engine, score, documents, number))
             spent(each)
-            if (number + 1) % settings.save == 0 or number + 1 == settings.candidates:
+            if (number + 1) % SAVE_EVERY == 0 or number + 1 == settings.candidates:
                 file.save({"scores": known})
         found = known[number]
         walk.tell(found)
         if found is not None and found > best:
             best, best_values = found, values
         history.append({"step": number, "documents": each * (number + 1), "score": found, "best": best})
-        if number % settings.save == 0:
+        if number % SAVE_EVERY == 0:
             say(f"candidate {number}: best score {best:.4f}")
     return _learned(coefficients, best_values, history, each * len(known), f"all {settings.candidates} candidates")
 
@@ -97,7 +103,7 @@ def _score(
 class _Walk:
     """Proposes the start, then CMA-ES's candidates; the same ones after the same scores."""
 
-    def __init__(self, coefficients: Coefficients, start: np.ndarray, settings: SoupSettings):
+    def __init__(self, coefficients: Coefficients, start: np.ndarray, seed: int):
         self._coefficients, self._start = coefficients, start
         raw = coefficients.raw(start)
         self._raw = raw.numpy()
@@ -109,7 +115,7 @@ class _Walk:
         # in one dimension CMA-ES is not defined: a second one that does nothing
         self._mean = mean if mean.size > 1 else np.append(mean, 0.0)
         kind: Any = CMA if self._mean.size <= _MOST_FULL else SepCMA
-        self._cma = kind(mean=self._mean.copy(), sigma=settings.sigma, bounds=self._bounds(), seed=settings.seed)
+        self._cma = kind(mean=self._mean.copy(), sigma=_SIGMA, bounds=self._bounds(), seed=seed)
         self._begun, self._asked = False, self._mean
         self._told: list[tuple[np.ndarray, float]] = []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,16 @@ from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.recipe import Recipe, TensorInfo
-from mergesearch.search.baselines import BASE, average
+from mergesearch.recipe import BASE, Recipe, TensorInfo
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.soup.adam import learn, parent_scales
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import fisher, own_documents, regmean
 from mergesearch.search.soup.coefficients import Coefficients
-from mergesearch.search.soup.learning import Documents, SoupSettings, hold_apart, shuffled
+from mergesearch.search.soup.learning import Documents, hold_apart, shuffled
+from mergesearch.search.soup.settings import SoupSettings
+from mergesearch.search.work import Work
 from mergesearch.space import frozen_rules, groups_of
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Learner:
         say: Callable[[str], None] = log.info,
     ):
         self.config, self.engine, self.scorer, self.say = config, engine, scorer, say
-        self.settings = config.search.learned_soup
+        self.settings = config.search.key("learned_soup", SoupSettings)
         self.infos, self.layers = list(infos), layers
         self._frozen = frozen_rules(config.space, tuple(config.models))
         wanted = {task.task: task.weight for task in config.tasks}
@@ -100,58 +100,62 @@ class Learner:
             self._losses[loss] = Losses(scorer, self.engine.model, self.settings.batch_size, loss)
         return self._losses[loss]
 
-    def learn(
-        self,
-        per: str,
-        loss: str | None,
-        start: Recipe | None,
-        history: History,
-        state: Path,
-        spent: Callable[[int], None],
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Recipe:
-        """The recipe with what is learned on one part of the search documents and kept by another, see
-        `learned_soup.learn`.
+    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work) -> Recipe:
+        """The recipe with what is learned on one part of the search documents and kept by another, see `adam.learn`.
 
         Args:
-            per: `recipe`, `group` or `tensor`: what has coefficients of its own; or `fisher` or `regmean`, the closed
-                form with coefficients for each tensor.
+            per: `recipe`, `group` or `tensor`: what has coefficients of its own.
             loss: `expected` or `cross_entropy`; without gradients none is needed.
             start: a mix to start from; None for the configured weight.
-            history: has the objective and the parents' scores.
-            state: a file for where it stands; the same call goes on from it.
-            spent: told how many document evaluations each step cost.
-            stop: asked before every step; true ends it with what is kept so far.
+            work: the run so far, with the objective and the parents' scores, and where to tell what it costs.
 
         Raises:
-            UserError, CandidateError: as for `learned_soup.learn`.
+            UserError, CandidateError: as for `adam.learn`.
         """
-        if per in CLOSED_FORMS:
-            return self._closed(per, history, spent)
         coefficients = self.coefficients(per)
         losses = self.losses(loss) if loss is not None and self.gradients else None
-        soup = self.settings
-        documents, validation = hold_apart(
-            self.documents, soup.validation, self.config.search.seed, soup.validation_documents
-        )
-        state.parent.mkdir(parents=True, exist_ok=True)
+        soup, seed = self.settings, self.config.search.seed
+        documents, validation = hold_apart(self.documents, soup.validation, seed, soup.validation_documents)
+        work.state.parent.mkdir(parents=True, exist_ok=True)
+        scales = self._scales(losses, coefficients, validation, work.history, work.spent) if losses else None
         learned = learn(
             coefficients,
             self.start(coefficients, start),
             self.engine,
             losses,
-            self._soup_settings("adam" if losses else "cmaes"),
+            soup.model_copy(update={"optimizer": "adam" if losses else "cmaes"}),
+            seed=seed,
             documents=documents,
             validation=validation,
             weights=self.weights,
-            scales=self._scales(losses, coefficients, validation, history, spent) if losses else None,
-            score=self._score(history.objective),
-            state=state,
-            spent=spent,
-            stop=stop,
+            scales=scales,
+            score=self._score(objective_of(work.history)),
+            state=work.state,
+            spent=work.spent,
+            stop=work.stop,
             say=lambda text: self.say(f"learned soup per {per}: {text}"),
         )
         return learned.recipe
+
+    def closed_form(self, name: str, work: Work) -> Recipe:
+        """Fisher-weighted averaging or RegMean, from as many documents of each task as the soups look at.
+
+        Args:
+            name: `fisher` or `regmean`.
+            work: the run so far, with the models' scores, and where to tell what it costs.
+
+        Raises:
+            CandidateError: the tasks do not say what is right.
+        """
+        if not self.gradients:
+            raise CandidateError(f"{name} needs tasks that say what is right: leave it out")
+        most, seed = self.settings.validation_documents, self.config.search.seed
+        few = {label: sorted(shuffled(ids, "closed form", seed, label)[:most]) for label, ids in self.documents.items()}
+        own = own_documents(few, {model: work.history.signed(model) for model in self.config.models})
+        coefficients = Coefficients(self.config.average, self.infos, "tensor", method="linear")
+        values = CLOSED_FORMS[name](coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=work.spent)
+        recipe = coefficients.recipe(values)
+        return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
 
     def _scales(
         self,
@@ -178,7 +182,7 @@ class Learner:
 
     def _unit(self, task: str, history: History) -> float | None:
         """Of an expected loss, from what the parents' scores say; None where they say nothing."""
-        unit = abs(history.objective.scales[task].unit)
+        unit = abs(objective_of(history).scales[task].unit)
         found = {name: history.scores(name).get(task) for name in (BASE, *self.config.models)}
         gold = {name: score.gold for name, score in found.items() if score is not None and score.gold is not None}
         if BASE not in gold or len(gold) < 2:
@@ -187,22 +191,6 @@ class Learner:
         gain = max(value for name, value in gold.items() if name != BASE) - gold[BASE]
         # a gain within noise would let its task drown the others
         return max(gain, LEAST_SHARE * unit)
-
-    def _closed(self, per: str, history: History, spent: Callable[[int], None]) -> Recipe:
-        """Fisher-weighted averaging or RegMean, from as many documents of each task as the soups look at."""
-        if not self.gradients:
-            raise CandidateError(f"{per} needs tasks that say what is right: leave it out")
-        most = self.settings.validation_documents
-        few = {
-            label: sorted(shuffled(ids, "closed form", self.config.search.seed, label)[:most])
-            for label, ids in self.documents.items()
-        }
-        scores = {name: history.signed(name) for name in self.config.models}
-        own = own_documents(few, scores)
-        coefficients = Coefficients(average(self.config), self.infos, "tensor", method="linear")
-        found = CLOSED_FORMS[per](coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=spent)
-        recipe = coefficients.recipe(found)
-        return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
 
     def coefficients(self, per: str) -> Coefficients:
         """What is learned."""
@@ -214,7 +202,7 @@ class Learner:
                 free, self.layers, min(soup.layer_groups, self.layers), soup.components, "search.learned_soup"
             )
         return Coefficients(
-            average(self.config),
+            self.config.average,
             self.infos,
             cells,
             method=soup.method,
@@ -233,20 +221,6 @@ class Learner:
         values = np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
         return np.maximum(values, LEAST_SOFTMAX) if coefficients.parameterisation == "softmax" else values
 
-    def _soup_settings(self, optimizer: Any) -> SoupSettings:
-        soup = self.settings
-        return SoupSettings(
-            optimizer=optimizer,
-            steps=soup.steps,
-            rate=soup.learning_rate,
-            batch=soup.documents,
-            check=soup.look_every,
-            patience=soup.patience,
-            checkpointing=soup.checkpointing,
-            candidates=soup.candidates,
-            seed=self.config.search.seed,
-        )
-
     def _score(self, objective: Objective) -> Callable[[Mapping[str, Sequence[int]]], float]:
         everything = self.scorer.only(self.documents) if self.config.guard else self.scorer
 
@@ -256,3 +230,14 @@ class Learner:
             return objective.ranking(scorer.score().tasks)
 
         return score
+
+
+def objective_of(history: History) -> Objective:
+    """The objective of a run whose parents are scored.
+
+    Raises:
+        CandidateError: they are not.
+    """
+    if history.objective is None:
+        raise CandidateError("a soup is learned after the parents are scored, which fix the objective's scale")
+    return history.objective

@@ -1,14 +1,13 @@
-"""What learning a soup takes and gives, with or without gradients: settings, documents held apart, state on disk."""
+"""What learning a soup takes and gives, with or without gradients: documents held apart, state on disk."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,49 +15,17 @@ from mergesearch.errors import UserError
 from mergesearch.evaluate.resampling import stream
 from mergesearch.recipe import Recipe
 from mergesearch.search.soup.coefficients import Coefficients
+from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.search.store import write_atomically
 
 Documents = Mapping[str, Sequence[int]]  # task -> its documents
 # the live model's score of some documents, the more the better
 Score = Callable[[Documents], float]
 
-
-@dataclass(frozen=True)
-class SoupSettings:
-    """How a soup is learned.
-
-    Attributes:
-        optimizer: `adam`, by gradients of the losses; `cmaes`, without gradients, by any score.
-        steps: Adam's steps, the most.
-        rate: Adam's learning rate, falling to a tenth along half a cosine.
-        batch: documents of every task in each step.
-        check: the validation documents are looked at after every so many steps.
-        patience: so many looks in a row that are worse than the best beyond noise end it, see `EarlyStopping`.
-        checkpointing: compute activations again in the backward pass instead of keeping them.
-        candidates: the most that CMA-ES tries.
-        sigma: CMA-ES's first step size.
-        seed: draws documents and candidates.
-        save: the state is written after every so many steps or candidates.
-    """
-
-    optimizer: Literal["adam", "cmaes"] = "adam"
-    steps: int = 60
-    rate: float = 0.05
-    batch: int = 4
-    check: int = 10
-    patience: int = 4
-    checkpointing: bool = False
-    candidates: int = 100
-    sigma: float = 1 / 6
-    seed: int = 0
-    save: int = 5
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in ("adam", "cmaes"):
-            raise UserError(f"optimizer is {self.optimizer!r}: use adam or cmaes")
-        for name in ("steps", "rate", "batch", "check", "patience", "candidates", "sigma", "save"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}: give a number above 0")
+# the settings that the course of the learning depends on
+_COURSE = {"optimizer", "steps", "learning_rate", "documents", "look_every", "patience", "candidates"}
+# the state is written after every so many steps or candidates
+SAVE_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -128,13 +95,14 @@ def size(documents: Documents) -> int:
     return sum(map(len, documents.values()))
 
 
-def fingerprint(coefficients: Coefficients, start: np.ndarray, settings: SoupSettings, *rest: Any) -> str:
+def fingerprint(coefficients: Coefficients, start: np.ndarray, settings: SoupSettings, seed: int, *rest: Any) -> str:
     """Equal where learning would go the same way."""
     data = {
         "recipe": coefficients.recipe(start).dump(),
         "parameterisation": coefficients.parameterisation,
         "range": [coefficients.low.tolist(), coefficients.high.tolist()],
-        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("checkpointing", "save")},
+        "settings": settings.model_dump(mode="json", include=_COURSE),
+        "seed": seed,
         "rest": rest,
     }
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,70 +1,54 @@
-"""The strategies of a run: each says what to score next from what was found so far, and knows when it has ended.
-
-A strategy keeps no state of its own: everything is read from the study's trials, so that any worker can go on where any
-other stopped.
-"""
+"""The strategies of a search, one file each; a new file in this folder is enough to add one (see CONTRIBUTING.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import cast
 
+from mergesearch import registry
 from mergesearch.config import Config
-from mergesearch.recipe import Recipe
 from mergesearch.search.history import History
-from mergesearch.search.strategies.base import WAIT, Proposal, Strategy, Wait, Wanted, wanted
-from mergesearch.search.strategies.baselines import Baselines
-from mergesearch.search.strategies.greedy_soup import GreedySoup
-from mergesearch.search.strategies.learned_soup import ClosedForm, LearnedSoups
-from mergesearch.search.strategies.random_control import RandomControl
-from mergesearch.search.strategies.stages import Stages
-from mergesearch.search.strategies.warm_start import WarmStart
-
-LEARNED = ("learned_soup", "fisher", "regmean")
-# these go on as long as the budget does
-OPEN_ENDED = ("study", "random")
+from mergesearch.search.strategies.base import Strategy, Surroundings
+from mergesearch.search.trials import Trial
 
 
-def strategies_of(
-    config: Config,
-    stages: Stages,
-    learns: bool = False,
-    warm: Sequence[Recipe] = (),
-    began: int = 0,
-    gradients: Callable[[], bool] = lambda: True,
-) -> list[Strategy]:
-    """The strategies of a configuration, in order.
+def registered() -> dict[str, type[Strategy]]:
+    """Every strategy by name."""
+    return cast("dict[str, type[Strategy]]", registry.strategies())
 
-    Args:
-        config: the run's configuration.
-        stages: the study.
-        learns: whether soups can be learned here.
-        warm: recipes of other runs to try first.
-        began: how many trials there were when this worker began.
-        gradients: whether soups can be learned by them.
+
+def strategies_of(run: Surroundings) -> list[Strategy]:
+    """The strategies of a run, in order."""
+    known = registered()
+    return [known[name](run) for name in run.config.search.strategies]
+
+
+def refuse(config: Config) -> None:
+    """Lets each strategy of a configuration look at what it needs.
+
+    Raises:
+        UserError: what keeps one from working.
     """
-    made = {
-        "baselines": Baselines(config, began),
-        "greedy_soup": GreedySoup(config),
-        "learned_soup": LearnedSoups(config, gradients),
-        "fisher": ClosedForm("fisher", config),
-        "regmean": ClosedForm("regmean", config),
-        "study": stages,
-        "random": RandomControl(),
-    }
-    found: list[Strategy] = [made[name] for name in config.search.strategies if name not in LEARNED or learns]
-    if warm:
-        found.insert(1, WarmStart(warm))
-    if config.search.random_control:
-        found.append(RandomControl(like_others=True))
-    stages.later = found[found.index(stages) + 1 :] if stages in found else []
-    return found
+    known = registered()
+    for name in config.search.strategies:
+        known[name].refuse(config)
 
 
-def notes(config: Config, history: History) -> list[str]:
-    """What the strategies have to say about what they found."""
-    if "greedy_soup" not in config.search.strategies:
-        return []
-    return [text for text in [GreedySoup(config).words(history)] if text]
+def of_trial(trial: Trial) -> type[Strategy]:
+    """The strategy that proposed a trial; one that is not there any more leaves the words that all have in common."""
+    return registered().get(trial.strategy, _gone(trial.strategy))
 
 
-__all__ = ["OPEN_ENDED", "WAIT", "Proposal", "Strategy", "Wait", "Wanted", "notes", "strategies_of", "wanted"]
+def words(history: History) -> list[str]:
+    """What the strategies of a run have to say about it."""
+    known = registered()
+    return [text for name in history.config.search.strategies for text in known[name].words(history)]
+
+
+def _gone(strategy: str) -> type[Strategy]:
+    return cast("type[Strategy]", type("Gone", (Strategy,), {"name": strategy}))
+
+
+def describe() -> list[dict[str, object]]:
+    """One row for each strategy: name, summary, whether `search.strategy` may name it, whether `auto` has it, whether
+    it goes on until the budget ends, its keys under `search` with their defaults and meanings."""
+    ...

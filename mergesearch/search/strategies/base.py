@@ -1,40 +1,80 @@
-"""What a strategy is."""
+"""What a strategy is: one way to propose what is scored next.
+
+A strategy is one file. Its class says all that the rest of the house asks: its settings (`keys`), what it costs at
+most (`cost`, for `mergesearch check`), what it still wants of the budget (`wants`), how its trials are called
+(`label`), whether they may race. It keeps no state of its own: everything is read from the study's trials, so that any
+worker goes on where any other stopped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
-from mergesearch.recipe import Recipe
+import optuna
+
+from mergesearch.config import Config
+from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.registry import Declared
+from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
+from mergesearch.search.samplers import Choice
+from mergesearch.search.trials import Kind, Trial
+from mergesearch.search.work import Work
+from mergesearch.space import Space
+
+# --- proposals ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """What to score next.
+class Stated:
+    """A recipe to score.
 
     Attributes:
-        recipe: the candidate; None where it is still to be found, by a sampler or by learning.
+        recipe: the candidate.
         name: of a baseline.
-        attributes: what is noted on the trial.
+        key: what the strategy notes on the trial, plain data.
     """
 
-    recipe: Recipe | None = None
+    recipe: Recipe
     name: str | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    key: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar[Kind] = Kind.STATED
 
 
-class Wanted(NamedTuple):
-    """What a strategy may still need of the budget, which earlier ones without an end leave to it.
+@dataclass(frozen=True)
+class Sampled:
+    """A point of a space, which a sampler chooses.
 
     Attributes:
-        trials: how many.
-        documents: document evaluations beside those that score the trials.
+        space: what may be proposed.
+        choice: the sampler, with what it needs to know of the space.
+        key: what the strategy needs to make the same proposal again, plain data.
     """
 
-    trials: int = 0
-    documents: int = 0
+    space: Space
+    choice: Choice
+    key: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar[Kind] = Kind.SAMPLED
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A recipe that is found on the search documents by the worker that takes the trial.
+
+    Attributes:
+        find: finds it.
+        key: what the strategy needs to make the same proposal again, plain data.
+    """
+
+    find: Callable[[Work], Recipe]
+    key: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar[Kind] = Kind.LEARNED
+
+
+Proposal = Stated | Sampled | Learned
 
 
 class Wait:
@@ -43,28 +83,136 @@ class Wait:
 
 WAIT = Wait()
 
+# --- what a strategy is made with ------------------------------------------------------------------------------------
 
-class Strategy(Protocol):
-    """One way to search.
+
+class Learns(Protocol):
+    """Finds the coefficients of a soup on the search documents: `soup.learner.Learner`.
 
     Attributes:
-        name: as the configuration has it; noted on its trials.
-        budgeted: whether it stops when the run's budget is used up.
+        gradients: whether the tasks allow it to learn by gradients.
     """
 
-    name: str
-    budgeted: bool
+    @property
+    def gradients(self) -> bool: ...
 
-    def next(self, history: History) -> Proposal | Wait | None:
-        """What to score next; None once there is nothing more to do."""
-        ...
+    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work) -> Recipe: ...
+
+    def closed_form(self, name: str, work: Work) -> Recipe: ...
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the strategies of one worker have in common.
+
+    Attributes:
+        config: the run's configuration.
+        study: what is noted there of the whole run is read and written with `store.noted` and `store.note`.
+        space: all that may be proposed.
+        coarse: the same with one group for the whole model, where the space grows.
+        infos, layers: of the pool.
+        learner: learns soups; None where there is none.
+        began: how many trials there were when this worker began.
+    """
+
+    config: Config
+    study: optuna.Study
+    space: Space
+    coarse: Space | None = None
+    infos: Sequence[TensorInfo] = ()
+    layers: int = 0
+    learner: Learns | None = None
+    began: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a strategy may cost at most, beside the scoring of the run's `search.trials`.
+
+    Attributes:
+        trials: that it adds to them.
+        documents: document evaluations that go into finding recipes.
+        words: these documents, for `mergesearch check`: `at most 9,000 to learn 2 soups by gradient`.
+    """
+
+    trials: int = 0
+    documents: int = 0
+    words: str = ""
+
+
+class Strategy(Declared, ABC):
+    """One way to search; what it says of itself before a run stands in `registry.Declared`.
+
+    The first line of a strategy's docstring is what `mergesearch strategies` says of it.
+    """
+
+    def __init__(self, run: Surroundings):
+        self.run = run
+        self.config = run.config
+
+    # --- before a run ---
+
+    @classmethod
+    def refuse(cls, config: Config) -> None:
+        """Looks at what it needs, before anything is loaded.
+
+        Raises:
+            UserError: a run with this configuration cannot work.
+        """
+        return
+
+    @classmethod
+    def cost(cls, config: Config, documents: Sequence[int]) -> Cost:
+        """What it may cost at most.
+
+        Args:
+            documents: how many search documents each task of the objective has.
+        """
+        return Cost()
+
+    # --- during a run ---
+
+    @abstractmethod
+    def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
+        """What to score next; None once there is nothing more to do.
+
+        Args:
+            history: the run so far.
+            budget: what it may spend.
+        """
 
     def wants(self, history: History) -> Wanted:
         """What it may still need of the budget."""
-        ...
+        return Wanted()
 
+    def again(self, trial: Trial, history: History) -> Sampled | Learned:
+        """The proposal that a trial of its was made of; for proposals that are no stated recipe."""
+        raise NotImplementedError(f"{self.name} proposes stated recipes alone")
 
-def wanted(strategies: Sequence[Strategy], history: History) -> Wanted:
-    """What all of them together may still need."""
-    found = [strategy.wants(history) for strategy in strategies]
-    return Wanted(sum(w.trials for w in found), sum(w.documents for w in found))
+    def known_in(self, trial: Trial, history: History) -> Space:
+        """The space of which a trial whose recipe no sampler chose gets its parameters, where it is a point of it, so
+        that samplers learn from it: the one that the study begins with."""
+        return self.run.coarse or self.run.space
+
+    # --- its trials, in tables ---
+
+    @classmethod
+    def may_race(cls, trial: Trial) -> bool:
+        """Whether a race may stop a trial of its before all documents are scored."""
+        return True
+
+    @classmethod
+    def label(cls, trial: Trial) -> str:
+        """What kind of trial it is, in words."""
+        return cls.name.replace("_", " ")
+
+    @classmethod
+    def method(cls, trial: Trial) -> str:
+        """What the table's column `method` says of a trial of its: the methods of the recipe's rules."""
+        rules: Sequence[Mapping[str, Any]] = (trial.recipe_data or {}).get("rules", ())
+        return "+".join(dict.fromkeys(rule["method"] for rule in rules))
+
+    @classmethod
+    def words(cls, history: History) -> list[str]:
+        """What there is to say beside the table of a run that it was part of."""
+        return []

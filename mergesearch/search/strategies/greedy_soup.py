@@ -1,20 +1,78 @@
-"""Greedy soup (Wortsman et al. 2022, recipe 1): ingredients sorted by score; one stays only if the soup does not get
-worse on the search documents. An ingredient that leaves the score as it is stays."""
+"""Greedy soup: ingredients sorted by score; one stays only if the soup does not get worse on the search documents.
+
+Wortsman et al., "Model soups", 2022, arXiv:2203.05482, recipe 1.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field
 
-from mergesearch.config import Config
 from mergesearch.recipe import Recipe, single_rule
-from mergesearch.search.baselines import recipe_of
+from mergesearch.registry import register
+from mergesearch.schema import Strict
+from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
-from mergesearch.search.history import recipe_of as stated_recipe
-from mergesearch.search.soup.affine import WHOLE, Affine, affine_of
-from mergesearch.search.strategies.base import WAIT, Proposal, Wait, Wanted
+from mergesearch.search.soup.affine import WHOLE, Affine, Selection, affine_of
+from mergesearch.search.strategies.base import WAIT, Proposal, Stated, Strategy, Wait
+from mergesearch.search.trials import Trial
+
+
+class GreedySoupSettings(Strict):
+    """Greedy soup: an ingredient stays only if the soup does not get worse on the search documents."""
+
+    trials: int = Field(0, ge=0, description="so many of the best trials are ingredients beside the models")
+
+
+@register
+class GreedySoup(Strategy):
+    """An equal mix of the models, best first; each joins if the mix does not get worse on the search documents.
+
+    With `greedy_soup.trials: N` the N best proposals so far that are plain mixes of the models (of one grouping) are
+    ingredients too. One that leaves the score as it is stays.
+    """
+
+    name = "greedy_soup"
+    keys: ClassVar = {"greedy_soup": (GreedySoupSettings, Field(default_factory=GreedySoupSettings))}
+    auto = 1
+
+    def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
+        soups = _Soups(history)
+        if soups.settings.trials and any(not trial.state.ended for trial in history.trials[: soups.first]):
+            return WAIT  # other workers are at trials that may be ingredients
+        try:
+            soups.best()
+        except _Missing as missing:
+            recipe = soups.recipe(missing.mix)
+            there = history.find(recipe)
+            if there is not None and not there.state.ended:
+                return WAIT
+            return Stated(recipe, key={"ingredients": [ingredient.name for ingredient in missing.mix]})
+        return None
+
+    def wants(self, history: History) -> Wanted:
+        """At most as many trials as there may be ingredients left to try."""
+        soups = _Soups(history)
+        if soups.words():
+            return Wanted()
+        most = len(self.config.models) + soups.settings.trials - 1
+        return Wanted(max(0, most - len(history.of(self.name))))
+
+    @classmethod
+    def may_race(cls, trial: Trial) -> bool:
+        return False  # it is compared with the soup before it, which need not be the best trial
+
+    @classmethod
+    def method(cls, trial: Trial) -> str:
+        return cls.label(trial)
+
+    @classmethod
+    def words(cls, history: History) -> list[str]:
+        text = _Soups(history).words()
+        return [text] if text else []
 
 
 @dataclass(frozen=True)
@@ -39,107 +97,88 @@ def greedy(
     by_score = sorted(ingredients, key=lambda ingredient: -ingredient.score)
     soup, best = by_score[:1], by_score[0].score if by_score else 0.0
     for ingredient in by_score[1:]:
-        found = score([*soup, ingredient])
-        if found is not None and found >= best:
-            soup, best = [*soup, ingredient], found
+        mixed = score([*soup, ingredient])
+        if mixed is not None and mixed >= best:
+            soup, best = [*soup, ingredient], mixed
     return soup
 
 
 class _Missing(Exception):
-    """A soup that is still to be scored."""
+    """A mix that is still to be scored."""
 
-    def __init__(self, soup: Sequence[Ingredient]):
-        self.soup = list(soup)
+    def __init__(self, mix: Sequence[Ingredient]):
+        self.mix = list(mix)
 
 
-class GreedySoup:
-    """Greedy soup over the models and, if asked, the best trials so far."""
+class _Soups:
+    """The greedy soup of a run as far as its trials tell.
 
-    name = "greedy_soup"
-    budgeted = True
+    Attributes:
+        first: the number of the first mix; of the next trial before there is one.
+    """
 
-    def __init__(self, config: Config):
-        self.config = config
-        self.settings = config.search.greedy_soup
+    def __init__(self, history: History):
+        self.history = history
+        self.settings = history.config.search.key("greedy_soup", GreedySoupSettings)
+        self.models = tuple(history.config.models)
+        mine = history.of(GreedySoup.name)
+        self.first = mine[0].number if mine else len(history.trials)
 
-    def next(self, history: History) -> Proposal | Wait | None:
-        if self.settings.trials and any(not t.state.is_finished() for t in history.trials[: self._first(history)]):
-            return WAIT  # other workers are at trials that may be ingredients
-        try:
-            self._soup(history)
-        except _Missing as missing:
-            return self._propose(missing.soup, history)
-        return None
+    def best(self) -> list[Ingredient]:
+        """The ingredients that stay.
 
-    def wants(self, history: History) -> Wanted:
-        """At most as many trials as there may be ingredients left to try."""
-        most = len(self.config.models) + self.settings.trials - 1
-        return Wanted() if self.words(history) else Wanted(max(0, most - len(history.ended(self.name))))
+        Raises:
+            _Missing: that depends on a mix that is not scored yet.
+        """
+        return greedy(self._ingredients(), self._score)
 
-    def words(self, history: History) -> str | None:
+    def words(self) -> str | None:
         """What the soup is, once it is known."""
         try:
-            names = [ingredient.name for ingredient in self._soup(history)]
+            names = [ingredient.name for ingredient in self.best()]
         except _Missing:
             return None
         if len(names) == 1:
             return f"greedy soup: only {names[0]} stays: every other ingredient makes it worse on the search documents"
         return f"greedy soup: {', '.join(names)} stay, equally weighted" if names else None
 
-    def _soup(self, history: History) -> list[Ingredient]:
-        return greedy(self._ingredients(history), lambda mix: self._score(mix, history))
-
-    def _first(self, history: History) -> int:
-        """The number of the first soup; of the next trial before there is one."""
-        return min((t.number for t in history.ended(self.name)), default=len(history.trials))
-
-    def _ingredients(self, history: History) -> list[Ingredient]:
-        trials = [(name, history.named(name)) for name in self.config.models]
-        # what was chosen when the first soup was proposed stays chosen
-        first = self._first(history)
-        others = [t for t in history.complete() if not t.user_attrs.get("name") and t.number < first]
-        trials += self._mixable(others)[: self.settings.trials]
-        scored = [(name, t, history.value(t)) for name, t in trials if t is not None]
-        return [Ingredient(n, v, self._affine(stated_recipe(t))) for n, t, v in scored if v is not None]
-
-    def _mixable(self, others: Sequence[FrozenTrial]) -> list[tuple[str, FrozenTrial]]:
-        """The trials that are affine in the parents and have rules for one kind of groups, the best first."""
-        found: list[tuple[str, FrozenTrial]] = []
-        kinds = {(WHOLE,)}
-        for trial in others:
-            affine = self._affine(stated_recipe(trial))
-            if affine is not None and (affine.selections in kinds or len(kinds) == 1):
-                kinds.add(affine.selections)
-                found.append((f"trial {trial.number}", trial))
-        return found
-
-    def _affine(self, recipe: Recipe) -> Affine | None:
-        return affine_of(recipe, tuple(self.config.models))
-
-    def _score(self, mix: Sequence[Ingredient], history: History) -> float | None:
-        trial = history.find(self.soup(mix))
-        if trial is None:
-            raise _Missing(mix)
-        if trial.state in (TrialState.RUNNING, TrialState.WAITING):
-            raise _Missing(mix)
-        return history.value(trial)
-
-    def _propose(self, mix: Sequence[Ingredient], history: History) -> Proposal | Wait:
-        recipe = self.soup(mix)
-        there = history.find(recipe)
-        if there is not None and not there.state.is_finished():
-            return WAIT
-        return Proposal(recipe, attributes={"ingredients": [ingredient.name for ingredient in mix]})
-
-    def soup(self, mix: Sequence[Ingredient]) -> Recipe:
+    def recipe(self, mix: Sequence[Ingredient]) -> Recipe:
         """The equal mix of some ingredients; of models alone, the plain average of those."""
         names = [ingredient.name for ingredient in mix]
-        models = tuple(self.config.models)
-        if all(name in models for name in names):
-            weights = {model: float(model in names) for model in models}
-            return recipe_of(self.config, single_rule("linear", weight=weights))
+        if all(name in self.models for name in names):
+            weights = {model: float(model in names) for model in self.models}
+            return self.history.config.recipe(single_rule("linear", weight=weights))
         mean = Affine.mean([ingredient.affine for ingredient in mix])
-        return recipe_of(self.config, mean.rules(models))
+        return self.history.config.recipe(mean.rules(self.models))
+
+    def _ingredients(self) -> list[Ingredient]:
+        named = [(name, trial) for name in self.models if (trial := self.history.named(name)) is not None]
+        # what was chosen when the first mix was proposed stays chosen
+        others = [t for t in self.history.complete() if t.name is None and t.number < self.first]
+        ingredients = []
+        for name, trial in [*named, *self._mixable(others)[: self.settings.trials]]:
+            value = self.history.value(trial)
+            affine = None if value is None else affine_of(trial.recipe, self.models)
+            if value is not None and affine is not None:
+                ingredients.append(Ingredient(name, value, affine))
+        return ingredients
+
+    def _mixable(self, others: Sequence[Trial]) -> list[tuple[str, Trial]]:
+        """The trials that are affine in the parents and have rules for one kind of groups, the best first."""
+        mixable: list[tuple[str, Trial]] = []
+        kinds: set[tuple[Selection, ...]] = {(WHOLE,)}
+        for trial in others:
+            affine = affine_of(trial.recipe, self.models)
+            if affine is not None and (affine.selections in kinds or len(kinds) == 1):
+                kinds.add(affine.selections)
+                mixable.append((f"trial {trial.number}", trial))
+        return mixable
+
+    def _score(self, mix: Sequence[Ingredient]) -> float | None:
+        trial = self.history.find(self.recipe(mix))
+        if trial is None or not trial.state.ended:
+            raise _Missing(mix)
+        return self.history.value(trial)
 
 
-__all__ = ["GreedySoup", "Ingredient", "greedy"]
+__all__ = ["GreedySoup", "GreedySoupSettings", "Ingredient", "greedy"]

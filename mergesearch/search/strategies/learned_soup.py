@@ -6,106 +6,136 @@ does not. So a soup does not start from one that was learned with another loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field
 
 from mergesearch.config import Config
-from mergesearch.search.history import History, recipe_of
+from mergesearch.errors import CandidateError
+from mergesearch.recipe import Recipe
+from mergesearch.registry import register
+from mergesearch.search.budget import Budget, Wanted, still_wanted
+from mergesearch.search.history import History
 from mergesearch.search.soup.affine import affine_of
-from mergesearch.search.strategies.base import WAIT, Proposal, Wait, Wanted
+from mergesearch.search.soup.settings import SoupSettings
+from mergesearch.search.strategies.base import WAIT, Cost, Learned, Proposal, Strategy, Surroundings, Wait
+from mergesearch.search.trials import Trial
+from mergesearch.search.work import Work
+from mergesearch.space.groups import check_components
 
 # a model takes part in a mix with at least this weight somewhere, or with half its equal share where they are many
 LEAST_WEIGHT = 0.05
-UNDER_WAY = (TrialState.RUNNING, TrialState.WAITING)
 
 
-class ClosedForm:
-    """Fisher-weighted averaging or RegMean: one trial, no search."""
+@register
+class LearnedSoups(Strategy):
+    """Mixing weights learned on the search documents, for the whole model, per group or per tensor.
 
-    budgeted = True
-
-    def __init__(self, name: str, config: Config):
-        self.name, self.config = name, config
-
-    def next(self, history: History) -> Proposal | None:
-        return None if history.ended(self.name) else Proposal(attributes={"per": self.name})
-
-    def wants(self, history: History) -> Wanted:
-        cost = self.config.search.learned_soup.closed_form_cost(len(self.config.models), searched(self.config, history))
-        there = history.ended(self.name)
-        return Wanted(0, sum(still(t, cost, history) for t in there)) if there else Wanted(1, cost)
-
-
-class LearnedSoups:
-    """The soups that `search.learned_soup` asks for. Their recipes are found by the worker that takes the trial.
-
-    Args:
-        config: the run's configuration.
-        gradients: whether every task allows them.
+    They start from the best mix so far that has every model in it. Part of the documents is held apart, and the latest
+    weights that are not worse on it beyond noise are kept. `optimizer: cmaes` searches the same weights without
+    gradients, and so does a run whose tasks do not say what is right.
     """
 
     name = "learned_soup"
-    budgeted = True
+    keys: ClassVar = {"learned_soup": (SoupSettings, Field(default_factory=SoupSettings))}
+    auto = 2
 
-    def __init__(self, config: Config, gradients: Callable[[], bool] = lambda: True):
-        self.config, self.gradients = config, gradients
+    def __init__(self, run: Surroundings):
+        super().__init__(run)
+        self.settings = settings_of(run.config)
 
-    def next(self, history: History) -> Proposal | Wait | None:
+    @classmethod
+    def refuse(cls, config: Config) -> None:
+        check_components(settings_of(config).components, "search.learned_soup")
+
+    @classmethod
+    def cost(cls, config: Config, documents: Sequence[int]) -> Cost:
+        settings = settings_of(config)
+        each = [settings.cost(loss, len(config.models), documents) for _, loss in settings.soups]
+        by = " by gradient" * (settings.optimizer == "adam")
+        soups = f"{len(each)} soup{'s' * (len(each) > 1)}{by}"
+        return Cost(documents=sum(each), words=f"at most {sum(each):,} to learn {soups}")
+
+    def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         missing = self._missing(history)
-        if not missing:
+        if not missing or self.run.learner is None:
             return None
-        if any(t.state in UNDER_WAY and "gradients" not in t.user_attrs for t in history.ended(self.name)):
+        if any(not trial.state.settled and "gradients" not in trial.key for trial in history.of(self.name)):
             return WAIT  # another worker is about to say whether there is a second loss to learn by
         per, loss = missing[0]
-        return Proposal(attributes={"per": per, "loss": loss, "start": self._start(history, loss)})
+        return self._learned({"per": per, "loss": loss, "start": self._start(history, loss)}, history)
 
     def wants(self, history: History) -> Wanted:
         """The soups still to be learned and those being learned, at what they cost at most."""
+        if self.run.learner is None:
+            return Wanted()
         missing = self._missing(history)
-        learning = [t for t in history.ended(self.name) if not t.state.is_finished()]
+        learning = [trial for trial in history.of(self.name) if not trial.state.ended]
         if not missing and not learning:
             return Wanted()
-        rest = [still(t, self._cost(t.user_attrs.get("loss"), history), history) for t in learning]
+        rest = [still_wanted(trial, self._cost(trial.key.get("loss"), history), history) for trial in learning]
         return Wanted(len(missing), sum(rest) + sum(self._cost(loss, history) for _, loss in missing))
 
+    def again(self, trial: Trial, history: History) -> Learned:
+        return self._learned(trial.key, history)
+
+    @classmethod
+    def label(cls, trial: Trial) -> str:
+        by = (
+            " by cross-entropy" if trial.key.get("loss") == "cross_entropy" and trial.key.get("gradients", True) else ""
+        )
+        return f"learned soup per {trial.key['per']}{by}"
+
+    @classmethod
+    def method(cls, trial: Trial) -> str:
+        return cls.label(trial)
+
+    def _learned(self, key: Mapping[str, Any], history: History) -> Learned:
+        def find(work: Work) -> Recipe:
+            learner = self.run.learner
+            if learner is None:
+                raise CandidateError("soups cannot be learned here")
+            work.note({"gradients": learner.gradients})
+            start = None if key["start"] is None else history.trials[key["start"]].recipe
+            return learner.learn(key["per"], key["loss"], start, work)
+
+        return Learned(find, key)
+
     def _cost(self, loss: str | None, history: History) -> int:
-        soup, models = self.config.search.learned_soup, len(self.config.models)
-        return soup.cost(loss if self.gradients() else None, models, searched(self.config, history))
+        by_gradient = self.run.learner is not None and self.run.learner.gradients
+        return self.settings.cost(loss if by_gradient else None, len(self.config.models), searched(history))
 
     def _missing(self, history: History) -> list[tuple[str, str | None]]:
         """The soups still to be learned; a second loss changes nothing where the first could not be used."""
-        soups = self.config.search.learned_soup.soups
-        ended = [t.user_attrs for t in history.ended(self.name)]
-        there = {(found["per"], found.get("loss", soups[0][1])) for found in ended}
-        searched = {found["per"] for found in ended if not found.get("gradients", True)}
-        return [(per, loss) for per, loss in soups if (per, loss) not in there and per not in searched]
+        keys = [trial.key for trial in history.of(self.name)]
+        there = {(key["per"], key["loss"]) for key in keys}
+        without = {key["per"] for key in keys if not key.get("gradients", True)}
+        return [(per, loss) for per, loss in self.settings.soups if (per, loss) not in there and per not in without]
 
     def _start(self, history: History, loss: str | None) -> int | None:
         """The trial to start from: the best mix in which every model takes part; None for the configured weight.
 
         Where a model is left out the loss may be flat in its weight, and gradients do not bring it back.
         """
-        if self.config.search.learned_soup.start is not None:
+        if self.settings.start is not None:
             return None
         least = min(LEAST_WEIGHT, 0.5 / len(self.config.models))
         for trial in history.complete():
-            if trial.user_attrs.get("loss", loss) != loss:
+            if trial.strategy == self.name and trial.key["loss"] != loss:
                 continue
-            affine = affine_of(recipe_of(trial), tuple(self.config.models))
+            affine = affine_of(trial.recipe, tuple(self.config.models))
             if affine is not None and abs(affine.values).max(axis=0).min() > least:
                 return trial.number
         return None
 
 
-def searched(config: Config, history: History) -> list[int]:
-    """The search documents of each task; none before anything was scored."""
+def settings_of(config: Config) -> SoupSettings:
+    """The settings of the learned soups of a run."""
+    return config.search.key("learned_soup", SoupSettings)
+
+
+def searched(history: History) -> list[int]:
+    """The search documents of each task of the objective; none before anything was scored."""
     counts = history.documents_of_tasks
-    return [counts.get(task.task, 0) for task in config.tasks]
-
-
-def still(trial: FrozenTrial, cost: int, history: History) -> int:
-    """The document evaluations that a trial under way may still take: to be learned at that cost, and scored."""
-    if trial.state.is_finished() or "scores" in trial.user_attrs:
-        return 0
-    return max(0, cost - trial.user_attrs.get("documents_learning", 0)) + history.documents_each
+    return [counts.get(task.task, 0) for task in history.config.tasks]

@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
+from pydantic import Field
+
+from mergesearch.config import Config, SearchConfig
+from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
+from mergesearch.registry import register
+from mergesearch.schema import ONE_OR_MORE
+from mergesearch.search import store
+from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
-from mergesearch.search.strategies.base import Proposal, Wanted
+from mergesearch.search.strategies.base import Proposal, Stated, Strategy, Surroundings, Wait
+
+# of each run, so many of its best proposals
+MOST = 3
+# where the study notes the recipes that it began with
+_NOTE = "warm_start"
 
 
-class WarmStart:
-    """Recipes given from outside, one after another.
-
-    Args:
-        recipes: of this run's parents, the best first.
-    """
+@register
+class WarmStart(Strategy):
+    """The three best proposals of each run that `search.warm_start` names, tried first."""
 
     name = "warm_start"
-    budgeted = True
+    keys: ClassVar = {
+        "warm_start": (
+            Annotated[list[str], ONE_OR_MORE],
+            Field([], description="run folders of the same models, whose best recipes are tried first"),
+        )
+    }
+    named = False
+    order = -1
 
-    def __init__(self, recipes: Sequence[Recipe]):
-        self.recipes = recipes
+    def __init__(self, run: Surroundings):
+        super().__init__(run)
+        if not store.has_note(run.study, _NOTE):
+            store.note(run.study, _NOTE, [recipe.dump() for recipe in warm_recipes(run.config)])
+        self.recipes = [Recipe.from_data(data, "search.warm_start") for data in store.noted(run.study, _NOTE)]
 
-    def next(self, history: History) -> Proposal | None:
+    @classmethod
+    def joins(cls, search: SearchConfig) -> bool:
+        return bool(search.key("warm_start", list))
+
+    @classmethod
+    def refuse(cls, config: Config) -> None:
+        study = store.begun(config)
+        if study is None or not store.has_note(study, _NOTE):  # else the runs may have gone on, or away
+            warm_recipes(config)
+
+    def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         left = self._left(history)
-        return Proposal(left[0]) if left else None
+        return Stated(left[0]) if left else None
 
     def wants(self, history: History) -> Wanted:
         return Wanted(len(self._left(history)))
 
     def _left(self, history: History) -> list[Recipe]:
-        there = {t.user_attrs.get("recipe_id") for t in history.ended(self.name)}
+        there = {trial.recipe_id for trial in history.of(self.name)}
         return [recipe for recipe in self.recipes if recipe.id not in there]
+
+
+def warm_recipes(config: Config) -> list[Recipe]:
+    """The best recipes of the runs that `search.warm_start` names, restated for this run's seed and dtype.
+
+    Raises:
+        UserError: a run that is none, or is one of other parents.
+    """
+    recipes: dict[str, Recipe] = {}
+    for run in config.search.key("warm_start", list):
+        theirs, study = store.open_run(run)
+        if (theirs.base_model, theirs.models, theirs.tokenizer) != (config.base_model, config.models, config.tokenizer):
+            raise UserError(
+                f"search.warm_start: {run} merges other models ({', '.join(theirs.models.values())}) or another base: "
+                "name a run of the same ones"
+            )
+        proposals = [trial for trial in History(study, theirs).complete() if trial.name is None]
+        for trial in proposals[:MOST]:
+            recipe = trial.recipe.model_copy(update={"seed": config.search.seed, "out_dtype": config.dtype})
+            recipes[recipe.id] = recipe
+    return list(recipes.values())

@@ -1,15 +1,19 @@
-"""Record: what one trial of a run did and found, as plain data. The table, the card and the report read these."""
+"""Record: what one trial of a run did and came to, as a reader sees it. Table, card and report are made of these."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from mergesearch.config import Config
 from mergesearch.evaluate.scores import TaskScore
-
-# what these strategies make is known by their names
-SOUPS = ("greedy soup", "learned soup", "fisher", "regmean")
+from mergesearch.search.history import History
+from mergesearch.search.objective import Objective
+from mergesearch.search.store import open_run
+from mergesearch.search.strategies import of_trial
+from mergesearch.search.trials import State, Trial
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Record:
     Attributes:
         number: the trial's number in the study, from 0.
         name: of a baseline (`base`, a model's name, `average`); None for what the study proposed.
-        state: `complete`, `pruned`, `failed`, `running` or `waiting`.
+        state: `complete`, `pruned`, `failed`, `running` or `waiting`; one that was scored and has no objective yet is
+            running.
         objective: what the study maximises; None until the trial is complete.
         stderr: the objective's standard error, the tasks taken as independent.
         scores: each task's score by label.
@@ -33,6 +38,7 @@ class Record:
         front: of a run with one objective for each task, whether no other candidate is at least as good on every task
             and better on one.
         strategy: who proposed it, in words: `study`, `greedy soup`, `learned soup per group`.
+        method: the baseline's name, what kind of soup it is, or the methods of the recipe's rules.
     """
 
     number: int
@@ -52,16 +58,7 @@ class Record:
     machine: Mapping[str, str] = field(default_factory=dict)
     front: bool = False
     strategy: str | None = None
-
-    @property
-    def method(self) -> str:
-        """The baseline's name, what kind of soup it is, or the methods of the recipe's rules."""
-        if self.name:
-            return self.name
-        if self.strategy and self.strategy.startswith(SOUPS):
-            return self.strategy
-        rules: Sequence[Mapping[str, Any]] = (self.recipe or {}).get("rules", ())
-        return "+".join(dict.fromkeys(rule["method"] for rule in rules))
+    method: str = ""
 
     @property
     def seconds(self) -> float | None:
@@ -77,3 +74,52 @@ def ranked(records: Sequence[Record]) -> list[Record]:
     others = [record for record in records if record.objective is None]
     complete.sort(key=lambda r: (bool(r.infeasible), -(r.objective or 0.0), r.number))
     return complete + sorted(others, key=lambda r: r.number)
+
+
+def record_of(trial: Trial, objective: Objective | None, front: bool = False) -> Record:
+    """A trial as a reader sees it.
+
+    Args:
+        objective: of its run; None while the parents' scores have not fixed it.
+        front: whether it is on the front of a run with one objective for each task.
+    """
+    strategy = of_trial(trial)
+    complete = objective is not None and trial.state is State.COMPLETE
+    return Record(
+        number=trial.number,
+        name=trial.name,
+        state=(State.RUNNING if trial.state.settled and not trial.state.ended else trial.state).value,
+        objective=objective.ranking(trial.scores) if complete else None,
+        stderr=objective.stderr(trial.scores) if complete and trial.scores else None,
+        scores=trial.scores,
+        recipe=trial.recipe_data,
+        recipe_id=trial.recipe_id,
+        merge_seconds=trial.merge_seconds,
+        score_seconds=trial.score_seconds,
+        error=trial.error,
+        stopped=trial.stopped,
+        infeasible=objective.infeasible(trial.scores) if complete and trial.scores else None,
+        partial=trial.partial,
+        machine=trial.machine,
+        front=front,
+        strategy=strategy.label(trial) if trial.strategy else None,
+        method=strategy.method(trial),
+    )
+
+
+def records(history: History) -> list[Record]:
+    """Every trial of a run, by number."""
+    several = history.objective is not None and len(history.study.directions) > 1
+    front = {trial.number for trial in history.study.best_trials} if several else set()
+    return [record_of(trial, history.objective, trial.number in front) for trial in history.trials]
+
+
+def read_records(path: str | Path) -> tuple[Config, list[Record], Objective | None]:
+    """What a run folder holds: its configuration, its records, its objective.
+
+    Raises:
+        UserError: it is no run folder, or its storage cannot be read.
+    """
+    config, study = open_run(path)
+    history = History(study, config)
+    return config, records(history), history.objective

@@ -1,0 +1,132 @@
+"""What a run may still spend of `search.trials`, `documents` and `hours`, and what is left to later strategies.
+
+A strategy without an end of its own (the study, random search) would use up what comes after it in the list. So it is
+given the budget less what the later ones say they still want. This is the one place where that is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mergesearch.search import store
+from mergesearch.search.history import History
+from mergesearch.search.trials import Trial
+
+
+class Wanted(NamedTuple):
+    """What a strategy may still need.
+
+    Attributes:
+        trials: how many.
+        documents: document evaluations beside those that score the trials.
+    """
+
+    trials: int = 0
+    documents: int = 0
+
+
+NOTHING = Wanted()
+
+
+def total(wanted: Iterable[Wanted]) -> Wanted:
+    """What several strategies may need together."""
+    each = list(wanted)
+    return Wanted(sum(one.trials for one in each), sum(one.documents for one in each))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The budget of a run at one moment.
+
+    Attributes:
+        history: what was spent.
+        later: what is left to strategies that come later.
+    """
+
+    history: History
+    later: Wanted = NOTHING
+
+    @property
+    def used_up(self) -> bool:
+        """Whether one of the three budgets is used up, but for what is left to later strategies.
+
+        In hours that is as long as one worker has taken for as many document evaluations, and at most half of the
+        budget.
+        """
+        search = self.history.config.search
+        documents = self.kept
+        hours = min(documents * self.history.hours_of_a_document, (search.hours or 0.0) / 2) if documents else 0.0
+        return self.history.proposals >= search.trials - self.later.trials or self._is_over(documents, hours)
+
+    @property
+    def kept(self) -> int:
+        """The document evaluations that are left to later strategies, the scoring of their trials included; no more
+        than half of the budget, so that what comes first is not left without any."""
+        documents = self.later.documents + self.later.trials * self.history.documents_each
+        budget = self.history.config.search.documents
+        return documents if budget is None else min(documents, budget // 2)
+
+    @property
+    def affordable(self) -> int:
+        """How many proposals there may be in all by the time that later strategies begin, should each be scored on
+        every document."""
+        search, history = self.history.config.search, self.history
+        trials = search.trials - self.later.trials
+        if search.documents is None or not history.documents_each:
+            return trials
+        left = search.documents - history.documents - self.kept
+        return min(trials, history.proposals + max(0, left) // history.documents_each)
+
+    def is_over(self, hours: float = 0.0) -> bool:
+        """Whether documents or hours are used up, by what has ended and by a trial that has been at work so long."""
+        return self._is_over(0, hours)
+
+    def _is_over(self, documents: int, hours: float) -> bool:
+        search = self.history.config.search
+        return (search.documents is not None and self.history.documents + documents >= search.documents) or (
+            search.hours is not None and self.history.hours + hours >= search.hours
+        )
+
+
+def still_wanted(trial: Trial, cost: int, history: History) -> int:
+    """The document evaluations that a trial under way may still take: to be learned at that cost, and scored."""
+    if trial.state.settled:
+        return 0
+    return max(0, cost - trial.learning_documents) + history.documents_each
+
+
+def costs(history: History) -> list[str]:
+    """What a run has cost, and what is left of its budget, in words: `cost: ...`, `left: ...`."""
+    ended = [trial for trial in history.trials if trial.state.ended]
+    seconds = sum(trial.seconds for trial in ended)
+    tokens = store.noted(history.study, "tokens_per_document")
+    spent = f"{len(ended)} trials, {history.documents:,} document evaluations"
+    spent += f", {round(tokens * history.documents):,} prompt tokens" if tokens else ""
+    learned = sum(trial.learning_documents for trial in history.trials)
+    spent += f", {learned:,} of the evaluations to learn soups" if learned else ""
+    lines = [f"cost: {spent}; {seconds:.0f} s merging and scoring, {history.hours:.2f} h at work"]
+    left = _left(history, seconds / max(1, len(ended)))
+    return [*lines, f"left: {left}"] if left else lines
+
+
+def _left(history: History, seconds: float) -> str:
+    """What is left of each budget, and how many candidates the tightest one buys; empty once one is used up."""
+    budget = history.config.search
+    if Budget(history).used_up:
+        return ""
+    each = history.documents_each or 1
+    trials = budget.trials - history.proposals
+    buys = {f"{trials} trials": float(trials)}
+    if budget.documents is not None:
+        documents = budget.documents - history.documents
+        buys[f"{documents:,} document evaluations"] = documents / each
+    if budget.hours is not None:
+        hours = budget.hours - history.hours
+        buys[f"{hours:.2f} h"] = hours * 3600 / max(seconds, 1e-9)
+    candidates = max(1, round(min(buys.values())))
+    return (
+        f"{', '.join(buys)}: about {candidates} candidates, {candidates * each:,} document evaluations, "
+        f"{candidates * seconds:.0f} s"
+    )

@@ -1,0 +1,74 @@
+"""The settings of learned soups: the key `search.learned_soup`, and what the learning itself goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mergesearch.schema import ONE_OR_MORE, Strict
+
+Loss = Literal["expected", "cross_entropy"]
+
+
+class SoupSettings(Strict):
+    """Learned soup: mixing coefficients learned on the search documents."""
+
+    method: Literal["task_arithmetic", "linear"] = Field("task_arithmetic", description="whose weights are learned")
+    per: list[Literal["recipe", "group", "tensor"]] = Field(
+        ["tensor"], min_length=1, description="a list, one soup each: what has weights of its own"
+    )
+    loss: Annotated[list[Loss], ONE_OR_MORE] = Field(
+        ["expected", "cross_entropy"],
+        min_length=1,
+        description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong",
+    )
+    coefficients: Literal["free", "softmax"] = Field("free", description="`softmax`: positive, with sum 1")
+    optimizer: Literal["adam", "cmaes"] = Field(
+        "adam", description="`adam`, by gradients of the losses; `cmaes`, without gradients, by the objective"
+    )
+    start: float | None = Field(None, description="the weight of each model at the start; default: the best mix so far")
+    steps: int = Field(100, ge=1, description="of adam, at most")
+    learning_rate: float = Field(0.03, gt=0, description="of adam, falling to a tenth along half a cosine")
+    documents: int = Field(4, ge=1, description="of each task, drawn for each step")
+    validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
+    validation_documents: int = Field(64, ge=1, description="of each task, the most of them")
+    look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
+    patience: int = Field(4, ge=1, description="looks in a row that are worse than the best beyond noise end it")
+    layer_groups: int = Field(3, ge=1, description="of per: group")
+    components: list[str] = Field(["attention", "mlp", "other"], min_length=1, description="of per: group")
+    candidates: int = Field(100, ge=1, description="of cmaes")
+    checkpointing: bool = Field(False, description="compute activations twice rather than keep them")
+    batch_size: int = Field(16, ge=1, description="documents at once")
+
+    @model_validator(mode="after")
+    def _softmax_is_positive(self) -> SoupSettings:
+        if self.coefficients == "softmax" and self.start is not None and self.start <= 0:
+            raise ValueError(f"start is {self.start:g} and coefficients softmax, which are positive: start above 0")
+        return self
+
+    def cost(self, loss: str | None, models: int, documents: Sequence[int]) -> int:
+        """The document evaluations that one soup takes at most.
+
+        Args:
+            loss: None for a soup that is learned without gradients.
+            models: how many are mixed.
+            documents: how many each task has to search on.
+        """
+        if loss is None:
+            return self.candidates * sum(documents)
+        looked = sum(min(max(1, round(self.validation * count)), self.validation_documents) for count in documents)
+        looks = 1 + -(-self.steps // self.look_every)
+        scales = models + 1  # the base and each model once, where their scores do not tell what a loss is measured by
+        return 3 * self.steps * self.documents * len(documents) + (looks + scales) * looked
+
+    def closed_form_cost(self, models: int, documents: Sequence[int]) -> int:
+        """The document evaluations of `fisher` at most, and of `regmean` but for the layers that no longer fit."""
+        return 3 * models * sum(min(self.validation_documents, count) for count in documents)
+
+    @property
+    def soups(self) -> list[tuple[str, str | None]]:
+        """What is learned, in order: (per, loss); without gradients no loss is needed."""
+        losses = [None] if self.optimizer == "cmaes" else dict.fromkeys(self.loss)
+        return [(per, loss) for loss in losses for per in dict.fromkeys(self.per)]

@@ -1,0 +1,69 @@
+"""Closed forms, one trial each: Fisher-weighted averaging and RegMean, on a few search documents of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergesearch.config import Config
+from mergesearch.errors import CandidateError
+from mergesearch.recipe import Recipe
+from mergesearch.registry import register
+from mergesearch.search.budget import Budget, Wanted, still_wanted
+from mergesearch.search.history import History
+from mergesearch.search.strategies.base import Cost, Learned, Proposal, Strategy, Wait
+from mergesearch.search.strategies.learned_soup import searched, settings_of
+from mergesearch.search.trials import Trial
+from mergesearch.search.work import Work
+
+
+class ClosedForm(Strategy):
+    """One trial whose recipe follows from the models on a few documents."""
+
+    @classmethod
+    def cost(cls, config: Config, documents: Sequence[int]) -> Cost:
+        spent = settings_of(config).closed_form_cost(len(config.models), documents)
+        return Cost(documents=spent, words=f"about {spent:,} for {cls.name}")
+
+    def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
+        return None if history.of(self.name) or self.run.learner is None else Learned(self._find)
+
+    def wants(self, history: History) -> Wanted:
+        if self.run.learner is None:
+            return Wanted()
+        cost = settings_of(self.config).closed_form_cost(len(self.config.models), searched(history))
+        mine = history.of(self.name)
+        return Wanted(0, sum(still_wanted(trial, cost, history) for trial in mine)) if mine else Wanted(1, cost)
+
+    def again(self, trial: Trial, history: History) -> Learned:
+        return Learned(self._find)
+
+    @classmethod
+    def method(cls, trial: Trial) -> str:
+        return cls.label(trial)
+
+    def _find(self, work: Work) -> Recipe:
+        if self.run.learner is None:
+            raise CandidateError("soups cannot be learned here")
+        return self.run.learner.closed_form(self.name, work)
+
+
+@register
+class Fisher(ClosedForm):
+    """Fisher-weighted averaging, from gradients on a few search documents of each task.
+
+    Matena and Raffel, "Merging Models with Fisher-Weighted Averaging", 2022, arXiv:2111.09832; see
+    `search.soup.closed_forms`.
+    """
+
+    name = "fisher"
+
+
+@register
+class RegMean(ClosedForm):
+    """RegMean, from activations on a few search documents of each task.
+
+    Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", 2023, arXiv:2212.09849; see
+    `search.soup.closed_forms`.
+    """
+
+    name = "regmean"

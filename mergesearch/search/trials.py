@@ -1,0 +1,262 @@
+"""What a trial is. The only module that knows under which keys Optuna's study keeps it.
+
+A trial is proposed by a strategy in one of three ways (`Kind`) and goes through these states:
+
+    WAITING -> RUNNING -> SCORED  -> COMPLETE      all documents; the objective follows once the parents fix its scale
+                       -> STOPPED -> PRUNED        a race stopped it
+                       -> FAILED                   it could not be built or scored
+
+Between two states a worker may be killed: the next one reads the trial and goes on from where it stood.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mergesearch.evaluate.scores import TaskScore
+from mergesearch.recipe import Recipe
+
+
+class Kind(enum.Enum):
+    """How a trial's recipe comes about."""
+
+    STATED = "stated"  # the proposal is a recipe
+    SAMPLED = "sampled"  # a sampler chooses it from a space
+    LEARNED = "learned"  # it is found on the search documents
+
+
+class State(enum.Enum):
+    """How far a trial is."""
+
+    WAITING = "waiting"  # proposed, and no worker has taken it
+    RUNNING = "running"  # a worker is at it, or has left it
+    SCORED = "scored"  # on all documents; the study has not been told
+    STOPPED = "stopped"  # by a race; the study has not been told
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the study was told, so that nothing of the trial changes any more."""
+        return self in (State.COMPLETE, State.PRUNED, State.FAILED)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it needs no more work: what is left is to tell the study."""
+        return self.ended or self in (State.SCORED, State.STOPPED)
+
+
+_STATES = {
+    TrialState.WAITING: State.WAITING,
+    TrialState.RUNNING: State.RUNNING,
+    TrialState.COMPLETE: State.COMPLETE,
+    TrialState.PRUNED: State.PRUNED,
+    TrialState.FAIL: State.FAILED,
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a run.
+
+    Attributes:
+        number: in the study, from 0.
+        state: how far it is.
+        strategy: the name of the strategy that proposed it.
+        kind: how its recipe comes about.
+        name: of a baseline (`base`, a model's name, `average`); None for every other trial.
+        key: what its strategy noted, to make the same proposal again or to know it by; plain data.
+        recipe_data: the recipe as plain data; None until it is known.
+        recipe_id: the recipe's id.
+        identity: equal for recipes that do the same to every tensor.
+        same_as: the earlier trial whose scores it has, since it does the same; None for one that was scored itself.
+        scores: each task's score by label, on all search documents; empty until it is scored.
+        partial: the same on the documents so far, for one that a race stopped.
+        blocks: how many blocks of documents these were.
+        stopped: why a race stopped it, in words.
+        error: why it failed, in words.
+        merge_seconds, score_seconds: what building and scoring the candidate took.
+        learning_documents: document evaluations that went into learning its recipe; a backward pass counts as two more.
+        machine: the device and the versions it was scored with.
+        worker: who is at it.
+        taken: when that worker took it, local time.
+        began, ended: when it was proposed and when the study was told, local time.
+        params: the parameters that samplers know it by.
+        excess: for each guard, by task, how far its scores are beyond the limit, in the metric's unit; 0 or less keeps
+            it.
+    """
+
+    number: int
+    state: State
+    strategy: str = ""
+    kind: Kind = Kind.STATED
+    name: str | None = None
+    key: Mapping[str, Any] = field(default_factory=dict)
+    recipe_data: Mapping[str, Any] | None = None
+    recipe_id: str | None = None
+    identity: str | None = None
+    same_as: int | None = None
+    scores: Mapping[str, TaskScore] = field(default_factory=dict)
+    partial: Mapping[str, TaskScore] = field(default_factory=dict)
+    blocks: int | None = None
+    stopped: str | None = None
+    error: str | None = None
+    merge_seconds: float | None = None
+    score_seconds: float | None = None
+    learning_documents: int = 0
+    machine: Mapping[str, str] = field(default_factory=dict)
+    worker: str | None = None
+    taken: datetime | None = None
+    began: datetime | None = None
+    ended: datetime | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    excess: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Its recipe.
+
+        Raises:
+            LookupError: it has none yet.
+        """
+        if self.recipe_data is None:
+            raise LookupError(f"trial {self.number} has no recipe yet")
+        return Recipe.from_data(dict(self.recipe_data), f"trial {self.number}")
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps every guard."""
+        return all(excess <= 0 for excess in self.excess.values())
+
+    @property
+    def documents(self) -> int:
+        """The document evaluations that it cost: learning its recipe, and scoring it unless an equal one was scored."""
+        scored = {} if self.same_as is not None else self.scores or self.partial
+        return self.learning_documents + sum(score.documents for score in scored.values())
+
+    @property
+    def seconds(self) -> float:
+        """What building and scoring the candidate took."""
+        return (self.merge_seconds or 0.0) + (self.score_seconds or 0.0)
+
+    @property
+    def at_work(self) -> tuple[datetime, datetime] | None:
+        """From when to when a worker was at a trial that has ended. One that a killed worker left counts from when the
+        worker that ended it took it: in between nobody was at it."""
+        start = self.taken or self.began
+        return (start, self.ended) if start is not None and self.ended is not None else None
+
+
+def _scores(data: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskScore]:
+    return {task: TaskScore(**values) for task, values in data.items()}
+
+
+def _plain_scores(scores: Mapping[str, TaskScore]) -> dict[str, Any]:
+    return {task: asdict(score) for task, score in scores.items()}
+
+
+# How a field is kept where it is no plain data: (to plain data, back).
+_FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "kind": (lambda kind: kind.value, Kind),
+    "scores": (_plain_scores, _scores),
+    "partial": (_plain_scores, _scores),
+    "key": (dict, dict),
+    "machine": (dict, dict),
+    "taken": (datetime.isoformat, datetime.fromisoformat),
+}
+# what Optuna itself knows of a trial
+_OPTUNAS = frozenset({"number", "state", "began", "ended", "params", "excess"})
+_KEPT = tuple(each.name for each in fields(Trial) if each.name not in _OPTUNAS)
+
+
+def read(trial: FrozenTrial) -> Trial:
+    """A trial of a study as a `Trial`."""
+    noted = trial.user_attrs
+    kept = {name: _FORMS[name][1](noted[name]) if name in _FORMS else noted[name] for name in _KEPT if name in noted}
+    state = _STATES[trial.state]
+    if state is State.RUNNING and kept.get("scores"):
+        state = State.SCORED
+    elif state is State.RUNNING and kept.get("stopped") is not None:
+        state = State.STOPPED
+    return Trial(
+        number=trial.number,
+        state=state,
+        began=trial.datetime_start,
+        ended=trial.datetime_complete,
+        params=trial.params,
+        excess=trial.constraints,
+        **kept,
+    )
+
+
+def plain(**values: Any) -> dict[str, Any]:
+    """Fields of a `Trial` as the study keeps them.
+
+    Raises:
+        TypeError: a name that is no field, or one that only Optuna sets.
+    """
+    for name in values:
+        if name not in _KEPT:
+            raise TypeError(f"{name!r} is no field of a trial that can be written: {', '.join(_KEPT)}")
+    return {name: _FORMS[name][0](value) if name in _FORMS else value for name, value in values.items()}
+
+
+def write(trial: optuna.Trial, **values: Any) -> None:
+    """Writes fields of a `Trial`, one after another in the order given.
+
+    A worker may be killed between two of them: what says that the trial is settled (`scores`, `stopped`) comes last.
+
+    Raises:
+        TypeError: a name that is no field, or one that only Optuna sets.
+    """
+    for name, value in plain(**values).items():
+        trial.set_user_attr(name, value)
+
+
+def enqueue(study: optuna.Study, **values: Any) -> None:
+    """Adds a trial to a study that nobody has taken yet, with fields of a `Trial`.
+
+    Raises:
+        TypeError: a name that is no field, or one that only Optuna sets.
+    """
+    study.enqueue_trial({}, user_attrs=plain(**values))
+
+
+# --- the copies that the study of a stage holds ----------------------------------------------------------------------
+
+# in such a study: the number of the run's trial that a trial stands for
+_STANDS_FOR = "stands_for"
+
+
+def begin_copy(number: int) -> FrozenTrial:
+    """The trial of a stage's own study that is to propose the parameters of a trial of the run."""
+    return optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={_STANDS_FOR: number})
+
+
+def copies(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """The trials of a stage's own study, by the number of the run's trial that each stands for."""
+    there = study.get_trials(deepcopy=False)
+    return {copy.user_attrs[_STANDS_FOR]: copy for copy in there if _STANDS_FOR in copy.user_attrs}
+
+
+def copy_of(trial: FrozenTrial, names: Iterable[str]) -> FrozenTrial:
+    """A trial of the run that has ended, with some of its parameters, for a stage's own study."""
+    names = list(names)
+    return optuna.trial.create_trial(
+        state=trial.state,
+        values=trial.values,
+        params={name: trial.params[name] for name in names},
+        distributions={name: trial.distributions[name] for name in names},
+        user_attrs={_STANDS_FOR: trial.number},
+        intermediate_values=trial.intermediate_values,
+        constraints=dict(trial.constraints) or None,
+    )
