@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import test_racing
-from test_racing import Live
-from test_search import INFOS, Engine, Found, Scorer, settings
+from support import races
+from support.races import Live
+from support.searches import INFOS, Engine, Found, Scorer, settings
 
 from mergesearch.commands.run import warm_recipes
 from mergesearch.config import Config
@@ -250,12 +250,12 @@ def test_the_study_leaves_room_for_the_soup_after_it(tmp_path: Path) -> None:
 
 def test_greedy_soups_are_scored_on_all_documents_where_others_are_raced(tmp_path: Path) -> None:
     """They are compared with the soup before them; another trial may be far ahead."""
-    live = Live(test_racing.Engine())
+    live = Live(Engine())
     wanted = {"strategy": ["greedy_soup", "study"], "sampler": "tpe", "trials": 6, "defaults": False}
-    search = test_racing.start(tmp_path / "run", live, search=wanted)
+    search = races.start(tmp_path / "run", live, search=wanted)
     search.run()
     (soup,) = made_by(search, "greedy_soup")
-    assert soup.user_attrs["scores"]["quiz"]["documents"] == test_racing.SIZE and "blocks" not in soup.user_attrs
+    assert soup.user_attrs["scores"]["quiz"]["documents"] == races.SIZE and "blocks" not in soup.user_attrs
     assert {r.state for r in records(search.study)[5:]} >= {"pruned"}
 
 
