@@ -16,7 +16,7 @@ from mergesearch.evaluate.blocks import split_blocks
 from mergesearch.evaluate.scores import DocumentScores
 from mergesearch.recipe import Recipe
 from mergesearch.results.table import render, table_rows
-from mergesearch.search.racing import lead, quantile, spreads
+from mergesearch.search.racing import Lead, lead, quantile, spreads
 from mergesearch.search.store import RunFolder, read_records, records
 
 RECORDED = Path(__file__).parent / "data" / "raced.npz"
@@ -50,11 +50,42 @@ def test_one_document_decides_nothing() -> None:
     assert not found.upper(0.01) < 0
 
 
-def test_the_quantile_is_students() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    for error in (0.01, 0.001):
-        for freedom in (24, 100, 1000):
-            assert quantile(error, freedom) == pytest.approx(stats.t.isf(error, freedom), rel=0.02)
+# Student's table, upper tail: degrees of freedom, then the quantile (Abramowitz and Stegun, table 26.10, and the NIST
+# handbook of statistical methods, section 1.3.6.7.2)
+STUDENT = {
+    0.05: {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 10: 1.812, 30: 1.697, 100: 1.660},
+    0.025: {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 30: 2.042, 100: 1.984},
+    0.01: {1: 31.821, 2: 6.965, 3: 4.541, 4: 3.747, 5: 3.365, 10: 2.764, 30: 2.457, 100: 2.364},
+    0.005: {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 10: 3.169, 30: 2.750, 100: 2.626},
+    0.001: {1: 318.309, 2: 22.327, 3: 10.215, 4: 7.173, 5: 5.893, 10: 4.144, 30: 3.385, 100: 3.174},
+}
+
+
+@pytest.mark.parametrize("error", STUDENT)
+def test_the_quantile_is_the_one_of_students_table(error: float) -> None:
+    for freedom, wanted in STUDENT[error].items():
+        assert quantile(error, freedom) == pytest.approx(wanted, abs=6e-4)
+
+
+def test_the_quantile_has_a_closed_form_at_one_and_two_degrees() -> None:
+    """Cauchy's at 1, and (1 - 2 p) / sqrt(2 p (1 - p)) at 2: checked where racing's default error is."""
+    assert quantile(0.002, 1) == pytest.approx(1 / np.tan(np.pi * 0.002)) == pytest.approx(159.15, abs=0.01)
+    assert quantile(0.002, 2) == pytest.approx((1 - 2 * 0.002) / np.sqrt(2 * 0.002 * 0.998))
+
+
+def test_the_quantile_of_degrees_between_whole_numbers_lies_between_theirs() -> None:
+    values = [quantile(0.002, freedom) for freedom in (1, 1.25, 1.5, 2, 2.7, 4, 7.5, 64, 1e6)]
+    assert values == sorted(values, reverse=True) and len(set(values)) == len(values)
+    assert isinstance(values[0], float) and values[-1] == pytest.approx(2.8782, abs=1e-4)
+
+
+@pytest.mark.parametrize("freedom", [0, 0.0, 0.99])
+def test_without_a_degree_of_freedom_nothing_is_certain(freedom: float) -> None:
+    assert quantile(0.01, freedom) == np.inf
+
+
+def test_twenty_standard_errors_behind_is_no_certainty_at_one_degree_of_freedom() -> None:
+    assert not Lead(-0.5, 0.025, 1.0).upper(0.002) < 0 and Lead(-0.5, 0.025, 4.0).upper(0.002) < 0
 
 
 def _raced(skills: np.ndarray, differ: float) -> tuple[int, int, int]:
