@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raced import Matrix, race_all
 from support.races import SIZE, Live, quiz, start
 from support.searches import Engine
 
@@ -18,6 +17,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.results.table import render, table_rows
 from mergesearch.search.racing import Lead, lead, quantile, spreads
 from mergesearch.search.store import RunFolder, read_records, records
+from scripts.bench.shared.replay import Matrix, race_all
 
 RECORDED = Path(__file__).parent / "data" / "raced.npz"
 

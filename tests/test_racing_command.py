@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, mergesearch, small
+from support.commands import QUICKSTART, mergesearch, small
 
 from mergesearch.search.store import read_records
 
