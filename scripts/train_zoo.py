@@ -1,7 +1,7 @@
 """Train the demo zoo: one base, then four models fine-tuned from it, and write the documents of their tasks.
 
-    python scripts/train_zoo.py                      # the zoo that ships, into mergesearch/zoo
-    python scripts/train_zoo.py --output ./my-zoo    # elsewhere
+    python -m scripts.train_zoo                      # the zoo that ships, into mergesearch/zoo
+    python -m scripts.train_zoo --output ./my-zoo    # elsewhere
 
 Deterministic on one machine with the same packages; started again, it goes on from the last checkpoint, and stages that
 are done are skipped. On one thread of a shared two-core machine (CPython 3.11.7, torch 2.13.0) it took 21 minutes.
@@ -19,14 +19,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import zoo_tasks
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from zoo_text import END, SKILLS, Corpus, corpora, stream
+
+from scripts import zoo_tasks
+from scripts.zoo_text import END, SKILLS, Corpus, corpora, stream
 
 ROOT = Path(__file__).resolve().parents[1]
 PAD = END + 1

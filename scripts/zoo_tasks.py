@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from zoo_text import Corpus
+from scripts.zoo_text import Corpus
 
 DOCUMENTS = 800
 FEWSHOT = 64

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tiny_models import TinyPool
+    from support.tiny_models import TinyPool
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def tiny_pool(tmp_path: Path) -> Callable[..., TinyPool]:
 
     What it takes and returns: `make_pool` in tiny_models.py.
     """
-    from tiny_models import make_pool
+    from support.tiny_models import make_pool
 
     def make(architecture: str = "llama", folder: str = "pool", **options: Any) -> TinyPool:
         return make_pool(tmp_path / folder, architecture, **options)

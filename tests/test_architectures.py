@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, MOE, TinyPool, file_tensors, make_pool, same_bits
+from support.tiny_models import ARCHITECTURES, MOE, TinyPool, file_tensors, make_pool, same_bits
 
 from mergesearch.checkpoints import Pool, constants, floating_tensors
 from mergesearch.engine.live import Engine
@@ -166,7 +166,7 @@ def test_experts_are_merged_one_by_one(architecture: str, tmp_path: Path) -> Non
 
 
 def test_tensors_that_are_not_floating_are_copied(tmp_path: Path) -> None:
-    from tiny_models import make_tokenizer
+    from support.tiny_models import make_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     class TableConfig(LlamaConfig):

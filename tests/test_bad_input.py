@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from commands import QUICKSTART, mergesearch
 from safetensors.torch import load_file, save_file
-from tiny_models import TinyPool, make_model, make_pool, make_tokenizer, write
+from support.commands import QUICKSTART, mergesearch
+from support.tiny_models import TinyPool, make_model, make_pool, make_tokenizer, write
 
 Case = Callable[[Path, TinyPool], list[Any]]
 CASES: dict[str, tuple[Case, list[str]]] = {}

@@ -13,7 +13,16 @@ import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tiny_models import TinyPool, file_tensors, fine_tune, make_model, make_pool, make_tokenizer, same_bits, write
+from support.tiny_models import (
+    TinyPool,
+    file_tensors,
+    fine_tune,
+    make_model,
+    make_pool,
+    make_tokenizer,
+    same_bits,
+    write,
+)
 from transformers import AutoModelForCausalLM
 
 from mergesearch import zoo

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART, Done, mergesearch, small
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.commands import QUICKSTART, Done, mergesearch, small
 
 from mergesearch import recipe as recipes
 from mergesearch import zoo

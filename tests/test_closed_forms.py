@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from soups import TargetLosses
+from support.soups import TargetLosses
 
 from mergesearch.checkpoints import parameters
 from mergesearch.engine.live import Engine

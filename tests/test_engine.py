@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_models import TinyPool, file_tensors, make_pool, same_bits
+from support.tiny_models import TinyPool, file_tensors, make_pool, same_bits
 
 from mergesearch import methods
 from mergesearch.checkpoints import Pool, floating_tensors

@@ -13,7 +13,7 @@ from mergesearch.evaluate.blocks import BlockScorer, split_blocks
 
 pytest.importorskip("lm_eval")
 
-from evaluate_tiny import make_model, make_tokenizer, write_group, write_tasks
+from support.evaluate_tiny import make_model, make_tokenizer, write_group, write_tasks
 
 from mergesearch.config import TaskConfig
 from mergesearch.evaluate.scoring import Scorer

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from evaluate_tiny import make_model, make_tokenizer, metric, write_task, write_tasks
+from support.evaluate_tiny import make_model, make_tokenizer, metric, write_task, write_tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergesearch.config import TaskConfig

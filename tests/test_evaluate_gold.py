@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from evaluate_tiny import metric, write_task, write_tasks
+from support.evaluate_tiny import metric, write_task, write_tasks
 
 from mergesearch.config import TaskConfig
 from mergesearch.evaluate.gold import gold_choice, gold_text

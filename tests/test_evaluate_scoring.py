@@ -13,10 +13,10 @@ pytest.importorskip("lm_eval")
 
 import torch
 import yaml
-from evaluate_tiny import make_model, make_tokenizer, write_group, write_task, write_tasks
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from support.evaluate_tiny import make_model, make_tokenizer, write_group, write_task, write_tasks
 
 from mergesearch.config import TaskConfig
 from mergesearch.errors import CandidateError, UserError

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("lm_eval")
 
 import yaml
-from evaluate_tiny import write_group, write_task, write_tasks
+from support.evaluate_tiny import write_group, write_task, write_tasks
 
 from mergesearch.config import TaskConfig
 from mergesearch.errors import UserError

@@ -14,10 +14,10 @@ pytest.importorskip("lm_eval")
 
 import torch
 import transformers
-from evaluate_tiny import WORDS, make_tokenizer
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tiny_models import fine_tune, make_model
+from support.evaluate_tiny import WORDS, make_tokenizer
+from support.tiny_models import fine_tune, make_model
 from tokenizers.processors import TemplateProcessing
 
 from mergesearch.evaluate.model import RememberingLM

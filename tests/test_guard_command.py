@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, mergesearch
+from support.commands import QUICKSTART, mergesearch
 
 from mergesearch.results.record import read_records
 

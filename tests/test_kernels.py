@@ -11,9 +11,9 @@ import sys
 import textwrap
 from typing import Annotated, Any
 
-import contract
 import pytest
 import torch
+from support import contract
 from torch import Tensor
 
 from mergesearch import methods

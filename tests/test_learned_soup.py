@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from soups import TargetLosses
+from support.soups import TargetLosses
 
 from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError

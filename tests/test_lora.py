@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TinyPool, file_tensors, make_model, make_pool, same_bits, write
+from support.tiny_models import TinyPool, file_tensors, make_model, make_pool, same_bits, write
 
 from mergesearch.checkpoints import floating_tensors, load_reference
 from mergesearch.engine.live import Engine

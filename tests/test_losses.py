@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("lm_eval")
 
 import torch
-from evaluate_tiny import make_model, make_tokenizer, metric, write_task, write_tasks
+from support.evaluate_tiny import make_model, make_tokenizer, metric, write_task, write_tasks
 
 from mergesearch.config import TaskConfig
 from mergesearch.errors import CandidateError, UserError

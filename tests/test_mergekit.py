@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from mergekit_runs import LAYERS, filled, largest_difference, need_mergekit, ours, theirs
-from tiny_models import TinyPool, make_pool
+from support.mergekit_runs import LAYERS, filled, largest_difference, need_mergekit, ours, theirs
+from support.tiny_models import TinyPool, make_pool
 
 from mergesearch import mergekit, methods
 from mergesearch.errors import UserError

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import mergesearch, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mergekit_runs import LAYERS, need_mergekit, ours, theirs, theirs_multi, units_apart, written
-from tiny_models import MOE, TinyPool, make_pool
+from support.commands import mergesearch, small
+from support.mergekit_runs import LAYERS, need_mergekit, ours, theirs, theirs_multi, units_apart, written
+from support.tiny_models import MOE, TinyPool, make_pool
 
 from mergesearch import mergekit, methods
 from mergesearch.engine.live import Engine

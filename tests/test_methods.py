@@ -7,11 +7,11 @@ import math
 import sys
 from pathlib import Path
 
-import contract
 import optuna
 import pytest
 import torch
-from commands import mergesearch
+from support import contract
+from support.commands import mergesearch
 
 from mergesearch import methods
 from mergesearch.config import Config

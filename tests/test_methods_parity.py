@@ -18,7 +18,7 @@ from mergesearch.methods import mask_key, sparse, task_vector
 
 pytest.importorskip("mergekit", reason="mergekit is not installed: pip install 'mergesearch[parity]'")
 
-import oracle
+from scripts.bench.shared import oracle
 
 RANDOM = [name for name in methods.names() if methods.get(name).random]
 shapes = st.one_of(

@@ -8,25 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raced import Matrix, race_all
+from support.races import SIZE, Live, quiz, start
+from support.searches import Engine
 
-from mergesearch import config
-from mergesearch.config import Config
-from mergesearch.evaluate.blocks import BlockScorer, split_blocks
-from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
-from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.evaluate.blocks import split_blocks
+from mergesearch.evaluate.scores import DocumentScores
+from mergesearch.recipe import Recipe
 from mergesearch.results.record import read_records, records
 from mergesearch.results.table import render, table_rows
-from mergesearch.search.racing import lead, quantile, spreads
+from mergesearch.search.racing import Lead, lead, quantile, spreads
 from mergesearch.search.store import RunFolder
-from mergesearch.search.worker import Search
-from mergesearch.space import SearchSpace
+from scripts.bench.shared.replay import Matrix, race_all
 
 RECORDED = Path(__file__).parent / "data" / "raced.npz"
-
-
-def quiz(values: np.ndarray, ids: list[int] | None = None) -> dict[str, DocumentScores]:
-    return {"quiz": DocumentScores(list(range(len(values))) if ids is None else ids, values, "mean")}
 
 
 # --- the rule ---
@@ -57,11 +51,42 @@ def test_one_document_decides_nothing() -> None:
     assert not found.upper(0.01) < 0
 
 
-def test_the_quantile_is_students() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    for error in (0.01, 0.001):
-        for freedom in (24, 100, 1000):
-            assert quantile(error, freedom) == pytest.approx(stats.t.isf(error, freedom), rel=0.02)
+# Student's table, upper tail: degrees of freedom, then the quantile (Abramowitz and Stegun, table 26.10, and the NIST
+# handbook of statistical methods, section 1.3.6.7.2)
+STUDENT = {
+    0.05: {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 10: 1.812, 30: 1.697, 100: 1.660},
+    0.025: {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 30: 2.042, 100: 1.984},
+    0.01: {1: 31.821, 2: 6.965, 3: 4.541, 4: 3.747, 5: 3.365, 10: 2.764, 30: 2.457, 100: 2.364},
+    0.005: {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 10: 3.169, 30: 2.750, 100: 2.626},
+    0.001: {1: 318.309, 2: 22.327, 3: 10.215, 4: 7.173, 5: 5.893, 10: 4.144, 30: 3.385, 100: 3.174},
+}
+
+
+@pytest.mark.parametrize("error", STUDENT)
+def test_the_quantile_is_the_one_of_students_table(error: float) -> None:
+    for freedom, wanted in STUDENT[error].items():
+        assert quantile(error, freedom) == pytest.approx(wanted, abs=6e-4)
+
+
+def test_the_quantile_has_a_closed_form_at_one_and_two_degrees() -> None:
+    """Cauchy's at 1, and (1 - 2 p) / sqrt(2 p (1 - p)) at 2: checked where racing's default error is."""
+    assert quantile(0.002, 1) == pytest.approx(1 / np.tan(np.pi * 0.002)) == pytest.approx(159.15, abs=0.01)
+    assert quantile(0.002, 2) == pytest.approx((1 - 2 * 0.002) / np.sqrt(2 * 0.002 * 0.998))
+
+
+def test_the_quantile_of_degrees_between_whole_numbers_lies_between_theirs() -> None:
+    values = [quantile(0.002, freedom) for freedom in (1, 1.25, 1.5, 2, 2.7, 4, 7.5, 64, 1e6)]
+    assert values == sorted(values, reverse=True) and len(set(values)) == len(values)
+    assert isinstance(values[0], float) and values[-1] == pytest.approx(2.8782, abs=1e-4)
+
+
+@pytest.mark.parametrize("freedom", [0, 0.0, 0.99])
+def test_without_a_degree_of_freedom_nothing_is_certain(freedom: float) -> None:
+    assert quantile(0.01, freedom) == np.inf
+
+
+def test_twenty_standard_errors_behind_is_no_certainty_at_one_degree_of_freedom() -> None:
+    assert not Lead(-0.5, 0.025, 1.0).upper(0.002) < 0 and Lead(-0.5, 0.025, 4.0).upper(0.002) < 0
 
 
 def _raced(skills: np.ndarray, differ: float) -> tuple[int, int, int]:
@@ -134,85 +159,6 @@ def test_over_recorded_scores_the_winner_stays_and_documents_are_saved() -> None
 
 # --- the study ---
 
-INFOS = [TensorInfo(f"layers.{i}.mlp", i, "mlp", (2, 2)) for i in range(2)]
-SIZE = 120
-
-
-class Engine:
-    def __init__(self, stop_at: int | None = None):
-        self.loaded: list[Recipe] = []
-        self.stop_at = stop_at
-
-    def load(self, recipe: Recipe) -> float:
-        if self.stop_at == len(self.loaded):
-            raise KeyboardInterrupt
-        self.loaded.append(recipe)
-        return 0.25
-
-
-class Live:
-    """Scores that depend on the recipe that was loaded last; answers are the values of documents."""
-
-    def __init__(self, engine: Engine, only: list[int] | None = None, answered: dict[int, float] | None = None):
-        self.engine, self.ids = engine, list(range(SIZE)) if only is None else only
-        self.answered = {} if answered is None else answered
-        self.asked: list[tuple[str, int]] = []
-        self.stop_at: int | None = None
-
-    def only(self, documents: dict[str, list[int]]) -> Live:
-        part = Live(self.engine, documents["quiz"], self.answered)
-        part.asked, part.root = self.asked, getattr(self, "root", self)
-        return part
-
-    def answer(self) -> None:
-        root = getattr(self, "root", self)
-        if root.stop_at is not None and len(self.asked) >= root.stop_at:
-            raise KeyboardInterrupt
-        recipe = self.engine.loaded[-1]
-        skill = 0.4 + 0.5 * (int(recipe.id[:4], 16) / 0xFFFF)
-        shared = np.random.default_rng(0).random(SIZE)
-        for document in self.ids:
-            self.asked.append((recipe.id, document))
-            self.answered[document] = float(shared[document] < skill)
-
-    def collect(self) -> Scores:
-        values = np.array([self.answered[document] for document in self.ids])
-        score = TaskScore(float(values.mean()), 0.01, len(values), "acc")
-        return Scores({"quiz": score}, quiz(values, self.ids))
-
-    def score(self) -> Scores:
-        self.answer()
-        return self.collect()
-
-    def answers(self) -> list[list[float]]:
-        return [[self.answered[document]] for document in self.ids]
-
-    def restore(self, answers: list[list[float]]) -> None:
-        for document, (value,) in zip(self.ids, answers, strict=True):
-            self.answered[document] = value
-
-
-def settings(folder: Path, trials: int = 12, **changes: Any) -> Config:
-    data = {
-        "name": "test",
-        "base_model": "base",
-        "models": {"a": "a", "b": "b"},
-        "tasks": [{"task": "quiz"}],
-        "objective": {"scale": "raw"},
-        "space": {"methods": ["linear", "ties"], "layer_groups": 2},
-        "search": {"trials": trials, "seed": 3, "strategy": "study", "sampler": "tpe", "defaults": False},
-        "output": str(folder),
-        "racing": {"blocks": 6},
-    }
-    return config.validate(Config, {**data, **changes}, "test")
-
-
-def start(folder: Path, live: Live | None = None, **changes: Any) -> Search:
-    live = live or Live(Engine())
-    read = settings(folder, **changes)
-    scorer = BlockScorer(live, {"quiz": list(range(SIZE))}, 6, seed=0)
-    return Search(read, RunFolder.prepare(read), SearchSpace(read, INFOS, 2), live.engine, scorer)
-
 
 def rows(folder: Path) -> list[tuple[Any, ...]]:
     return [(r.number, r.recipe_id, r.state, r.objective, r.stopped) for r in read_records(folder)[1]]
@@ -272,7 +218,7 @@ def test_a_recipe_that_was_scored_is_not_scored_again(tmp_path: Path) -> None:
     fixed = {"methods": ["linear"], "weight": [0.5, 0.5]}
     search = start(tmp_path / "run", live, trials=3, space=fixed, racing=None)
     search.run()
-    found = records(search.study)
+    found = records(search.history())
     assert len({record.recipe_id for record in found[4:]}) == 1
     assert {r.objective for r in found[4:]} == {found[4].objective} and found[5].seconds == 0.0
     assert len(live.engine.loaded) == len({record.recipe_id for record in found})
@@ -287,7 +233,7 @@ def test_a_pruned_recipe_goes_on_from_its_blocks(tmp_path: Path, whole: tuple[Pa
     for _ in range(2):
         search.study.enqueue_trial({}, user_attrs={"recipe": found.recipe, "recipe_id": found.recipe_id})
         search.run()
-    first, second = records(search.study)[4:]
+    first, second = records(search.history())[4:]
     assert (first.state, first.stopped) == (second.state, second.stopped) and second.seconds == 0.0
     assert len(set(live.asked)) == len(live.asked)
 

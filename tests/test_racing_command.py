@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, mergesearch, small
+from support.commands import QUICKSTART, mergesearch, small
 
 from mergesearch.results.record import read_records
 

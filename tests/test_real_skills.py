@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import islice
-from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def real_skills():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import real_skills
-
-        yield real_skills
-    finally:
-        sys.path.remove(str(SCRIPTS))
+from scripts import real_skills
 
 
 def about(example) -> str:
@@ -27,19 +14,19 @@ def about(example) -> str:
     return example.prompt.split(" ", 1)[1]
 
 
-def test_no_document_is_trained_on_by_any_sibling(real_skills):
+def test_no_document_is_trained_on_by_any_sibling():
     tested = {about(e) for skill in real_skills.SKILLS for e in skill.documents(0)}
     trained = {about(e) for skill in real_skills.SKILLS for e in islice(skill.training(0), 2000)}
     assert not tested & trained
 
 
-def test_documents_are_many_different_and_the_same_again(real_skills):
+def test_documents_are_many_different_and_the_same_again():
     for skill in real_skills.SKILLS:
         assert len({e.prompt for e in skill.documents(0)}) == real_skills.DOCUMENTS
         assert skill.documents(0) == skill.documents(0) != skill.documents(1)
 
 
-def test_the_date_skills_ask_the_same_and_want_different_answers(real_skills):
+def test_the_date_skills_ask_the_same_and_want_different_answers():
     iso, us = (skill for skill in real_skills.SKILLS if skill.name in ("iso", "us"))
     pairs = list(zip(iso.documents(0), us.documents(0), strict=True))
     assert all(about(a) == about(b) and a.answer != b.answer for a, b in pairs)
@@ -56,11 +43,11 @@ def test_the_date_skills_ask_the_same_and_want_different_answers(real_skills):
         (90_019, "ninety thousand and nineteen"),
     ],
 )
-def test_numbers_in_words(real_skills, number, words):
+def test_numbers_in_words(number, words):
     assert real_skills.in_words(number) == words
 
 
-def test_lm_eval_reads_the_tasks(real_skills, tmp_path):
+def test_lm_eval_reads_the_tasks(tmp_path):
     from mergesearch.config import TaskConfig
     from mergesearch.evaluate.tasks import load
 

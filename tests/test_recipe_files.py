@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mergekit_runs import need_mergekit, ours, theirs, units_apart
-from tiny_models import make_pool
+from support.mergekit_runs import need_mergekit, ours, theirs, units_apart
+from support.tiny_models import make_pool
 
 from mergesearch import mergekit, zoo
 from mergesearch.mergekit.layout import references

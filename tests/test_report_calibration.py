@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from simulated import World, claims_any, simulate
+
+from scripts.bench.shared.simulated import World, claims_any, simulate
 
 DRAWS = 200  # the randomisation test is exact with any number of draws
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, Done, mergesearch, small
+from support.commands import QUICKSTART, Done, mergesearch, small
 
 from mergesearch.engine.live import Engine
 from mergesearch.results.record import read_records

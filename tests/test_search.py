@@ -2,88 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from support.searches import INFOS, Engine, Found, Scorer, settings
 
-from mergesearch import config
-from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.evaluate.scores import TaskScore
-from mergesearch.recipe import Recipe, TensorInfo
-from mergesearch.results.record import Record, ranked, read_records, records
+from mergesearch.recipe import Recipe
+from mergesearch.results.record import ranked, read_records, records
 from mergesearch.search.history import History, hours_at_work, worked_hours
-from mergesearch.search.store import RunFolder, open_study
+from mergesearch.search import store, trials
+from mergesearch.search.store import Presence, RunFolder, open_study
+from mergesearch.search.trials import Trial
 from mergesearch.search.worker import Search, SearchFailed
 from mergesearch.space import SearchSpace
-
-INFOS = [TensorInfo(f"layers.{i}.mlp", i, "mlp", (2, 2)) for i in range(2)]
-
-
-class Engine:
-    """Notes the recipes it was given; `broken` ids fail, `stop_at` raises KeyboardInterrupt at that call."""
-
-    def __init__(self, broken: Any = lambda recipe: None, stop_at: int | None = None):
-        self.loaded: list[Recipe] = []
-        self.broken = broken
-        self.stop_at = stop_at
-
-    def load(self, recipe: Recipe) -> float:
-        if self.stop_at is not None and len(self.loaded) == self.stop_at:
-            raise KeyboardInterrupt
-        self.loaded.append(recipe)
-        error = self.broken(recipe)
-        if error:
-            raise error
-        return 0.25
-
-
-class Found:
-    def __init__(self, tasks: dict[str, TaskScore]):
-        self.tasks, self.seconds = tasks, 0.5
-
-    def save_documents(self, path: Path) -> None:
-        path.write_text("documents")
-
-
-class Scorer:
-    """Scores that depend on the loaded recipe alone."""
-
-    def __init__(self, engine: Engine, fail_at: int | None = None):
-        self.engine = engine
-        self.scored: list[str] = []
-        self.fail_at = fail_at
-
-    def score(self) -> Found:
-        if self.fail_at is not None and len(self.scored) == self.fail_at:
-            self.fail_at = None
-            raise KeyboardInterrupt
-        recipe = self.engine.loaded[-1]
-        self.scored.append(recipe.id)
-        digest = hashlib.sha256(recipe.id.encode()).digest()
-        return Found({"quiz": TaskScore(digest[0] / 255, 0.01, 10, "acc"), "bits": _bits(digest[1] / 100)})
-
-
-def _bits(value: float) -> TaskScore:
-    return TaskScore(value, 0.02, 10, "bits_per_byte", higher_is_better=False)
-
-
-def settings(folder: Path, **changes: Any) -> Config:
-    data = {
-        "name": "test",
-        "base_model": "base",
-        "models": {"a": "a", "b": "b"},
-        "tasks": [{"task": "quiz"}, {"task": "bits"}],
-        "space": {"methods": ["linear", "ties", "slerp"], "layer_groups": 2},
-        "output": str(folder),
-    }
-    search = {"trials": 14, "seed": 3, "strategy": "study", "sampler": "tpe", "defaults": False}
-    return config.validate(Config, {**data, **changes, "search": {**search, **changes.get("search", {})}}, "test")
 
 
 def start(folder: Path, engine: Engine | None = None, scorer: Scorer | None = None, **changes: Any) -> Search:
@@ -107,11 +44,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str | None, st
 
 
 def test_baselines_come_first_and_the_budget_is_kept(tmp_path: Path) -> None:
-    seen: list[Record] = []
+    seen: list[Trial] = []
     search = start(tmp_path / "run")
     search._finished = seen.append
     search.run()
-    found = records(search.study)
+    found = records(search.history())
     assert [record.name for record in found[:5]] == ["base", "a", "b", "average", None]
     assert len(found) == 4 + 14 and all(record.state == "complete" for record in found)
     assert sorted(record.number for record in seen) == list(range(18))
@@ -124,10 +61,10 @@ def test_baselines_come_first_and_the_budget_is_kept(tmp_path: Path) -> None:
 def test_the_parents_fix_the_scale(tmp_path: Path) -> None:
     search = start(tmp_path / "run")
     search.run()
-    base, a, b = records(search.study)[:3]
-    assert base.objective == pytest.approx(0.0) or search.study.user_attrs["objective"]["notes"]
+    base, a, b = records(search.history())[:3]
+    assert base.objective == pytest.approx(0.0) or store.noted(search.study, "objective")["notes"]
     quiz = max(a.scores["quiz"].value, b.scores["quiz"].value)
-    origin, unit = search.study.user_attrs["objective"]["scales"]["quiz"]
+    origin, unit = store.noted(search.study, "objective")["scales"]["quiz"]
     assert (origin, unit) == (base.scores["quiz"].value, quiz - base.scores["quiz"].value) or (origin, unit) == (0, 1)
 
 
@@ -136,7 +73,7 @@ def test_a_guard_keeps_winners_from_getting_worse(tmp_path: Path, against: str) 
     guard = [{"task": "bits", "max_drop": 0.1, "against": against}]
     search = start(tmp_path / "run", tasks=[{"task": "quiz"}], guard=guard)
     search.run()
-    found = records(search.study)
+    found = records(search.history())
     references = [r.scores["bits"].value for r in found[1:3]] if against == "best" else [found[0].scores["bits"].value]
     for record, trial in zip(found, search.study.get_trials(), strict=True):
         excess = record.scores["bits"].value - (min(references) + 0.1)
@@ -146,7 +83,7 @@ def test_a_guard_keeps_winners_from_getting_worse(tmp_path: Path, against: str) 
     assert 0 < sum(record.infeasible is None for record in found) < len(found)
     assert [bool(r.infeasible) for r in order] == sorted(bool(r.infeasible) for r in order)
     assert search.study.best_trial.number == order[0].number
-    assert "guard bits: bits_per_byte at most" in search.study.user_attrs["objective"]["notes"][-1]
+    assert "guard bits: bits_per_byte at most" in store.noted(search.study, "objective")["notes"][-1]
 
 
 def test_a_guard_against_what_could_not_be_scored_ends_the_run(tmp_path: Path) -> None:
@@ -212,9 +149,9 @@ def test_a_failing_candidate_is_recorded_and_the_search_goes_on(tmp_path: Path) 
 
     search = start(tmp_path / "run", Engine(broken))
     search.run()
-    failed = [record for record in records(search.study) if record.state == "failed"]
+    failed = [record for record in records(search.history()) if record.state == "failed"]
     assert failed and {record.error for record in failed} == {"ties made NaN in layers.0.mlp"}
-    assert len(records(search.study)) == 18
+    assert len(records(search.history())) == 18
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError("no memory"), ZeroDivisionError("zero")])
@@ -222,7 +159,7 @@ def test_no_error_of_one_candidate_ends_the_run(tmp_path: Path, error: Exception
     engine = Engine(lambda recipe: error if len(recipe.rules) == 2 else None)  # proposals have a rule for each group
     search = start(tmp_path / "run", engine, search={"trials": 2, "seed": 3})
     search.run()
-    reasons = {record.error for record in records(search.study) if record.state == "failed"}
+    reasons = {record.error for record in records(search.history()) if record.state == "failed"}
     assert reasons == {f"{type(error).__name__}: {error}"}
 
 
@@ -232,7 +169,7 @@ def test_a_base_that_cannot_be_scored_ends_the_run_and_is_tried_again(tmp_path: 
         start(tmp_path / "run", engine).run()
     search = start(tmp_path / "run", search={"trials": 1, "seed": 3})
     search.run()
-    assert sum(record.state == "complete" for record in records(search.study)) == 5
+    assert sum(record.state == "complete" for record in records(search.history())) == 5
 
 
 def test_a_model_that_cannot_be_scored_is_left_out_of_the_scale(tmp_path: Path) -> None:
@@ -240,7 +177,7 @@ def test_a_model_that_cannot_be_scored_is_left_out_of_the_scale(tmp_path: Path) 
     engine = Engine(lambda r: CandidateError("no") if r.rules[0].parameters == only_b else None)
     search = start(tmp_path / "run", engine, search={"trials": 1, "seed": 3})
     search.run()
-    found = records(search.study)
+    found = records(search.history())
     assert found[2].state == "failed" and found[1].objective is not None
 
 
@@ -248,7 +185,7 @@ def test_raw_needs_no_parents(tmp_path: Path) -> None:
     engine = Engine(lambda recipe: CandidateError("no") if recipe.methods == ["task_arithmetic"] else None)
     search = start(tmp_path / "run", engine, objective={"scale": "raw"}, search={"trials": 1, "seed": 3})
     search.run()
-    found = records(search.study)[4]
+    found = records(search.history())[4]
     assert found.objective == pytest.approx((found.scores["quiz"].value - found.scores["bits"].value) / 2)
 
 
@@ -269,27 +206,27 @@ def test_a_disk_that_fails_ends_the_run_with_what_was_scored_kept(tmp_path: Path
 def test_hours_are_a_budget(tmp_path: Path) -> None:
     search = start(tmp_path / "run", search={"trials": 14, "hours": 1e-9, "seed": 3})
     search.run()
-    assert len(records(search.study)) == 4
+    assert len(records(search.history())) == 4
     assert History(search.study, search.config).hours > 0
 
 
 def test_a_living_worker_keeps_its_trial(tmp_path: Path) -> None:
     search = start(tmp_path / "run")
-    with Worker(search.folder) as mine, Worker(search.folder) as other:
+    with Presence(search.folder) as mine, Presence(search.folder) as other:
         assert not mine.is_gone(other.id) and not mine.is_gone(None)
         gone = other.id
-    with Worker(search.folder) as mine:
+    with Presence(search.folder) as mine:
         assert mine.is_gone(gone) and mine.is_gone(None)
     assert list(search.folder.workers.glob("*.lock")) == []
 
 
 def test_a_worker_of_another_host_is_gone_only_where_its_lock_says_so(tmp_path: Path) -> None:
     search = start(tmp_path / "run")
-    with Worker(search.folder) as mine:
+    with Presence(search.folder) as mine:
         assert not mine.is_gone("elsewhere-12-0a1b2c3d")  # its folder may be another one
         (search.folder.workers / "elsewhere-12-0a1b2c3d.lock").touch()
         assert mine.is_gone("elsewhere-12-0a1b2c3d")
-    with pytest.raises(KeyboardInterrupt), Worker(search.folder) as stopped:
+    with pytest.raises(KeyboardInterrupt), Presence(search.folder) as stopped:
         raise KeyboardInterrupt
     assert (search.folder.workers / f"{stopped.id}.lock").is_file()  # what it left may be taken up, on any host
 
@@ -297,12 +234,12 @@ def test_a_worker_of_another_host_is_gone_only_where_its_lock_says_so(tmp_path: 
 def test_hours_count_work_alone(tmp_path: Path) -> None:
     search = start(tmp_path / "run")
     search.study.enqueue_trial({})
-    trial = search.study.ask()
-    long_ago = trial.datetime_start - timedelta(hours=14)
-    trial.set_user_attr("taken", trial.datetime_start.isoformat())
-    search.study.tell(trial, 0.0)
-    done = search.study.get_trials()[0]
-    done.datetime_start = long_ago  # a worker that was killed had begun it
+    handle = search.study.ask()
+    trials.write(handle, taken=handle.datetime_start)
+    search.study.tell(handle, 0.0)
+    done = trials.read(search.study.get_trials()[0])
+    assert done.began is not None
+    done = replace(done, began=done.began - timedelta(hours=14))  # a worker that was killed had begun it
     assert worked_hours([done]) < 0.01 and 0 <= hours_at_work(done) < 0.01
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from tiny_models import make_pool
+from support.tiny_models import make_pool
 
 from mergesearch import config, methods
 from mergesearch.config import Config

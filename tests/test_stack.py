@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, MOE, TinyPool, file_tensors, make_pool, same_bits
+from support.tiny_models import ARCHITECTURES, MOE, TinyPool, file_tensors, make_pool, same_bits
 from transformers import AutoModelForCausalLM
 
 from mergesearch.checkpoints import Pool, floating_tensors

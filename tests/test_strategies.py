@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import test_racing
-from mergesearch.search.strategies.stages import FIXED, Stages
-from test_racing import Live
-from test_search import INFOS, Engine, Found, Scorer, settings
+from support import races
+from support.races import Live
+from support.searches import INFOS, Engine, Found, Scorer, settings
 
 from mergesearch.commands.run import warm_recipes
 from mergesearch.config import Config
@@ -79,7 +78,7 @@ def made_by(search: Search, strategy: str) -> list[Any]:
 
 
 def ids(search: Search) -> list[str | None]:
-    return [record.recipe_id for record in records(search.study)]
+    return [record.recipe_id for record in records(search.history())]
 
 
 def closeness(config: Config, target: float = 0.4) -> Callable[[Recipe], float]:
@@ -106,11 +105,11 @@ def test_published_defaults_are_scored_once_and_slerp_takes_the_two_best(tmp_pat
     models, wanted = {name: name for name in figures}, {"strategy": "baselines", "defaults": True}
     search = begin(tmp_path / "run", Judge(figure), **ONE_TASK, models=models, search=wanted)
     search.run()
-    found = records(search.study)
+    found = records(search.history())
     assert [record.name for record in found] == ["base", "a", "b", "c", "average", *DEFAULTS, SLERP]
     assert found[-1].recipe["rules"][0]["models"] == ["b", "c"]
     search.run()
-    assert len(records(search.study)) == len(found)
+    assert len(records(search.history())) == len(found)
 
 
 def test_samplers_learn_from_baselines_and_warm_starts(tmp_path: Path) -> None:
@@ -251,13 +250,13 @@ def test_the_study_leaves_room_for_the_soup_after_it(tmp_path: Path) -> None:
 
 def test_greedy_soups_are_scored_on_all_documents_where_others_are_raced(tmp_path: Path) -> None:
     """They are compared with the soup before them; another trial may be far ahead."""
-    live = Live(test_racing.Engine())
+    live = Live(Engine())
     wanted = {"strategy": ["greedy_soup", "study"], "sampler": "tpe", "trials": 6, "defaults": False}
-    search = test_racing.start(tmp_path / "run", live, search=wanted)
+    search = races.start(tmp_path / "run", live, search=wanted)
     search.run()
     (soup,) = made_by(search, "greedy_soup")
-    assert soup.user_attrs["scores"]["quiz"]["documents"] == test_racing.SIZE and "blocks" not in soup.user_attrs
-    assert {r.state for r in records(search.study)[5:]} >= {"pruned"}
+    assert soup.user_attrs["scores"]["quiz"]["documents"] == races.SIZE and "blocks" not in soup.user_attrs
+    assert {r.state for r in records(search.history())[5:]} >= {"pruned"}
 
 
 # --- learned soups ------------------------------------------------------------------------------------------------
@@ -302,7 +301,7 @@ def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path)
         ("group", "expected", soups[0].user_attrs["recipe_id"]),
         ("fisher", None, None),
     ]
-    assert [r.method for r in records(search.study)[4:]] == [
+    assert [r.method for r in records(search.history())[4:]] == [
         "learned soup per recipe",
         "learned soup per group",
         "fisher",
@@ -326,7 +325,7 @@ def test_soups_of_each_loss_start_from_none_of_the_other(tmp_path: Path) -> None
         ("recipe", "cross_entropy", average(config).id),
         ("group", "cross_entropy", soups[2].user_attrs["recipe_id"]),
     ]
-    assert [r.method for r in records(search.study)[-2:]] == [
+    assert [r.method for r in records(search.history())[-2:]] == [
         "learned soup per recipe by cross-entropy",
         "learned soup per group by cross-entropy",
     ]
@@ -686,7 +685,7 @@ def test_pareto_keeps_an_objective_for_each_task_and_the_table_marks_the_front(t
     search = begin(tmp_path / "run", **changes)
     search.run()
     assert len(search.study.directions) == 2
-    found = records(search.study)
+    found = records(search.history())
     kept = [r for r in found if not r.infeasible]
     assert 0 < len(kept) < len(found)
     better = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TinyPool, file_tensors, fine_tune, make_model, make_tokenizer, same_bits, words, write
+from support.tiny_models import TinyPool, file_tensors, fine_tune, make_model, make_tokenizer, same_bits, words, write
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from mergesearch import zoo
 from mergesearch.errors import UserError
+from scripts import zoo_text
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TASKS = {"zoo_code": "acc", "zoo_prose": "bits_per_byte", "zoo_names": "acc", "zoo_strings": "exact_match"}
 MODELS = ["base", "code", "names", "prose", "strings"]
 
@@ -26,17 +23,6 @@ def rows(name: str) -> list[dict]:
 def manager():
     tasks = pytest.importorskip("lm_eval.tasks")
     return tasks.TaskManager(include_path=str(zoo.folder() / "tasks"), include_defaults=False)
-
-
-@pytest.fixture(scope="module")
-def zoo_text():
-    """scripts/zoo_text.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("zoo_text", SCRIPTS / "zoo_text.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["zoo_text"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["zoo_text"]
 
 
 def test_names_and_paths():
@@ -108,19 +94,19 @@ def test_fewshot_examples_are_no_test_documents():
     assert not tests & shots
 
 
-def test_string_answers_are_right_and_held_out(zoo_text):
+def test_string_answers_are_right_and_held_out():
     for row in rows("zoo_strings"):
         operation, word = row["question"].split(": ")
         assert row["answer"] == zoo_text.OPERATIONS[operation](word)
         assert zoo_text.held_out("strings", row["question"])
 
 
-def test_names_are_held_out(zoo_text):
+def test_names_are_held_out():
     for row in rows("zoo_names") + rows("zoo_names_fewshot"):
         assert zoo_text.held_out("names", f"{row['context']} {row['choices'][row['answer']]}")
 
 
-def test_string_documents_are_not_in_the_training_text(zoo_text):
+def test_string_documents_are_not_in_the_training_text():
     trained = set(zoo_text.split("strings", zoo_text.string_texts()).train)
     assert len(trained) > 50_000
     assert not trained & {f"{row['question']} -> {row['answer']}" for row in rows("zoo_strings")}

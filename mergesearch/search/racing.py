@@ -25,7 +25,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,11 +153,22 @@ def _variance(residuals: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> fl
 
 
 def quantile(error: float, freedom: float) -> float:
-    """Student's upper quantile, z + (z^3 + z) / (4 nu) (Abramowitz and Stegun 26.7.5, first term)."""
+    """Student's upper quantile: what a t-distributed number exceeds with probability `error`.
+
+    Args:
+        error: in (0, 1).
+        freedom: degrees of freedom, any real number from 1 on; below 1, where one document says next to nothing, the
+            quantile is infinite.
+
+    An expansion around the normal quantile (Abramowitz and Stegun 26.7.5) will not do: the first blocks leave few
+    degrees, and at 1 degree and an error of 0.002 it gives 9.6 in place of 159.
+    """
     if freedom < 1:
         return math.inf
-    z = NormalDist().inv_cdf(1 - error)
-    return z + (z**3 + z) / (4 * freedom)
+    # scipy.stats.t.isf is this function with a second of imports and 0.1 ms a call around it
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(freedom, error))
 
 
 class Blocks(Protocol):

@@ -1,8 +1,8 @@
 """Every search over the same pool and documents, for results/search.md: the best holdout score against the cost.
 
     pip install -e ".[bench]"
-    python scripts/bench_search.py results/bench-search --seeds 0 1 2 3 4 --candidates 400 --jobs 8
-    python scripts/bench_search.py results/bench-search --report
+    python -m scripts.bench.search results/bench-search --seeds 0 1 2 3 4 --candidates 400 --jobs 8
+    python -m scripts.bench.search results/bench-search --report
 
 A unit is one search with one seed; the seed also splits the documents, so all searches of one seed see the same ones.
 Units run side by side in --jobs processes, each with a live model of its own. Everything is recorded as it happens:
@@ -30,13 +30,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
+import yaml
+from filelock import FileLock
 
-import search_report  # noqa: E402
-import yaml  # noqa: E402
-from filelock import FileLock  # noqa: E402
-from yardstick import (  # noqa: E402
+from mergesearch import config as configuration
+from mergesearch.config import Config
+from mergesearch.recipe import Recipe
+from mergesearch.search.history import documents_of, scores_of
+from mergesearch.search.record import TaskScore
+from scripts.bench import search_report
+from scripts.bench.yardstick import (
     LAYER_GROUPS,
     STRATEGIES,
     Candidate,
@@ -47,12 +50,7 @@ from yardstick import (  # noqa: E402
     read_candidates,
 )
 
-from mergesearch import config as configuration  # noqa: E402
-from mergesearch.config import Config  # noqa: E402
-from mergesearch.recipe import Recipe  # noqa: E402
-from mergesearch.results.record import TaskScore  # noqa: E402
-from mergesearch.search.history import documents_of, scores_of  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 # What a search of people's today is: (strategy, method).
 YARDSTICKS: dict[str, tuple[str, str]] = {
     "cmaes": ("cmaes", "ties"),

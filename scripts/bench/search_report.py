@@ -1,4 +1,4 @@
-"""The report of scripts/bench_search.py: a table (Markdown), every curve (CSV), and their means with bands (PNG)."""
+"""The report of scripts/bench/search.py: a table (Markdown), every curve (CSV), and their means with bands (PNG)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
-from yardstick import Candidate
+
+from scripts.bench.yardstick import Candidate
 
 MARKS = (100, 200, 400)
 ABLATION = "auto with"  # how the names of searches begin that leave something out of auto, or change it
@@ -100,12 +101,12 @@ def text(curves: Curves, yardstick: str, about: str, image: str) -> list[str]:
     return [
         "# The searches, compared",
         "",
-        f"`python scripts/bench_search.py`; {about}. {seeds_in_words(curves)} The seed draws the split of the",
+        f"`python -m scripts.bench.search`; {about}. {seeds_in_words(curves)} The seed draws the split of the",
         "documents too: within a seed all searches see the same documents. A score is the mean over seeds ± half the",
         "width of its 95 % t interval. Cost is in document evaluations; a backward pass counts as two more. Search",
         "scores say what was optimised; holdout scores belong to the candidate that was best on the search documents.",
         "",
-        f"`{yardstick}` is the yardstick: see scripts/yardstick.py for what it is and when it was chosen.",
+        f"`{yardstick}` is the yardstick: see scripts/bench/yardstick.py for what it is and when it was chosen.",
         "",
         *final_table(curves, yardstick),
         "",

@@ -1,11 +1,11 @@
 """How fast candidates are made, beside the machine's own copy bandwidth and beside mergekit.
 
-    python scripts/bench_engine.py                  the table of results/engine.md
-    python scripts/bench_engine.py --mergekit       the same, and mergekit on the same tensors (needs the extra parity)
-    python scripts/bench_engine.py --scaling        how the figures change with the number of models and of parameters
-    python scripts/bench_engine.py --device cuda    all of it on a CUDA device, about 3 G parameters, in 10 minutes
-    python scripts/bench_engine.py --streamed       parents in pinned host memory, the candidate on the CUDA device
-    python scripts/bench_engine.py --quick          a small model, for trying the script itself
+    python -m scripts.bench.engine                  the table of results/engine.md
+    python -m scripts.bench.engine --mergekit       the same, and mergekit on the same tensors (needs the extra parity)
+    python -m scripts.bench.engine --scaling        how the figures change with the number of models and of parameters
+    python -m scripts.bench.engine --device cuda    all of it on a CUDA device, about 3 G parameters, in 10 minutes
+    python -m scripts.bench.engine --streamed       parents in pinned host memory, the candidate on the CUDA device
+    python -m scripts.bench.engine --quick          a small model, for trying the script itself
 
 Before a method is timed its candidate is compared with the plain definition, every tensor of it or as many as
 `--check` seconds allow, one of each shape first; where they differ by more than one unit in the last place nothing is
@@ -37,7 +37,7 @@ from mergesearch import methods
 from mergesearch.engine import kernels
 from mergesearch.engine.kernels.exact import exact_division
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 COLUMNS = (
     "part", "method", "device", "engine", "parameters", "models", "seconds", "GB/s", "copy GB/s", "share of copy",
     "first seconds", "new density seconds", "kept MiB", "peak share", "first peak share", "equal", "load", "threads",
@@ -449,7 +449,7 @@ def _words(rows: Sequence[dict[str, str]]) -> str:
         "most memory above pool, candidate and what is kept while candidates were made, as a share of pool and "
         "candidate; `first peak` while the first was. `equal`: of how many tensors the first candidate was compared "
         "with the plain definition and found within one unit in the last place. Medians of 7 rounds; "
-        f"{dates[0]} to {dates[-1]}. Long form: engine.csv. Reproduce with `python scripts/bench_engine.py "
+        f"{dates[0]} to {dates[-1]}. Long form: engine.csv. Reproduce with `python -m scripts.bench.engine "
         "--mergekit`, `--scaling`, `--device cuda`, `--device cuda --scaling` and `--streamed`."
     )
 

@@ -1,6 +1,6 @@
 """How often the report on the holdout is right, over simulated searches: prints results/calibration.md.
 
-    python scripts/report_calibration.py --searches 1000
+    python -m scripts.bench.calibration --searches 1000
 
 Every search proposes 40 candidates beside a base, four models and their average, chooses on 200 search documents and is
 reported on by the very code of `mergesearch report`, on documents that it did not see.
@@ -14,11 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1])]
-
-from simulated import World, claims_any, simulate  # noqa: E402
-
-from mergesearch.results.report import Report  # noqa: E402
+from mergesearch.results.report import Report
+from scripts.bench.shared.simulated import World, claims_any, simulate
 
 EQUAL = [World(n, differ) for n, differ in ((50, 0.08), (200, 0.08), (200, 0.3), (1000, 0.02), (1000, 0.08))]
 GAIN = [World(1000, differ, gain=0.03) for differ in (0.04, 0.06, 0.08, 0.1, 0.15, 0.2)]
@@ -33,7 +30,7 @@ def main() -> None:
     lines = [
         "# How often the report on the holdout is right",
         "",
-        f"`python scripts/report_calibration.py`: {arguments.searches:,} simulated searches a row, {arguments.draws} "
+        f"`python -m scripts.bench.calibration`: {arguments.searches:,} simulated searches a row, {arguments.draws} "
         "draws each. *differ* is the share of",
         "documents on which two equal candidates differ; *coverage* counts the 95 % intervals of the winner's "
         "differences that hold the true gain.",

@@ -1,6 +1,6 @@
 """Compare every merge method with mergekit and print the table of results/parity.md.
 
-    python scripts/parity.py > results/parity.md
+    python -m scripts.bench.parity > results/parity.md
 
 Needs the extra `parity`. Takes about two minutes on one core.
 """
@@ -11,17 +11,12 @@ import datetime
 import importlib.metadata
 import itertools
 import platform
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1])]
-
-import oracle  # noqa: E402
-
-from mergesearch import methods  # noqa: E402
+from mergesearch import methods
+from scripts.bench.shared import oracle
 
 SHAPES = [(), (1,), (2,), (7,), (1, 4), (4, 1), (5, 6), (3, 4, 5), (300, 500)]
 ABOUT = f"""
@@ -64,7 +59,7 @@ def main() -> None:
     """Print the page."""
     versions = [f"{p} {importlib.metadata.version(p)}" for p in ("mergekit", "torch")]
     print("# Every merge method against mergekit\n")
-    print("    python scripts/parity.py > results/parity.md\n")
+    print("    python -m scripts.bench.parity > results/parity.md\n")
     print(f"{datetime.date.today()}, {', '.join(versions)}, Python {platform.python_version()}, CPU.\n")
     print(ABOUT)
     print("| method | dtype | compared | equal | largest | units | our error | its error | different on purpose |")

@@ -1,7 +1,7 @@
 """Scoring by token tries against lm-eval's own model: parity first, then speed. Writes results/scoring.md and .csv.
 
-    python scripts/bench_scoring.py                       # a random Llama of 6.6 M parameters, and the demo zoo's base
-    python scripts/bench_scoring.py --real models/smollm2 # and a real model, see scripts/fetch_smollm2.py
+    python -m scripts.bench.scoring                       # a random Llama of 6.6 M parameters, and the demo zoo's base
+    python -m scripts.bench.scoring --real models/smollm2 # and a real model, see scripts/fetch_smollm2.py
 
 Every task is answered by both on the same live model. lm-eval's side keeps its tokenized requests too, so it is a
 little faster here than the `lm_eval` command, and it gets the best of several batch sizes. Parity is checked before
@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rank_correlation
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,6 +43,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from mergesearch.config import TaskConfig
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import load
+from scripts.bench import rank_correlation
 
 BATCH_SIZES = (8, 32)
 CHOICE = {
@@ -351,7 +351,7 @@ def report(out: Path, rows: list[Row]) -> None:
     head = [
         "# Scoring: token tries against lm-eval's own model",
         "",
-        f"    python scripts/bench_scoring.py {' '.join(sys.argv[1:])}".rstrip(),
+        f"    python -m scripts.bench.scoring {' '.join(sys.argv[1:])}".rstrip(),
         "",
         f"{datetime.date.today()}, {versions}, Python {platform.python_version()}; CPU, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} of them used.",

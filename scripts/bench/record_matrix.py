@@ -1,7 +1,7 @@
 """Records the scores of candidates document by document, for simulating races and comparing metrics.
 
-    python scripts/record_matrix.py results/quickstart tests/data/raced.npz
-    python scripts/record_matrix.py configs/quickstart.yaml results/matrix.npz --random 40 --tpe 30
+    python -m scripts.bench.record_matrix results/quickstart tests/data/raced.npz
+    python -m scripts.bench.record_matrix configs/quickstart.yaml results/matrix.npz --random 40 --tpe 30
 
 Of a run folder: the finished trials of a run that raced nothing. Of a configuration: its baselines, then proposals
 drawn at random, then proposals of TPE, which has seen all of those; with the scores on the holdout, kept apart.

@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_models import TinyPool
 from torch import Tensor
 
 from mergesearch.checkpoints import Pool
 from mergesearch.engine.plan import DTYPES, merge, plan
 from mergesearch.recipe import Recipe
+from support.tiny_models import TinyPool
 
 LAYERS = 5
 

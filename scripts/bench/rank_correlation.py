@@ -1,7 +1,7 @@
 """How well a figure on the search documents ranks candidates, against their accuracy on the holdout.
 
-    python scripts/rank_correlation.py                          # prints the section that is in results/scoring.md
-    python scripts/rank_correlation.py --matrix matrix.npz      # of another recording, see scripts/record_matrix.py
+    python -m scripts.bench.rank_correlation                        # prints the section that is in results/scoring.md
+    python -m scripts.bench.rank_correlation --matrix matrix.npz    # of another recording, see record_matrix.py
 
 Over recorded candidates: the accuracy, the mean probability of the right choice (gold_prob), the mean of its logarithm
 (gold_logprob), and the accuracy with gold_prob as a tie-break, each on random choices of so many search documents.
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
-MATRIX = Path(__file__).parents[1] / "tests" / "data" / "zoo_matrix.npz"
+MATRIX = Path(__file__).parents[2] / "tests" / "data" / "zoo_matrix.npz"
 SIZES = (25, 50, 100, 200)
 FIGURES = ("acc", "gold_prob", "gold_logprob", "acc, ties by gold_prob")
 
@@ -41,7 +41,7 @@ def section(path: Path, draws: int = 100) -> str:
     lines = [
         "## Rank correlation with the accuracy on the holdout",
         "",
-        f"    python scripts/rank_correlation.py --draws {draws}",
+        f"    python -m scripts.bench.rank_correlation --draws {draws}",
         "",
         f"Candidates of {path.name}; Spearman's rho (S) and Kendall's tau-b (K), means over {draws} random choices of "
         "search documents; the last size is all of them, once.",

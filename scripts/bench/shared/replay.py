@@ -1,6 +1,6 @@
 """Races over recorded scores: the rule of `search.racing` applied to the documents of trials that were scored in full.
 
-Used by test_racing.py and by scripts/bench_racing.py.
+Used by test_racing.py and by scripts/bench/racing.py.
 """
 
 from __future__ import annotations

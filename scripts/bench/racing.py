@@ -1,10 +1,10 @@
 """What racing saves and what it costs, over recorded scores: prints results/racing.md.
 
     mergesearch run configs/quickstart.yaml          # without racing: every document of every trial
-    python scripts/record_matrix.py results/quickstart tests/data/raced.npz
-    python scripts/record_matrix.py configs/quickstart.yaml tests/data/zoo_matrix.npz --random 40 --tpe 30 \\
+    python -m scripts.bench.record_matrix results/quickstart tests/data/raced.npz
+    python -m scripts.bench.record_matrix configs/quickstart.yaml tests/data/zoo_matrix.npz --random 40 --tpe 30 \\
         --set tasks.0.limit=null tasks.1.limit=null tasks.2.limit=null tasks.3.limit=null
-    python scripts/bench_racing.py
+    python -m scripts.bench.racing
 
 Every simulated search takes the baselines first and draws blocks of its own.
 """
@@ -18,14 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+from mergesearch.evaluate import statistics
+from scripts.bench.shared.replay import Matrix, Raced, race_all
 
-from raced import Matrix, Raced, race_all  # noqa: E402
-
-from mergesearch.evaluate import statistics  # noqa: E402
-
-DATA = ROOT / "tests" / "data"
+DATA = Path(__file__).parents[2] / "tests" / "data"
 # (blocks, error, whether tasks that decide come first, whether finished trials help to predict)
 SETTINGS = [
     (16, 0.01 / 15, False, False),
@@ -40,7 +36,7 @@ SETTINGS = [
 INTRODUCTION = """\
 # Racing over recorded scores
 
-`python scripts/bench_racing.py --searches {searches}`, {searches} simulated searches a row.
+`python -m scripts.bench.racing --searches {searches}`, {searches} simulated searches a row.
 
 *Saving*: document evaluations without racing / with it, on the proposals (baselines are never stopped) and, in
 brackets, for the whole search. *Wrongly stopped*: of those that were stopped, the ones whose full score would have made

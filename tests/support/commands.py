@@ -11,7 +11,7 @@ from unittest import mock
 
 from mergesearch import cli
 
-QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
+QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Shows that the demo zoo is a real search problem: prints results/zoo.md from a finished run.
 
     mergesearch run configs/zoo.yaml
-    python scripts/zoo_table.py results/zoo-search
+    python -m scripts.bench.zoo_table results/zoo-search
 
 Whatever the search could have chosen is measured on the holdout documents, which the run never saw. That each model is
 best on its own task involves no choice, so it is measured on all documents. Differences are paired, document by
@@ -52,7 +52,7 @@ def main() -> int:
         [
             "# The demo zoo as a search problem",
             "",
-            f"`mergesearch run configs/zoo.yaml` ({proposed} proposals), then `python scripts/zoo_table.py`; "
+            f"`mergesearch run configs/zoo.yaml` ({proposed} proposals), then `python -m scripts.bench.zoo_table`; "
             f"{date.today()}; CPU, 2 cores; {versions}.",
             "",
             f"Holdout documents, which the search never saw: {_counts(scores)}. ± is one standard error. The mean is",

@@ -1,4 +1,4 @@
-"""What people search merges with today, for scripts/bench_search.py to compare with: CMA-ES, random search and TPE over
+"""What people search merges with today, for scripts/bench/search.py to compare with: CMA-ES, random search and TPE over
 one method's weights and densities per layer group.
 
 Chosen before any result was seen: `ties` without normalisation (so that the weights set the size of the merge too),

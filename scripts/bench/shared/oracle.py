@@ -1,6 +1,6 @@
 """mergekit as an oracle: our parameters in its terms, random cases, and where a comparison means something.
 
-It is called, never read. Used by test_methods_parity.py and by scripts/parity.py.
+It is called, never read. Used by test_methods_parity.py and by scripts/bench/parity.py.
 """
 
 from __future__ import annotations

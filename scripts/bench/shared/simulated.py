@@ -1,7 +1,7 @@
 """Searches simulated document by document, for measuring how often a report is right.
 
 A document has a difficulty; a candidate gets it right with a probability that is the same for all candidates, plus the
-true gain of the proposals. Used by test_report_calibration.py and by scripts/report_calibration.py.
+true gain of the proposals. Used by test_report_calibration.py and by scripts/bench/calibration.py.
 """
 
 from __future__ import annotations

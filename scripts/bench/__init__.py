@@ -1,0 +1,1 @@
+"""The benchmarks: what prints results/."""

@@ -1,0 +1,1 @@
+"""What benchmarks and tests share: oracles and replayed or simulated searches."""
