@@ -15,8 +15,8 @@ from support.searches import INFOS, Engine, Found, Scorer, settings
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe
 from mergesearch.results.record import ranked, read_records, records
-from mergesearch.search.history import History, hours_at_work, worked_hours
 from mergesearch.search import store, trials
+from mergesearch.search.history import History, hours_at_work, worked_hours
 from mergesearch.search.store import Presence, RunFolder, open_study
 from mergesearch.search.trials import Trial
 from mergesearch.search.worker import Search, SearchFailed

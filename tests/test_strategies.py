@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from support import races
 from support.races import Live
 from support.searches import INFOS, Engine, Found, Scorer, settings
 
-from mergesearch.commands.run import warm_recipes
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine as RealEngine
 from mergesearch.errors import CandidateError, UserError
@@ -26,16 +25,20 @@ from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo, single_rule
 from mergesearch.results.record import records
 from mergesearch.results.table import render, table_rows
-from mergesearch.search import store
-from mergesearch.search.history import CONTROL, History, costs
-from mergesearch.search.history import recipe_of as stated
+from mergesearch.search import store, trials
+from mergesearch.search.budget import Budget, Wanted, costs
+from mergesearch.search.history import History
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.store import RunFolder
-from mergesearch.search.strategies import WAIT, notes
-from mergesearch.search.strategies import stages as stages_module
+from mergesearch.search.strategies import refuse, study, words
+from mergesearch.search.strategies.base import WAIT
 from mergesearch.search.strategies.baselines import DEFAULTS, SLERP
 from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
 from mergesearch.search.strategies.learned_soup import LearnedSoups
+from mergesearch.search.strategies.study import FIXED, Study
+from mergesearch.search.strategies.warm_start import WarmStart, warm_recipes
+from mergesearch.search.trials import Kind
+from mergesearch.search.work import Work
 from mergesearch.search.worker import Search
 from mergesearch.space import OneMethod, RefineSpace, SearchSpace, check_space
 
@@ -62,11 +65,11 @@ class Judge(Scorer):
         return Found({"quiz": TaskScore(self.figure(self.engine.loaded[-1]), 0.01, 10, "acc")})
 
 
-def begin(folder: Path, scorer: Scorer | None = None, learner: Any = None, warm: Sequence[Recipe] = (), **changes: Any):
+def begin(folder: Path, scorer: Scorer | None = None, learner: Any = None, **changes: Any) -> Search:
     config = settings(folder, **changes)
     scorer = scorer or Scorer(Engine())
     space, run = SearchSpace(config, INFOS, 2), RunFolder.prepare(config)
-    return Search(config, run, space, scorer.engine, scorer, infos=INFOS, layers=2, learner=learner, warm=warm)
+    return Search(config, run, space, scorer.engine, scorer, infos=INFOS, layers=2, learner=learner)
 
 
 def history(search: Search) -> History:
@@ -74,7 +77,7 @@ def history(search: Search) -> History:
 
 
 def made_by(search: Search, strategy: str) -> list[Any]:
-    return history(search).ended(strategy)
+    return history(search).of(strategy)
 
 
 def ids(search: Search) -> list[str | None]:
@@ -114,16 +117,17 @@ def test_published_defaults_are_scored_once_and_slerp_takes_the_two_best(tmp_pat
 
 def test_samplers_learn_from_baselines_and_warm_starts(tmp_path: Path) -> None:
     space = {"methods": ["linear", "task_arithmetic"], "layer_groups": 2}
-    config = settings(tmp_path / "other", space=space)
-    warm = [recipe_of(config, single_rule("task_arithmetic", weight=0.7))]
-    search = begin(tmp_path / "run", warm=warm, space=space, search={"trials": 2})
+    config = settings(tmp_path / "run", space=space, search={"trials": 2, "warm_start": "other"})
+    study = store.open_study(config, RunFolder.prepare(config))
+    store.note(study, "warm_start", [config.recipe(single_rule("task_arithmetic", weight=0.7)).dump()])
+    search = begin(tmp_path / "run", space=space, search={"trials": 2, "warm_start": "other"})
     search.run()
-    trials = search.study.get_trials()
-    assert [t.user_attrs["strategy"] for t in trials] == ["baselines"] * 4 + ["warm_start", "study"]
-    for trial in trials:
+    proposed = history(search).trials
+    assert [trial.strategy for trial in proposed] == ["baselines"] * 4 + ["warm_start", "study"]
+    for trial in proposed:
         assert search.space.suggest(optuna.trial.FixedTrial(trial.params)).id  # every parameter is there
-    assert trials[4].params["layers0-0.task_arithmetic.weight.a"] == 0.7
-    assert trials[3].params["method"] == "linear"
+    assert proposed[4].params["layers0-0.task_arithmetic.weight.a"] == 0.7
+    assert proposed[3].params["method"] == "linear"
 
 
 # --- greedy soup --------------------------------------------------------------------------------------------------
@@ -166,9 +170,9 @@ def test_greedy_soup_is_that_of_a_plain_loop_over_recorded_scores(tmp_path: Path
     search = begin(tmp_path / "run", Judge(replayed(recorded)), **GREEDY)
     search.run()
     soup = oracle(recorded)
-    tried = [t.user_attrs["ingredients"] for t in made_by(search, "greedy_soup")]
+    tried = [t.key["ingredients"] for t in made_by(search, "greedy_soup")]
     assert len(tried) == 3 and all(len(mix) == len(set(mix)) for mix in tried)
-    said = notes(search.config, history(search))
+    said = words(history(search))
     if len(soup) == 1:
         assert said == [
             f"greedy soup: only {soup[0]} stays: every other ingredient makes it worse on the search documents"
@@ -192,9 +196,9 @@ def test_one_ingredient_left_is_said_in_a_plain_sentence_also_where_the_budget_e
         tmp_path / "run", Judge(replayed(recorded)), **GREEDY | {"search": {**GREEDY["search"], "trials": 3}}
     )
     search.run()
-    assert len(made_by(search, "greedy_soup")) == 3 and history(search).spent
+    assert len(made_by(search, "greedy_soup")) == 3 and Budget(history(search)).used_up
     only = "greedy soup: only b stays: every other ingredient makes it worse on the search documents"
-    assert notes(search.config, history(search)) == [only]
+    assert words(history(search)) == [only]
 
 
 @pytest.mark.parametrize("moment", ["load", "score"])
@@ -209,7 +213,7 @@ def test_greedy_soup_killed_at_any_moment_is_the_same(tmp_path: Path, moment: st
     again = begin(tmp_path / "cut", Judge(figure), **GREEDY)
     again.run()
     assert ids(again) == ids(whole)
-    assert notes(again.config, history(again)) == notes(whole.config, history(whole))
+    assert words(history(again)) == words(history(whole))
 
 
 def test_the_best_trials_are_ingredients_where_asked(tmp_path: Path) -> None:
@@ -223,7 +227,7 @@ def test_the_best_trials_are_ingredients_where_asked(tmp_path: Path) -> None:
     assert past.proposals == 14 and len(made_by(search, "random")) >= 14 - 4
     soups = made_by(search, "greedy_soup")
     first = soups[0].number
-    mixes = [(t, affine_of(stated(t), ("a", "b"))) for t in made_by(search, "random") if t.number < first]
+    mixes = [(t, affine_of(t.recipe, ("a", "b"))) for t in made_by(search, "random") if t.number < first]
     best = sorted((m for m in mixes if m[1] is not None), key=lambda m: -past.value(m[0]))[:3]
     spread = {f"trial {t.number}": (past.value(t), m.values) for t, m in best}
     spread |= {n: (past.value(past.named(n)), np.array([[n == "a", n == "b"]] * 2, float)) for n in ("a", "b")}
@@ -233,10 +237,10 @@ def test_the_best_trials_are_ingredients_where_asked(tmp_path: Path) -> None:
         if mixed >= score:
             soup, names, score = [*soup, spread[name][1]], [*names, name], mixed
     said = f"{', '.join(names)} stay, equally weighted" if len(names) > 1 else f"only {names[0]} stays"
-    assert said in notes(search.config, past)[0]
+    assert said in words(past)[0]
     for trial in soups:
-        expected = np.mean([spread[name][1] for name in trial.user_attrs["ingredients"]], axis=0)
-        assert np.allclose(affine_of(stated(trial), ("a", "b")).values, expected)
+        expected = np.mean([spread[name][1] for name in trial.key["ingredients"]], axis=0)
+        assert np.allclose(affine_of(trial.recipe, ("a", "b")).values, expected)
 
 
 def test_the_study_leaves_room_for_the_soup_after_it(tmp_path: Path) -> None:
@@ -244,7 +248,7 @@ def test_the_study_leaves_room_for_the_soup_after_it(tmp_path: Path) -> None:
     changes = {**GREEDY, "search": wanted, "space": {"methods": ["linear"]}}
     search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), **changes)
     search.run()
-    order = [t.user_attrs["strategy"] for t in search.study.get_trials()]
+    order = [t.strategy for t in history(search).trials]
     assert order == ["baselines"] * 6 + ["study"] * 5 + ["greedy_soup"] * 3
 
 
@@ -255,7 +259,7 @@ def test_greedy_soups_are_scored_on_all_documents_where_others_are_raced(tmp_pat
     search = races.start(tmp_path / "run", live, search=wanted)
     search.run()
     (soup,) = made_by(search, "greedy_soup")
-    assert soup.user_attrs["scores"]["quiz"]["documents"] == races.SIZE and "blocks" not in soup.user_attrs
+    assert soup.scores["quiz"].documents == races.SIZE and soup.blocks is None
     assert {r.state for r in records(search.history())[5:]} >= {"pruned"}
 
 
@@ -268,23 +272,16 @@ class Teacher:
     def __init__(self, config: Config, broken: bool = False, gradients: bool = True):
         self.config, self.broken, self.gradients, self.asked = config, broken, gradients, []
 
-    def learn(
-        self,
-        per: str,
-        loss: str | None,
-        start: Recipe | None,
-        past: History,
-        state: Path,
-        spent: Callable[[int], None],
-        stop: Callable[[], bool],
-    ) -> Recipe:
+    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work) -> Recipe:
         self.asked.append((per, loss, start.id if start else None))
-        self.stopped = stop()
-        spent(25)
+        work.spent(25)
         if self.broken:
             raise CandidateError("the loss is NaN at step 3")
         weight = (0.6 if per == "recipe" else 0.7) - (0.05 if loss == "cross_entropy" else 0)
-        return recipe_of(self.config, single_rule("task_arithmetic", weight=weight))
+        return self.config.recipe(single_rule("task_arithmetic", weight=weight))
+
+    def closed_form(self, name: str, work: Work) -> Recipe:
+        return self.learn(name, None, None, work)
 
 
 def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path) -> None:
@@ -297,8 +294,8 @@ def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path)
     search.run()
     soups = made_by(search, "learned_soup")
     assert teacher.asked == [
-        ("recipe", "expected", average(config).id),
-        ("group", "expected", soups[0].user_attrs["recipe_id"]),
+        ("recipe", "expected", config.average.id),
+        ("group", "expected", soups[0].recipe_id),
         ("fisher", None, None),
     ]
     assert [r.method for r in records(search.history())[4:]] == [
@@ -308,7 +305,7 @@ def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path)
     ]
     assert soups[0].params["layers0-1.task_arithmetic.weight.a"] == 0.6  # samplers learn from it
     past = history(search)
-    assert past.documents == sum(10 for t in past.trials if "same_as" not in t.user_attrs) + 3 * 25
+    assert past.documents == sum(10 for t in past.trials if t.same_as is None) + 3 * 25
 
 
 def test_soups_of_each_loss_start_from_none_of_the_other(tmp_path: Path) -> None:
@@ -320,10 +317,10 @@ def test_soups_of_each_loss_start_from_none_of_the_other(tmp_path: Path) -> None
     search.run()
     soups = made_by(search, "learned_soup")
     assert teacher.asked == [
-        ("recipe", "expected", average(config).id),
-        ("group", "expected", soups[0].user_attrs["recipe_id"]),
-        ("recipe", "cross_entropy", average(config).id),
-        ("group", "cross_entropy", soups[2].user_attrs["recipe_id"]),
+        ("recipe", "expected", config.average.id),
+        ("group", "expected", soups[0].recipe_id),
+        ("recipe", "cross_entropy", config.average.id),
+        ("group", "cross_entropy", soups[2].recipe_id),
     ]
     assert [r.method for r in records(search.history())[-2:]] == [
         "learned soup per recipe by cross-entropy",
@@ -335,11 +332,11 @@ def test_a_soup_is_told_when_the_budget_is_used_up(tmp_path: Path) -> None:
     teacher = Teacher(settings(tmp_path / "run"))
     spent: list[bool] = []
 
-    def learn(per: str, loss: str, start: Recipe, past: History, state: Path, pay: Any, stop: Any) -> Recipe:
+    def learn(per: str, loss: str, start: Recipe, work: Work) -> Recipe:
         for _ in range(4):
-            spent.append(stop())
-            pay(100)
-        return recipe_of(teacher.config, single_rule("task_arithmetic", weight=0.6))
+            spent.append(work.stop())
+            work.spent(100)
+        return teacher.config.recipe(single_rule("task_arithmetic", weight=0.6))
 
     teacher.learn = learn
     wanted = {"strategy": "learned_soup", "documents": 4 * 10 + 250}
@@ -357,7 +354,7 @@ def test_the_study_leaves_room_to_learn_the_soups_after_it(tmp_path: Path) -> No
     changes = {**ONE_TASK, "search": wanted | {"documents": 4 * each + 81 + kept, "trials": 1000}}
     search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), Teacher(settings(tmp_path / "run")), **changes)
     search.run()
-    order = [t.user_attrs["strategy"] for t in search.study.get_trials()]
+    order = [t.strategy for t in history(search).trials]
     # at last what the soups left of what was kept for them
     assert order == ["baselines"] * 4 + ["study"] * 9 + ["learned_soup", "fisher"] + ["study"] * 4
 
@@ -368,20 +365,27 @@ def test_what_is_kept_for_a_soup_stays_so_while_it_is_learned(tmp_path: Path) ->
     wanted = {"strategy": ["study", "learned_soup"], "learned_soup": soup, "documents": 200, "trials": 0}
     search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), **ONE_TASK, search=wanted)
     search.run()
-    soups, past = LearnedSoups(search.config), history(search)
+    soups, past = LearnedSoups(replace(search.run_of, learner=Teacher(search.config))), history(search)
     cost = search.config.search.learned_soup.cost("expected", 2, [10])
-    assert soups.wants(past) == (2, 2 * cost) and past.kept(*soups.wants(past)) == 2 * cost + 20
-    search.study.enqueue_trial({}, user_attrs={"strategy": "learned_soup", "per": "recipe", "loss": "expected"})
-    trial = search.study.ask()
+    assert soups.wants(past) == (2, 2 * cost)
+    assert Budget(past, soups.wants(past)).kept == min(2 * cost + 20, 100)  # no more than half of the budget
+    handle = ask_for_a_soup(search)
     assert soups.wants(history(search)) == (1, 2 * cost + 10)
-    trial.set_user_attr("documents_learning", cost - 5)
+    trials.write(handle, learning_documents=cost - 5)
     assert soups.wants(history(search)) == (1, cost + 5 + 10)
-    trial.set_user_attr("scores", {"quiz": {"documents": 10}})
+    trials.write(handle, scores={"quiz": TaskScore(0.5, 0.1, 10, "acc")})
     assert soups.wants(history(search)) == (1, cost)
-    search.study.tell(trial, 0.5)
-    without = LearnedSoups(search.config, lambda: False)
+    search.study.tell(handle, 0.5)
+    without = LearnedSoups(replace(search.run_of, learner=Teacher(search.config, gradients=False)))
     assert without.wants(history(search)) == (1, 100 * 10)
-    assert history(search).kept(1, 1000) == 100  # half of the budget
+    assert Budget(history(search), Wanted(1, 1000)).kept == 100
+
+
+def ask_for_a_soup(search: Search) -> optuna.Trial:
+    """Another worker is at the first soup."""
+    key = {"per": "recipe", "loss": "expected", "start": None}
+    trials.enqueue(search.study, strategy="learned_soup", kind=Kind.LEARNED, key=key)
+    return search.study.ask()
 
 
 def test_the_study_plans_with_what_is_left_to_it(tmp_path: Path) -> None:
@@ -390,11 +394,12 @@ def test_the_study_plans_with_what_is_left_to_it(tmp_path: Path) -> None:
     soup = {"per": ["recipe"], "loss": "expected", "steps": 4, "documents": 2}
     wanted = {"sampler": "auto", "trials": 99, "documents": 400, "learned_soup": soup}
     config = settings(tmp_path / "run", search=wanted, **ONE_TASK)
-    stages, past = Stages(config, search.space, None), History(search.study, config)
-    assert stages.stage(past).until == (400 - 40) // 10 // 2
-    stages.later = [LearnedSoups(config)]
+    run = replace(search.run_of, config=config, learner=Teacher(config))
+    study, past = Study(run), History(search.study, config)
+    assert study.stage(past, Budget(past)).until == (400 - 40) // 10 // 2
     kept = 10 + config.search.learned_soup.cost("expected", 2, [10])
-    assert stages.stage(past).until == (400 - 40 - kept) // 10 // 2
+    later = LearnedSoups(run).wants(past)
+    assert study.stage(past, Budget(past, later)).until == (400 - 40 - kept) // 10 // 2
 
 
 def test_hours_are_kept_as_long_as_one_worker_has_taken(tmp_path: Path) -> None:
@@ -402,30 +407,36 @@ def test_hours_are_kept_as_long_as_one_worker_has_taken(tmp_path: Path) -> None:
     search.run()
     past = History(search.study, settings(tmp_path / "run", search={"trials": 100, "hours": 0.8}, **ONE_TASK))
     # two workers side by side, 8 trials of 10 documents, 0.1 hours each
-    for trial in (trials := [copy.deepcopy(trial) for trial in past.trials]):
-        trial.datetime_start = datetime(2026, 1, 1) + timedelta(hours=0.1 * (trial.number // 2))
-        trial.user_attrs["taken"] = trial.datetime_start.isoformat()
-        trial.datetime_complete = trial.datetime_start + timedelta(hours=0.1)
-    past.trials = trials
-    assert past.hours == pytest.approx(0.4) and past.documents == 80 and not past.spent
+    begun = [datetime(2026, 1, 1) + timedelta(hours=0.1 * (trial.number // 2)) for trial in past.trials]
+    past.trials = [
+        replace(trial, began=start, taken=start, ended=start + timedelta(hours=0.1))
+        for trial, start in zip(past.trials, begun, strict=True)
+    ]
+    assert past.hours == pytest.approx(0.4) and past.documents == 80 and not Budget(past).used_up
     # 40 documents would take one of them the other 0.4 hours, and no more than half of the hours are kept
-    assert [past.spent_but(2, documents) for documents in (19, 21, 1000)] == [False, True, True]
+    over = [Budget(past, Wanted(2, documents)).used_up for documents in (19, 21, 1000)]
+    assert over == [False, True, True]
     past.config = settings(tmp_path / "run", search={"trials": 100, "hours": 0.9}, **ONE_TASK)
-    assert not past.spent_but(2, 1000)
+    assert not Budget(past, Wanted(2, 1000)).used_up
 
 
 def test_a_second_worker_waits_until_the_first_says_whether_there_are_gradients(tmp_path: Path) -> None:
     soup = {"per": ["recipe"], "loss": ["expected", "cross_entropy"]}
     search = begin(tmp_path / "run", None, None, search={"strategy": "learned_soup", "learned_soup": soup})
-    asked = LearnedSoups(search.config)
-    assert asked.next(history(search)).attributes["loss"] == "expected"
-    search.study.enqueue_trial({}, user_attrs={"strategy": "learned_soup", "per": "recipe", "loss": "expected"})
-    trial = search.study.ask()
-    assert asked.next(history(search)) is WAIT
-    trial.set_user_attr("gradients", True)
-    assert asked.next(history(search)).attributes["loss"] == "cross_entropy"
-    trial.set_user_attr("gradients", False)
-    assert asked.next(history(search)) is None
+    asked = LearnedSoups(replace(search.run_of, learner=Teacher(search.config)))
+
+    def proposed() -> Any:
+        past = history(search)
+        return asked.next(past, Budget(past))
+
+    assert proposed().key["loss"] == "expected"
+    handle = ask_for_a_soup(search)
+    assert proposed() is WAIT
+    key = {"per": "recipe", "loss": "expected", "start": None}
+    trials.write(handle, key=key | {"gradients": True})
+    assert proposed().key["loss"] == "cross_entropy"
+    trials.write(handle, key=key | {"gradients": False})
+    assert proposed() is None
 
 
 def test_without_gradients_a_second_loss_changes_nothing(tmp_path: Path) -> None:
@@ -443,7 +454,7 @@ def test_a_soup_that_cannot_be_learned_is_recorded_and_the_search_goes_on(tmp_pa
     wanted = {"strategy": ["learned_soup", "study"], "learned_soup": soup, "trials": 4}
     search = begin(tmp_path / "run", None, teacher, search=wanted)
     search.run()
-    assert [t.user_attrs.get("error") for t in made_by(search, "learned_soup")] == ["the loss is NaN at step 3"] * 2
+    assert [t.error for t in made_by(search, "learned_soup")] == ["the loss is NaN at step 3"] * 2
     assert len(made_by(search, "study")) == 2
 
 
@@ -453,7 +464,7 @@ AUTO = {**ONE_TASK, "space": {"methods": ["linear", "task_arithmetic"]}, "search
 
 
 def stages(search: Search) -> list[tuple[str, str]]:
-    return [(t.user_attrs["stage"], t.user_attrs["sampler"]) for t in made_by(search, "study")]
+    return [(t.key["stage"], t.key["sampler"]) for t in made_by(search, "study")]
 
 
 @pytest.fixture(scope="module")
@@ -469,14 +480,15 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str | None], 
 def test_auto_chooses_the_method_and_then_refines_the_numbers(staged: tuple[list[str | None], Search]) -> None:
     _, search = staged
     assert stages(search) == [("study", "tpe")] * 6 + [("refine", "gp")] * 6
-    fixed = search.study.user_attrs[FIXED]
-    refined = [t for t in made_by(search, "study") if t.user_attrs["stage"] == "refine"]
-    assert stated(refined[0]).dump() == fixed["recipe"] and "same_as" in refined[0].user_attrs
+    fixed = store.noted(search.study, FIXED)
+    refined = [t for t in made_by(search, "study") if t.key["stage"] == "refine"]
+    assert refined[0].recipe.dump() == fixed["recipe"] and refined[0].same_as is not None
     method = fixed["recipe"]["rules"][0]["method"]
-    assert {m for t in refined for m in stated(t).methods} == {method}
-    best = max(t.value for t in search.study.get_trials() if t.user_attrs.get("stage") != "refine")
-    assert search.study.get_trials()[fixed["from"]].value == best
-    space = RefineSpace(search.config, stated(refined[0]))
+    assert {m for t in refined for m in t.recipe.methods} == {method}
+    past = history(search)
+    best = max(past.value(t) or 0.0 for t in past.trials if t.key.get("stage") != "refine")
+    assert past.value(past.trials[fixed["from"]]) == best
+    space = RefineSpace(search.config, refined[0].recipe)
     for trial in refined:
         assert len(trial.params) == space.dimension
         for turned in space.turned:
@@ -484,11 +496,11 @@ def test_auto_chooses_the_method_and_then_refines_the_numbers(staged: tuple[list
 
 
 def test_a_recipe_of_many_numbers_is_refined_by_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages_module, "MOST_NUMBERS", 1)
+    monkeypatch.setattr(study, "MOST_NUMBERS", 1)
     search = begin(tmp_path / "run", Judge(closeness(settings(tmp_path / "run"))), **AUTO)
     search.run()
-    refined = [t for t in made_by(search, "study") if t.user_attrs["stage"] == "refine"]
-    assert len(refined) == 6 and "same_as" in refined[0].user_attrs
+    refined = [t for t in made_by(search, "study") if t.key["stage"] == "refine"]
+    assert len(refined) == 6 and refined[0].same_as is not None
     assert {name for t in refined for name in t.params} == {"refine.weight.a", "refine.weight.b"}
     assert refined[0].params == {"refine.weight.a": 1.0, "refine.weight.b": 1.0}
 
@@ -549,7 +561,9 @@ def test_every_sampler_runs_the_same_twice(tmp_path: Path, sampler: str) -> None
 )
 def test_what_cannot_work_is_refused_in_one_sentence(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part) as caught:
-        check_space(settings(tmp_path, **changes))
+        read = settings(tmp_path, **changes)
+        check_space(read)
+        refuse(read)
     assert "\n" not in str(caught.value)
 
 
@@ -564,12 +578,12 @@ def test_growing_begins_with_one_group_and_splits_the_best(tmp_path: Path) -> No
                     coarse=coarse, infos=INFOS, layers=2)  # fmt: skip
     search.run()
     assert [label for label, _ in stages(search)] == ["coarse"] * 6 + ["refine"] * 6
-    by_stage = {label: [stated(t) for t in made_by(search, "study") if t.user_attrs["stage"] == label]
+    by_stage = {label: [t.recipe for t in made_by(search, "study") if t.key["stage"] == label]
                 for label in ("coarse", "refine")}  # fmt: skip
     assert {len(r.rules) for r in by_stage["coarse"]} == {1}
     assert {tuple(rule.layers for rule in r.rules) for r in by_stage["refine"]} == {((0, 0), (1, 1))}
     first, _ = by_stage["refine"][0].rules
-    assert first.parameters == search.study.user_attrs[FIXED]["recipe"]["rules"][1]["parameters"]
+    assert first.parameters == store.noted(search.study, FIXED)["recipe"]["rules"][1]["parameters"]
     assert search.study.get_trials()[3].params["layers0-1.linear.weight.a"] == 1.0  # the coarse stage learns from it
 
 
@@ -582,20 +596,20 @@ def test_other_depths_are_refined_within_their_space(tmp_path: Path, depth: str)
     search = Search(config, RunFolder.prepare(config), searched, judge.engine, judge, infos=infos, layers=4)
     search.run()
     assert [label for label, _ in stages(search)] == ["study"] * 5 + ["refine"] * 5
-    fixed = Recipe.from_data(search.study.user_attrs[FIXED]["recipe"], "test")
+    fixed = Recipe.from_data(store.noted(search.study, FIXED)["recipe"], "test")
     around = OneMethod(config, fixed, infos, 4)
-    refined = [t for t in made_by(search, "study") if t.user_attrs["stage"] == "refine"]
+    refined = [t for t in made_by(search, "study") if t.key["stage"] == "refine"]
     assert around.start == refined[0].params and "method" not in around.start
     for trial in refined:
-        assert searched.parameters(stated(trial)) == pytest.approx({**trial.params, "method": fixed.methods[0]})
-    assert len({stated(t).id for t in refined}) == 5
+        assert searched.parameters(trial.recipe) == pytest.approx({**trial.params, "method": fixed.methods[0]})
+    assert len({t.recipe.id for t in refined}) == 5
 
 
 def test_random_takes_the_budget_and_the_control_comes_on_top(tmp_path: Path) -> None:
     search = begin(tmp_path / "run", search={"strategy": "random", "trials": 5, "random_control": True})
     search.run()
-    order = [t.user_attrs["strategy"] for t in search.study.get_trials()]
-    assert order == ["baselines"] * 4 + ["random"] * 5 + [CONTROL] * 5
+    order = [t.strategy for t in history(search).trials]
+    assert order == ["baselines"] * 4 + ["random"] * 5 + ["random_control"] * 5
     assert len(set(ids(search))) == 14
 
 
@@ -607,16 +621,17 @@ def test_a_run_begins_with_the_best_of_another(tmp_path: Path, monkeypatch: pyte
     other = begin(tmp_path / "other", search={"trials": 5})
     other.run()
     config = settings(tmp_path / "run", search={"trials": 4, "seed": 9, "warm_start": str(tmp_path / "other")})
-    best = [r for r in sorted(records(other.study), key=lambda r: -r.objective) if r.name is None][:3]
+    best = [r for r in sorted(records(other.history()), key=lambda r: -r.objective) if r.name is None][:3]
     warm = warm_recipes(config)
     assert [recipe.rules for recipe in warm] == [Recipe.from_data(r.recipe, "best").rules for r in best]
     assert {recipe.seed for recipe in warm} == {9}
-    search = begin(tmp_path / "run", warm=warm, search={"trials": 4, "seed": 9, "warm_start": str(tmp_path / "other")})
+    search = begin(tmp_path / "run", search={"trials": 4, "seed": 9, "warm_start": str(tmp_path / "other")})
     search.run()
-    assert [t.user_attrs["recipe_id"] for t in made_by(search, "warm_start")] == [recipe.id for recipe in warm]
+    assert [t.recipe_id for t in made_by(search, "warm_start")] == [recipe.id for recipe in warm]
     assert all(t.params for t in made_by(search, "warm_start")) and len(made_by(search, "study")) == 1
     (tmp_path / "other").rename(tmp_path / "away")
-    assert warm_recipes(config) == warm  # a run that has begun goes on without them
+    refuse(config)  # a run that has begun goes on without them
+    assert WarmStart(search.run_of).recipes == warm
     (tmp_path / "away").rename(tmp_path / "other")
     third = settings(tmp_path / "third", models={"a": "a", "z": "z"}, search={"warm_start": str(tmp_path / "other")})
     with pytest.raises(UserError, match=r"search.warm_start: .*other merges other models \(a, b\)"):
@@ -630,8 +645,8 @@ def test_document_evaluations_are_a_budget_and_the_costs_are_told(tmp_path: Path
     search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), **changes)
     search.run()
     past = history(search)
-    assert past.documents == 80 and len(past.trials) == 8 and past.spent
-    search.study.set_user_attr("tokens_per_document", 12.5)
+    assert past.documents == 80 and len(past.trials) == 8 and Budget(past).used_up
+    store.note(search.study, "tokens_per_document", 12.5)
     (line,) = costs(history(search))
     assert line.startswith("cost: 8 trials, 80 document evaluations, 1,000 prompt tokens; 6 s merging and scoring")
     more = settings(tmp_path / "run", **changes | {"search": {"trials": 50, "documents": 125}})
@@ -645,16 +660,16 @@ def test_recipes_that_do_the_same_are_scored_once(tiny_pool: Callable[..., Any],
     engine = RealEngine(pool, "float32")
     changes = {**ONE_TASK, "base_model": written.base, "models": written.models, "dtype": "float32"}
     config = settings(tmp_path / "run", **changes, search={"strategy": "greedy_soup"})
-    whole = average(config)
-    each = recipe_of(config, single_rule("linear", weight={"a": 1.0, "b": 1.0}))
+    whole = config.average
+    each = config.recipe(single_rule("linear", weight={"a": 1.0, "b": 1.0}))
     rule = whole.rules[0]
-    split = recipe_of(config, tuple(rule.model_copy(update={"layers": (n, n)}) for n in range(pool.layers)))
+    split = config.recipe(tuple(rule.model_copy(update={"layers": (n, n)}) for n in range(pool.layers)))
     assert len({r.id for r in (whole, each, split)}) == 3
     assert len({engine.identity(r) for r in (whole, each, split)}) == 1
-    other = recipe_of(config, single_rule("linear", weight={"a": 1.0, "b": 0.5}))
+    other = config.recipe(single_rule("linear", weight={"a": 1.0, "b": 0.5}))
     reseeded = each.model_copy(update={"seed": 8})
     assert engine.identity(other) != engine.identity(whole) == engine.identity(reseeded)
-    dropped = recipe_of(config, single_rule("dare_ties", density=0.5))
+    dropped = config.recipe(single_rule("dare_ties", density=0.5))
     assert engine.identity(dropped) != engine.identity(dropped.model_copy(update={"seed": 8}))
 
     calls = []
@@ -669,8 +684,8 @@ def test_recipes_that_do_the_same_are_scored_once(tiny_pool: Callable[..., Any],
     search = Search(config, RunFolder.prepare(config), space, engine, Weighs())
     search.run()
     (soup,) = made_by(search, "greedy_soup")
-    assert soup.user_attrs["same_as"] == 3 and len(calls) == 4
-    assert soup.value == search.study.get_trials()[3].value
+    assert soup.same_as == 3 and len(calls) == 4
+    assert history(search).value(soup) == history(search).value(history(search).trials[3])
     assert history(search).documents == 40
 
 

@@ -160,14 +160,20 @@ def open_storage(config: Config, folder: RunFolder) -> optuna.storages.BaseStora
         raise _unreachable(url, error) from None
 
 
-def open_study(config: Config, folder: RunFolder, create: bool = True) -> optuna.Study:
+def open_study(
+    config: Config, folder: RunFolder, create: bool = True, storage: optuna.storages.BaseStorage | None = None
+) -> optuna.Study:
     """The study of a run.
+
+    Args:
+        create: whether to begin it where it is not there.
+        storage: where it is kept, if that is open already.
 
     Raises:
         UserError: the storage cannot be reached, holds no such study, or holds one of another configuration or of
             another version.
     """
-    url, storage = _url(config, folder), open_storage(config, folder)
+    url, storage = _url(config, folder), storage or open_storage(config, folder)
     try:
         if create:
             study = optuna.create_study(

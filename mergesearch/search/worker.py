@@ -104,8 +104,8 @@ class Search:
         self._finished = finished
         self._machine = machine(device)
         self._races = Races(config, config.racing, folder, cast(Blocks, scorer)) if config.racing else None
-        self.study = store.open_study(config, folder)
         storage = store.open_storage(config, folder)
+        self.study = store.open_study(config, folder, storage=storage)
         self._sampler = self.study.sampler = SeededPerTrial(
             config.search.seed,
             self._choice,
@@ -125,8 +125,8 @@ class Search:
             KeyboardInterrupt: passed on; the trial at work is taken up by the next start.
         """
         with Presence(self.folder) as presence:
-            while (number := self._take_next(presence)) is not None:
-                self._work(number)
+            while (handle := self._take_next(presence)) is not None:
+                self._work(handle)
                 self._tell_scored()
 
     def history(self) -> History:
@@ -136,32 +136,32 @@ class Search:
 
     # --- what to do next ---
 
-    def _take_next(self, presence: Presence) -> int | None:
+    def _take_next(self, presence: Presence) -> optuna.Trial | None:
         """Takes the next trial to work on: one that an ended worker left, a waiting one, or what a strategy proposes.
         None once there is nothing left to do."""
         while True:
             with self.folder.lock("take"):
-                left = self._left_behind(presence)
-                handle = self._ask() if left is None else self._handle(left)
+                history = self.history()
+                left = self._left_behind(presence, history)
+                handle = self._ask(history) if left is None else self._handle(left)
                 if handle is None:
                     return None
                 if not isinstance(handle, Wait):
                     trials.write(handle, worker=presence.id, taken=datetime.now())
-                    return handle.number
+                    return handle
             time.sleep(WAIT_SECONDS)
 
-    def _left_behind(self, presence: Presence) -> int | None:
+    def _left_behind(self, presence: Presence, history: History) -> int | None:
         """The first trial at work whose worker has ended."""
-        for trial in self.history().trials:
+        for trial in history.trials:
             at_work = not trial.state.ended and trial.state is not State.WAITING
             if at_work and presence.is_gone(trial.worker):
                 return trial.number
         return None
 
-    def _ask(self) -> optuna.Trial | Wait | None:
-        if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+    def _ask(self, history: History) -> optuna.Trial | Wait | None:
+        if any(trial.state is State.WAITING for trial in history.trials):
             return self.study.ask()
-        history = self.history()
         for position, strategy in enumerate(self.strategies):
             budget = self._budget(position, history)
             if strategy.budgeted and budget.used_up:
@@ -210,16 +210,17 @@ class Search:
     def _trial(self, number: int) -> Trial:
         return trials.read(self.study.get_trials(deepcopy=False)[number])
 
-    def _work(self, number: int) -> None:
-        trial, handle = self._trial(number), self._handle(number)
+    def _work(self, handle: optuna.Trial) -> None:
+        number, history = handle.number, self.history()
+        trial = history.trials[number]
         if trial.state is State.STOPPED:  # its worker ended before it told
             self._tell_pruned(handle)
         if trial.state.settled:
             return
         try:
-            recipe = self._recipe(trial, handle)
+            recipe = self._recipe(trial, handle, history)
             self._started(self._trial(number))
-            self._build_and_score(trial, handle, recipe)
+            self._build_and_score(handle, recipe)
         except OSError as error:
             raise SearchFailed(f"trial {number} could not be recorded ({error}): the same command goes on") from error
         except Exception as error:
@@ -229,9 +230,9 @@ class Search:
             self.study.tell(handle, state=TrialState.FAIL)
             self._finished(self._trial(number))
 
-    def _recipe(self, trial: Trial, handle: optuna.Trial) -> Recipe:
+    def _recipe(self, trial: Trial, handle: optuna.Trial, history: History) -> Recipe:
         """The trial's recipe: stated, chosen by a sampler, or found on the search documents."""
-        strategy, history = self._strategy(trial), self.history()
+        strategy = self._strategy(trial)
         if trial.recipe_data is not None:
             recipe = trial.recipe
             self._state_parameters(strategy.known_in(trial, history), handle, recipe)
@@ -275,12 +276,13 @@ class Search:
         history = self.history()
         return Budget(history).is_over(hours_at_work(history.trials[number]))
 
-    def _build_and_score(self, trial: Trial, handle: optuna.Trial, recipe: Recipe) -> None:
+    def _build_and_score(self, handle: optuna.Trial, recipe: Recipe) -> None:
         trials.write(handle, machine=self._machine)
-        if self._copy_equal(handle, recipe):
+        history = self.history()  # again: to learn a recipe takes its time, and others go on
+        if self._copy_equal(handle, recipe, history):
             return
-        if self._races is not None and self._may_race(trial):
-            self._race(self._races, handle, recipe)
+        if self._races is not None and self._may_race(history.trials[handle.number], history):
+            self._race(self._races, handle, recipe, history)
             return
         self._note_scores(handle, self.engine.load(recipe), self.scorer.score())
 
@@ -288,11 +290,11 @@ class Search:
         scores.save_documents(self.folder.documents(handle.number))
         trials.write(handle, merge_seconds=merge_seconds, score_seconds=scores.seconds, scores=scores.tasks)
 
-    def _copy_equal(self, handle: optuna.Trial, recipe: Recipe) -> bool:
+    def _copy_equal(self, handle: optuna.Trial, recipe: Recipe, history: History) -> bool:
         """Gives a trial the scores of an earlier one that does the same to every tensor. False where there is none."""
         identity = self.engine.identity(recipe)
         trials.write(handle, identity=identity)
-        for other in self.history().trials:
+        for other in history.trials:
             if other.number == handle.number or other.identity != identity or not other.scores:
                 continue
             documents = self.folder.documents(other.number)
@@ -304,15 +306,14 @@ class Search:
 
     # --- racing ---
 
-    def _may_race(self, trial: Trial) -> bool:
+    def _may_race(self, trial: Trial, history: History) -> bool:
         """Whether there is somebody to race against, and the strategy allows it."""
-        history = self.history()
         there = history.objective is not None and any(other.state is State.COMPLETE for other in history.trials)
         return there and self._strategy(trial).may_race(trial)
 
-    def _race(self, races: Races, handle: optuna.Trial, recipe: Recipe) -> None:
+    def _race(self, races: Races, handle: optuna.Trial, recipe: Recipe, history: History) -> None:
         spent: list[float] = []
-        outcome = races.run(recipe, self.history(), lambda: spent.append(self.engine.load(recipe)))
+        outcome = races.run(recipe, history, lambda: spent.append(self.engine.load(recipe)))
         if outcome.stopped is None:
             self._note_scores(handle, sum(spent), outcome.scores)
             races.forget(recipe)

@@ -32,12 +32,12 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
+from mergesearch.search.record import TaskScore
 
 from mergesearch import config as configuration
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.search.history import documents_of, scores_of
-from mergesearch.search.record import TaskScore
 from scripts.bench import search_report
 from scripts.bench.yardstick import (
     LAYER_GROUPS,
