@@ -5,6 +5,8 @@ An unknown key is refused with the nearest valid one, a value out of range with 
 
 from __future__ import annotations
 
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,6 +143,26 @@ def _fields(model: type[Strict]) -> dict[str, FieldInfo]:
     further = model.further()
     own = {field.alias or name: field for name, field in model.model_fields.items()}
     return own if further is None else {**own, **_fields(further)}
+
+
+def words_of_type(field: FieldInfo) -> str:
+    """What a field takes, in words: `a number in (0, 1)`, `one of free, softmax`, `a list of text`."""
+    bounded = any(_is_bound(metadata) for metadata in field.metadata)
+    return _words_of(field.annotation) + (f" in {_allowed_range(field)}" if bounded else "")
+
+
+def _words_of(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _words_of(arguments[0])
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(argument) for argument in arguments)
+    if origin is list:
+        return f"a list of {_words_of(arguments[0])}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_words_of(argument) for argument in arguments)
+    plain = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "none"}
+    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def _allowed_range(field: FieldInfo) -> str:

@@ -8,14 +8,15 @@ import json
 import math
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-import optuna
 import pytest
 
 from mergesearch.errors import CandidateError
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, Rule
+from mergesearch.search.trials import State, Trial
 from scripts.bench import search, search_report, yardstick
 
 pytest.importorskip("cma", reason="pip install cma")
@@ -186,35 +187,34 @@ def test_a_failed_candidate_is_charged_and_the_search_goes_on(tmp_path, strategy
 # --- runs of mergesearch as curves ---
 
 
-def trial(number: int, value: float | None = None, state: str = "COMPLETE", minute: int | None = None, **attributes):
-    when = datetime.datetime(2026, 1, 1, 0, number if minute is None else minute)
-    attributes = {"recipe_id": f"r{number}", "recipe": {"n": number}, **attributes}
-    state = optuna.trial.TrialState[state]
-    return SimpleNamespace(number=number, value=value, state=state, datetime_complete=when, user_attrs=attributes)
+def trial(number: int, state: State = State.COMPLETE, minute: int | None = None, **values: Any) -> Trial:
+    when = datetime.datetime(2026, 1, 1, 0, number if minute is None else minute) if state.ended else None
+    return Trial(number, state, recipe_id=f"r{number}", recipe_data={"n": number}, ended=when, **values)
 
 
-def counted(*numbers: int) -> dict:
-    return {f"task{n}": {"documents": count} for n, count in enumerate(numbers)}
+def counted(*numbers: int) -> dict[str, TaskScore]:
+    return {f"task{n}": TaskScore(0.5, 0.1, count, "acc") for n, count in enumerate(numbers)}
 
 
 def test_a_run_is_charged_for_all_that_it_asked():
+    values = {0: 0.1, 1: 0.4, 3: 0.2}
     trials = [
-        trial(0, 0.1, scores=counted(5, 5)),
-        trial(1, 0.4, minute=9, scores=counted(5, 5), documents_learning=96),
-        trial(2, None, "PRUNED", partial=counted(2, 1)),
-        trial(3, 0.2, scores=counted(5, 5), same_as=0),
-        trial(4, None, "FAIL", error="no numbers"),
-        trial(5, None, "RUNNING", scores=counted(5, 5)),
+        trial(0, scores=counted(5, 5)),
+        trial(1, minute=9, scores=counted(5, 5), learning_documents=96),
+        trial(2, State.PRUNED, partial=counted(2, 1)),
+        trial(3, scores=counted(5, 5), same_as=0),
+        trial(4, State.FAILED, error="no numbers"),
+        trial(5, State.SCORED, scores=counted(5, 5)),
     ]
-    found = [c for c, _ in search.curve_of(trials)]
-    assert [(c.id, c.value, c.documents) for c in found] == [
+    curve = search.curve_of(trials, lambda trial: values[trial.number])
+    assert [(c.id, c.value, c.documents) for c, _ in curve] == [
         ("r0", 0.1, 10),
         ("r2", None, 3),
         ("r3", 0.2, 0),
         ("r4", None, 0),
         ("r1", 0.4, 106),
     ]
-    assert [c.id for c, _ in search.best_so_far(search.curve_of(trials))] == ["r0", "r3", "r1"]
+    assert [c.id for c, _ in search.best_so_far(curve)] == ["r0", "r3", "r1"]
 
 
 def test_every_search_has_a_file_of_its_own_and_its_budget(tmp_path):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -11,14 +10,17 @@ from support.soups import TargetLosses
 from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Rule
-from mergesearch.search.soup.adam import SoupSettings, hold_apart, learn, parent_scales
+from mergesearch.schema import validate
+from mergesearch.search.soup import adam, cmaes
+from mergesearch.search.soup.adam import hold_apart, learn, parent_scales
 from mergesearch.search.soup.coefficients import Block, Coefficients
 from mergesearch.search.soup.learning import minibatch, size
+from mergesearch.search.soup.settings import SoupSettings
 
 DOCUMENTS = {"one": list(range(16)), "two": list(range(8))}
 LEARN, STOP = hold_apart(DOCUMENTS, 0.25, 0)
 GROUPS = [Block((0, 0)), Block((1, 1))]
-SETTINGS = SoupSettings(steps=30, rate=0.1, batch=8, check=5, patience=99)
+SETTINGS = SoupSettings(steps=30, learning_rate=0.1, documents=8, look_every=5, patience=99)
 
 
 def bold(name, model):
@@ -46,7 +48,7 @@ class Case:
             self.engine,
             self.losses,
             settings,
-            **{"documents": LEARN, "validation": STOP, **options},
+            **{"seed": 0, "documents": LEARN, "validation": STOP, **options},
         )
 
     def score(self, documents):
@@ -81,20 +83,21 @@ def test_linear_and_each_tensor(tiny):
     learned = case.learn()
     assert np.abs(learned.values / learned.values.sum() - case.wanted).max() < 0.05
     case = Case(tiny, "tensor")
-    learned = case.learn(dataclasses.replace(SETTINGS, steps=15))
+    learned = case.learn(SETTINGS.model_copy(update={"steps": 15}))
     assert learned.history[-1]["validation"] < 0.25 * learned.history[0]["validation"]
 
 
 def test_the_cost_is_stated(tiny):
     told = []
-    learned = Case(tiny).learn(SoupSettings(steps=10, batch=4, check=5), spent=told.append)
+    learned = Case(tiny).learn(SoupSettings(steps=10, documents=4, look_every=5, learning_rate=0.05), spent=told.append)
     assert sum(told) == learned.documents == 3 * size(STOP) + 10 * 3 * 8
     assert [look["step"] for look in learned.history] == [0, 5, 10]
 
 
 @pytest.mark.parametrize("at", [3, 9])
-def test_after_a_kill_it_goes_on_and_ends_the_same(tiny, tmp_path, at):
-    settings = dataclasses.replace(SETTINGS, steps=10, save=2)
+def test_after_a_kill_it_goes_on_and_ends_the_same(tiny, tmp_path, at, monkeypatch):
+    monkeypatch.setattr(adam, "SAVE_EVERY", 2)
+    settings = SETTINGS.model_copy(update={"steps": 10})
     whole = Case(tiny).learn(settings)
     case, steps = Case(tiny), []
 
@@ -117,7 +120,7 @@ def test_after_a_kill_it_goes_on_and_ends_the_same(tiny, tmp_path, at):
 
 
 def test_after_a_stop_it_may_go_on(tiny, tmp_path):
-    settings, left = dataclasses.replace(SETTINGS, steps=12), [7]
+    settings, left = SETTINGS.model_copy(update={"steps": 12}), [7]
 
     def stop():
         left[0] -= 1
@@ -136,7 +139,7 @@ def test_after_a_stop_it_may_go_on(tiny, tmp_path):
 def test_a_state_of_something_else_is_refused(tiny, tmp_path):
     Case(tiny).learn(SoupSettings(steps=1), state=tmp_path / "s.json")
     with pytest.raises(UserError, match="other settings"):
-        Case(tiny).learn(SoupSettings(steps=1, seed=1), state=tmp_path / "s.json")
+        Case(tiny).learn(SoupSettings(steps=1), seed=1, state=tmp_path / "s.json")
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(UserError, match="no state"):
         Case(tiny).learn(SoupSettings(steps=1), state=tmp_path / "s.json")
@@ -144,7 +147,7 @@ def test_a_state_of_something_else_is_refused(tiny, tmp_path):
 
 def test_steps_that_lead_away_end_it_with_what_was_kept(tiny):
     case = Case(tiny)
-    settings = dataclasses.replace(SETTINGS, rate=3.0, check=1, patience=3)
+    settings = SETTINGS.model_copy(update={"learning_rate": 3.0, "look_every": 1, "patience": 3})
     learned = case.learn(settings, start=case.wanted)
     assert learned.note == "worse at 3 looks in a row, at step 3"
     assert [look["kept"] for look in learned.history] == [True, False, False, False]
@@ -170,7 +173,7 @@ def test_a_loss_that_is_no_number_ends_with_what_was_kept(tiny):
 def test_frozen_tensors_stay_and_the_others_learn(tiny):
     rule = Rule(components=("embedding", "norm"), method="task_arithmetic", parameters={"weight": 0.0})
     case = Case(tiny, "tensor", frozen=[rule])
-    learned = case.learn(dataclasses.replace(SETTINGS, steps=10))
+    learned = case.learn(SETTINGS.model_copy(update={"steps": 10}))
     assert learned.recipe.rules[0] == rule
     assert learned.history[-1]["validation"] < learned.history[0]["validation"]
 
@@ -197,29 +200,30 @@ def test_a_gain_within_noise_is_no_small_unit(tiny):
 
 def test_frozen_and_bounded_weights(tiny):
     low, high = np.array([[0.2, -1.0], [-1.0, -1.0]]), np.array([[0.2, 0.25], [2.0, 2.0]])
-    learned = Case(tiny, GROUPS, low=low, high=high).learn(dataclasses.replace(SETTINGS, steps=20))
+    learned = Case(tiny, GROUPS, low=low, high=high).learn(SETTINGS.model_copy(update={"steps": 20}))
     assert learned.values[0, 0] == 0.2 and learned.values[0, 1] <= 0.25
     case = Case(tiny, GROUPS, low=[[0.4], [-1.0]], high=[[0.4], [2.0]])
-    learned = case.learn(dataclasses.replace(SETTINGS, steps=5))
+    learned = case.learn(SETTINGS.model_copy(update={"steps": 5}))
     assert (learned.values[0] == 0.4).all() and (learned.values[1] != 0.4).all()
     with pytest.raises(UserError, match="frozen"):
         Case(tiny, low=0.4, high=0.4).learn()
 
 
 def test_checkpointing_gives_the_same(tiny_pool):
-    settings = SoupSettings(steps=4, check=2)
+    settings = SoupSettings(steps=4, look_every=2, learning_rate=0.05)
     for architecture in ("llama", "gpt2"):
         tiny = tiny_pool(architecture, architecture, models=2, edit=bold)
         one = Case(tiny).learn(settings)
         case = Case(tiny)
-        other = case.learn(dataclasses.replace(settings, checkpointing=True))
+        other = case.learn(settings.model_copy(update={"checkpointing": True}))
         assert np.allclose(one.values, other.values, atol=1e-6)
         modules = list(case.engine.model.modules())
         assert not any(module.training or getattr(module, "gradient_checkpointing", False) for module in modules)
 
 
-def test_cma_es_finds_the_same(tiny, tmp_path):
-    settings = SoupSettings(optimizer="cmaes", candidates=60, save=7)
+def test_cma_es_finds_the_same(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(cmaes, "SAVE_EVERY", 7)
+    settings = SoupSettings(optimizer="cmaes", candidates=60)
     case, scored = Case(tiny), []
 
     def score(documents):
@@ -260,5 +264,5 @@ def test_what_is_refused(tiny):
         case.learn(validation={"one": [], "two": [1]})
     with pytest.raises(UserError, match="needs 2"):
         hold_apart({"one": [3]}, 0.5, 0)
-    with pytest.raises(UserError, match="rate is 0"):
-        SoupSettings(rate=0)
+    with pytest.raises(UserError, match=r"learning_rate is 0: it must be in \(0, inf\)"):
+        validate(SoupSettings, {"learning_rate": 0}, "search.learned_soup")

@@ -16,6 +16,7 @@ from mergesearch.evaluate.scores import DocumentScores
 from mergesearch.recipe import Recipe
 from mergesearch.results.record import read_records, records
 from mergesearch.results.table import render, table_rows
+from mergesearch.search import trials
 from mergesearch.search.racing import Lead, lead, quantile, spreads
 from mergesearch.search.store import RunFolder
 from scripts.bench.shared.replay import Matrix, race_all
@@ -231,7 +232,7 @@ def test_a_pruned_recipe_goes_on_from_its_blocks(tmp_path: Path, whole: tuple[Pa
     search = start(tmp_path / "run", live, trials=0)
     search.run()
     for _ in range(2):
-        search.study.enqueue_trial({}, user_attrs={"recipe": found.recipe, "recipe_id": found.recipe_id})
+        trials.enqueue(search.study, strategy="random", recipe_data=found.recipe, recipe_id=found.recipe_id)
         search.run()
     first, second = records(search.history())[4:]
     assert (first.state, first.stopped) == (second.state, second.stopped) and second.seconds == 0.0
@@ -241,11 +242,11 @@ def test_a_pruned_recipe_goes_on_from_its_blocks(tmp_path: Path, whole: tuple[Pa
 def test_nothing_races_before_the_parents_have_fixed_the_objective(tmp_path: Path) -> None:
     """Another worker may still be at a parent when this one comes to the published defaults."""
     search = start(tmp_path / "run")
-    search.study.enqueue_trial({}, user_attrs={"name": "ties 0.2", "strategy": "baselines"})
-    trial = search.study.ask()
-    assert not search._may_race(trial)
+    trials.enqueue(search.study, name="ties 0.2", strategy="baselines")
+    number = search.study.ask().number
+    assert not search._may_race(search.history().trials[number], search.history())
     search.run()
-    assert search._may_race(trial)
+    assert search._may_race(search.history().trials[number], search.history())
 
 
 def test_without_racing_nothing_is_pruned(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_samplers_see_how_far_a_pruned_trial_got(whole: tuple[Path, Live]) -> No
     pruned = [trial for trial in search.study.trials if trial.state.name == "PRUNED"]
     for trial in pruned:
         ((step, value),) = trial.intermediate_values.items()
-        assert 1 <= step <= 6 and value == trial.user_attrs["partial"]["quiz"]["value"]
+        assert 1 <= step <= 6 and value == trials.read(trial).partial["quiz"].value
 
 
 def test_a_block_file_holds_its_answers(whole: tuple[Path, Live]) -> None:

@@ -19,7 +19,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.results.record import Record, read_records
 from mergesearch.results.table import render
 from mergesearch.search import store
-from mergesearch.search.history import CONTROL
+from mergesearch.search.soup.settings import SoupSettings
 
 FOLDER = Path(__file__).parent.parent / "configs" / "search"
 SMALL = [
@@ -76,7 +76,7 @@ def run(name: str, folder: Path) -> tuple[Session, list[Record]]:
 
 
 def strategies(session: Session) -> list[str]:
-    return [t.user_attrs["strategy"] for t in session.search.study.get_trials()][4:]
+    return [trial.strategy for trial in session.search.history().trials][4:]
 
 
 def recipes(found: list[Record]) -> list[Recipe]:
@@ -111,15 +111,15 @@ def _greedy_soup(session: Session, found: list[Record], folder: Path) -> None:
 def _learned(session: Session, found: list[Record], folder: Path) -> None:
     config = session.config
     counts = [len(session.folder.search_documents()[task.task]) for task in config.tasks]
-    soup, models = config.search.learned_soup, len(config.models)
-    for trial in (t.user_attrs for t in session.search.study.get_trials()[4:]):
-        of_soup = trial["strategy"] == "learned_soup"  # at most what `mergesearch check` says
-        most = soup.cost(trial["loss"], models, counts) if of_soup else soup.closed_form_cost(models, counts)
-        assert 0 < trial["documents_learning"] <= most
+    soup, models = config.search.key("learned_soup", SoupSettings), len(config.models)
+    for trial in session.search.history().trials[4:]:
+        of_soup = trial.strategy == "learned_soup"  # at most what `mergesearch check` says
+        most = soup.cost(trial.key["loss"], models, counts) if of_soup else soup.closed_form_cost(models, counts)
+        assert 0 < trial.learning_documents <= most
 
 
 def _control(session: Session, found: list[Record], folder: Path) -> None:
-    assert strategies(session) == ["study"] * 2 + [CONTROL] * 2
+    assert strategies(session) == ["study"] * 2 + ["random_control"] * 2
 
 
 def _pareto(session: Session, found: list[Record], folder: Path) -> None:

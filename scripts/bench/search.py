@@ -32,12 +32,12 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
-from mergesearch.search.record import TaskScore
+from mergesearch.evaluate.scores import TaskScore
 
 from mergesearch import config as configuration
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
-from mergesearch.search.history import documents_of, scores_of
+from mergesearch.search.trials import State, Trial
 from scripts.bench import search_report
 from scripts.bench.yardstick import (
     LAYER_GROUPS,
@@ -353,7 +353,7 @@ def run_own(unit: Unit) -> None:
     try:
         session.search.run()
     finally:
-        trials = session.search.study.get_trials(deepcopy=False)
+        trials = session.search.history().trials
         del session
         write_curve(unit, plain, trials)
 
@@ -370,13 +370,13 @@ def searched_documents(config: Config) -> int:
     return sum(len(part.search) for part in materials.splits(config, materials.load_tasks(config)).values())
 
 
-def write_curve(unit: Unit, config: Config, trials: Sequence[Any]) -> None:
+def write_curve(unit: Unit, config: Config, trials: Sequence[Trial]) -> None:
     """The trials as candidates in the order in which they were finished, on the scale that the seed's searches share;
     holdout scores that are known are kept."""
     known = {c.id: c.holdout for c in read_candidates(unit.file) if c.holdout is not None}
     bench = Bench(config, unit.out)
     objective, measures = bench.objective(), bench.measures()
-    found = curve_of(trials, lambda trial: objective.value(scores_of(trial)))
+    found = curve_of(trials, lambda trial: objective.value(trial.scores))
     wanted = {c.id: Recipe.from_data(recipe, c.id) for c, recipe in best_so_far(found) if c.id not in known}
     known |= {name: measures.holdout(recipe) for name, recipe in wanted.items()}
     best = {c.id for c, _ in best_so_far(found)}
@@ -390,19 +390,17 @@ def write_curve(unit: Unit, config: Config, trials: Sequence[Any]) -> None:
 Measured = tuple[Candidate, Mapping[str, Any]]
 
 
-def curve_of(trials: Sequence[Any], value_of: Callable[[Any], float] = lambda trial: trial.value) -> list[Measured]:
+def curve_of(trials: Sequence[Trial], value_of: Callable[[Trial], float]) -> list[Measured]:
     """(candidate, recipe) of each trial that has ended, by the time it ended. A trial that was stopped early has no
     value and costs what it was scored on."""
-    ended = [t for t in trials if t.state.is_finished() and (t.user_attrs.get("recipe") or documents_of(t.user_attrs))]
-    found = []
-    for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
-        attributes = trial.user_attrs
-        seconds = (attributes.get("merge_seconds") or 0.0) + (attributes.get("score_seconds") or 0.0)
-        value = value_of(trial) if trial.state.name == "COMPLETE" else None
-        name = attributes.get("recipe_id") or f"trial {trial.number}"
-        candidate = Candidate(name, value, documents_of(attributes), None, seconds, attributes.get("error"))
-        found.append((candidate, attributes.get("recipe") or {}))
-    return found
+    ended = [(trial.ended, trial) for trial in trials if trial.ended and (trial.recipe_data or trial.documents)]
+    curve = []
+    for _, trial in sorted(ended, key=lambda pair: (pair[0], pair[1].number)):
+        value = value_of(trial) if trial.state is State.COMPLETE else None
+        name = trial.recipe_id or f"trial {trial.number}"
+        candidate = Candidate(name, value, trial.documents, None, trial.seconds, trial.error)
+        curve.append((candidate, trial.recipe_data or {}))
+    return curve
 
 
 def best_so_far(found: Sequence[Measured]) -> list[Measured]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, cast
+
+from pydantic.fields import FieldInfo
 
 from mergesearch import registry
-from mergesearch.config import Config
+from mergesearch.config import Config, SearchConfig
+from mergesearch.schema import Strict, words_of_type
 from mergesearch.search.history import History
 from mergesearch.search.strategies.base import Strategy, Surroundings
 from mergesearch.search.trials import Trial
@@ -35,7 +39,9 @@ def refuse(config: Config) -> None:
 
 def of_trial(trial: Trial) -> type[Strategy]:
     """The strategy that proposed a trial; one that is not there any more leaves the words that all have in common."""
-    return registered().get(trial.strategy, _gone(trial.strategy))
+    return registered().get(trial.strategy) or cast(
+        "type[Strategy]", type("Gone", (Strategy,), {"name": trial.strategy})
+    )
 
 
 def words(history: History) -> list[str]:
@@ -44,11 +50,28 @@ def words(history: History) -> list[str]:
     return [text for name in history.config.search.strategies for text in known[name].words(history)]
 
 
-def _gone(strategy: str) -> type[Strategy]:
-    return cast("type[Strategy]", type("Gone", (Strategy,), {"name": strategy}))
+def describe() -> list[dict[str, Any]]:
+    """One row for each strategy: name, summary, whether `search.strategy` may name it, whether it is part of `auto`,
+    whether it goes on until the budget ends, and its keys under `search`: key, type, default, meaning."""
+    further = SearchConfig.further().model_fields
+    return [
+        {
+            "name": name,
+            "summary": strategy.summary(),
+            "named": strategy.named,
+            "auto": strategy.auto is not None,
+            "open_ended": strategy.open_ended,
+            "keys": [row for key in strategy.keys for row in _keys(f"search.{key}", further[key])],
+        }
+        for name, strategy in registered().items()
+    ]
 
 
-def describe() -> list[dict[str, object]]:
-    """One row for each strategy: name, summary, whether `search.strategy` may name it, whether `auto` has it, whether
-    it goes on until the budget ends, its keys under `search` with their defaults and meanings."""
-    ...
+def _keys(path: str, field: FieldInfo) -> Iterator[dict[str, Any]]:
+    kind = field.annotation
+    if isinstance(kind, type) and issubclass(kind, Strict):
+        for name, inner in kind.model_fields.items():
+            yield from _keys(f"{path}.{inner.alias or name}", inner)
+        return
+    default = field.get_default(call_default_factory=True, validated_data={})
+    yield {"key": path, "allowed": words_of_type(field), "default": default, "meaning": field.description or ""}
