@@ -46,22 +46,27 @@ class TaskConfig(Strict):
 
     task: str = Field(min_length=1)
     metric: str | None = Field(
-        None, description="as lm-eval names it (`acc`, or `exact_match,strict-match`); default: the task's only one"
+        default=None,
+        description="as lm-eval names it (`acc`, or `exact_match,strict-match`); default: the task's only one",
     )
-    weight: float = Field(1.0, gt=0)
-    num_fewshot: int | None = Field(None, ge=0, description="default: what the task says")
-    limit: int | None = Field(None, ge=1, description="the most documents that the search scores a candidate on")
+    weight: float = Field(default=1.0, gt=0)
+    num_fewshot: int | None = Field(default=None, ge=0, description="default: what the task says")
+    limit: int | None = Field(
+        default=None, ge=1, description="the most documents that the search scores a candidate on"
+    )
 
 
 class GuardConfig(Strict):
     """A task that no winner may get worse on; scored like the others and no part of the objective."""
 
     task: str = Field(min_length=1)
-    metric: str | None = Field(None, description="as for tasks")
-    num_fewshot: int | None = Field(None, ge=0, description="as for tasks")
-    limit: int | None = Field(None, ge=1, description="as for tasks")
+    metric: str | None = Field(default=None, description="as for tasks")
+    num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
+    limit: int | None = Field(default=None, ge=1, description="as for tasks")
     max_drop: float = Field(ge=0, description="how much worse than the reference, in the metric's unit")
-    against: Literal["base", "best"] = Field("base", description="the base, or the model that is best on this task")
+    against: Literal["base", "best"] = Field(
+        default="base", description="the base, or the model that is best on this task"
+    )
 
     def as_task(self) -> TaskConfig:
         """What is to be scored."""
@@ -76,11 +81,14 @@ class ObjectiveConfig(Strict):
     """
 
     scale: Literal["raw", "parents"] = "parents"
-    pareto: bool = Field(False, description="keep one objective for each task, and look for the front they trade along")
+    pareto: bool = Field(
+        default=False, description="keep one objective for each task, and look for the front they trade along"
+    )
 
-    metric: str | None = Field(None, description="of every task that has it and names no metric of its own")
+    metric: str | None = Field(default=None, description="of every task that has it and names no metric of its own")
     tie_break: Literal["gold_prob"] | None = Field(
-        None, description="decides between candidates that lie within a document: the probability of the right answer"
+        default=None,
+        description="decides between candidates that lie within a document: the probability of the right answer",
     )
 
     @model_validator(mode="before")
@@ -92,14 +100,14 @@ class ObjectiveConfig(Strict):
 class Selector(Strict):
     """Some of the tensors: what `layers` and `components` both select; left out, each selects everything."""
 
-    layers: tuple[int, int] | None = Field(None, description="first and last layer, both included")
+    layers: tuple[int, int] | None = Field(default=None, description="first and last layer, both included")
     components: list[str] | None = None
 
 
 class Freeze(Selector):
     """Tensors that the search leaves as one of its parents has them."""
 
-    at: str = Field("base", description="`base`, `average` or a model's name")
+    at: str = Field(default="base", description="`base`, `average` or a model's name")
 
 
 class Narrow(Selector):
@@ -114,9 +122,11 @@ class Narrow(Selector):
 class StackConfig(Strict):
     """The search for a stack: which model's layer stands at each depth, how often, and how loud."""
 
-    repeats: tuple[int, int] = Field((1, 2), description="the fewest and the most times a layer is there; 0 skips it")
-    scale: Range = Field((1.0, 1.0), description="of what a repeated layer adds to the residual stream")
-    base: bool = Field(True, description="whether the base's layers may be taken too")
+    repeats: tuple[int, int] = Field(
+        default=(1, 2), description="the fewest and the most times a layer is there; 0 skips it"
+    )
+    scale: Range = Field(default=(1.0, 1.0), description="of what a repeated layer adds to the residual stream")
+    base: bool = Field(default=True, description="whether the base's layers may be taken too")
 
     @model_validator(mode="after")
     def _in_order(self) -> StackConfig:
@@ -131,25 +141,29 @@ class SpaceConfig(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    methods: list[str] = Field(["linear", "task_arithmetic", "ties", "dare_ties"], min_length=1)
-    layer_groups: int = Field(1, ge=1, description="consecutive ranges of layers with parameters of their own")
+    methods: list[str] = Field(default=["linear", "task_arithmetic", "ties", "dare_ties"], min_length=1)
+    layer_groups: int = Field(default=1, ge=1, description="consecutive ranges of layers with parameters of their own")
     components: list[str] = Field(
-        ["all"], min_length=1, description="each group of layers splits into these; `other`: all that is not named"
+        default=["all"],
+        min_length=1,
+        description="each group of layers splits into these; `other`: all that is not named",
     )
     method_per: Literal["recipe", "group"] = "recipe"
     depth: Literal["groups", "control_points", "split"] = Field(
-        "groups",
+        default="groups",
         description="how parameters vary over depth: by groups of layers; interpolated between control points; one mix "
         "up to a layer that is searched and another above",
     )
-    control_points: int = Field(3, ge=2)
-    freeze: list[Freeze] = Field([])
-    ranges_for: list[Narrow] = Field([])
-    grow: bool = Field(False, description="begin with one group for the whole model, then refine around the best")
-    stack: StackConfig | None = Field(None, description="search a stack of layers instead of merging tensors")
+    control_points: int = Field(default=3, ge=2)
+    freeze: list[Freeze] = Field(default=[])
+    ranges_for: list[Narrow] = Field(default=[])
+    grow: bool = Field(
+        default=False, description="begin with one group for the whole model, then refine around the best"
+    )
+    stack: StackConfig | None = Field(default=None, description="search a stack of layers instead of merging tensors")
     weight: Range | None = None
     density: Range | None = None
-    lam: Range | None = Field(None, alias="lambda")
+    lam: Range | None = Field(default=None, alias="lambda")
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> SpaceConfig:
@@ -191,12 +205,14 @@ class SearchConfig(Strict):
     model_config = ConfigDict(extra="allow")
 
     strategy: Annotated[list[str], ONE_OR_MORE] = Field(
-        [AUTO], min_length=1, description="one or a list, each starting from what the earlier ones found"
+        default=[AUTO], min_length=1, description="one or a list, each starting from what the earlier ones found"
     )
-    trials: int = Field(40, ge=0, description="how many candidates, those of the baselines not counted")
-    hours: float | None = Field(None, gt=0, description="of work, over all starts and workers")
-    documents: int | None = Field(None, ge=1, description="document evaluations; a backward pass counts as two more")
-    seed: int = Field(0, ge=0, lt=2**32, description="of samplers, soups and random masks")
+    trials: int = Field(default=40, ge=0, description="how many candidates, those of the baselines not counted")
+    hours: float | None = Field(default=None, gt=0, description="of work, over all starts and workers")
+    documents: int | None = Field(
+        default=None, ge=1, description="document evaluations; a backward pass counts as two more"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of samplers, soups and random masks")
 
     @classmethod
     def further(cls) -> type[Strict]:
@@ -270,35 +286,47 @@ class SearchConfig(Strict):
 class RacingConfig(Strict):
     """Scoring block by block, so that a candidate that can no longer win is stopped early."""
 
-    blocks: int = Field(16, ge=2, description="how often a candidate is looked at; the blocks of documents grow")
+    blocks: int = Field(
+        default=16, ge=2, description="how often a candidate is looked at; the blocks of documents grow"
+    )
     error: float = Field(
-        0.002, gt=0, le=0.5, description="a candidate is stopped once its predicted chance to win is at most this"
+        default=0.002,
+        gt=0,
+        le=0.5,
+        description="a candidate is stopped once its predicted chance to win is at most this",
     )
 
 
 class Config(Strict):
     """One run. See README.md for the file and `configs/` for examples."""
 
-    name: str = Field("run", pattern=r"^[\w.-]+$")
+    name: str = Field(default="run", pattern=r"^[\w.-]+$")
     base_model: str = Field(min_length=1)
     models: dict[str, str] = Field(min_length=1)
     tasks: list[TaskConfig] = Field(min_length=1)
-    include_path: Annotated[list[str], ONE_OR_MORE] = Field([])
-    guard: list[GuardConfig] = Field([], description="tasks that no winner may get worse on")
+    include_path: Annotated[list[str], ONE_OR_MORE] = Field(default=[])
+    guard: list[GuardConfig] = Field(default=[], description="tasks that no winner may get worse on")
     objective: ObjectiveConfig = ObjectiveConfig()
-    holdout: float = Field(0.5, ge=0, lt=1, description="share of each task's documents that the search never sees")
+    holdout: float = Field(
+        default=0.5, ge=0, lt=1, description="share of each task's documents that the search never sees"
+    )
     space: SpaceConfig = SpaceConfig()
     # made when it is needed: the strategies, which it asks, read this file first
     search: SearchConfig = Field(default_factory=SearchConfig)
-    racing: RacingConfig | None = Field(None, description="left out: every candidate is scored on all documents")
+    racing: RacingConfig | None = Field(
+        default=None, description="left out: every candidate is scored on all documents"
+    )
     storage: str | None = None
-    output: str | None = Field(None, description="the run folder; default: results/NAME")
+    output: str | None = Field(default=None, description="the run folder; default: results/NAME")
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    tokenizer: str = Field("base", description="`base`, `union`, or the model whose tokenizer the candidates get")
-    batch_size: int = Field(64, ge=1, description="requests at once where lm-eval's own model answers")
+    tokenizer: str = Field(
+        default="base", description="`base`, `union`, or the model whose tokenizer the candidates get"
+    )
+    batch_size: int = Field(default=64, ge=1, description="requests at once where lm-eval's own model answers")
     scoring: Literal["auto", "lm_eval"] = Field(
-        "lm_eval", description="`auto`: shared prompts are computed once where the model allows it; `lm_eval`: never"
+        default="lm_eval",
+        description="`auto`: shared prompts are computed once where the model allows it; `lm_eval`: never",
     )
     apply_chat_template: bool = False
     fewshot_as_multiturn: bool = False

@@ -84,13 +84,13 @@ def record_of(trial: Trial, objective: Objective | None, front: bool = False) ->
         front: whether it is on the front of a run with one objective for each task.
     """
     strategy = of_trial(trial)
-    complete = objective is not None and trial.state is State.COMPLETE
+    known = objective if trial.state is State.COMPLETE else None
     return Record(
         number=trial.number,
         name=trial.name,
         state=(State.RUNNING if trial.state.settled and not trial.state.ended else trial.state).value,
-        objective=objective.ranking(trial.scores) if complete else None,
-        stderr=objective.stderr(trial.scores) if complete and trial.scores else None,
+        objective=known.ranking(trial.scores) if known else None,
+        stderr=known.stderr(trial.scores) if known and trial.scores else None,
         scores=trial.scores,
         recipe=trial.recipe_data,
         recipe_id=trial.recipe_id,
@@ -98,7 +98,7 @@ def record_of(trial: Trial, objective: Objective | None, front: bool = False) ->
         score_seconds=trial.score_seconds,
         error=trial.error,
         stopped=trial.stopped,
-        infeasible=objective.infeasible(trial.scores) if complete and trial.scores else None,
+        infeasible=known.infeasible(trial.scores) if known and trial.scores else None,
         partial=trial.partial,
         machine=trial.machine,
         front=front,

@@ -253,7 +253,7 @@ class _Run:
         self._load(recipe)
         drawn = minibatch(self.documents, self.step, self.settings.documents, self.seed)
         cells, shape = self.coefficients.cell_of, self.coefficients.shape
-        turned = self.coefficients.free.any(axis=1)
+        turned: np.ndarray = np.any(self.coefficients.free, axis=1)
         jobs = [
             job
             for job in plan(recipe, self.engine.pool)
@@ -386,7 +386,7 @@ def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         raise UserError(f"{type(model).__name__} has no activation checkpointing: set checkpointing to false")
     before = [dict(layer.__dict__) for layer in layers]
     for layer in layers:
-        layer._gradient_checkpointing_func = partial(_without_training, layer)
+        layer.__dict__["_gradient_checkpointing_func"] = partial(_without_training, layer)
         layer.gradient_checkpointing = layer.training = True
     try:
         yield

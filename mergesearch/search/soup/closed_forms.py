@@ -181,7 +181,7 @@ def regmean(
     return coefficients.limit(np.stack(rows))
 
 
-def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+def _linear_layers(model: Any) -> dict[str, nn.Module]:
     """Linear layers by the live name of their weights, those of the head apart: it may be the embedding."""
     head = model.get_output_embeddings()
     kinds = (nn.Linear, Conv1D)

@@ -133,13 +133,13 @@ class Coefficients:
         Raises:
             UserError: softmax of weights that are not all positive.
         """
-        values = torch.from_numpy(self._checked(values).copy())
+        weights = torch.from_numpy(self._checked(values).copy())
         if self.parameterisation == "free":
-            return values
-        if (values <= 0).any():
-            raise UserError(f"softmax weights are positive, a start of {values.min():g} cannot be one: start above 0")
-        total = values.sum(1, keepdim=True)
-        logits = (values / total).log()
+            return weights
+        if (weights <= 0).any():
+            raise UserError(f"softmax weights are positive, a start of {weights.min():g} cannot be one: start above 0")
+        total = weights.sum(1, keepdim=True)
+        logits = (weights / total).log()
         return logits if self.method == "linear" else torch.cat([logits, total.log()], dim=1)
 
     def weights(self, raw: Tensor) -> Tensor:
@@ -185,8 +185,16 @@ class Coefficients:
 
     def _rule(self, number: int, parameters: Mapping[str, Any]) -> Rule:
         block = self._blocks[number]
-        where = {"tensors": block} if isinstance(block, str) else {"layers": block.layers, "components": block.members}
-        return Rule(**where, method=self.method, models=self.models, parameters=dict(parameters))
+        alone = isinstance(block, str)
+        layers, components, tensors = (None, None, block) if alone else (block.layers, block.members, None)
+        return Rule(
+            layers=layers,
+            components=components,
+            tensors=tensors,
+            method=self.method,
+            models=self.models,
+            parameters=dict(parameters),
+        )
 
     def _checked(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values, dtype=np.float64)

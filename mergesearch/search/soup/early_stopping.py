@@ -78,6 +78,7 @@ class EarlyStopping:
 
     def data(self) -> dict[str, Any]:
         """All but the settings, for JSON, after the first look."""
+        assert self.kept is not None, "nothing was looked at yet"
         return {
             "best": {task: found.tolist() for task, found in (self.best or {}).items()},
             "kept": self.kept.tolist(),

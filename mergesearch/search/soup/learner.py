@@ -22,7 +22,7 @@ from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import fisher, own_documents, regmean
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.learning import Documents, hold_apart, shuffled
-from mergesearch.search.soup.settings import SoupSettings
+from mergesearch.search.soup.settings import Loss, SoupSettings
 from mergesearch.search.work import Work
 from mergesearch.space import frozen_rules, groups_of
 
@@ -32,7 +32,7 @@ CLOSED_FORMS = {"fisher": fisher, "regmean": regmean}
 # of the metric's unit, the least that the probability of what is right counts as
 LEAST_SHARE = 0.25
 # the loss of a likelihood: every task that has any loss has it
-CROSS_ENTROPY = "cross_entropy"
+CROSS_ENTROPY: Loss = "cross_entropy"
 # metrics whose mean is 1 less an expected loss, or that loss: their unit is that of the loss
 LIKE_EXPECTED_LOSS = ("acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte", "gold_prob")
 # softmax weights are positive
@@ -89,7 +89,7 @@ class Learner:
         self.say(f"learned soup without gradients, by CMA-ES: {why}")
         return False
 
-    def losses(self, loss: str) -> Losses:
+    def losses(self, loss: Loss) -> Losses:
         """Of the search documents.
 
         Raises:
@@ -100,7 +100,7 @@ class Learner:
             self._losses[loss] = Losses(scorer, self.engine.model, self.settings.batch_size, loss)
         return self._losses[loss]
 
-    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work) -> Recipe:
+    def learn(self, per: str, loss: Loss | None, start: Recipe | None, work: Work) -> Recipe:
         """The recipe with what is learned on one part of the search documents and kept by another, see `adam.learn`.
 
         Args:
@@ -213,7 +213,7 @@ class Learner:
     def start(self, coefficients: Coefficients, recipe: Recipe | None) -> np.ndarray:
         """The first weights: those of a mix, for each cell the mean over its tensors; else the configured one."""
         found = affine_of(recipe, coefficients.models) if recipe is not None else None
-        if found is None:
+        if recipe is None or found is None:
             return coefficients.full(START if self.settings.start is None else self.settings.start)
         free = [info for info in self.infos if info.name in coefficients.cell_of]
         rows = [found.values[recipe.rules.index(recipe.rule_for(info))] for info in free]

@@ -15,32 +15,40 @@ Loss = Literal["expected", "cross_entropy"]
 class SoupSettings(Strict):
     """Learned soup: mixing coefficients learned on the search documents."""
 
-    method: Literal["task_arithmetic", "linear"] = Field("task_arithmetic", description="whose weights are learned")
+    method: Literal["task_arithmetic", "linear"] = Field(
+        default="task_arithmetic", description="whose weights are learned"
+    )
     per: list[Literal["recipe", "group", "tensor"]] = Field(
-        ["tensor"], min_length=1, description="a list, one soup each: what has weights of its own"
+        default=["tensor"], min_length=1, description="a list, one soup each: what has weights of its own"
     )
     loss: Annotated[list[Loss], ONE_OR_MORE] = Field(
-        ["expected", "cross_entropy"],
+        default=["expected", "cross_entropy"],
         min_length=1,
         description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong",
     )
-    coefficients: Literal["free", "softmax"] = Field("free", description="`softmax`: positive, with sum 1")
+    coefficients: Literal["free", "softmax"] = Field(default="free", description="`softmax`: positive, with sum 1")
     optimizer: Literal["adam", "cmaes"] = Field(
-        "adam", description="`adam`, by gradients of the losses; `cmaes`, without gradients, by the objective"
+        default="adam", description="`adam`, by gradients of the losses; `cmaes`, without gradients, by the objective"
     )
-    start: float | None = Field(None, description="the weight of each model at the start; default: the best mix so far")
-    steps: int = Field(100, ge=1, description="of adam, at most")
-    learning_rate: float = Field(0.03, gt=0, description="of adam, falling to a tenth along half a cosine")
-    documents: int = Field(4, ge=1, description="of each task, drawn for each step")
-    validation: float = Field(0.25, gt=0, lt=1, description="share of the search documents kept for early stopping")
-    validation_documents: int = Field(64, ge=1, description="of each task, the most of them")
-    look_every: int = Field(10, ge=1, description="steps between looks at the validation documents")
-    patience: int = Field(4, ge=1, description="looks in a row that are worse than the best beyond noise end it")
-    layer_groups: int = Field(3, ge=1, description="of per: group")
-    components: list[str] = Field(["attention", "mlp", "other"], min_length=1, description="of per: group")
-    candidates: int = Field(100, ge=1, description="of cmaes")
-    checkpointing: bool = Field(False, description="compute activations twice rather than keep them")
-    batch_size: int = Field(16, ge=1, description="documents at once")
+    start: float | None = Field(
+        default=None, description="the weight of each model at the start; default: the best mix so far"
+    )
+    steps: int = Field(default=100, ge=1, description="of adam, at most")
+    learning_rate: float = Field(default=0.03, gt=0, description="of adam, falling to a tenth along half a cosine")
+    documents: int = Field(default=4, ge=1, description="of each task, drawn for each step")
+    validation: float = Field(
+        default=0.25, gt=0, lt=1, description="share of the search documents kept for early stopping"
+    )
+    validation_documents: int = Field(default=64, ge=1, description="of each task, the most of them")
+    look_every: int = Field(default=10, ge=1, description="steps between looks at the validation documents")
+    patience: int = Field(
+        default=4, ge=1, description="looks in a row that are worse than the best beyond noise end it"
+    )
+    layer_groups: int = Field(default=3, ge=1, description="of per: group")
+    components: list[str] = Field(default=["attention", "mlp", "other"], min_length=1, description="of per: group")
+    candidates: int = Field(default=100, ge=1, description="of cmaes")
+    checkpointing: bool = Field(default=False, description="compute activations twice rather than keep them")
+    batch_size: int = Field(default=16, ge=1, description="documents at once")
 
     @model_validator(mode="after")
     def _softmax_is_positive(self) -> SoupSettings:

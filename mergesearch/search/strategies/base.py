@@ -21,6 +21,7 @@ from mergesearch.registry import Declared
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
 from mergesearch.search.samplers import Choice
+from mergesearch.search.soup.settings import Loss
 from mergesearch.search.trials import Kind, Trial
 from mergesearch.search.work import Work
 from mergesearch.space import Space
@@ -96,7 +97,7 @@ class Learns(Protocol):
     @property
     def gradients(self) -> bool: ...
 
-    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work) -> Recipe: ...
+    def learn(self, per: str, loss: Loss | None, start: Recipe | None, work: Work) -> Recipe: ...
 
     def closed_form(self, name: str, work: Work) -> Recipe: ...
 

@@ -43,7 +43,7 @@ class Baselines(Strategy):
 
     name = "baselines"
     keys: ClassVar = {
-        "defaults": (bool, Field(True, description="each method's published defaults are among the baselines"))
+        "defaults": (bool, Field(default=True, description="each method's published defaults are among the baselines"))
     }
     auto = 0
     order = -2
@@ -76,8 +76,8 @@ class Baselines(Strategy):
         values = [(value, name) for trial, name in scored if (value := history.value(trial)) is not None]
         if len(values) < 2:
             return None
-        best = sorted(values, key=lambda pair: -pair[0])[:2]
-        return Stated(slerp_of(self.config, *(name for _, name in best)), SLERP)
+        (_, first), (_, second), *_ = sorted(values, key=lambda pair: -pair[0])
+        return Stated(slerp_of(self.config, first, second), SLERP)
 
     @classmethod
     def may_race(cls, trial: Trial) -> bool:
@@ -95,7 +95,7 @@ def baselines(config: Config) -> dict[str, Recipe]:
     if _wants_defaults(config):
         for name, (method, parameters) in DEFAULTS.items():
             if methods.get(method, "the baselines").min_models <= len(config.models):
-                rules[name] = single_rule(method, **parameters)
+                rules[name] = single_rule(method, None, **parameters)
     return {name: config.recipe(rule) for name, rule in rules.items()}
 
 

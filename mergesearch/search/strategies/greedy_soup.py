@@ -24,7 +24,7 @@ from mergesearch.search.trials import Trial
 class GreedySoupSettings(Strict):
     """Greedy soup: an ingredient stays only if the soup does not get worse on the search documents."""
 
-    trials: int = Field(0, ge=0, description="so many of the best trials are ingredients beside the models")
+    trials: int = Field(default=0, ge=0, description="so many of the best trials are ingredients beside the models")
 
 
 @register

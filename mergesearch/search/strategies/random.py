@@ -38,7 +38,10 @@ class RandomControl(Random):
     keys: ClassVar = {
         "random_control": (
             bool,
-            Field(False, description="at the end as many random proposals as there were others, on top of the budget"),
+            Field(
+                default=False,
+                description="at the end as many random proposals as there were others, on top of the budget",
+            ),
         )
     }
     named = False

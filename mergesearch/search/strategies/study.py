@@ -70,7 +70,9 @@ class Study(Strategy):
     """
 
     name = "study"
-    keys: ClassVar = {"sampler": (Sampler, Field("auto", description="of the study; `auto`: TPE, then CMA-ES or a GP"))}
+    keys: ClassVar = {
+        "sampler": (Sampler, Field(default="auto", description="of the study; `auto`: TPE, then CMA-ES or a GP"))
+    }
     auto = 3
     open_ended = True
 

@@ -30,7 +30,7 @@ class WarmStart(Strategy):
     keys: ClassVar = {
         "warm_start": (
             Annotated[list[str], ONE_OR_MORE],
-            Field([], description="run folders of the same models, whose best recipes are tried first"),
+            Field(default=[], description="run folders of the same models, whose best recipes are tried first"),
         )
     }
     named = False
