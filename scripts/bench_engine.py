@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergesearch import methods
+from mergesearch import memory, methods
 from mergesearch.engine import kernels
 from mergesearch.engine.kernels.exact import exact_division
 
@@ -67,10 +67,10 @@ class Bench:
     def parameters(self) -> int:
         return sum(t.numel() for t in self.base.values())
 
-    def tasks(self, method: methods.Method, count: int) -> list[kernels.Task]:
+    def tasks(self, method: methods.Method, count: int) -> list[kernels.Merge]:
         names = [f"m{i}" for i in range(count)]
         return [
-            kernels.Task(
+            kernels.Merge(
                 kernels.Operands(
                     base=start if method.base != "unused" else None,
                     models=tuple(model[name] for model in self.models[:count]),
@@ -199,7 +199,7 @@ def held() -> int:
 # --- equality -----------------------------------------------------------------------------------------------------
 
 
-def differs(tasks: Sequence[kernels.Task], method: methods.Method, parameters: dict[str, Any], limit: float) -> str:
+def differs(tasks: Sequence[kernels.Merge], method: methods.Method, parameters: dict[str, Any], limit: float) -> str:
     """How much of the candidate was compared with the definition; raises SystemExit where it is not the same."""
     last = {tuple(task.out.shape): task for task in tasks}
     order = [*last.values(), *(task for task in tasks if last[tuple(task.out.shape)] is not task)]
@@ -214,7 +214,7 @@ def differs(tasks: Sequence[kernels.Task], method: methods.Method, parameters: d
     return f"{done} of {len(order)} tensors"
 
 
-def _steps(task: kernels.Task, method: methods.Method, parameters: dict[str, Any]) -> int:
+def _steps(task: kernels.Merge, method: methods.Method, parameters: dict[str, Any]) -> int:
     base, device = task.operands.base, task.out.device
     with exact_division(device):
         wanted = method(
@@ -249,14 +249,14 @@ def measure(
     count = max(method.min_models, min(count, method.max_models or count))
     labels = [f"m{i}" for i in range(count)]
 
-    def recipe(**other: Any) -> kernels.Recipe:
+    def recipe(**other: Any) -> kernels.MethodCall:
         number = other.pop("number", 0)
-        return kernels.Recipe(method, method.complete({**given(method, count, number), **other}, labels, "the run"))
+        return kernels.MethodCall(method, method.complete({**given(method, count, number), **other}, labels, "the run"))
 
     statistics_ = kept or kernels.Statistics(2**30, 2**35)
     run = kernels.Runner(statistics_, kernels.Compiler("now"))
     tasks = bench.tasks(method, count)
-    plan = kernels.Plan(tasks)
+    plan = kernels.MergeSet(tasks)
     with Peak(device) as first_peak:
         first = timed(lambda: run.run(recipe(), plan), device)
     held_now = 2 * bench.parameters * (len(bench.models) + 2)
@@ -383,7 +383,7 @@ def scaling(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
             write(args, rows)
 
     for size in ("10M", "40M", "158M", "400M", "1G"):
-        if kernels.free_memory(device) < 2 * 5 * 10**9 and size == "1G":
+        if memory.free(device) < 2 * 5 * 10**9 and size == "1G":
             print("1G: not enough memory", flush=True)
             continue
         bench = make(size, 3, device)

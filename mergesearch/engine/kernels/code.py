@@ -79,13 +79,13 @@ def trace(program: Program, dtypes: Sequence[torch.dtype]) -> Code:
 @functools.lru_cache(maxsize=512)
 def _trace(source: str, parents: int, dtypes: tuple[torch.dtype, ...], scalars: int, words: int) -> Code:
     run = Program(source=source).run
-    recorder = _Recorder(parents, dtypes, scalars, 1 + 2 * words)
+    recorder = _OperationTracer(parents, dtypes, scalars, 1 + 2 * words)
     with recorder:
         (result,) = run(recorder.s, recorder.k, *recorder.arguments)
     return Code(dtypes, scalars, 1 + 2 * words, tuple(recorder.steps), recorder.value(result))
 
 
-class _Recorder(TorchDispatchMode):
+class _OperationTracer(TorchDispatchMode):
     """Writes down operations on tensors of three elements."""
 
     @classmethod

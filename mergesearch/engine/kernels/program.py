@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mergesearch.engine.kernels.symbols import Number, Slot, Symbol, Unsupported, symbols_in
+from mergesearch.engine.kernels.symbols import MaskSlot, Number, Symbol, Unsupported, symbols_in
 from mergesearch.methods.masks import hash32, stream, to_unit
 
 # what a block's temporaries may be of and still stay in the cache
@@ -88,7 +88,7 @@ def make(outputs: Sequence[Symbol], parents: Sequence[Any]) -> Program:
     Raises:
         Unsupported: something in it is not elementwise.
     """
-    writer = _Writer(Program(parents=list(parents)))
+    writer = _ProgramWriter(Program(parents=list(parents)))
     names = [writer.name(symbol) for symbol in outputs]
     program = writer.finish(names)
     problem = _not_elementwise(program.source, len(program.arguments), tuple(_dtypes(program)))
@@ -97,7 +97,7 @@ def make(outputs: Sequence[Symbol], parents: Sequence[Any]) -> Program:
     return program
 
 
-class _Writer:
+class _ProgramWriter:
     def __init__(self, program: Program):
         self.program = program
         self.lines: list[str] = []
@@ -126,8 +126,8 @@ class _Writer:
         self.lines.append(f"    {name} = {expression}")
         return name
 
-    def _uniform(self, key: Slot, shape: Any, sample: int = 0, device: Any = None, start: int = 0) -> str:
-        if not isinstance(key, Slot) or start != 0:
+    def _uniform(self, key: MaskSlot, shape: Any, sample: int = 0, device: Any = None, start: int = 0) -> str:
+        if not isinstance(key, MaskSlot) or start != 0:
             raise Unsupported("random numbers of another kind than one for each element")
         self.indexed = True
         self.program.words.append((key.model, sample))
@@ -223,7 +223,7 @@ def _function(source: str, name: str) -> Callable[..., Any]:
 # --- is it elementwise? -------------------------------------------------------------------------------------------
 
 
-class _Watch(TorchDispatchMode):
+class _ElementwiseCheck(TorchDispatchMode):
     """Remembers the first operation that is not elementwise."""
 
     @classmethod
@@ -259,7 +259,7 @@ def _not_elementwise(source: str, count: int, dtypes: tuple[torch.dtype, ...]) -
     numbers = 1 + max([0, *(int(p.split("]")[0]) for p in source.split("s[")[1:])])
     words = 1 + max([0, *(int(p.split("]")[0]) for p in source.split("k[")[1:])])
     s, k = torch.ones(numbers, dtype=torch.float64), torch.zeros(words, dtype=torch.int32)
-    watch = _Watch()
+    watch = _ElementwiseCheck()
     try:
         with watch:
             found = _function(source, "program")(s, k, *arguments)

@@ -29,7 +29,7 @@ class Unsupported(Exception):
     """This method, with these parameters, cannot be split into statistics and elementwise operations."""
 
 
-class Slot:
+class MaskSlot:
     """Stands for the mask key of one model."""
 
     def __init__(self, model: int):
@@ -41,7 +41,7 @@ class Symbol:
 
     `big`: it has the merged tensor's shape. A small one (a threshold, a cosine) carries `value`, what it is for the
     first tensor of the group: the same for the others in shape and dtype, not in value. `alike`: it is made of
-    parameters alone, so that it has one value for all tensors.
+    parameters alone, so that it has one value for all tensors; `differing`: those of its `inputs` that are not.
     """
 
     def __init__(self, tape: Tape, kind: str, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any], big: bool):
@@ -50,9 +50,9 @@ class Symbol:
         self.tape, self.kind, self.what, self.args, self.kwargs, self.big = tape, kind, what, args, kwargs, big
         self.value: Any = None
         self.simple = not kwargs and not any(isinstance(a, (list, tuple, dict)) for a in args)
-        self.alike = kind == "parameter" or (
-            kind == "step" and not big and all(s.alike for s in symbols_in((args, kwargs)))
-        )
+        self.inputs = symbols_in((args, kwargs))
+        self.differing = [s for s in self.inputs if not s.alike]
+        self.alike = kind == "parameter" or (kind == "step" and not big and not self.differing)
         self._dtype: torch.dtype | None = None
         self.specimens: dict[bool, Tensor] = {}
         self.number = tape.count()
@@ -151,8 +151,8 @@ class Tape:
     """One recording: the shape of the tensors, and what answers a statistic for the first of them."""
 
     def __init__(self, shape: torch.Size, device: torch.device, answer: Callable[[Symbol], Tensor]):
-        self.shape, self.device, self.answer = shape, device, answer
-        self.statistics: list[Symbol] = []
+        self.shape, self.device = shape, device
+        self.answer: Callable[[Symbol], Tensor] | None = answer
         self.reads: set[Any] = set()
         self._count = 0
 
@@ -189,7 +189,7 @@ class Tape:
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         if isinstance(value, (tuple, list)):
-            return [self._small(_item, (function, args, kwargs, i), {}, part) for i, part in enumerate(value)]
+            return [self._small(part_of, (function, args, kwargs, i), {}, part) for i, part in enumerate(value)]
         if not isinstance(value, Tensor):
             raise Unsupported(f"{function} gives no tensor")
         made = Symbol(self, "step", function, args, kwargs, False)
@@ -203,7 +203,7 @@ class Tape:
                 return statistic.function(*args, **kwargs)
         made = Symbol(self, "statistic", statistic, args, kwargs, statistic.per_element)
         if not statistic.per_element:
-            self.statistics.append(made)
+            assert self.answer is not None  # the recording is not over
             made.value = self.answer(made)
         return made
 
@@ -237,7 +237,8 @@ def _in_place(name: str) -> bool:
     return name.startswith("__i") and name != "__invert__" if name.startswith("__") else name.endswith("_")
 
 
-def _item(function: Any, args: Any, kwargs: Any, index: int) -> Tensor:
+def part_of(function: Any, args: Any, kwargs: Any, index: int) -> Tensor:
+    """One of the tensors that a function gives; a function of its own, so that each can be a step."""
     return function(*args, **kwargs)[index]
 
 
@@ -308,7 +309,7 @@ def record(
     base = tape.leaf("base") if has_base else None
     given = _parameters(tape, method, parameters)
     if method.random:
-        given["keys"] = [Slot(i) for i in range(models)]
+        given["keys"] = [MaskSlot(i) for i in range(models)]
     try:
         with listening(tape.listen):
             result = method.function(base, [tape.leaf("model", i) for i in range(models)], **given)

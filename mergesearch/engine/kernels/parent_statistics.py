@@ -23,6 +23,8 @@ from mergesearch.methods.statistics import listening
 
 # elements at a time: on the CPU few enough that torch leaves them to the one thread, on a device many
 _PIECE, _DEVICE_PIECE = 2**15 - 2**10, 2**24
+# the statistic's name, of which orders.py has another way
+_RANK_SUMS = f"{rank_sums.__module__}.{rank_sums.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Operands:
     masks: tuple[MaskKey, ...] = ()
 
     def parents(self, which: Sequence[Any]) -> list[Tensor]:
-        return [self.base if parent == "base" else self.models[parent] for parent in which]
+        """The tensors of some parents: "base", or a model's number. The base is asked for only where there is one."""
+        assert self.base is not None or "base" not in which
+        return [self.base if self.base is not None and parent == "base" else self.models[parent] for parent in which]
 
 
 class Cache:
@@ -106,7 +110,7 @@ class Request:
         self.statistic = symbol.what
         tree = (symbol.args, symbol.kwargs)
         self.big = list({s.number: s for s in symbols_in(tree) if s.big}.values())
-        self.parents = _leaves(self.big)
+        self.parents = leaves(self.big)
         self.program: Program | None = make(self.big, self.parents) if self.big else None
         scalars = [*self.program.scalars, *self.program.rows] if self.program else []
         self.small = [s for s in (*symbols_in(tree), *scalars) if isinstance(s, Symbol) and not s.big]
@@ -128,7 +132,7 @@ class Request:
         return (self.identity, named, drawn, *(v.numpy(force=True).tobytes() for v in values))
 
 
-def _leaves(symbols: Sequence[Symbol]) -> list[Any]:
+def leaves(symbols: Sequence[Symbol]) -> list[Any]:
     """The parents that big symbols are made of: "base" first, then the models' numbers."""
     seen: set[int] = set()
     found: set[Any] = set()
@@ -210,7 +214,7 @@ class Statistics:
         args, kwargs = replace(
             (request.symbol.args, request.symbol.kwargs), lambda s: big[place[s.number]] if s.big else value(s)
         )
-        if request.statistic.function is rank_sums.__wrapped__ and orders.here(args[0]):
+        if request.statistic.name == _RANK_SUMS and orders.here(args[0]):
             return orders.rank_sums(*args)
         return request.statistic.function(*args, **kwargs)
 
@@ -257,8 +261,10 @@ class Statistics:
 
 def _tree_identity(request: Request) -> bytes:
     """As `Request.identity`, without the rank that is asked for."""
-    numbers = [s for s in (*request.program.scalars, *request.program.rows) if isinstance(s, Tensor)]
-    text = [request.program.source, *(repr(n.tolist()) for n in numbers), *(e.identity.hex() for e in request.elements)]
+    program = request.program
+    assert program is not None  # an order statistic is one of a tensor
+    numbers = [s for s in (*program.scalars, *program.rows) if isinstance(s, Tensor)]
+    text = [program.source, *(repr(n.tolist()) for n in numbers), *(e.identity.hex() for e in request.elements)]
     return hashlib.blake2b("\0".join(text).encode(), digest_size=16).digest()
 
 
