@@ -1,9 +1,23 @@
 """Programs as typed operations, and their text in a language that a compiler turns into one pass over memory.
 
-`trace` runs a program once on tiny tensors and writes down what was done, with the dtypes that torch's promotion
-gives. `Writer` says how an operation is written: in C++ (native.py) and in Triton (device.py). What is not in the table
-here raises `Unsupported`; then torch.compile is used, or the program as it stands. Arithmetic is torch's own, operation
-by operation: no contraction to fused multiply-adds, divisions and roots rounded to the nearest.
+`trace` runs a program once on tiny tensors and writes down what was done, with the dtypes that torch's promotion gives.
+`Writer` says how an operation is written: in C++ (native.py) and in Triton (device.py). What is not in the table here
+raises `Unsupported`; then the program runs as it stands, block by block.
+
+Why a `Code` gives what the program gives. The tracer sees what torch does at its lowest level, after every
+decomposition and promotion: each operation becomes one step on the dtype of torch's own result, with a cast for every
+operand of another dtype, as torch casts it. Steps are rounded one by one: no contraction to fused multiply-adds,
+divisions and roots to the nearest. Where a step is not written as torch does it, the two are equal on every input:
+
+- `pow(x, 2)` is x * x, which is how torch computes it;
+- x * 1 and x / 1 are x, where the dtype stays;
+- a truth value as a number, times w (`_counted`): true gives 1 * w = w, false 0 * w, so it is a choice of w and 0 * w,
+  which keeps the sign of 0 and the NaN of an infinite w;
+- n * p < t with n a whole number and p a power of two (`_compared`): n as a float32 times p has n's significand, so the
+  product is exact, and t / p is exact too unless it overflows to an infinity, which lies on the same side of every n:
+  comparing n with t / p is the same comparison. So a mask's bits are compared with a density without the product that
+  brings them into the unit interval;
+- clamp is a maximum and a minimum, in torch's order, with torch's NaN.
 """
 
 from __future__ import annotations

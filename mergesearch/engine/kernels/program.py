@@ -2,6 +2,15 @@
 
 The text is the program's identity: other numbers and other tensors give the same text, so one compiled kernel serves
 them all. It runs as it stands on blocks that fit the cache, or compiled.
+
+Why blocks give what the whole tensor gives. Each recorded step becomes one line that calls the same torch function on
+the same operands (`_ProgramWriter._call`); numbers become s[i], held in float64 and converted to the recorded dtype
+where that was another, which loses nothing, as a float64 that came from a float32 goes back to it. `_not_elementwise`
+then runs the text once and lets only operations pass that torch itself marks as pointwise, or that make or copy
+elements in their place. Of such a function element i depends on the elements i of its arguments alone, so a block of
+the result is the function of the blocks. Random numbers are pointwise too: `uniform` is a hash of the element's index
+(methods/masks.py), and a block's index is its offset k[0] plus the place in it. (To the last bit this holds for
+operations that are rounded to the nearest, and the programs of the methods here have no others.)
 """
 
 from __future__ import annotations

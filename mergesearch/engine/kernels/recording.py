@@ -1,4 +1,13 @@
-"""What a method does to the tensors of one shape: kept, it serves other numbers and other tensors of that shape."""
+"""What a method does to the tensors of one shape: kept, it serves other numbers and other tensors of that shape.
+
+From a recording (symbols.py) two lists follow. `Recording.requests` and `elements` are the statistics, asked for tensor
+by tensor; `Recording.wanted` are the small symbols that the elementwise program reads: numbers made of parameters and
+statistics. For other parameters and other tensors `Values` repeats the recorded steps on their numbers: the same
+functions on the same dtypes, so with the result that the method itself would get. That the steps are the same for other
+parameters is not taken on trust: whoever records runs the method a second time with all numbers changed
+(`_holds_for_others`), and where the second list is another one, or a number was taken out of its tensor, the recording
+serves its own numbers only.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +33,8 @@ _REFLECTED = {"add", "sub", "mul", "truediv", "div"}
 _NEAREST = {
     *_REFLECTED, "subtract", "multiply", "divide", "true_divide", "neg", "negative", "abs", "absolute", "sqrt", "where",
     "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne", "and", "or",
-    "xor", "invert", "logical_and", "logical_or", "logical_not", "floor", "ceil", "trunc", "isfinite", "isnan", "getitem",
-    "select", "unbind", "stack", "unsqueeze", "squeeze", "reshape", "view", "expand", "clone", "detach", "to", "double",
+    "xor", "invert", "logical_and", "logical_or", "logical_not", "floor", "ceil", "trunc", "isfinite", "isnan",
+    "getitem", "select", "unbind", "stack", "unsqueeze", "squeeze", "reshape", "view", "expand", "clone", "detach", "to", "double",
     "float", "int", "long", "bool", "zeros_like", "ones_like", "full_like",
 }  # fmt: skip
 
@@ -343,7 +352,7 @@ class Values:
     def _each_alone(self, step: Symbol) -> Tensor:
         """The value of a step for every tensor, stacked: a call for each tensor."""
         count = len(self._operands)
-        held = {s.number: self._stacked[s.number].unbind() for s in step.differing}
+        held = {s.number: self._parts(self._stacked[s.number]) for s in step.differing}
         if step.simple:
             columns = [
                 held.get(a.number) or [self._shared[a.number]] * count if isinstance(a, Symbol) else [a] * count
@@ -352,6 +361,12 @@ class Values:
             return torch.stack([step.what(*values) for values in zip(*columns, strict=True)])
         known = [{**self._shared, **{n: column[i] for n, column in held.items()}} for i in range(count)]
         return torch.stack([_step(step, one) for one in known])
+
+    @staticmethod
+    def _parts(stacked: Tensor) -> Sequence[Tensor]:
+        """A stack taken apart. What has dimensions gets memory of its own: a product of matrices goes another way, and
+        rounds otherwise, where its operands do not begin at the multiple of 64 bytes that torch's own memory does."""
+        return [part.clone() for part in stacked.unbind()] if stacked.ndim > 1 else stacked.unbind()
 
     def _columns(self, scalars: Sequence[Any]) -> Tensor:
         """(tensors, scalars) float64, or (1, scalars) where all tensors have the same."""

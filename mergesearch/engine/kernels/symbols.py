@@ -4,6 +4,15 @@
 written down, not done; statistics are asked for through a callback; scalars are computed on the spot and written down
 too, so that one recording serves other numbers. What a method does besides (a branch on a tensor's values, an operation
 in place) raises `Unsupported`: then the plain definition is used, so no method has to know of any of this.
+
+Why the recording is the method. A method is a pure function of its tensors and parameters. With symbols in their place
+Python runs the very same lines, and each operation ends in `Tape.step`: the list of steps is what torch would have been
+asked to do, in that order, with the same arguments. Three things could make the list hold for these inputs alone, and
+each is caught: a branch on a tensor's value (`Symbol.__bool__` and the like raise), an operation in place (raises), and
+a branch on a parameter's value, which is noted in `Tape.reads`: the recording then serves that value only. Shapes
+decide as they always do; a recording serves one shape. A step is computed by the function that was recorded, never by
+another that should do the same, so a small value (a threshold, a cosine) has the bits that the method itself would have
+got.
 """
 
 from __future__ import annotations
