@@ -25,7 +25,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def held() -> int:
 # --- equality -----------------------------------------------------------------------------------------------------
 
 
-def differs(tasks: Sequence[kernels.Merge], method: methods.Method, parameters: dict[str, Any], limit: float) -> str:
+def differs(tasks: Sequence[kernels.Merge], method: methods.Method, parameters: Mapping[str, Any], limit: float) -> str:
     """How much of the candidate was compared with the definition; raises SystemExit where it is not the same."""
     last = {tuple(task.out.shape): task for task in tasks}
     order = [*last.values(), *(task for task in tasks if last[tuple(task.out.shape)] is not task)]
@@ -214,7 +214,7 @@ def differs(tasks: Sequence[kernels.Merge], method: methods.Method, parameters: 
     return f"{done} of {len(order)} tensors"
 
 
-def _steps(task: kernels.Merge, method: methods.Method, parameters: dict[str, Any]) -> int:
+def _steps(task: kernels.Merge, method: methods.Method, parameters: Mapping[str, Any]) -> int:
     base, device = task.operands.base, task.out.device
     with exact_division(device):
         wanted = method(
@@ -291,7 +291,7 @@ def against(bench: Bench, name: str, count: int, rounds: int, part: str) -> dict
 
     method = methods.get(name)
     count = max(method.min_models, min(count, method.max_models or count))
-    models: dict[str, Any] = {f"m{i}": model for i, model in enumerate(bench.models[:count])}
+    models: dict[Any, Any] = {f"m{i}": model for i, model in enumerate(bench.models[:count])}
     parameters: dict[str, Any] = {k: v for k, v in given(method, count).items() if k == "density"}
     parameters |= {"weight": 0.5} if "weight" in method.parameters or name == "uniform_soup" else {}
     parameters |= {"t": 0.5} if name in ("slerp", "nearswap") else {}
@@ -419,7 +419,7 @@ def save(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     replaced = {tuple(row[c] for c in identity) for row in new}
     kept = [row for row in old if tuple(row[c] for c in identity) not in replaced]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list[str](COLUMNS))
         writer.writeheader()
         writer.writerows(kept + new)
     return kept + new

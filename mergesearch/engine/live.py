@@ -39,7 +39,7 @@ class Engine:
 
     def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None):
         self.runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, pool.device, compiled)
-        self._made: dict[tuple[str, int], Any] = {}
+        self._identities: dict[tuple[str, int], Any] = {}
         self._merges: dict[tuple[str, int], tuple[Any, kernels.Merge]] = {}
         self._merge_sets: OrderedDict[Any, kernels.MergeSet] = OrderedDict()
         self._versions: dict[str, int] = {}
@@ -84,21 +84,21 @@ class Engine:
 
     def _write(self, jobs: Sequence[Job], seed: int) -> None:
         """Merges the tensors that are not yet what they should be, those of one step together."""
-        made: dict[tuple[str, int], Any] = {}
+        identities: dict[tuple[str, int], Any] = {}
         steps: dict[str, list[tuple[Job, kernels.Merge]]] = {}
         touched = {name for name, tensor in self._live.items() if tensor._version != self._versions.get(name)}
         for job in jobs:
             merge, place = self._merge(job, seed), (job.piece.live, job.piece.offset)
-            made[place] = (job.step.identity, merge.operands.names, merge.operands.masks)
-            if job.piece.live in touched or self._made.get(place) != made[place]:
+            identities[place] = (job.step.identity, merge.operands.names, merge.operands.masks)
+            if job.piece.live in touched or self._identities.get(place) != identities[place]:
                 steps.setdefault(job.step.identity, []).append((job, merge))
-        self._made = {}  # nothing is certain, should this fail
+        self._identities = {}  # nothing is certain, should this fail
         for step in steps.values():
             how = step[0][0].step
             self.runner.run(
                 kernels.MethodCall(how.method, how.parameters), self._merge_set([merge for _, merge in step])
             )
-        self._made = made
+        self._identities = identities
         self._versions = {name: tensor._version for name, tensor in self._live.items()}
 
     def _merge(self, job: Job, seed: int) -> kernels.Merge:
@@ -126,7 +126,7 @@ class Engine:
         self._form = None  # nothing to go on from, should this fail
         for tensor in self._live.values():
             tensor.data = tensor.data.new_empty(0)
-        self._live, self._shared, self._made = {}, set(), {}
+        self._live, self._shared, self._identities = {}, set(), {}
         self._merges.clear()
         self._merge_sets.clear()
         dtype, device = DTYPES[self.dtype], self.pool.device
@@ -134,9 +134,9 @@ class Engine:
         for name, tensor in tensors.items():
             if name not in sources or tensor.dtype != dtype:
                 tensors[name] = torch.empty(tensor.shape, dtype=dtype, device=device)
-        made = form.blueprint.build({**tensors, **self.pool.constants_of(form)}, dtype, device)
+        built = form.blueprint.build({**tensors, **self.pool.constants_of(form)}, dtype, device)
         self.model.__dict__.clear()
-        self.model.__dict__.update(made.__dict__)
+        self.model.__dict__.update(built.__dict__)
         self._live = parameters(self.model)
         self._form, self._stack = form, stack
 

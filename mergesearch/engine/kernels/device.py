@@ -122,12 +122,14 @@ def text(code: Code, out: torch.dtype) -> str:
     if out not in (torch.bfloat16, torch.float16, torch.float32):
         raise Unsupported(f"results of {out}")
     writer, lines = Triton(), []
-    for made, what, inputs in code.steps:
-        right = _loaded(code, inputs[0], made.dtype) if what == "load" else writer.expression(made, what, inputs)
-        if what == "/" and made.dtype == torch.float32 and inputs[1].uniform:
-            lines.append(f"    r{made.name} = tl.div_rn({inputs[1].name} * 0 + 1.0, {inputs[1].name})")
-            right = f"by_one({inputs[0].name}, {inputs[1].name}, r{made.name})"
-        lines.append(f"    {made.name} = {right}")
+    for variable, what, inputs in code.steps:
+        right = (
+            _loaded(code, inputs[0], variable.dtype) if what == "load" else writer.expression(variable, what, inputs)
+        )
+        if what == "/" and variable.dtype == torch.float32 and inputs[1].uniform:
+            lines.append(f"    r{variable.name} = tl.div_rn({inputs[1].name} * 0 + 1.0, {inputs[1].name})")
+            right = f"by_one({inputs[0].name}, {inputs[1].name}, r{variable.name})"
+        lines.append(f"    {variable.name} = {right}")
     names = ["out", *(f"x{i}" for i in range(len(code.arguments)))]
     types = [out, *code.arguments]
     pointers = [f"{n} = tl.load(row + {i + 2}).to(tl.pointer_type({_TYPES[t]}))"

@@ -140,14 +140,14 @@ def text(code: Code, out: torch.dtype) -> str:
         Unsupported: C++ has no such operation or dtype here.
     """
     writer, lines = Cpp(), []
-    for made, what, inputs in code.steps:
+    for variable, what, inputs in code.steps:
         if what == "load":
             right = _loaded(code.arguments[inputs[0]], f"x{inputs[0]}[i]")
         elif what == "cast" and inputs[0].dtype == torch.bool:
-            right = writer.expression(made, "of truth", inputs)
+            right = writer.expression(variable, "of truth", inputs)
         else:
-            right = writer.expression(made, what, inputs)
-        lines.append(f"            const {writer.types[made.dtype]} {made.name} = {right};")
+            right = writer.expression(variable, what, inputs)
+        lines.append(f"            const {writer.types[variable.dtype]} {variable.name} = {right};")
     return "\n".join([_PRELUDE, *_sizes(code), *_head(code, out), *lines, *_tail(code.result, out), _DRIVER])
 
 
@@ -187,14 +187,14 @@ def _head(code: Code, out: torch.dtype) -> list[str]:
 
 def _tail(result: Value, out: torch.dtype) -> list[str]:
     wide = f"(float){result.name}"
-    made = f"narrow({wide})" if out == torch.bfloat16 else f"({_MEMORY[out]}){result.name}"
+    narrowed = f"narrow({wide})" if out == torch.bfloat16 else f"({_MEMORY[out]}){result.name}"
     # what the result is rounded to is finite where its exponent is not all ones
     seen = {
         torch.bfloat16: "(made[i] & 0x7f80) == 0x7f80", torch.float32: "(word(made[i]) & 0x7f800000u) == 0x7f800000u",
         torch.float16: "!(std::fabs((float)made[i]) <= 65504.0f)",
     }[out]  # fmt: skip
     return [
-        f"            made[i] = {made};",
+        f"            made[i] = {narrowed};",
         f"            bad |= {seen};",
         "        }",
         "        put((char*)(out + at), (const char*)made, size * sizeof(made[0]));",

@@ -63,11 +63,11 @@ class Cache:
 
     def get(self, key: Any) -> Any:
         with self._lock:
-            found = self._held.get(key)
-            if found is None:
+            entry = self._held.get(key)
+            if entry is None:
                 return None
             self._held.move_to_end(key)
-            return found[0]
+            return entry[0]
 
     def put(self, key: Any, value: Any) -> Any:
         with self._lock:
@@ -135,7 +135,7 @@ class Request:
 def leaves(symbols: Sequence[Symbol]) -> list[Any]:
     """The parents that big symbols are made of: "base" first, then the models' numbers."""
     seen: set[int] = set()
-    found: set[Any] = set()
+    parents: set[Any] = set()
     stack = list(symbols)
     while stack:
         symbol = stack.pop()
@@ -143,10 +143,10 @@ def leaves(symbols: Sequence[Symbol]) -> list[Any]:
             continue
         seen.add(symbol.number)
         if symbol.kind in ("base", "model"):
-            found.add("base" if symbol.kind == "base" else symbol.what)
+            parents.add("base" if symbol.kind == "base" else symbol.what)
         stack.extend(symbols_in((symbol.args, symbol.kwargs)))
-    models = sorted(p for p in found if p != "base")
-    return (["base"] if "base" in found else []) + models
+    models = sorted(p for p in parents if p != "base")
+    return (["base"] if "base" in parents else []) + models
 
 
 class Statistics:
@@ -171,17 +171,17 @@ class Statistics:
         """The statistic for one tensor; `value` gives the small symbols that it depends on, `key` is the request's."""
         key = key or request.key(operands, [value(s) for s in request.small])
         cache = self.elements if request.statistic.per_element else self.small
-        found = cache.get(key)
-        if found is None:
-            found = self._compute(request, operands, value, key)
-            cache.put(key, found)
-        return found
+        answer = cache.get(key)
+        if answer is None:
+            answer = self._compute(request, operands, value, key)
+            cache.put(key, answer)
+        return answer
 
     def answers(
         self, request: Request, operands: Sequence[Operands], values: Sequence[Callable[[Symbol], Tensor]]
     ) -> list[Tensor]:
         """The statistic for many tensors; on the CPU on all threads."""
-        found: list[Any] = [None] * len(operands)
+        answers: list[Any] = [None] * len(operands)
         waiting = iter(range(len(operands)))
         lock = threading.Lock()
 
@@ -191,13 +191,13 @@ class Statistics:
                     number = next(waiting, None)
                 if number is None:
                     return
-                found[number] = self.answer(request, operands[number], values[number])
+                answers[number] = self.answer(request, operands[number], values[number])
 
         if operands[0].models[0].device.type == "cpu":
             native.on_all_threads(work, len(operands))
         else:
             work()
-        return found
+        return answers
 
     def _compute(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any) -> Tensor:
         how = request.statistic.how
@@ -230,9 +230,9 @@ class Statistics:
         table = self.small.get(place)
         if table is None:
             table = Table(blocks, request.symbol.args[0].numel())
-        found = table.smallest(rank, blocks)
+        smallest = table.smallest(rank, blocks)
         self.small.put(place, table)  # it may have grown
-        return found
+        return smallest
 
     def _blocks(
         self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], how: str

@@ -85,10 +85,10 @@ class Program:
     def keys(self, masks: Sequence[Any], offset: int) -> list[int]:
         """What the argument k holds for a block that begins at `offset` (which lies in one window with its end)."""
         window, start = divmod(offset, 2 * WINDOW)
-        found = [start]
+        words = [start]
         for model, sample in self.words:
-            found.extend(stream(masks[model], sample, window))
-        return found
+            words.extend(stream(masks[model], sample, window))
+        return words
 
 
 def make(outputs: Sequence[Symbol], parents: Sequence[Any]) -> Program:
@@ -203,19 +203,19 @@ class _ProgramWriter:
 
 def _order(symbol: Symbol, known: dict[int, str]) -> list[Symbol]:
     """The big symbols that `symbol` is made of and itself, each after what it needs; statistics are leaves."""
-    found: list[Symbol] = []
+    ordered: list[Symbol] = []
     seen = set(known)
     stack = [(symbol, False)]
     while stack:
         current, ready = stack.pop()
         if ready:
-            found.append(current)
+            ordered.append(current)
         elif current.number not in seen:
             seen.add(current.number)
             stack.append((current, True))
             needed = symbols_in((current.args, current.kwargs)) if current.kind == "step" else []
             stack.extend((other, False) for other in reversed(needed) if other.big)
-    return found
+    return ordered
 
 
 @functools.lru_cache(maxsize=512)
@@ -271,10 +271,10 @@ def _not_elementwise(source: str, count: int, dtypes: tuple[torch.dtype, ...]) -
     watch = _ElementwiseCheck()
     try:
         with watch:
-            found = _function(source, "program")(s, k, *arguments)
+            outputs = _function(source, "program")(s, k, *arguments)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return f"({error})"
-    if any(not isinstance(part, Tensor) or part.shape != (3,) for part in found):
+    if any(not isinstance(part, Tensor) or part.shape != (3,) for part in outputs):
         return "a change of shape"
     return watch.problem
 

@@ -31,11 +31,11 @@ _KEPT = 512
 # operations that IEEE 754 has rounded to the nearest, and those that only choose, move or convert
 _REFLECTED = {"add", "sub", "mul", "truediv", "div"}
 _NEAREST = {
-    *_REFLECTED, "subtract", "multiply", "divide", "true_divide", "neg", "negative", "abs", "absolute", "sqrt", "where",
-    "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne", "and", "or",
-    "xor", "invert", "logical_and", "logical_or", "logical_not", "floor", "ceil", "trunc", "isfinite", "isnan",
-    "getitem", "select", "unbind", "stack", "unsqueeze", "squeeze", "reshape", "view", "expand", "clone", "detach", "to", "double",
-    "float", "int", "long", "bool", "zeros_like", "ones_like", "full_like",
+    *_REFLECTED, "subtract", "multiply", "divide", "true_divide", "neg", "negative", "abs", "absolute", "sqrt",
+    "where", "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne",
+    "and", "or", "xor", "invert", "logical_and", "logical_or", "logical_not", "floor", "ceil", "trunc", "isfinite",
+    "isnan", "getitem", "select", "unbind", "stack", "unsqueeze", "squeeze", "reshape", "view", "expand", "clone",
+    "detach", "to", "double", "float", "int", "long", "bool", "zeros_like", "ones_like", "full_like",
 }  # fmt: skip
 
 
@@ -124,10 +124,10 @@ def _record(call: MethodCall, first: Operands, answer: Any) -> tuple[Symbol, fro
 
 
 def _with(parameters: Mapping[str, Any], values: Mapping[Place, float]) -> dict[str, Any]:
-    made = dict(parameters)
+    changed = dict(parameters)
     for (key, index), value in values.items():
-        made[key] = value if index is None else [*made[key][:index], value, *made[key][index + 1 :]]
-    return made
+        changed[key] = value if index is None else [*changed[key][:index], value, *changed[key][index + 1 :]]
+    return changed
 
 
 def _same(mine: Any, theirs: Any, known: dict[int, Tensor]) -> bool:
@@ -144,14 +144,14 @@ def _parameters_in(items: Sequence[Any]) -> list[Symbol]:
 
 def _origins(symbols: Sequence[Symbol], kind: str) -> list[Symbol]:
     """The symbols of a kind that small symbols are made of; what statistics are made of does not count."""
-    found, stack, seen = [], list(symbols), set()
+    origins, stack, seen = [], list(symbols), set()
     while stack:
         symbol = stack.pop()
         if symbol.number not in seen:
             seen.add(symbol.number)
-            found += [symbol] if symbol.kind == kind else []
+            origins += [symbol] if symbol.kind == kind else []
             stack += symbols_in((symbol.args, symbol.kwargs)) if symbol.kind == "step" else []
-    return found
+    return origins
 
 
 def _known(symbols: Sequence[Symbol], given: Mapping[Place, float]) -> dict[int, Tensor]:
@@ -209,15 +209,15 @@ class Recordings:
     def get(self, call: MethodCall, first: Operands, given: Mapping[Place, float]) -> Recording:
         """The recording for tensors like the first, see `Recording`."""
         held = self._held.setdefault(self._key(call, first), [])
-        for found in reversed(held):
-            if found.serves(given):
-                return found
-        made = Recording(call, first, self._statistics)
-        held.append(made)
+        for recording in reversed(held):
+            if recording.serves(given):
+                return recording
+        recording = Recording(call, first, self._statistics)
+        held.append(recording)
         del held[:-8]
         while len(self._held) > _KEPT:
             self._held.popitem(last=False)
-        return made
+        return recording
 
     @staticmethod
     def _key(call: MethodCall, first: Operands) -> Any:
@@ -270,14 +270,14 @@ class Values:
 
     def elements(self, requests: Sequence[Request]) -> list[list[Tensor]]:
         """The statistics of the tensors' own shape, for each tensor."""
-        found = []
+        columns = []
         for request in requests:
             keys = self._keys(request)
-            found.append([
+            columns.append([
                 self._statistics.answer(request, one, lambda s, i=i: self.value(s, i), key)
                 for i, (one, key) in enumerate(zip(self._operands, keys, strict=True))
             ])  # fmt: skip
-        return [list(one) for one in zip(*found, strict=True)] if found else [[] for _ in self._operands]
+        return [list(one) for one in zip(*columns, strict=True)] if columns else [[] for _ in self._operands]
 
     def _keys(self, request: Request) -> Sequence[Any]:
         if request.small:
@@ -291,13 +291,13 @@ class Values:
         self._evaluate(request.small)
         small = [self._shared[s.number] if s.alike else self._stacked[s.number] for s in request.small]
         key = ("stacked", request.identity, tuple(request.parents), self._token, *(v.numpy().tobytes() for v in small))
-        found = self._statistics.small.get(key)
-        if found is None:
+        stacked = self._statistics.small.get(key)
+        if stacked is None:
             answers = self._statistics.answers(
                 request, self._operands, [lambda s, i=i: self.value(s, i) for i in range(len(self._operands))]
             )
-            found = self._statistics.small.put(key, torch.stack(answers).cpu())
-        self._stacked[request.symbol.number] = found
+            stacked = self._statistics.small.put(key, torch.stack(answers).cpu())
+        self._stacked[request.symbol.number] = stacked
 
     def _evaluate(self, symbols: Sequence[Symbol]) -> None:
         """Works out small symbols from what is known.

@@ -110,7 +110,7 @@ class Symbol:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tape = next(found.tape for found in symbols_in((args, kwargs or {})))
+        tape = next(symbol.tape for symbol in symbols_in((args, kwargs or {})))
         return tape.step(func, tuple(args), kwargs or {})
 
 
@@ -134,22 +134,22 @@ class Number(Tensor):
 
     @classmethod
     def of(cls, symbol: Symbol) -> Number:
-        made = torch.Tensor._make_subclass(cls, symbol.value)
-        made.symbol = symbol
-        return made
+        number = torch.Tensor._make_subclass(cls, symbol.value)
+        number.symbol = symbol
+        return number
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = symbols_in((args, kwargs))
+        symbols = symbols_in((args, kwargs))
         name = str(resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
         if name in ("__get__", "__len__", "dim", "size", "numel", "is_floating_point", "__hash__"):
             return func(*replace(args, lambda s: s.value), **replace(kwargs, lambda s: s.value))
         if name in _READING:
-            for symbol in found:
+            for symbol in symbols:
                 symbol.tape.read(symbol)
             return func(*replace(args, lambda s: s.value), **replace(kwargs, lambda s: s.value))
-        return found[0].tape.step(func, tuple(args), kwargs)
+        return symbols[0].tape.step(func, tuple(args), kwargs)
 
 
 _READING = ("__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "__format__",
@@ -167,9 +167,9 @@ class Tape:
 
     def parameter(self, place: Any, value: float) -> Number:
         """A parameter's number; `place` says which it is."""
-        made = Symbol(self, "parameter", place, (), {}, False)
-        made.value = torch.tensor(value, dtype=torch.float64)
-        return Number.of(made)
+        symbol = Symbol(self, "parameter", place, (), {}, False)
+        symbol.value = torch.tensor(value, dtype=torch.float64)
+        return Number.of(symbol)
 
     def read(self, symbol: Symbol) -> None:
         """Something was decided by the value of a symbol that is made of parameters."""
@@ -188,8 +188,8 @@ class Tape:
         return Symbol(self, kind, index, (), {}, True)
 
     def step(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = symbols_in((args, kwargs))
-        if any(symbol.big for symbol in found):
+        symbols = symbols_in((args, kwargs))
+        if any(symbol.big for symbol in symbols):
             if _in_place(str(resolve_name(function)).rpartition(".")[2]):
                 raise Unsupported(f"{function} in place")
             return Symbol(self, "step", function, args, kwargs, True)
@@ -201,20 +201,20 @@ class Tape:
             return [self._small(part_of, (function, args, kwargs, i), {}, part) for i, part in enumerate(value)]
         if not isinstance(value, Tensor):
             raise Unsupported(f"{function} gives no tensor")
-        made = Symbol(self, "step", function, args, kwargs, False)
-        made.value = value
-        return Number.of(made) if made.alike and value.ndim == 0 else made
+        symbol = Symbol(self, "step", function, args, kwargs, False)
+        symbol.value = value
+        return Number.of(symbol) if symbol.alike and value.ndim == 0 else symbol
 
     def listen(self, statistic: Statistic, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call of a statistic gives while a method is recorded."""
         if not symbols_in((args, kwargs)) and statistic.how != "uniform":
             with listening(None):
                 return statistic.function(*args, **kwargs)
-        made = Symbol(self, "statistic", statistic, args, kwargs, statistic.per_element)
+        symbol = Symbol(self, "statistic", statistic, args, kwargs, statistic.per_element)
         if not statistic.per_element:
             assert self.answer is not None  # the recording is not over
-            made.value = self.answer(made)
-        return made
+            symbol.value = self.answer(symbol)
+        return symbol
 
     def dtype_of(self, symbol: Symbol) -> torch.dtype:
         """The dtype of a big symbol: what comes out for a few elements, or, where small values have dimensions that do
@@ -256,9 +256,9 @@ def symbols_in(tree: Any) -> list[Symbol]:
     if isinstance(tree, (Symbol, Number)):
         return [tree if isinstance(tree, Symbol) else tree.symbol]
     if isinstance(tree, Mapping):
-        return [found for part in tree.values() for found in symbols_in(part)]
+        return [symbol for part in tree.values() for symbol in symbols_in(part)]
     if isinstance(tree, (tuple, list)):
-        return [found for part in tree for found in symbols_in(part)]
+        return [symbol for part in tree for symbol in symbols_in(part)]
     return []
 
 
@@ -277,24 +277,24 @@ def _parameters(tape: Tape, method: Method, parameters: Mapping[str, Any]) -> di
     """Complete parameters by their names in Python, numbers as `Number`: no value is built into a kernel."""
     given = dict(parameters)
     for place, value in numbers(method, parameters).items():
-        made, (key, index) = tape.parameter(place, value), place
+        number, (key, index) = tape.parameter(place, value), place
         if index is None:
-            given[key] = made
+            given[key] = number
         else:
-            given[key] = [*given[key][:index], made, *given[key][index + 1 :]]
+            given[key] = [*given[key][:index], number, *given[key][index + 1 :]]
     return {method.parameters[key].name: value for key, value in given.items()}
 
 
 def numbers(method: Method, parameters: Mapping[str, Any]) -> dict[tuple[str, int | None], float]:
     """The values of the parameters that are numbers, by key and position in a list."""
-    found: dict[tuple[str, int | None], float] = {}
+    values: dict[tuple[str, int | None], float] = {}
     for key, value in parameters.items():
         if method.parameters[key].kind == "float":
             if isinstance(value, (list, tuple)):
-                found.update({(key, i): v for i, v in enumerate(value)})
+                values.update({(key, i): v for i, v in enumerate(value)})
             else:
-                found[key, None] = value
-    return found
+                values[key, None] = value
+    return values
 
 
 def record(

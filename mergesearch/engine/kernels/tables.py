@@ -52,12 +52,12 @@ class Table:
         if self._values is not None:
             return self._values[place].clone()
         before = int(self._ends[place - 1]) if place else 0
-        found = self._fine.get(place)
-        if found is None:
-            found = self._fine[place] = _within(blocks(), int(self._bins[place]))
+        values = self._fine.get(place)
+        if values is None:
+            values = self._fine[place] = _within(blocks(), int(self._bins[place]))
             while len(self._fine) > 1 and sum(t.numel() for t in self._fine.values()) > self.count // 64:
                 self._fine.pop(next(iter(self._fine)))
-        return found[k - before - 1].clone()
+        return values[k - before - 1].clone()
 
 
 def _distinct(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tensor]:
@@ -120,8 +120,8 @@ def _histogram(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """The bins that occur, in order, and how many values lie in them or below."""
     counts: Tensor | None = None
     for block in blocks:
-        found = _count(_key(block))
-        counts = found if counts is None else counts.add_(found)
+        times = _count(_key(block))
+        counts = times if counts is None else counts.add_(times)
     assert counts is not None
     bins = counts.nonzero().flatten()
     return bins.to(torch.int32), counts[bins].cumsum(0)
