@@ -67,10 +67,10 @@ class Bench:
     def parameters(self) -> int:
         return sum(t.numel() for t in self.base.values())
 
-    def tasks(self, method: methods.Method, count: int) -> list[kernels.Merge]:
+    def merges(self, method: methods.Method, count: int) -> list[kernels.TensorMerge]:
         names = [f"m{i}" for i in range(count)]
         return [
-            kernels.Merge(
+            kernels.TensorMerge(
                 kernels.Operands(
                     base=start if method.base != "unused" else None,
                     models=tuple(model[name] for model in self.models[:count]),
@@ -199,29 +199,31 @@ def held() -> int:
 # --- equality -----------------------------------------------------------------------------------------------------
 
 
-def differs(tasks: Sequence[kernels.Merge], method: methods.Method, parameters: Mapping[str, Any], limit: float) -> str:
+def differs(
+    merges: Sequence[kernels.TensorMerge], method: methods.Method, parameters: Mapping[str, Any], limit: float
+) -> str:
     """How much of the candidate was compared with the definition; raises SystemExit where it is not the same."""
-    last = {tuple(task.out.shape): task for task in tasks}
-    order = [*last.values(), *(task for task in tasks if last[tuple(task.out.shape)] is not task)]
+    last = {tuple(merge.out.shape): merge for merge in merges}
+    order = [*last.values(), *(merge for merge in merges if last[tuple(merge.out.shape)] is not merge)]
     end, done = time.perf_counter() + limit, 0
-    for task in order:
+    for merge in order:
         if done >= len(last) and time.perf_counter() > end:
             break
-        steps = _steps(task, method, parameters)
+        steps = _steps(merge, method, parameters)
         if steps > 1:
-            sys.exit(f"{method.name}: {task.label} differs by {steps} units in the last place: not timed")
+            sys.exit(f"{method.name}: {merge.label} differs by {steps} units in the last place: not timed")
         done += 1
     return f"{done} of {len(order)} tensors"
 
 
-def _steps(task: kernels.Merge, method: methods.Method, parameters: Mapping[str, Any]) -> int:
-    base, device = task.operands.base, task.out.device
+def _steps(merge: kernels.TensorMerge, method: methods.Method, parameters: Mapping[str, Any]) -> int:
+    base, device = merge.operands.base, merge.out.device
     with exact_division(device):
         wanted = method(
-            None if base is None else base.to(device).float(), [m.to(device).float() for m in task.operands.models],
-            parameters, list(task.operands.masks),
-        ).to(task.out.dtype)  # fmt: skip
-    found = [t.view(torch.int16).int() for t in (task.out, wanted)]
+            None if base is None else base.to(device).float(), [m.to(device).float() for m in merge.operands.models],
+            parameters, list(merge.operands.masks),
+        ).to(merge.out.dtype)  # fmt: skip
+    found = [t.view(torch.int16).int() for t in (merge.out, wanted)]
     # one unit from the least positive to the least negative number, too
     ordered = [torch.where(t < 0, -32768 - t, t) for t in found]
     return int((ordered[0] - ordered[1]).abs().max())
@@ -255,19 +257,19 @@ def measure(
 
     statistics_ = kept or kernels.Statistics(2**30, 2**35)
     run = kernels.Runner(statistics_, kernels.Compiler("now"))
-    tasks = bench.tasks(method, count)
-    plan = kernels.MergeSet(tasks)
+    merges = bench.merges(method, count)
+    merge_set = kernels.MergeSet(merges)
     with Peak(device) as first_peak:
-        first = timed(lambda: run.run(recipe(), plan), device)
+        first = timed(lambda: run.run(recipe(), merge_set), device)
     held_now = 2 * bench.parameters * (len(bench.models) + 2)
     kept_bytes = statistics_.nbytes
-    equal = differs(tasks, method, recipe().parameters, args.check)
+    equal = differs(merges, method, recipe().parameters, args.check)
     seconds, copies = [], []
     with Peak(device) as peak:
         for number in range(args.rounds + 1):
             copies.append(copy.once())
             how = recipe(number=number + 1)
-            seconds.append(timed(lambda how=how: run.run(how, plan), device))
+            seconds.append(timed(lambda how=how: run.run(how, merge_set), device))
     seconds, copies = seconds[1:], copies[1:]
     moved = 2 * bench.parameters * (count + 1 + (method.base != "unused"))
     if isinstance(copy, Upload):
@@ -281,7 +283,7 @@ def measure(
         "first peak share": max(0, first_peak.most - kept_bytes) / held_now, "equal": equal, **surroundings(),
     }  # fmt: skip
     if "density" in method.parameters:
-        row["new density seconds"] = timed(lambda: run.run(recipe(density=0.37), plan), device)
+        row["new density seconds"] = timed(lambda: run.run(recipe(density=0.37), merge_set), device)
     return row
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from mergesearch import methods
 from mergesearch.engine.kernels import (
     Compiler,
-    Merge,
     MethodCall,
     Operands,
     Runner,
     Statistics,
+    TensorMerge,
     code,
     compiled,
     device,
@@ -86,7 +86,7 @@ def made(run: Runner, method: Method, operands: Operands, given: dict[str, Any],
     has_base = operands.base is not None
     parameters = method.complete(given, contract.labels(method), "the test", has_base=has_base)
     out = torch.full_like(operands.models[0], math.nan, dtype=dtype)
-    run.run(MethodCall(method, parameters), [Merge(operands, out, "w")])
+    run.run(MethodCall(method, parameters), [TensorMerge(operands, out, "w")])
     return out
 
 
@@ -158,7 +158,7 @@ def test_strided_tensors_equal_the_definition(name):
     given = cases(method)[-1]
     parameters = method.complete(given, contract.labels(method), "the test")
     out = torch.full((6, 5), math.nan).t()
-    run.run(MethodCall(method, parameters), [Merge(strided, out, "w")])
+    run.run(MethodCall(method, parameters), [TensorMerge(strided, out, "w")])
     assert torch.equal(out, defined(method, operands, given, torch.float32))
 
 
@@ -174,7 +174,8 @@ def test_many_tensors_of_one_shape_equal_the_definition(name):
         for _ in range(2):
             outs = [torch.full((5, 6), math.nan) for _ in tensors]
             run.run(
-                MethodCall(method, parameters), [Merge(one, out, "w") for one, out in zip(tensors, outs, strict=True)]
+                MethodCall(method, parameters),
+                [TensorMerge(one, out, "w") for one, out in zip(tensors, outs, strict=True)],
             )
             for out, one in zip(outs, wanted, strict=True):
                 assert torch.equal(out, one), given
@@ -413,7 +414,7 @@ def alone_and_together(name: str, where: str) -> None:
         for size in (1, 2, 3, len(tensors)):
             run = Runner(Statistics(MANY, MANY), Compiler(when))
             outs = [torch.full_like(one.models[0], math.nan, dtype=torch.float32) for one in tensors]
-            merges = [Merge(one, out, "w") for one, out in zip(tensors, outs, strict=True)]
+            merges = [TensorMerge(one, out, "w") for one, out in zip(tensors, outs, strict=True)]
             for start in range(0, len(merges), size):
                 run.run(call, merges[start : start + size])
             results.append(outs)
@@ -613,7 +614,7 @@ def test_parents_in_host_memory_make_the_same_candidate(name, pinned):
     outs = [torch.full_like(t.models[0], math.nan, device="cuda") for t in tensors]
     parameters = method.complete(given, contract.labels(method), "the test")
     for _ in range(3):
-        merges = [Merge(t, out, "w") for t, out in zip(held, outs, strict=True)]
+        merges = [TensorMerge(t, out, "w") for t, out in zip(held, outs, strict=True)]
         run.run(MethodCall(method, parameters), merges)
         for tensor, out in zip(tensors, outs, strict=True):
             assert_within_an_ulp(out.cpu(), defined(method, tensor, given, torch.bfloat16))
@@ -635,7 +636,7 @@ def test_each_tensor_is_merged_on_its_own_device(name):
     tensors = [parents(method, (50, 70), torch.bfloat16, True, i) for i in range(4)]
     held = [on(t, device) for t, device in zip(tensors, ("cpu", "cuda", "cpu", "cuda"), strict=True)]
     outs = [torch.empty(50, 70, dtype=torch.bfloat16, device=d) for d in ("cpu", "cpu", "cuda", "cuda")]
-    merges = [Merge(t, out, "w") for t, out in zip(held, outs, strict=True)]
+    merges = [TensorMerge(t, out, "w") for t, out in zip(held, outs, strict=True)]
     run = Runner(Statistics(MANY, MANY), Compiler("now"))
     run.run(MethodCall(method, method.complete(given, contract.labels(method), "the test")), merges)
     for tensor, out in zip(tensors, outs, strict=True):
@@ -648,7 +649,7 @@ def test_nan_on_cuda_names_the_tensor():
     method = methods.get("linear")
     operands = [on(parents(method, (5000,), torch.float32, False, i), "cuda") for i in range(3)]
     operands[1].models[0][4321] = math.inf
-    merges = [Merge(one, torch.empty_like(one.models[0]), f"w{i}") for i, one in enumerate(operands)]
+    merges = [TensorMerge(one, torch.empty_like(one.models[0]), f"w{i}") for i, one in enumerate(operands)]
     run = Runner(Statistics(MANY, MANY), Compiler("now"))
     with pytest.raises(CandidateError, match="linear made NaN or infinity in w1"):
         run.run(MethodCall(method, method.complete({}, contract.labels(method), "the test")), merges)

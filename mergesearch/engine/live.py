@@ -40,7 +40,7 @@ class Engine:
     def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None):
         self.runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, pool.device, compiled)
         self._identities: dict[tuple[str, int], Any] = {}
-        self._merges: dict[tuple[str, int], tuple[Any, kernels.Merge]] = {}
+        self._merges: dict[tuple[str, int], tuple[Any, kernels.TensorMerge]] = {}
         self._merge_sets: OrderedDict[Any, kernels.MergeSet] = OrderedDict()
         self._versions: dict[str, int] = {}
         self.pool = pool
@@ -85,7 +85,7 @@ class Engine:
     def _write(self, jobs: Sequence[Job], seed: int) -> None:
         """Merges the tensors that are not yet what they should be, those of one step together."""
         identities: dict[tuple[str, int], Any] = {}
-        steps: dict[str, list[tuple[Job, kernels.Merge]]] = {}
+        steps: dict[str, list[tuple[Job, kernels.TensorMerge]]] = {}
         touched = {name for name, tensor in self._live.items() if tensor._version != self._versions.get(name)}
         for job in jobs:
             merge, place = self._merge(job, seed), (job.piece.live, job.piece.offset)
@@ -101,17 +101,20 @@ class Engine:
         self._identities = identities
         self._versions = {name: tensor._version for name, tensor in self._live.items()}
 
-    def _merge(self, job: Job, seed: int) -> kernels.Merge:
+    def _merge(self, job: Job, seed: int) -> kernels.TensorMerge:
         """What makes a tensor: the same object as for the candidate before, where it is made of the same."""
         place = (job.piece.live, job.piece.offset)
         operands = job.operands(self.pool, seed)
         named = (operands.names, operands.masks)
         held = self._merges.get(place)
         if held is None or held[0] != named:
-            held = self._merges[place] = (named, kernels.Merge(operands, job.piece.view(self._live), job.info.name))
+            held = self._merges[place] = (
+                named,
+                kernels.TensorMerge(operands, job.piece.view(self._live), job.info.name),
+            )
         return held[1]
 
-    def _merge_set(self, merges: list[kernels.Merge]) -> kernels.MergeSet:
+    def _merge_set(self, merges: list[kernels.TensorMerge]) -> kernels.MergeSet:
         """The set of these merges, kept for the next candidate that has the same."""
         key = tuple(map(id, merges))
         if key not in self._merge_sets:

@@ -127,7 +127,7 @@ def _merge(job: Job, pool: Pool, seed: int, blank: Tensor, runner: kernels.Runne
     out = torch.empty(blank.shape, dtype=blank.dtype)
     operands = job.operands(pool, seed)
     step = job.step
-    runner.run(kernels.MethodCall(step.method, step.parameters), [kernels.Merge(operands, out, job.info.name)])
+    runner.run(kernels.MethodCall(step.method, step.parameters), [kernels.TensorMerge(operands, out, job.info.name)])
     release(t for t in (operands.base, *operands.models) if t is not None)
     return out
 

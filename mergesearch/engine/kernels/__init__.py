@@ -13,7 +13,7 @@ import torch
 
 from mergesearch import memory
 from mergesearch.engine.kernels.compiled import WORTH_COMPILING, WORTH_WAITING, Compiler, When
-from mergesearch.engine.kernels.launch import Merge, MergeSet
+from mergesearch.engine.kernels.launch import MergeSet, TensorMerge
 from mergesearch.engine.kernels.parent_statistics import Operands, Statistics
 from mergesearch.engine.kernels.recording import MethodCall
 from mergesearch.engine.kernels.runner import Runner
@@ -22,12 +22,12 @@ __all__ = [
     "WORTH_COMPILING",
     "WORTH_WAITING",
     "Compiler",
-    "Merge",
     "MergeSet",
     "MethodCall",
     "Operands",
     "Runner",
     "Statistics",
+    "TensorMerge",
     "When",
     "runner_for",
 ]

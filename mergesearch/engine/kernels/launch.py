@@ -16,7 +16,7 @@ from mergesearch.methods.masks import MaskKey
 
 
 @dataclass(frozen=True)
-class Merge:
+class TensorMerge:
     """One tensor to make: what from, where to, and what it is called in messages."""
 
     operands: Operands
@@ -27,7 +27,7 @@ class Merge:
 class AlikeMerges:
     """Merges of one shape, one set of dtypes and devices."""
 
-    def __init__(self, merges: Sequence[Merge]):
+    def __init__(self, merges: Sequence[TensorMerge]):
         self.merges = list(merges)
         self.operands = [merge.operands for merge in merges]
         self.out = merges[0].out
@@ -46,8 +46,8 @@ class MergeSet:
         merges: their tensors may get other memory later, but no other shape, dtype or device.
     """
 
-    def __init__(self, merges: Sequence[Merge]):
-        by_kind: dict[Any, list[Merge]] = {}
+    def __init__(self, merges: Sequence[TensorMerge]):
+        by_kind: dict[Any, list[TensorMerge]] = {}
         for merge in merges:
             by_kind.setdefault(_kind(merge), []).append(merge)
         groups = [AlikeMerges(alike) for alike in by_kind.values()]
@@ -55,11 +55,11 @@ class MergeSet:
         self.groups = sorted(groups, key=lambda g: -len(g.merges) * g.out.numel())
         self.launches: dict[Any, Launch] = {}
 
-    def __iter__(self) -> Iterator[Merge]:
+    def __iter__(self) -> Iterator[TensorMerge]:
         return (merge for group in self.groups for merge in group.merges)
 
 
-def _kind(merge: Merge) -> Any:
+def _kind(merge: TensorMerge) -> Any:
     tensors = [t for t in (merge.operands.base, *merge.operands.models) if t is not None]
     contiguous = all(t.is_contiguous() for t in (merge.out, *tensors))
     kinds = tuple((t.dtype, t.device) for t in (merge.out, *tensors))

@@ -29,7 +29,7 @@ from torch import Tensor
 from mergesearch.engine.kernels.compiled import Compiler
 from mergesearch.engine.kernels.double_buffer import DoubleBuffer, by_tensor
 from mergesearch.engine.kernels.exact import exact_division
-from mergesearch.engine.kernels.launch import AlikeMerges, Kernel, Launch, Merge, MergeSet
+from mergesearch.engine.kernels.launch import AlikeMerges, Kernel, Launch, MergeSet, TensorMerge
 from mergesearch.engine.kernels.parent_statistics import Operands, Statistics
 from mergesearch.engine.kernels.program import BLOCK, WINDOW, Program, cut, spans
 from mergesearch.engine.kernels.recording import MethodCall, Place, Recording, Recordings, Values
@@ -74,7 +74,7 @@ class Runner:
         self._buffers: dict[torch.device, DoubleBuffer] = {}
 
     @torch.no_grad()
-    def run(self, call: MethodCall, merges: Sequence[Merge] | MergeSet) -> None:
+    def run(self, call: MethodCall, merges: Sequence[TensorMerge] | MergeSet) -> None:
         """Writes every merge's tensor.
 
         Args:
@@ -86,7 +86,7 @@ class Runner:
         """
         merge_set = merges if isinstance(merges, MergeSet) else MergeSet(merges)
         given = numbers(call.method, call.parameters)
-        flags: list[tuple[list[Merge], Tensor]] = []
+        flags: list[tuple[list[TensorMerge], Tensor]] = []
         together: dict[Any, tuple[Kernel, list[_Share]]] = {}
         for alike in merge_set.groups:
             try:
@@ -186,7 +186,7 @@ def _joined(shares: Sequence[_Share]) -> Tensor:
     return torch.cat([s.expand(len(share.alike.merges), -1) for s, share in zip(scalars, shares, strict=True)])
 
 
-def plain(call: MethodCall, merge: Merge) -> Tensor:
+def plain(call: MethodCall, merge: TensorMerge) -> Tensor:
     """The method's plain definition over the whole tensor; whether the result is not finite (0-d)."""
     base, models = merge.operands.base, merge.operands.models
     device = merge.out.device
@@ -201,7 +201,7 @@ def plain(call: MethodCall, merge: Merge) -> Tensor:
     return ~torch.isfinite(merged).all()
 
 
-def check_finite(method: str, flags: Sequence[tuple[list[Merge], Tensor]]) -> None:
+def check_finite(method: str, flags: Sequence[tuple[list[TensorMerge], Tensor]]) -> None:
     """`CandidateError` where one of the flags (true: not finite) is true; the devices are waited for once."""
     on_cpu = [bad.to("cpu", non_blocking=True) for _, bad in flags]
     for device in {bad.device for _, bad in flags if bad.device.type == "cuda"}:
