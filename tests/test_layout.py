@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mergesearch"
 FLOORS = {
-    "errors": 0,
+    "errors": 0, "memory": 0,
     "schema": 1, "zoo": 1, "methods": 1,
     "recipe": 2, "config": 2,
     "checkpoints": 3, "evaluate": 3, "space": 3,

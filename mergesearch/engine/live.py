@@ -17,8 +17,8 @@ from mergesearch.engine.plan import DTYPES, Job, form_of, plan
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
 
-# plans that are kept: one for each group of a recipe and for each set of methods that came up lately
-_PLANS = 64
+# sets of merges that are kept: one for each group of a recipe and for each set of methods that came up lately
+_MERGE_SETS = 64
 
 
 class Engine:
@@ -39,9 +39,9 @@ class Engine:
 
     def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None):
         self.runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, pool.device, compiled)
-        self._made: dict[tuple[str, int], Any] = {}
-        self._tasks: dict[tuple[str, int], tuple[Any, kernels.Task]] = {}
-        self._plans: OrderedDict[Any, kernels.Plan] = OrderedDict()
+        self._identities: dict[tuple[str, int], Any] = {}
+        self._merges: dict[tuple[str, int], tuple[Any, kernels.TensorMerge]] = {}
+        self._merge_sets: OrderedDict[Any, kernels.MergeSet] = OrderedDict()
         self._versions: dict[str, int] = {}
         self.pool = pool
         self.dtype = dtype
@@ -65,11 +65,11 @@ class Engine:
         if recipe.out_dtype != self.dtype:
             raise UserError(f"recipe {recipe.id} has out_dtype {recipe.out_dtype}, the live model is {self.dtype}")
         started = time.perf_counter()
-        same = self._form is not None and recipe.stack == self._stack
-        form = self._form if same else form_of(recipe, self.pool)
+        held = self._form if recipe.stack == self._stack else None
+        form = held or form_of(recipe, self.pool)
         jobs = plan(recipe, self.pool, form)
         sources = _sources(jobs, self.pool) if recipe.stack is not None else {}
-        if not same:
+        if held is None:
             self._rebuild(form, jobs, sources, recipe.stack)
         self._share(sources)
         self._write([job for job in jobs if job.piece.live not in self._shared], recipe.seed)
@@ -84,65 +84,70 @@ class Engine:
 
     def _write(self, jobs: Sequence[Job], seed: int) -> None:
         """Merges the tensors that are not yet what they should be, those of one step together."""
-        made: dict[tuple[str, int], Any] = {}
-        steps: dict[str, list[tuple[Job, kernels.Task]]] = {}
+        identities: dict[tuple[str, int], Any] = {}
+        steps: dict[str, list[tuple[Job, kernels.TensorMerge]]] = {}
         touched = {name for name, tensor in self._live.items() if tensor._version != self._versions.get(name)}
         for job in jobs:
-            task, place = self._task(job, seed), (job.piece.live, job.piece.offset)
-            made[place] = (job.step.identity, task.operands.names, task.operands.masks)
-            if job.piece.live in touched or self._made.get(place) != made[place]:
-                steps.setdefault(job.step.identity, []).append((job, task))
-        self._made = {}  # nothing is certain, should this fail
+            merge, place = self._merge(job, seed), (job.piece.live, job.piece.offset)
+            identities[place] = (job.step.identity, merge.operands.names, merge.operands.masks)
+            if job.piece.live in touched or self._identities.get(place) != identities[place]:
+                steps.setdefault(job.step.identity, []).append((job, merge))
+        self._identities = {}  # nothing is certain, should this fail
         for step in steps.values():
             how = step[0][0].step
-            self.runner.run(kernels.Recipe(how.method, how.parameters), self._plan([task for _, task in step]))
-        self._made = made
+            self.runner.run(
+                kernels.MethodCall(how.method, how.parameters), self._merge_set([merge for _, merge in step])
+            )
+        self._identities = identities
         self._versions = {name: tensor._version for name, tensor in self._live.items()}
 
-    def _task(self, job: Job, seed: int) -> kernels.Task:
+    def _merge(self, job: Job, seed: int) -> kernels.TensorMerge:
         """What makes a tensor: the same object as for the candidate before, where it is made of the same."""
         place = (job.piece.live, job.piece.offset)
         operands = job.operands(self.pool, seed)
         named = (operands.names, operands.masks)
-        held = self._tasks.get(place)
+        held = self._merges.get(place)
         if held is None or held[0] != named:
-            held = self._tasks[place] = (named, kernels.Task(operands, job.piece.view(self._live), job.info.name))
+            held = self._merges[place] = (
+                named,
+                kernels.TensorMerge(operands, job.piece.view(self._live), job.info.name),
+            )
         return held[1]
 
-    def _plan(self, tasks: list[kernels.Task]) -> kernels.Plan:
-        """The plan for these tasks, kept for the next candidate that has the same."""
-        key = tuple(map(id, tasks))
-        if key not in self._plans:
-            self._plans[key] = kernels.Plan(tasks)
-        self._plans.move_to_end(key)
-        while len(self._plans) > _PLANS:
-            self._plans.popitem(last=False)
-        return self._plans[key]
+    def _merge_set(self, merges: list[kernels.TensorMerge]) -> kernels.MergeSet:
+        """The set of these merges, kept for the next candidate that has the same."""
+        key = tuple(map(id, merges))
+        if key not in self._merge_sets:
+            self._merge_sets[key] = kernels.MergeSet(merges)
+        self._merge_sets.move_to_end(key)
+        while len(self._merge_sets) > _MERGE_SETS:
+            self._merge_sets.popitem(last=False)
+        return self._merge_sets[key]
 
     def _rebuild(self, form: Form, jobs: Sequence[Job], sources: Mapping[str, Tensor], stack: Any) -> None:
         """Puts a model of another form into the live model's place, as yet without the candidate's weights."""
         self._form = None  # nothing to go on from, should this fail
         for tensor in self._live.values():
             tensor.data = tensor.data.new_empty(0)
-        self._live, self._shared, self._made = {}, set(), {}
-        self._tasks.clear()
-        self._plans.clear()
+        self._live, self._shared, self._identities = {}, set(), {}
+        self._merges.clear()
+        self._merge_sets.clear()
         dtype, device = DTYPES[self.dtype], self.pool.device
         tensors = {job.piece.live: _origin_tensor(job, self.pool) for job in jobs}
         for name, tensor in tensors.items():
             if name not in sources or tensor.dtype != dtype:
                 tensors[name] = torch.empty(tensor.shape, dtype=dtype, device=device)
-        made = form.blueprint.build({**tensors, **self.pool.constants_of(form)}, dtype, device)
+        built = form.blueprint.build({**tensors, **self.pool.constants_of(form)}, dtype, device)
         self.model.__dict__.clear()
-        self.model.__dict__.update(made.__dict__)
+        self.model.__dict__.update(built.__dict__)
         self._live = parameters(self.model)
         self._form, self._stack = form, stack
 
     def _share(self, sources: Mapping[str, Tensor]) -> None:
         """Lets the tensors in `sources` be the parents' memory, and gives those that were it memory of their own."""
         if sources or self._shared:
-            self._tasks.clear()  # views of tensors that get other memory
-            self._plans.clear()
+            self._merges.clear()  # views of tensors that get other memory
+            self._merge_sets.clear()
         for name, tensor in self._live.items():
             source = sources.get(name)
             if source is not None and (source.dtype, source.device) == (tensor.dtype, tensor.device):
@@ -161,11 +166,11 @@ def _origin_tensor(job: Job, pool: Pool) -> Tensor:
 
 def _sources(jobs: Iterable[Job], pool: Pool) -> dict[str, Tensor]:
     """The candidate's live tensors that are one parent's live tensor passed through unchanged, with that tensor."""
-    found: dict[str, list[Tensor]] = {}
+    origins: dict[str, list[Tensor | None]] = {}
     for job in jobs:
-        found.setdefault(job.piece.live, []).append(_origin_tensor(job, pool) if job.step.copies else None)
+        origins.setdefault(job.piece.live, []).append(_origin_tensor(job, pool) if job.step.copies else None)
     return {
-        name: tensors[0]
-        for name, tensors in found.items()
-        if tensors[0] is not None and all(tensor is tensors[0] for tensor in tensors)
+        name: first
+        for name, (first, *others) in origins.items()
+        if first is not None and all(other is first for other in others)
     }

@@ -88,12 +88,12 @@ def _steps(recipe: Recipe, position: int) -> dict[int | None, Step]:
     rule = recipe.rules[position]
     if recipe.stack is None:
         return {None: _complete(rule, recipe, rule.models or tuple(recipe.models), f"rules.{position}")}
-    found: dict[int | None, Step] = {}
+    steps: dict[int | None, Step] = {}
     for number, (first, last) in enumerate(_spans(recipe.stack)):
         if rule.layers is None or (rule.layers[0] <= last and first <= rule.layers[1]):
             names = _row_models(rule, recipe.stack[number], recipe, f"rules.{position}, row {number} of the stack")
-            found[number] = _complete(rule, recipe, names, f"rules.{position}")
-    return found
+            steps[number] = _complete(rule, recipe, names, f"rules.{position}")
+    return steps
 
 
 def _spans(stack: Sequence[Row]) -> list[tuple[int, int]]:
@@ -211,13 +211,13 @@ def _job(info: TensorInfo, piece: Piece, steps: Mapping[int | None, Step], recip
 def _origin(piece: Piece, info: TensorInfo, layer: int, name: str, pool: Pool) -> str:
     """The parents' tensor that stands in `layer` where `piece` stands in its own layer."""
     layout = pool.form.layout
-    found = layout.in_layer(piece, layer)
-    if found is None or found.shape != piece.shape:
+    origin = layout.in_layer(piece, layer)
+    if origin is None or origin.shape != piece.shape:
         raise UserError(
             f"stack: layer {layer} of {name} cannot become layer {info.layer} of the result, which needs {info.name}: "
             "stack layers of one structure"
         )
-    return found.name
+    return origin.name
 
 
 # --- merging ------------------------------------------------------------------------------------------------------

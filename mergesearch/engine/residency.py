@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from mergesearch import memory
 from mergesearch.checkpoints import Residency
 
 # what is needed beside pool and candidate: kept statistics and blocks, as a share of both
@@ -16,7 +16,7 @@ SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Choice:
+class Holding:
     """How a pool is held.
 
     Attributes:
@@ -50,7 +50,7 @@ class Choice:
         return f"{held}; peak {on_device}{on_host if self.device != 'cpu' else ''}"
 
 
-def residency(pool_bytes: int, candidate_bytes: int, device: torch.device | str, held: int = 0) -> Choice:
+def residency(pool_bytes: int, candidate_bytes: int, device: torch.device | str, held: int = 0) -> Holding:
     """The first of device, pinned host memory and mapped files that has room for the pool, by what is free now.
 
     Args:
@@ -60,16 +60,16 @@ def residency(pool_bytes: int, candidate_bytes: int, device: torch.device | str,
         held: bytes of the pool that are on the device already, and count as free.
     """
     device = torch.device(device)
-    host = psutil.virtual_memory().available + (held if device.type == "cpu" else 0)
-    free = torch.cuda.mem_get_info(device)[0] + held if device.type == "cuda" else host
+    host = memory.free_on_host() + (held if device.type == "cpu" else 0)
+    free = memory.free(device) + held if device.type == "cuda" else host
     extra = int(OVERHEAD * (pool_bytes + candidate_bytes))
     whole, alone = pool_bytes + candidate_bytes + extra, candidate_bytes + extra
     on_host = device.type == "cpu"
     if whole <= SHARE * free:
-        return Choice("device", str(device), whole, whole if on_host else 0, free, host)
+        return Holding("device", str(device), whole, whole if on_host else 0, free, host)
     if not on_host and pool_bytes <= SHARE * host:
-        return Choice("pinned", str(device), alone, pool_bytes, free, host)
-    return Choice("mapped", str(device), alone, alone if on_host else 0, free, host)
+        return Holding("pinned", str(device), alone, pool_bytes, free, host)
+    return Holding("mapped", str(device), alone, alone if on_host else 0, free, host)
 
 
 def _gib(size: int) -> str:

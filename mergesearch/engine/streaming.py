@@ -8,15 +8,18 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergesearch.checkpoints import Form, Pool, check_shard_size, release, state
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
 from mergesearch.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # tensors that are merged but not yet written; each is as large as the largest tensor at most
 _AHEAD = 1
@@ -61,7 +64,7 @@ def stream(
     check_shard_size(max_shard_size)
     form = form_of(recipe, pool)
     jobs = {job.piece.name: job for job in plan(recipe, pool, form)}
-    blank = _blank(form, pool, DTYPES[recipe.out_dtype])
+    blank = _blank(form, DTYPES[recipe.out_dtype])
     _save_rest(blank, pool, folder)
     tensors = _in_files(blank)
     runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, torch.device("cpu"), compiled)
@@ -79,7 +82,7 @@ def stream(
     writing.check()
 
 
-def _blank(form: Form, pool: Pool, dtype: torch.dtype) -> nn.Module:
+def _blank(form: Form, dtype: torch.dtype) -> PreTrainedModel:
     """The candidate on the meta device: names, shapes, and the dtype that the architecture keeps each tensor in."""
     meta = torch.device("meta")
     blank = state(form.blueprint.blank())
@@ -87,10 +90,10 @@ def _blank(form: Form, pool: Pool, dtype: torch.dtype) -> nn.Module:
         n: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device=meta)
         for n, t in blank.items()
     }
-    return form.blueprint.build(empty, dtype, meta)
+    return cast("PreTrainedModel", form.blueprint.build(empty, dtype, meta))
 
 
-def _save_rest(blank: nn.Module, pool: Pool, folder: Path) -> None:
+def _save_rest(blank: PreTrainedModel, pool: Pool, folder: Path) -> None:
     """All files but the weights, as `save_pretrained` writes them."""
     blank.save_pretrained(folder, state_dict={})
     for file in folder.glob("*.safetensors*"):
@@ -98,7 +101,7 @@ def _save_rest(blank: nn.Module, pool: Pool, folder: Path) -> None:
     pool.tokenizer.save_pretrained(folder)
 
 
-def _in_files(blank: nn.Module) -> dict[str, Tensor]:
+def _in_files(blank: PreTrainedModel) -> dict[str, Tensor]:
     """The live tensors in the order in which transformers writes them, which decides what goes into which shard."""
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -109,22 +112,22 @@ def _shards(tensors: Mapping[str, Tensor], folder: Path, max_shard_size: str) ->
     """Which file holds which tensors; writes the index where there are several."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    found = split_torch_state_dict_into_shards(
+    split = split_torch_state_dict_into_shards(
         dict(tensors), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
-    if found.is_sharded:
-        total = {"total_parameters": sum(t.numel() for t in tensors.values()), **found.metadata}
-        index = {"metadata": total, "weight_map": found.tensor_to_filename}
+    if split.is_sharded:
+        total = {"total_parameters": sum(t.numel() for t in tensors.values()), **split.metadata}
+        index = {"metadata": total, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-    return {folder / file: names for file, names in found.filename_to_tensors.items()}
+    return {folder / file: names for file, names in split.filename_to_tensors.items()}
 
 
 def _merge(job: Job, pool: Pool, seed: int, blank: Tensor, runner: kernels.Runner) -> Tensor:
     out = torch.empty(blank.shape, dtype=blank.dtype)
     operands = job.operands(pool, seed)
     step = job.step
-    runner.run(kernels.Recipe(step.method, step.parameters), [kernels.Task(operands, out, job.info.name)])
+    runner.run(kernels.MethodCall(step.method, step.parameters), [kernels.TensorMerge(operands, out, job.info.name)])
     release(t for t in (operands.base, *operands.models) if t is not None)
     return out
 
@@ -200,9 +203,10 @@ class _Writing:
                 if isinstance(item, tuple):
                     if file is not None:
                         file.close()
-                    file = item[0].open("wb")
-                    file.write(item[1])
-                else:
+                    opened: BinaryIO = item[0].open("wb")
+                    opened.write(item[1])
+                    file = opened
+                elif file is not None:  # a file begins before its tensors
                     for part in _bytes(item):
                         file.write(part)
             except BaseException as error:
@@ -231,4 +235,4 @@ def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     flat = tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
     parts: Iterable[Tensor] = flat.split(2**26)
     for part in parts:
-        yield memoryview(part.numpy())
+        yield part.numpy().data

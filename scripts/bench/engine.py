@@ -25,7 +25,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergesearch import methods
+from mergesearch import memory, methods
 from mergesearch.engine import kernels
 from mergesearch.engine.kernels.exact import exact_division
 
@@ -67,10 +67,10 @@ class Bench:
     def parameters(self) -> int:
         return sum(t.numel() for t in self.base.values())
 
-    def tasks(self, method: methods.Method, count: int) -> list[kernels.Task]:
+    def merges(self, method: methods.Method, count: int) -> list[kernels.TensorMerge]:
         names = [f"m{i}" for i in range(count)]
         return [
-            kernels.Task(
+            kernels.TensorMerge(
                 kernels.Operands(
                     base=start if method.base != "unused" else None,
                     models=tuple(model[name] for model in self.models[:count]),
@@ -199,29 +199,31 @@ def held() -> int:
 # --- equality -----------------------------------------------------------------------------------------------------
 
 
-def differs(tasks: Sequence[kernels.Task], method: methods.Method, parameters: dict[str, Any], limit: float) -> str:
+def differs(
+    merges: Sequence[kernels.TensorMerge], method: methods.Method, parameters: Mapping[str, Any], limit: float
+) -> str:
     """How much of the candidate was compared with the definition; raises SystemExit where it is not the same."""
-    last = {tuple(task.out.shape): task for task in tasks}
-    order = [*last.values(), *(task for task in tasks if last[tuple(task.out.shape)] is not task)]
+    last = {tuple(merge.out.shape): merge for merge in merges}
+    order = [*last.values(), *(merge for merge in merges if last[tuple(merge.out.shape)] is not merge)]
     end, done = time.perf_counter() + limit, 0
-    for task in order:
+    for merge in order:
         if done >= len(last) and time.perf_counter() > end:
             break
-        steps = _steps(task, method, parameters)
+        steps = _steps(merge, method, parameters)
         if steps > 1:
-            sys.exit(f"{method.name}: {task.label} differs by {steps} units in the last place: not timed")
+            sys.exit(f"{method.name}: {merge.label} differs by {steps} units in the last place: not timed")
         done += 1
     return f"{done} of {len(order)} tensors"
 
 
-def _steps(task: kernels.Task, method: methods.Method, parameters: dict[str, Any]) -> int:
-    base, device = task.operands.base, task.out.device
+def _steps(merge: kernels.TensorMerge, method: methods.Method, parameters: Mapping[str, Any]) -> int:
+    base, device = merge.operands.base, merge.out.device
     with exact_division(device):
         wanted = method(
-            None if base is None else base.to(device).float(), [m.to(device).float() for m in task.operands.models],
-            parameters, list(task.operands.masks),
-        ).to(task.out.dtype)  # fmt: skip
-    found = [t.view(torch.int16).int() for t in (task.out, wanted)]
+            None if base is None else base.to(device).float(), [m.to(device).float() for m in merge.operands.models],
+            parameters, list(merge.operands.masks),
+        ).to(merge.out.dtype)  # fmt: skip
+    found = [t.view(torch.int16).int() for t in (merge.out, wanted)]
     # one unit from the least positive to the least negative number, too
     ordered = [torch.where(t < 0, -32768 - t, t) for t in found]
     return int((ordered[0] - ordered[1]).abs().max())
@@ -249,25 +251,25 @@ def measure(
     count = max(method.min_models, min(count, method.max_models or count))
     labels = [f"m{i}" for i in range(count)]
 
-    def recipe(**other: Any) -> kernels.Recipe:
+    def recipe(**other: Any) -> kernels.MethodCall:
         number = other.pop("number", 0)
-        return kernels.Recipe(method, method.complete({**given(method, count, number), **other}, labels, "the run"))
+        return kernels.MethodCall(method, method.complete({**given(method, count, number), **other}, labels, "the run"))
 
     statistics_ = kept or kernels.Statistics(2**30, 2**35)
     run = kernels.Runner(statistics_, kernels.Compiler("now"))
-    tasks = bench.tasks(method, count)
-    plan = kernels.Plan(tasks)
+    merges = bench.merges(method, count)
+    merge_set = kernels.MergeSet(merges)
     with Peak(device) as first_peak:
-        first = timed(lambda: run.run(recipe(), plan), device)
+        first = timed(lambda: run.run(recipe(), merge_set), device)
     held_now = 2 * bench.parameters * (len(bench.models) + 2)
     kept_bytes = statistics_.nbytes
-    equal = differs(tasks, method, recipe().parameters, args.check)
+    equal = differs(merges, method, recipe().parameters, args.check)
     seconds, copies = [], []
     with Peak(device) as peak:
         for number in range(args.rounds + 1):
             copies.append(copy.once())
             how = recipe(number=number + 1)
-            seconds.append(timed(lambda how=how: run.run(how, plan), device))
+            seconds.append(timed(lambda how=how: run.run(how, merge_set), device))
     seconds, copies = seconds[1:], copies[1:]
     moved = 2 * bench.parameters * (count + 1 + (method.base != "unused"))
     if isinstance(copy, Upload):
@@ -281,7 +283,7 @@ def measure(
         "first peak share": max(0, first_peak.most - kept_bytes) / held_now, "equal": equal, **surroundings(),
     }  # fmt: skip
     if "density" in method.parameters:
-        row["new density seconds"] = timed(lambda: run.run(recipe(density=0.37), plan), device)
+        row["new density seconds"] = timed(lambda: run.run(recipe(density=0.37), merge_set), device)
     return row
 
 
@@ -291,7 +293,7 @@ def against(bench: Bench, name: str, count: int, rounds: int, part: str) -> dict
 
     method = methods.get(name)
     count = max(method.min_models, min(count, method.max_models or count))
-    models: dict[str, Any] = {f"m{i}": model for i, model in enumerate(bench.models[:count])}
+    models: dict[Any, Any] = {f"m{i}": model for i, model in enumerate(bench.models[:count])}
     parameters: dict[str, Any] = {k: v for k, v in given(method, count).items() if k == "density"}
     parameters |= {"weight": 0.5} if "weight" in method.parameters or name == "uniform_soup" else {}
     parameters |= {"t": 0.5} if name in ("slerp", "nearswap") else {}
@@ -383,7 +385,7 @@ def scaling(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
             write(args, rows)
 
     for size in ("10M", "40M", "158M", "400M", "1G"):
-        if kernels.free_memory(device) < 2 * 5 * 10**9 and size == "1G":
+        if memory.free(device) < 2 * 5 * 10**9 and size == "1G":
             print("1G: not enough memory", flush=True)
             continue
         bench = make(size, 3, device)
@@ -419,7 +421,7 @@ def save(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     replaced = {tuple(row[c] for c in identity) for row in new}
     kept = [row for row in old if tuple(row[c] for c in identity) not in replaced]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list[str](COLUMNS))
         writer.writeheader()
         writer.writerows(kept + new)
     return kept + new

@@ -2,32 +2,33 @@
 
 symbols: a method run once on symbols shows its elementwise part and its statistics. recording: what that shows, kept.
 program: the elementwise part as a function over blocks. code: the same as typed operations; native, device: those in
-C++ and in Triton. compiled: when they are built. batch, staging: many tensors in one call. tables, statistics: what is
-kept of the parents between candidates. runner: all of it.
+C++ and in Triton. compiled: when they are built; built: what was, on disk; platforms: where. launch, double_buffer:
+many tensors in one call. tables, orders, parent_statistics: what is kept of the parents between candidates. runner: all
+of it.
 """
 
 from __future__ import annotations
 
 import torch
 
-from mergesearch.engine.kernels.batch import Plan, Task
+from mergesearch import memory
 from mergesearch.engine.kernels.compiled import WORTH_COMPILING, WORTH_WAITING, Compiler, When
-from mergesearch.engine.kernels.recording import Recipe
+from mergesearch.engine.kernels.launch import MergeSet, TensorMerge
+from mergesearch.engine.kernels.parent_statistics import Operands, Statistics
+from mergesearch.engine.kernels.recording import MethodCall
 from mergesearch.engine.kernels.runner import Runner
-from mergesearch.engine.kernels.statistics import Operands, Statistics
 
 __all__ = [
     "WORTH_COMPILING",
     "WORTH_WAITING",
     "Compiler",
+    "MergeSet",
+    "MethodCall",
     "Operands",
-    "Plan",
-    "Recipe",
     "Runner",
     "Statistics",
-    "Task",
+    "TensorMerge",
     "When",
-    "free_memory",
     "runner_for",
 ]
 
@@ -41,13 +42,4 @@ def runner_for(parameters: int, parents: int, device: torch.device, compiled: Wh
     usual: When = "now" if parameters >= WORTH_WAITING or device.type == "cuda" else "background"
     when = compiled or (usual if parameters >= WORTH_COMPILING else "never")
     limit = max(64 * 2**20, parameters * parents * 2 // 50)
-    return Runner(Statistics(limit, free_memory(device) // 4), Compiler(when))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device: for the CPU what can be had without swapping."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+    return Runner(Statistics(limit, memory.free(device) // 4), Compiler(when))

@@ -1,9 +1,23 @@
 """Programs as typed operations, and their text in a language that a compiler turns into one pass over memory.
 
-`trace` runs a program once on tiny tensors and writes down what was done, with the dtypes that torch's promotion
-gives. `Writer` says how an operation is written: in C++ (native.py) and in Triton (device.py). What is not in the table
-here raises `Unsupported`; then torch.compile is used, or the program as it stands. Arithmetic is torch's own, operation
-by operation: no contraction to fused multiply-adds, divisions and roots rounded to the nearest.
+`trace` runs a program once on tiny tensors and writes down what was done, with the dtypes that torch's promotion gives.
+`Writer` says how an operation is written: in C++ (native.py) and in Triton (device.py). What is not in the table here
+raises `Unsupported`; then the program runs as it stands, block by block.
+
+Why a `Code` gives what the program gives. The tracer sees what torch does at its lowest level, after every
+decomposition and promotion: each operation becomes one step on the dtype of torch's own result, with a cast for every
+operand of another dtype, as torch casts it. Steps are rounded one by one: no contraction to fused multiply-adds,
+divisions and roots to the nearest. Where a step is not written as torch does it, the two are equal on every input:
+
+- `pow(x, 2)` is x * x, which is how torch computes it;
+- x * 1 and x / 1 are x, where the dtype stays;
+- a truth value as a number, times w (`_counted`): true gives 1 * w = w, false 0 * w, so it is a choice of w and 0 * w,
+  which keeps the sign of 0 and the NaN of an infinite w;
+- n * p < t with n a whole number and p a power of two (`_compared`): n as a float32 times p has n's significand, so the
+  product is exact, and t / p is exact too unless it overflows to an infinity, which lies on the same side of every n:
+  comparing n with t / p is the same comparison. So a mask's bits are compared with a density without the product that
+  brings them into the unit interval;
+- clamp is a maximum and a minimum, in torch's order, with torch's NaN.
 """
 
 from __future__ import annotations
@@ -79,13 +93,13 @@ def trace(program: Program, dtypes: Sequence[torch.dtype]) -> Code:
 @functools.lru_cache(maxsize=512)
 def _trace(source: str, parents: int, dtypes: tuple[torch.dtype, ...], scalars: int, words: int) -> Code:
     run = Program(source=source).run
-    recorder = _Recorder(parents, dtypes, scalars, 1 + 2 * words)
+    recorder = _OperationTracer(parents, dtypes, scalars, 1 + 2 * words)
     with recorder:
         (result,) = run(recorder.s, recorder.k, *recorder.arguments)
     return Code(dtypes, scalars, 1 + 2 * words, tuple(recorder.steps), recorder.value(result))
 
 
-class _Recorder(TorchDispatchMode):
+class _OperationTracer(TorchDispatchMode):
     """Writes down operations on tensors of three elements."""
 
     @classmethod
@@ -110,19 +124,19 @@ class _Recorder(TorchDispatchMode):
 
     def value(self, tensor: Tensor) -> Value:
         """The variable of a tensor; one that nothing was seen to make is a constant."""
-        found = self._values.get(id(tensor))
-        if found is not None:
-            return found[1]
+        known = self._values.get(id(tensor))
+        if known is not None:
+            return known[1]
         if tensor.numel() != 1:
             raise Unsupported("a tensor of unknown origin")
         return self._keep(tensor, self._step(tensor.dtype, "constant", tensor.item()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if not isinstance(made, Tensor) or made.dtype not in _KNOWN:
+        result = func(*args, **(kwargs or {}))
+        if not isinstance(result, Tensor) or result.dtype not in _KNOWN:
             raise Unsupported(f"{func}")
-        self._keep(made, self._written(func.overloadpacket.__name__, made, args, kwargs or {}))
-        return made
+        self._keep(result, self._written(func.overloadpacket.__name__, result, args, kwargs or {}))
+        return result
 
     def _keep(self, tensor: Tensor, value: Value) -> Value:
         self._values[id(tensor)] = (tensor, value)
@@ -131,10 +145,10 @@ class _Recorder(TorchDispatchMode):
     def _step(self, dtype: torch.dtype, what: str, *inputs: Any) -> Value:
         if dtype not in _KNOWN:
             raise Unsupported(f"{dtype}")
-        made = Value(f"v{len(self.steps)}", dtype, _is_uniform(what, inputs))
-        self.steps.append((made, what, inputs))
-        self._made[made.name] = (what, inputs)
-        return made
+        variable = Value(f"v{len(self.steps)}", dtype, _is_uniform(what, inputs))
+        self.steps.append((variable, what, inputs))
+        self._made[variable.name] = (what, inputs)
+        return variable
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Value:
         if isinstance(value, Tensor):
@@ -143,44 +157,46 @@ class _Recorder(TorchDispatchMode):
             return self._step(dtype, "constant", value)
         return value if value.dtype == dtype else self._step(dtype, "cast", value)
 
-    def _written(self, name: str, made: Tensor, args: Any, kwargs: Any) -> Value:
+    def _written(self, name: str, result: Tensor, args: Any, kwargs: Any) -> Value:
         if (name == "select" and args[0] is self.s) or (name == "select" and args[0] is self.k):
-            return self._given("scalar" if args[0] is self.s else "key", args[2], made.dtype)
+            return self._given("scalar" if args[0] is self.s else "key", args[2], result.dtype)
         if name in _SAME:
             return self.value(args[0])
         if name == "_to_copy":
-            return self._cast(args[0], made.dtype)
+            return self._cast(args[0], result.dtype)
         if name in _CONSTANT:
-            return self._step(made.dtype, "constant", _CONSTANT[name])
+            return self._step(result.dtype, "constant", _CONSTANT[name])
         if name in ("full", "full_like", "new_full", "scalar_tensor"):
-            return self._step(made.dtype, "constant", args[0 if name == "scalar_tensor" else -1])
+            return self._step(result.dtype, "constant", args[0 if name == "scalar_tensor" else -1])
         if name == "arange" and len(args) == 1:
-            return self._step(made.dtype, "index")
-        return self._arithmetic(name, made, args, kwargs)
+            return self._step(result.dtype, "index")
+        return self._arithmetic(name, result, args, kwargs)
 
     def _given(self, kind: str, number: int, dtype: torch.dtype) -> Value:
         if (kind, number) not in self._inside:
             self._inside[kind, number] = self._step(dtype, kind, number)
         return self._inside[kind, number]
 
-    def _arithmetic(self, name: str, made: Tensor, args: Any, kwargs: Any) -> Value:
+    def _arithmetic(self, name: str, result: Tensor, args: Any, kwargs: Any) -> Value:
         if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None or set(kwargs) - {"alpha"}:
             raise Unsupported(f"{name} with {kwargs}")
         if name == "where":
-            return self._step(made.dtype, "where", self.value(args[0]), *(self._cast(a, made.dtype) for a in args[1:]))
+            return self._step(
+                result.dtype, "where", self.value(args[0]), *(self._cast(a, result.dtype) for a in args[1:])
+            )
         if name in ("abs", "neg", "sqrt", "bitwise_not", "logical_not"):
-            what = "not" if made.dtype == torch.bool else name
-            return self._step(made.dtype, what, self._cast(args[0], made.dtype))
+            what = "not" if result.dtype == torch.bool else name
+            return self._step(result.dtype, what, self._cast(args[0], result.dtype))
         if name in ("clamp", "clamp_min", "clamp_max"):
-            return self._clamp(name, made.dtype, *args)
+            return self._clamp(name, result.dtype, *args)
         if name in ("minimum", "maximum"):
-            return self._step(made.dtype, name, *(self._cast(a, made.dtype) for a in args))
+            return self._step(result.dtype, name, *(self._cast(a, result.dtype) for a in args))
         if name == "pow" and args[1] == 2:
-            value = self._cast(args[0], made.dtype)
-            return self._step(made.dtype, "*", value, value)
-        return self._binary(name, made, args)
+            value = self._cast(args[0], result.dtype)
+            return self._step(result.dtype, "*", value, value)
+        return self._binary(name, result, args)
 
-    def _binary(self, name: str, made: Tensor, args: Any) -> Value:
+    def _binary(self, name: str, result: Tensor, args: Any) -> Value:
         if name == "rsub":
             name, args = "sub", (args[1], args[0])
         if len(args) != 2 or name not in (*_ARITHMETIC, *_COMPARISONS, "div"):
@@ -188,13 +204,13 @@ class _Recorder(TorchDispatchMode):
         if name in _COMPARISONS:
             common = torch.result_type(*args)
             return self._compared(_COMPARISONS[name], *(self._cast(a, common) for a in args))
-        if name == "div" and made.dtype not in FLOATS:
+        if name == "div" and result.dtype not in FLOATS:
             raise Unsupported("division of integers")
         what = "/" if name == "div" else _ARITHMETIC[name]
-        if what in ("*", "/") and _is_one(args[1]) and isinstance(args[0], Tensor) and args[0].dtype == made.dtype:
+        if what in ("*", "/") and _is_one(args[1]) and isinstance(args[0], Tensor) and args[0].dtype == result.dtype:
             return self.value(args[0])
-        inputs = [self._cast(a, made.dtype) for a in args]
-        return self._counted(*inputs) if what == "*" else self._step(made.dtype, what, *inputs)
+        inputs = [self._cast(a, result.dtype) for a in args]
+        return self._counted(*inputs) if what == "*" else self._step(result.dtype, what, *inputs)
 
     def _compared(self, what: str, left: Value, right: Value) -> Value:
         """A comparison; a whole number times a power of two is compared without the product, which is exact."""
@@ -222,12 +238,12 @@ class _Recorder(TorchDispatchMode):
 
     def _clamp(self, name: str, dtype: torch.dtype, value: Any, *limits: Any) -> Value:
         low, high = {"clamp": (*limits, None, None)[:2], "clamp_min": (limits[0], None)}.get(name, (None, limits[0]))
-        made = self._cast(value, dtype)
+        clamped = self._cast(value, dtype)
         if low is not None:
-            made = self._step(dtype, "maximum", made, self._cast(low, dtype))
+            clamped = self._step(dtype, "maximum", clamped, self._cast(low, dtype))
         if high is not None:
-            made = self._step(dtype, "minimum", made, self._cast(high, dtype))
-        return made
+            clamped = self._step(dtype, "minimum", clamped, self._cast(high, dtype))
+        return clamped
 
 
 def _is_uniform(what: str, inputs: Sequence[Any]) -> bool:
@@ -249,18 +265,18 @@ class Writer:
     types: ClassVar[dict[torch.dtype, str]] = {}
     forms: ClassVar[dict[Any, str]] = {}
 
-    def expression(self, made: Value, what: str, inputs: Sequence[Any]) -> str:
+    def expression(self, result: Value, what: str, inputs: Sequence[Any]) -> str:
         """The text of one operation on variables.
 
         Raises:
             Unsupported: the language has no such operation.
         """
         if what == "constant":
-            return self.constant(inputs[0], made.dtype)
-        form = self.forms.get((what, made.dtype), self.forms.get(what))
+            return self.constant(inputs[0], result.dtype)
+        form = self.forms.get((what, result.dtype), self.forms.get(what))
         if form is None:
-            raise Unsupported(f"{what} of {made.dtype}")
-        return form.format(*(i.name if isinstance(i, Value) else i for i in inputs), T=self.types[made.dtype])
+            raise Unsupported(f"{what} of {result.dtype}")
+        return form.format(*(i.name if isinstance(i, Value) else i for i in inputs), T=self.types[result.dtype])
 
     def constant(self, value: Any, dtype: torch.dtype) -> str:
         raise NotImplementedError

@@ -1,21 +1,33 @@
-"""Programs in Triton for CUDA devices: one launch makes all tensors that share a program, however many there are."""
+"""Programs in Triton for CUDA devices: one launch makes all tensors that share a program, however many there are.
+
+Why the result is the definition's to the last bit. `Triton.forms` writes each operation of a `Code` as one operation on
+the same dtype, and the kernel is built with `enable_fp_fusion=False`, so that no product and sum share a rounding.
+Where Triton's own operation is not the nearest number another stands in its place: `tl.sqrt_rn`; `divide` and `by_one`
+for the quotient (their derivation is beside them); -x as x * -1, as Triton subtracts from 0 and loses the sign of 0;
+minimum and maximum by comparison, with torch's NaN. "index" is the element's place in its span: with the offset k[0] it
+gives the mask's counter, so that a mask does not depend on how a tensor is cut. A program instance reads and writes its
+own BLOCK elements of one tensor, so which tensors share a launch does not show in any of them.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import importlib
+import linecache
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from mergesearch.engine.kernels import built
 from mergesearch.engine.kernels.code import Code, Writer, exact, rounded
-from mergesearch.engine.kernels.native import folder
+from mergesearch.engine.kernels.notices import Unavailable
 from mergesearch.engine.kernels.symbols import Unsupported
+
+if TYPE_CHECKING:
+    from mergesearch.engine.kernels.launch import Launch
 
 # elements of a program instance: 16 bytes of bf16 for each of its threads
 BLOCK, WARPS = 512, 2
@@ -45,9 +57,20 @@ def fetch(pointers, left, EVEN: tl.constexpr):
 """
 
 
-# The steps by which the device itself divides, without its check for operands near the ends of the range, which sends
-# every 0 through a branch: the nearest number, but for quotients below 2^-100. By one number for all elements, whose
-# reciprocal is the nearest to it, one step is enough (Markstein 1990); an infinite quotient is then no number.
+# Division. CUDA's own checks for operands near the ends of the range and sends every 0 through a branch, which takes
+# three times as long; these are its steps without the check (Markstein 1990, "Computation of elementary functions on
+# the IBM RISC System/6000 processor").
+#
+# divide: `near` is 1/b to within two ulps. 1 - b near is exact in one fma but for its last rounding, and r = near + (1
+# - b near) near is 1/b with the error squared. first = a r is then a few ulps off a/b, `better` one at most. For such a
+# quotient the remainder a - b better fits a float32, so that one fma gives it exactly, and better plus the remainder
+# times r is a/b, rounded once. An infinite or zero `first` would become NaN on the way, and is kept.
+#
+# by_one: b is one number for all elements, and r = 1/b comes rounded to the nearest (tl.div_rn, once an instance): then
+# one step is enough. An infinite quotient becomes NaN: not finite either way.
+#
+# Both give the nearest quotient for each of 2 * 10^7 random pairs of significands. Scaling by powers of two changes
+# nothing as long as no remainder underflows: for quotients below 2^-100 the last bit may differ.
 _DIVISION = """
 @triton.jit
 def by_one(a, b, r):
@@ -99,12 +122,14 @@ def text(code: Code, out: torch.dtype) -> str:
     if out not in (torch.bfloat16, torch.float16, torch.float32):
         raise Unsupported(f"results of {out}")
     writer, lines = Triton(), []
-    for made, what, inputs in code.steps:
-        right = _loaded(code, inputs[0], made.dtype) if what == "load" else writer.expression(made, what, inputs)
-        if what == "/" and made.dtype == torch.float32 and inputs[1].uniform:
-            lines.append(f"    r{made.name} = tl.div_rn({inputs[1].name} * 0 + 1.0, {inputs[1].name})")
-            right = f"by_one({inputs[0].name}, {inputs[1].name}, r{made.name})"
-        lines.append(f"    {made.name} = {right}")
+    for variable, what, inputs in code.steps:
+        right = (
+            _loaded(code, inputs[0], variable.dtype) if what == "load" else writer.expression(variable, what, inputs)
+        )
+        if what == "/" and variable.dtype == torch.float32 and inputs[1].uniform:
+            lines.append(f"    r{variable.name} = tl.div_rn({inputs[1].name} * 0 + 1.0, {inputs[1].name})")
+            right = f"by_one({inputs[0].name}, {inputs[1].name}, r{variable.name})"
+        lines.append(f"    {variable.name} = {right}")
     names = ["out", *(f"x{i}" for i in range(len(code.arguments)))]
     types = [out, *code.arguments]
     pointers = [f"{n} = tl.load(row + {i + 2}).to(tl.pointer_type({_TYPES[t]}))"
@@ -159,7 +184,7 @@ def _loaded(code: Code, number: int, dtype: torch.dtype) -> str:
 
 
 @dataclass
-class _Trial:
+class _TryOut:
     rows: Tensor
     places: Tensor
     scalars: Tensor
@@ -167,61 +192,83 @@ class _Trial:
     aligned: bool = True
 
 
-class Kernel:
-    """A built program. Called with a `Batch` on its device it makes the batch's tensors.
+class TritonKernel:
+    """A built program, see `launch.Kernel`.
 
     Raises:
-        ImportError: there is no Triton here.
+        Unavailable: there is no Triton here.
     """
 
     chunk = BLOCK
 
     def __init__(self, code: Code, out: torch.dtype):
-        self.work = load(text(code, out)).work
+        self._source = text(code, out)
+        self.work = load(self._source).work
         self._code, self._out = code, out
 
     def try_on(self, device: torch.device) -> None:
-        """Builds for a device and runs there once, on memory of its own: what fails fails here, before a candidate."""
+        """Builds for a device and runs there once, on memory of its own: what fails fails here, before a candidate.
+
+        Triton keeps what it builds; other processes wait, and find it.
+        """
+        capability = torch.cuda.get_device_capability(device)
+        with built.lock(built.key_of(self._source, _version(), str(capability))):
+            self._run_once(device)
+
+    def _run_once(self, device: torch.device) -> None:
         code, size = self._code, BLOCK
         tensors = [torch.ones(size, dtype=dtype, device=device) for dtype in (self._out, *code.arguments)]
         rows = torch.tensor([[0, size, *(t.data_ptr() for t in tensors)]], device=device)
-        self(_Trial(
+        self(_TryOut(
             rows, torch.zeros(1, dtype=torch.int32, device=device),
             torch.ones(1, max(1, code.scalars), dtype=torch.float64, device=device),
             torch.zeros(1, code.keys, dtype=torch.int32, device=device),
         ))  # fmt: skip
         torch.cuda.synchronize(device)
 
-    def __call__(self, batch: Any) -> Tensor:
-        """As `native.Kernel`; nothing waits for the device. `batch.rows` is int64 (T, 3 + arguments): first chunk,
-        elements, pointers; `batch.places` int32: the tensor of each chunk; `batch.aligned`: all pointers are multiples
-        of 16."""
-        bad = torch.zeros(len(batch.rows), dtype=torch.int8, device=batch.rows.device)
-        stride = 0 if len(batch.scalars) == 1 else batch.scalars.shape[1]
-        with torch.cuda.device(batch.rows.device):
-            self.work[(len(batch.places),)](
-                batch.rows, batch.places, batch.scalars, stride, batch.keys, bad, BLOCK=BLOCK, ALIGNED=batch.aligned,
-                num_warps=WARPS, enable_fp_fusion=False,
+    def __call__(self, launch: Launch | _TryOut) -> Tensor:
+        """Nothing waits for the device. `launch.rows` is int64 (T, 3 + arguments): first chunk, elements, pointers;
+        `launch.places` int32: the tensor of each chunk; `launch.aligned`: all pointers are multiples of 16."""
+        bad = torch.zeros(len(launch.rows), dtype=torch.int8, device=launch.rows.device)
+        stride = 0 if len(launch.scalars) == 1 else launch.scalars.shape[1]
+        with torch.cuda.device(launch.rows.device):
+            self.work[(len(launch.places),)](
+                launch.rows, launch.places, launch.scalars, stride, launch.keys, bad, BLOCK=BLOCK,
+                ALIGNED=launch.aligned, num_warps=WARPS, enable_fp_fusion=False,
             )  # fmt: skip
         return bad != 0
 
 
-def load(source: str) -> Any:
-    """The module of a Triton source: Triton reads functions from their files, so it is written to one."""
-    name = f"mergesearch_{hashlib.blake2b(source.encode(), digest_size=12).hexdigest()}"
-    os.environ.setdefault("TRITON_CACHE_DIR", str(folder() / "triton"))
-    place = folder() / f"{name}.py"
-    if not place.is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(dir=place.parent)
-        with os.fdopen(handle, "w") as file:
-            file.write(source)
-        os.replace(made, place)
-    return _module(name, place)
+def _version() -> str:
+    """Triton's version.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
+    try:
+        return importlib.import_module("triton").__version__
+    except ImportError as error:
+        raise Unavailable("Triton is not installed here: pip install triton") from error
 
 
-def _module(name: str, place: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def load(source: str) -> ModuleType:
+    """The module of a Triton source.
+
+    Triton reads the text of functions through `inspect`, by the name of their file. The file is there for debuggers:
+    what is run, and what Triton reads, is `source` itself.
+
+    Raises:
+        Unavailable: there is no Triton here.
+    """
+    kept = built.folder() / f"triton-{_version()}"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    os.utime(kept)  # its last use, for `built.prune`
+    os.environ.setdefault("TRITON_CACHE_DIR", str(kept))
+    name = f"mergesearch_{built.key_of(source)[:24]}"
+    place = str(built.write(f"{name}.py", source))
+    # without a time of change, so that nobody reads the file in its place
+    linecache.cache[place] = (len(source), None, source.splitlines(keepends=True), place)
+    module = ModuleType(name)
+    module.__file__ = place
+    exec(compile(source, place, "exec"), module.__dict__)
     return module

@@ -1,32 +1,44 @@
 """Programs in C++ for the CPU: one call makes many tensors, on all threads, with no Python in between.
 
-The compiler on the machine makes a shared library of each program, kept on disk under a hash of its text and of the
-processor. Results are written past the cache, which saves reading the memory that is about to be overwritten.
+The compiler on the machine makes a shared library of each program, kept on disk (built.py). Results are written past
+the cache, which saves reading the memory that is about to be overwritten.
+
+Why the result is the definition's to the last bit. `Cpp.forms` writes each operation of a `Code` as one C++ operation
+on the same dtype; + - * / and std::sqrt are rounded to the nearest by IEEE 754, as torch's are. The flags keep the
+compiler from making another number of them: -ffp-contract=off, no product and sum in one rounding; no -ffast-math, so
+nothing is reordered and no division becomes a product; -fwrapv, as torch's integers wrap. -fno-math-errno and
+-fno-trapping-math only drop what nobody looks at: errno and exception flags. `narrow` rounds float32 to bf16 to the
+nearest, ties to even: it adds 0x7fff and the last bit that stays, then cuts; a NaN becomes 0x7fc0, as in torch. `pick`
+chooses by bits, so that a NaN or a -0 passes unchanged; a truth value is 0 or -1 for that, and `& 1` where it becomes a
+number. `maximum` and `minimum` give the NaN where one operand is one, as torch's do. An element's result depends on its
+own inputs and its index alone, so spans, parts and threads do not show in it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from mergesearch.engine.kernels import built, platforms
 from mergesearch.engine.kernels.code import Code, Value, Writer, exact, rounded
+from mergesearch.engine.kernels.notices import Unavailable
 from mergesearch.engine.kernels.symbols import Unsupported
 
-counts: Counter[str] = Counter()
+if TYPE_CHECKING:
+    from mergesearch.engine.kernels.launch import Launch
+
 _FLAGS = (
     "-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fwrapv", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
@@ -128,14 +140,14 @@ def text(code: Code, out: torch.dtype) -> str:
         Unsupported: C++ has no such operation or dtype here.
     """
     writer, lines = Cpp(), []
-    for made, what, inputs in code.steps:
+    for variable, what, inputs in code.steps:
         if what == "load":
             right = _loaded(code.arguments[inputs[0]], f"x{inputs[0]}[i]")
         elif what == "cast" and inputs[0].dtype == torch.bool:
-            right = writer.expression(made, "of truth", inputs)
+            right = writer.expression(variable, "of truth", inputs)
         else:
-            right = writer.expression(made, what, inputs)
-        lines.append(f"            const {writer.types[made.dtype]} {made.name} = {right};")
+            right = writer.expression(variable, what, inputs)
+        lines.append(f"            const {writer.types[variable.dtype]} {variable.name} = {right};")
     return "\n".join([_PRELUDE, *_sizes(code), *_head(code, out), *lines, *_tail(code.result, out), _DRIVER])
 
 
@@ -175,14 +187,14 @@ def _head(code: Code, out: torch.dtype) -> list[str]:
 
 def _tail(result: Value, out: torch.dtype) -> list[str]:
     wide = f"(float){result.name}"
-    made = f"narrow({wide})" if out == torch.bfloat16 else f"({_MEMORY[out]}){result.name}"
+    narrowed = f"narrow({wide})" if out == torch.bfloat16 else f"({_MEMORY[out]}){result.name}"
     # what the result is rounded to is finite where its exponent is not all ones
     seen = {
         torch.bfloat16: "(made[i] & 0x7f80) == 0x7f80", torch.float32: "(word(made[i]) & 0x7f800000u) == 0x7f800000u",
         torch.float16: "!(std::fabs((float)made[i]) <= 65504.0f)",
     }[out]  # fmt: skip
     return [
-        f"            made[i] = {made};",
+        f"            made[i] = {narrowed};",
         f"            bad |= {seen};",
         "        }",
         "        put((char*)(out + at), (const char*)made, size * sizeof(made[0]));",
@@ -195,8 +207,8 @@ def _tail(result: Value, out: torch.dtype) -> list[str]:
 # --- building and calling -----------------------------------------------------------------------------------------
 
 
-class Kernel:
-    """A built program. Called with a `Table`, it makes the table's tensors and returns which were not finite."""
+class CppKernel:
+    """A built program, see `launch.Kernel`."""
 
     chunk = CHUNK
 
@@ -204,17 +216,15 @@ class Kernel:
         self._work = function(text(code, out), "work", [ctypes.c_int64, *[ctypes.c_void_p] * 3, ctypes.c_int64,
                                                         *[ctypes.c_void_p] * 4])  # fmt: skip
 
-    def __call__(self, table: Any) -> Tensor:
-        """`table` has int64 `counts` (T,), `pointers` (T, 1 + arguments), `firsts` (T + 1,), float64 `scalars`
-        (T or 1, S), int32 `keys` (T, K); (T,) bool comes back, true where a tensor has NaN or infinity."""
-        bad = torch.zeros(len(table.counts), dtype=torch.uint8)
+    def __call__(self, launch: Launch) -> Tensor:
+        bad = torch.zeros(len(launch.counts), dtype=torch.uint8)
         following = torch.zeros(1, dtype=torch.int64)
-        stride = 0 if len(table.scalars) == 1 else table.scalars.shape[1]
+        stride = 0 if len(launch.scalars) == 1 else launch.scalars.shape[1]
         arguments = (
-            len(table.counts), table.counts.data_ptr(), table.pointers.data_ptr(), table.scalars.data_ptr(), stride,
-            table.keys.data_ptr(), table.firsts.data_ptr(), bad.data_ptr(), following.data_ptr(),
+            len(launch.counts), launch.counts.data_ptr(), launch.pointers.data_ptr(), launch.scalars.data_ptr(), stride,
+            launch.keys.data_ptr(), launch.firsts.data_ptr(), bad.data_ptr(), following.data_ptr(),
         )  # fmt: skip
-        on_all_threads(lambda: self._work(*arguments), int(table.firsts[-1]))
+        on_all_threads(lambda: self._work(*arguments), int(launch.firsts[-1]))
         return bad.bool()
 
 
@@ -235,45 +245,48 @@ def function(source: str, name: str, arguments: Sequence[Any], result: Any = Non
     """A function of a C++ source as `ctypes` calls it, compiled or found on disk.
 
     Raises:
-        RuntimeError: there is no compiler, or it failed.
+        Unavailable: nothing is compiled on this machine.
+        RuntimeError: the compiler failed.
     """
-    found = getattr(ctypes.CDLL(str(_library(source))), name)
-    found.argtypes, found.restype = list(arguments), result
-    return found
+    platforms.require(torch.device("cpu"))
+    command, version = _compiler(os.environ.get("CXX"))
+    flags = [*_FLAGS, *(flag for native in _NATIVE for flag in ("|", *native))]
+    key = built.key_of(source, *command, version, *flags, _processor())
+    library = built.load(key, lambda place: _compile(command, source, place))
+    called = getattr(library, name)
+    called.argtypes, called.restype = list(arguments), result
+    return called
 
 
-def _library(source: str) -> Path:
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-    identity = "\0".join([source, str(compiler), *_FLAGS, *_NATIVE[0], _processor()])
-    place = folder() / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.so"
-    if place.is_file():
-        counts["found"] += 1
-        return place
-    if compiler is None:
-        raise RuntimeError("no C++ compiler here: install g++ or clang++")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as work:
-        (Path(work) / "kernel.cpp").write_text(source)
-        _build(compiler, Path(work))
-        os.replace(Path(work) / "kernel.so", place)
-    counts["compiled"] += 1
-    return place
+@cache
+def _compiler(chosen: str | None) -> tuple[tuple[str, ...], str]:
+    """How the C++ compiler is called, and what it says of its version. `chosen`: the environment's CXX."""
+    command = shlex.split(chosen) if chosen else list(filter(None, map(shutil.which, ("g++", "c++", "clang++"))))[:1]
+    if not command:
+        raise Unavailable("no C++ compiler here: install g++")
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Unavailable(f"no C++ compiler here: {command[0]} does not run ({error.strerror}): install g++") from error
+    platforms.require_compiler(shlex.join(command), done.stdout)
+    return tuple(command), done.stdout.partition("\n")[0]
 
 
-def _build(compiler: str, work: Path) -> None:
+def _compile(command: Sequence[str], source: str, place: Path) -> None:
+    """Writes the library of a source to `place`."""
+    text = place.with_suffix(".cpp")
+    text.write_text(source, encoding="utf-8")
+    said = ""
     for native in _NATIVE:
-        command = [compiler, *_FLAGS, *native, str(work / "kernel.cpp"), "-o", str(work / "kernel.so")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        line = [*command, *_FLAGS, *native, str(text), "-o", str(place)]
+        try:
+            done = subprocess.run(line, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise RuntimeError(f"{command[0]} does not run: {error.strerror}") from error
         if done.returncode == 0:
             return
-    raise RuntimeError(f"{compiler} failed: {done.stderr.strip()[:500]}")
-
-
-def folder() -> Path:
-    """Where built kernels are kept."""
-    chosen = os.environ.get("MERGESEARCH_KERNELS")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(chosen) if chosen else home / "mergesearch" / "kernels"
+        said = done.stderr.strip()[:500]
+    raise RuntimeError(f"{command[0]} failed: {said}")
 
 
 @cache

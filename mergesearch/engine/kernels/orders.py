@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mergesearch.engine.kernels import native
+from mergesearch.engine.kernels.notices import Unavailable, once, without_kernels
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,8 @@ def _function(name: str) -> Any:
 def _built() -> Any:
     try:
         return _function("count_values")
+    except Unavailable as reason:
+        without_kernels(log, reason)
     except (RuntimeError, OSError) as error:
-        log.warning("ranking and counting without compiled code: %s", " ".join(str(error).split())[:200])
-        return None
+        once(log, f"ranking and counting without compiled code: {' '.join(str(error).split())[:200]}")
+    return None

@@ -2,6 +2,15 @@
 
 The text is the program's identity: other numbers and other tensors give the same text, so one compiled kernel serves
 them all. It runs as it stands on blocks that fit the cache, or compiled.
+
+Why blocks give what the whole tensor gives. Each recorded step becomes one line that calls the same torch function on
+the same operands (`_ProgramWriter._call`); numbers become s[i], held in float64 and converted to the recorded dtype
+where that was another, which loses nothing, as a float64 that came from a float32 goes back to it. `_not_elementwise`
+then runs the text once and lets only operations pass that torch itself marks as pointwise, or that make or copy
+elements in their place. Of such a function element i depends on the elements i of its arguments alone, so a block of
+the result is the function of the blocks. Random numbers are pointwise too: `uniform` is a hash of the element's index
+(methods/masks.py), and a block's index is its offset k[0] plus the place in it. (To the last bit this holds for
+operations that are rounded to the nearest, and the programs of the methods here have no others.)
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mergesearch.engine.kernels.symbols import Number, Slot, Symbol, Unsupported, symbols_in
+from mergesearch.engine.kernels.symbols import MaskSlot, Number, Symbol, Unsupported, symbols_in
 from mergesearch.methods.masks import hash32, stream, to_unit
 
 # what a block's temporaries may be of and still stay in the cache
@@ -76,10 +85,10 @@ class Program:
     def keys(self, masks: Sequence[Any], offset: int) -> list[int]:
         """What the argument k holds for a block that begins at `offset` (which lies in one window with its end)."""
         window, start = divmod(offset, 2 * WINDOW)
-        found = [start]
+        words = [start]
         for model, sample in self.words:
-            found.extend(stream(masks[model], sample, window))
-        return found
+            words.extend(stream(masks[model], sample, window))
+        return words
 
 
 def make(outputs: Sequence[Symbol], parents: Sequence[Any]) -> Program:
@@ -88,7 +97,7 @@ def make(outputs: Sequence[Symbol], parents: Sequence[Any]) -> Program:
     Raises:
         Unsupported: something in it is not elementwise.
     """
-    writer = _Writer(Program(parents=list(parents)))
+    writer = _ProgramWriter(Program(parents=list(parents)))
     names = [writer.name(symbol) for symbol in outputs]
     program = writer.finish(names)
     problem = _not_elementwise(program.source, len(program.arguments), tuple(_dtypes(program)))
@@ -97,7 +106,7 @@ def make(outputs: Sequence[Symbol], parents: Sequence[Any]) -> Program:
     return program
 
 
-class _Writer:
+class _ProgramWriter:
     def __init__(self, program: Program):
         self.program = program
         self.lines: list[str] = []
@@ -126,8 +135,8 @@ class _Writer:
         self.lines.append(f"    {name} = {expression}")
         return name
 
-    def _uniform(self, key: Slot, shape: Any, sample: int = 0, device: Any = None, start: int = 0) -> str:
-        if not isinstance(key, Slot) or start != 0:
+    def _uniform(self, key: MaskSlot, shape: Any, sample: int = 0, device: Any = None, start: int = 0) -> str:
+        if not isinstance(key, MaskSlot) or start != 0:
             raise Unsupported("random numbers of another kind than one for each element")
         self.indexed = True
         self.program.words.append((key.model, sample))
@@ -194,19 +203,19 @@ class _Writer:
 
 def _order(symbol: Symbol, known: dict[int, str]) -> list[Symbol]:
     """The big symbols that `symbol` is made of and itself, each after what it needs; statistics are leaves."""
-    found: list[Symbol] = []
+    ordered: list[Symbol] = []
     seen = set(known)
     stack = [(symbol, False)]
     while stack:
         current, ready = stack.pop()
         if ready:
-            found.append(current)
+            ordered.append(current)
         elif current.number not in seen:
             seen.add(current.number)
             stack.append((current, True))
             needed = symbols_in((current.args, current.kwargs)) if current.kind == "step" else []
             stack.extend((other, False) for other in reversed(needed) if other.big)
-    return found
+    return ordered
 
 
 @functools.lru_cache(maxsize=512)
@@ -223,7 +232,7 @@ def _function(source: str, name: str) -> Callable[..., Any]:
 # --- is it elementwise? -------------------------------------------------------------------------------------------
 
 
-class _Watch(TorchDispatchMode):
+class _ElementwiseCheck(TorchDispatchMode):
     """Remembers the first operation that is not elementwise."""
 
     @classmethod
@@ -259,13 +268,13 @@ def _not_elementwise(source: str, count: int, dtypes: tuple[torch.dtype, ...]) -
     numbers = 1 + max([0, *(int(p.split("]")[0]) for p in source.split("s[")[1:])])
     words = 1 + max([0, *(int(p.split("]")[0]) for p in source.split("k[")[1:])])
     s, k = torch.ones(numbers, dtype=torch.float64), torch.zeros(words, dtype=torch.int32)
-    watch = _Watch()
+    watch = _ElementwiseCheck()
     try:
         with watch:
-            found = _function(source, "program")(s, k, *arguments)
+            outputs = _function(source, "program")(s, k, *arguments)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return f"({error})"
-    if any(not isinstance(part, Tensor) or part.shape != (3,) for part in found):
+    if any(not isinstance(part, Tensor) or part.shape != (3,) for part in outputs):
         return "a change of shape"
     return watch.problem
 

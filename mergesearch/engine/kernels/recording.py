@@ -1,7 +1,17 @@
-"""What a method does to the tensors of one shape: kept, it serves other numbers and other tensors of that shape."""
+"""What a method does to the tensors of one shape: kept, it serves other numbers and other tensors of that shape.
+
+From a recording (symbols.py) two lists follow. `Recording.requests` and `elements` are the statistics, asked for tensor
+by tensor; `Recording.wanted` are the small symbols that the elementwise program reads: numbers made of parameters and
+statistics. For other parameters and other tensors `Values` repeats the recorded steps on their numbers: the same
+functions on the same dtypes, so with the result that the method itself would get. That the steps are the same for other
+parameters is not taken on trust: whoever records runs the method a second time with all numbers changed
+(`_holds_for_others`), and where the second list is another one, or a number was taken out of its tensor, the recording
+serves its own numbers only.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +19,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import resolve_name
 
+from mergesearch.engine.kernels.parent_statistics import Operands, Request, Statistics, leaves
 from mergesearch.engine.kernels.program import make
-from mergesearch.engine.kernels.statistics import Operands, Request, Statistics, _leaves
-from mergesearch.engine.kernels.symbols import Symbol, Unsupported, numbers, record, replace, symbols_in
+from mergesearch.engine.kernels.symbols import Symbol, Unsupported, numbers, part_of, record, replace, symbols_in
 from mergesearch.methods import Method
 
 Place = tuple[str, int | None]
 _KEPT = 512
+# operations that IEEE 754 has rounded to the nearest, and those that only choose, move or convert
+_REFLECTED = {"add", "sub", "mul", "truediv", "div"}
+_NEAREST = {
+    *_REFLECTED, "subtract", "multiply", "divide", "true_divide", "neg", "negative", "abs", "absolute", "sqrt",
+    "where", "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne",
+    "and", "or", "xor", "invert", "logical_and", "logical_or", "logical_not", "floor", "ceil", "trunc", "isfinite",
+    "isnan", "getitem", "select", "unbind", "stack", "unsqueeze", "squeeze", "reshape", "view", "expand", "clone",
+    "detach", "to", "double", "float", "int", "long", "bool", "zeros_like", "ones_like", "full_like",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MethodCall:
     """How a group of tensors is merged: a method with complete parameters."""
 
     method: Method
@@ -40,8 +60,8 @@ class Recording:
         Unsupported: the method cannot be split into statistics and an elementwise rest.
     """
 
-    def __init__(self, recipe: Recipe, first: Operands, statistics: Statistics):
-        given = numbers(recipe.method, recipe.parameters)
+    def __init__(self, call: MethodCall, first: Operands, statistics: Statistics):
+        given = numbers(call.method, call.parameters)
         answers: list[Tensor] = []
         self.requests: list[Request] = []
 
@@ -50,12 +70,12 @@ class Recording:
             answers.append(statistics.answer(self.requests[-1], first, lambda s: s.value).cpu())
             return answers[-1]
 
-        result, reads = _record(recipe, first, answer)
-        self.program = make([result], _leaves([result]) or [0])
+        result, reads = _record(call, first, answer)
+        self.program = make([result], leaves([result]) or [0])
         self.elements = [Request(e) for e in self.program.elements]
         if self.program.rows and self.program.words:
             raise Unsupported("random numbers beside values for each row")
-        if not self._holds_for_others(recipe, first, given, reads, iter(answers)):
+        if not self._holds_for_others(call, first, given, reads, iter(answers)):
             reads = frozenset(given)
         self.read = {place: given[place] for place in reads}
         # the statistics' answers hold parents; a kept recording must not
@@ -70,17 +90,22 @@ class Recording:
         return all(given[place] == value for place, value in self.read.items())
 
     def _holds_for_others(
-        self, recipe: Recipe, first: Operands, given: Mapping[Place, float], reads: frozenset[Place], answers: Iterator
+        self,
+        call: MethodCall,
+        first: Operands,
+        given: Mapping[Place, float],
+        reads: frozenset[Place],
+        answers: Iterator,
     ) -> bool:
         """Whether another recording, with other values of what was not read, is the same but for what follows from
         them: a method that takes a number out of its tensor behind our back is recorded anew for each value."""
         if reads >= given.keys():
             return True
         other = {place: v if place in reads else v * 0.999 + 1e-4 for place, v in given.items()}
-        changed = Recipe(recipe.method, _with(recipe.parameters, other))
+        changed = MethodCall(call.method, _with(call.parameters, other))
         try:
             result, reads_now = _record(changed, first, lambda symbol: next(answers))
-            again = make([result], _leaves([result]) or [0])
+            again = make([result], leaves([result]) or [0])
         except (Unsupported, StopIteration):
             return False
         if again.source != self.program.source or reads_now != reads:
@@ -90,19 +115,19 @@ class Recording:
         return all(_same(mine, theirs, known) for mine, theirs in pairs)
 
 
-def _record(recipe: Recipe, first: Operands, answer: Any) -> tuple[Symbol, frozenset[Place]]:
+def _record(call: MethodCall, first: Operands, answer: Any) -> tuple[Symbol, frozenset[Place]]:
     specimen = first.models[0]
     shape = specimen.shape if specimen.ndim else torch.Size([1])
     return record(
-        recipe.method, recipe.parameters, len(first.models), first.base is not None, shape, specimen.device, answer
+        call.method, call.parameters, len(first.models), first.base is not None, shape, specimen.device, answer
     )
 
 
 def _with(parameters: Mapping[str, Any], values: Mapping[Place, float]) -> dict[str, Any]:
-    made = dict(parameters)
+    changed = dict(parameters)
     for (key, index), value in values.items():
-        made[key] = value if index is None else [*made[key][:index], value, *made[key][index + 1 :]]
-    return made
+        changed[key] = value if index is None else [*changed[key][:index], value, *changed[key][index + 1 :]]
+    return changed
 
 
 def _same(mine: Any, theirs: Any, known: dict[int, Tensor]) -> bool:
@@ -119,14 +144,14 @@ def _parameters_in(items: Sequence[Any]) -> list[Symbol]:
 
 def _origins(symbols: Sequence[Symbol], kind: str) -> list[Symbol]:
     """The symbols of a kind that small symbols are made of; what statistics are made of does not count."""
-    found, stack, seen = [], list(symbols), set()
+    origins, stack, seen = [], list(symbols), set()
     while stack:
         symbol = stack.pop()
         if symbol.number not in seen:
             seen.add(symbol.number)
-            found += [symbol] if symbol.kind == kind else []
+            origins += [symbol] if symbol.kind == kind else []
             stack += symbols_in((symbol.args, symbol.kwargs)) if symbol.kind == "step" else []
-    return found
+    return origins
 
 
 def _known(symbols: Sequence[Symbol], given: Mapping[Place, float]) -> dict[int, Tensor]:
@@ -144,6 +169,36 @@ def _step(symbol: Symbol, known: dict[int, Tensor]) -> Tensor:
     return known[symbol.number]
 
 
+def _waiting(symbols: Sequence[Symbol], stacked: Mapping[int, Tensor], shared: dict[int, Tensor]) -> list[Symbol]:
+    """The steps that differ from tensor to tensor and are not known yet, each after what it needs; what they need of
+    the parameters is worked out into `shared`."""
+    ordered: list[Symbol] = []
+    seen = set(stacked)
+    stack = [(symbol, False) for symbol in reversed(symbols)]
+    while stack:
+        symbol, ready = stack.pop()
+        if ready:
+            ordered.append(symbol)
+        elif symbol.alike:
+            _step(symbol, shared)
+        elif symbol.number not in seen:
+            seen.add(symbol.number)
+            stack.append((symbol, True))
+            stack.extend((other, False) for other in symbol.inputs)
+    return ordered
+
+
+def _is_nearest(symbol: Symbol) -> bool:
+    """Whether a step's every element is the nearest number to what it stands for, see `Values._evaluate`."""
+    return _rounds_to_nearest(symbol.args[0] if symbol.what is part_of else symbol.what)
+
+
+@functools.cache
+def _rounds_to_nearest(function: Any) -> bool:
+    name = str(resolve_name(function) or getattr(function, "__name__", "")).rpartition(".")[2].strip("_")
+    return name in _NEAREST or name.removeprefix("r") in _REFLECTED
+
+
 class Recordings:
     """Recordings that are kept, the least recently used dropped."""
 
@@ -151,26 +206,26 @@ class Recordings:
         self._statistics = statistics
         self._held: OrderedDict[Any, list[Recording]] = OrderedDict()
 
-    def get(self, recipe: Recipe, first: Operands, given: Mapping[Place, float]) -> Recording:
+    def get(self, call: MethodCall, first: Operands, given: Mapping[Place, float]) -> Recording:
         """The recording for tensors like the first, see `Recording`."""
-        held = self._held.setdefault(self._key(recipe, first), [])
-        for found in reversed(held):
-            if found.serves(given):
-                return found
-        made = Recording(recipe, first, self._statistics)
-        held.append(made)
+        held = self._held.setdefault(self._key(call, first), [])
+        for recording in reversed(held):
+            if recording.serves(given):
+                return recording
+        recording = Recording(call, first, self._statistics)
+        held.append(recording)
         del held[:-8]
         while len(self._held) > _KEPT:
             self._held.popitem(last=False)
-        return made
+        return recording
 
     @staticmethod
-    def _key(recipe: Recipe, first: Operands) -> Any:
-        kinds = recipe.method.parameters
+    def _key(call: MethodCall, first: Operands) -> Any:
+        kinds = call.method.parameters
         rest = [(k, len(v) if isinstance(v, (list, tuple)) else 0) if kinds[k].kind == "float" else (k, v)
-                for k, v in recipe.parameters.items()]  # fmt: skip
+                for k, v in call.parameters.items()]  # fmt: skip
         tensors = tuple((m.shape, m.dtype, m.device) for m in first.models)
-        return (recipe.method.name, id(recipe.method.function), repr(rest), first.base is not None, tensors)
+        return (call.method.name, id(call.method.function), repr(rest), first.base is not None, tensors)
 
 
 class Values:
@@ -200,7 +255,8 @@ class Values:
             for request in recording.requests:
                 self._answer(request)
             self._evaluate(recording.wanted)
-            kept = (self._columns(program.scalars), self._stacked)
+            wanted = {s.number for s in recording.wanted}
+            kept = (self._columns(program.scalars), {n: v for n, v in self._stacked.items() if n in wanted})
             if not recording.parameters:
                 statistics.small.put(key, kept)
         self.scalars, self._stacked = kept
@@ -214,14 +270,14 @@ class Values:
 
     def elements(self, requests: Sequence[Request]) -> list[list[Tensor]]:
         """The statistics of the tensors' own shape, for each tensor."""
-        found = []
+        columns = []
         for request in requests:
             keys = self._keys(request)
-            found.append([
+            columns.append([
                 self._statistics.answer(request, one, lambda s, i=i: self.value(s, i), key)
                 for i, (one, key) in enumerate(zip(self._operands, keys, strict=True))
             ])  # fmt: skip
-        return [list(one) for one in zip(*found, strict=True)] if found else [[] for _ in self._operands]
+        return [list(one) for one in zip(*columns, strict=True)] if columns else [[] for _ in self._operands]
 
     def _keys(self, request: Request) -> Sequence[Any]:
         if request.small:
@@ -235,31 +291,54 @@ class Values:
         self._evaluate(request.small)
         small = [self._shared[s.number] if s.alike else self._stacked[s.number] for s in request.small]
         key = ("stacked", request.identity, tuple(request.parents), self._token, *(v.numpy().tobytes() for v in small))
-        found = self._statistics.small.get(key)
-        if found is None:
+        stacked = self._statistics.small.get(key)
+        if stacked is None:
             answers = self._statistics.answers(
                 request, self._operands, [lambda s, i=i: self.value(s, i) for i in range(len(self._operands))]
             )
-            found = self._statistics.small.put(key, torch.stack(answers).cpu())
-        self._stacked[request.symbol.number] = found
+            stacked = self._statistics.small.put(key, torch.stack(answers).cpu())
+        self._stacked[request.symbol.number] = stacked
 
     def _evaluate(self, symbols: Sequence[Symbol]) -> None:
-        """Works out small symbols from what is known."""
+        """Works out small symbols from what is known.
+
+        What comes out for a tensor must not depend on which others are worked out with it, or a candidate's bytes would
+        depend on how its tensors are grouped. So of the steps that differ from tensor to tensor only those are done for
+        all at once whose every operation is in `_NEAREST`: its result is the number nearest to the exact one (or one of
+        its operands, or an arrangement of them), wherever in a vector the element stands. A sine is not: the
+        processor's vectors have one of their own, and what is left over at their end gets another. Neither is a sum,
+        whose order depends on the shape. Those are done for each tensor alone, as the plain definition does them.
+        """
         for symbol in symbols:
             if symbol.alike:
                 _step(symbol, self._shared)
-        steps = [s for s in symbols if not s.alike and s.number not in self._stacked]
-        if steps:
-            for symbol, found in zip(steps, self._together(steps), strict=True):
-                self._stacked[symbol.number] = found
+        waiting = _waiting([s for s in symbols if not s.alike], self._stacked, self._shared)
+        while waiting:
+            if _is_nearest(waiting[0]):
+                steps = self._ready(waiting)
+                self._stacked.update(zip((s.number for s in steps), self._together(steps), strict=True))
+            else:
+                self._stacked[waiting[0].number] = self._each_alone(waiting[0])
+            waiting = [s for s in waiting if s.number not in self._stacked]
+
+    def _ready(self, waiting: Sequence[Symbol]) -> list[Symbol]:
+        """The steps that may be done for all tensors at once, their inputs known or before them in the list."""
+        ready: list[Symbol] = []
+        known = set(self._stacked)
+        for symbol in waiting:
+            if _is_nearest(symbol) and {s.number for s in symbol.differing} <= known:
+                ready.append(symbol)
+                known.add(symbol.number)
+        return ready
 
     def _together(self, steps: Sequence[Symbol]) -> Sequence[Tensor]:
-        """The values of `steps` for every tensor: at once, or one by one where that is not possible."""
-        needed = sorted(s.number for s in _origins(steps, "statistic"))
+        """The values of `steps` for every tensor, stacked: in one call, where the operations can be batched."""
+        inputs = {s.number for step in steps for s in step.differing}
+        needed = sorted(inputs - {s.number for s in steps})
 
         def one(*values: Tensor) -> tuple[Tensor, ...]:
-            found = {**self._shared, **dict(zip(needed, values, strict=True))}
-            return tuple(_step(s, found) for s in steps)
+            known = {**self._shared, **dict(zip(needed, values, strict=True))}
+            return tuple(_step(s, known) for s in steps)
 
         columns = [self._stacked[n] for n in needed]
         if len(self._operands) > 2:
@@ -269,6 +348,25 @@ class Values:
                 pass  # an operation that cannot be batched
         rows = [one(*(c[i] for c in columns)) for i in range(len(self._operands))]
         return [torch.stack(part) for part in zip(*rows, strict=True)]
+
+    def _each_alone(self, step: Symbol) -> Tensor:
+        """The value of a step for every tensor, stacked: a call for each tensor."""
+        count = len(self._operands)
+        held = {s.number: self._parts(self._stacked[s.number]) for s in step.differing}
+        if step.simple:
+            columns = [
+                held.get(a.number) or [self._shared[a.number]] * count if isinstance(a, Symbol) else [a] * count
+                for a in step.args
+            ]
+            return torch.stack([step.what(*values) for values in zip(*columns, strict=True)])
+        known = [{**self._shared, **{n: column[i] for n, column in held.items()}} for i in range(count)]
+        return torch.stack([_step(step, one) for one in known])
+
+    @staticmethod
+    def _parts(stacked: Tensor) -> Sequence[Tensor]:
+        """A stack taken apart. What has dimensions gets memory of its own: a product of matrices goes another way, and
+        rounds otherwise, where its operands do not begin at the multiple of 64 bytes that torch's own memory does."""
+        return [part.clone() for part in stacked.unbind()] if stacked.ndim > 1 else stacked.unbind()
 
     def _columns(self, scalars: Sequence[Any]) -> Tensor:
         """(tensors, scalars) float64, or (1, scalars) where all tensors have the same."""

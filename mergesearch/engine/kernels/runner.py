@@ -1,7 +1,20 @@
 """Candidates through elementwise kernels, with what the parents have in common kept between them.
 
 What a candidate costs in Python does not grow with its tensors' elements: the recording of a method is kept, statistics
-come stacked for all tensors of a shape, and one call makes every tensor that shares a program.
+come stacked for all tensors of a shape, and one launch makes every tensor that shares a program.
+
+A tensor's bytes do not depend on which others are made with it (law 1):
+
+- statistics are asked for tensor by tensor, each over its own pieces in their own order (parent_statistics.py);
+- the numbers that follow from them are worked out for many tensors at once only where every operation is rounded to the
+  nearest, so that an element's result cannot depend on its neighbours; a sine or a sum of a few is done for each tensor
+  alone (recording.py);
+- a kernel does the same operations for each element, whichever span, block or thread it falls to (code.py).
+
+So grouped and single launches are equal bit for bit, on the CPU and on a CUDA device alike. Between the two devices
+masks and elementwise arithmetic are equal bit for bit; sums over a tensor are added up in float64 in each device's own
+order, so that a coefficient made of them may differ in its last bit, and with it an element by one unit in the last
+place. There law 1 is kept by merging for the export on the device that the candidate was scored on.
 """
 
 from __future__ import annotations
@@ -13,36 +26,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergesearch.engine.kernels import staging
-from mergesearch.engine.kernels.batch import Batch, Group, Plan, Task
 from mergesearch.engine.kernels.compiled import Compiler
+from mergesearch.engine.kernels.double_buffer import DoubleBuffer, by_tensor
 from mergesearch.engine.kernels.exact import exact_division
+from mergesearch.engine.kernels.launch import AlikeMerges, Kernel, Launch, MergeSet, TensorMerge
+from mergesearch.engine.kernels.parent_statistics import Operands, Statistics
 from mergesearch.engine.kernels.program import BLOCK, WINDOW, Program, cut, spans
-from mergesearch.engine.kernels.recording import Place, Recipe, Recording, Recordings, Values
-from mergesearch.engine.kernels.statistics import Operands, Statistics
+from mergesearch.engine.kernels.recording import MethodCall, Place, Recording, Recordings, Values
 from mergesearch.engine.kernels.symbols import Unsupported, numbers
 from mergesearch.errors import CandidateError
 
-# tables of pointers that a plan keeps, one for each program that its groups came up with
-_BATCHES = 32
+# tables of pointers that a set of merges keeps, one for each program that its groups came up with
+_LAUNCHES = 32
 
 
 @dataclass
-class _Part:
-    """A group's share of a candidate."""
+class _Share:
+    """A candidate's share that is merged alike: the merges, how, and the numbers of this candidate."""
 
-    group: Group
+    alike: AlikeMerges
     recording: Recording
     values: Values
     elements: list[list[Tensor]]
 
     @property
     def tensors(self) -> list[list[Tensor]]:
-        """For each task the result and the program's arguments."""
+        """For each merge the result and the program's arguments."""
         which = self.recording.program.parents
         return [
-            [task.out, *task.operands.parents(which), *elements]
-            for task, elements in zip(self.group.tasks, self.elements, strict=True)
+            [merge.out, *merge.operands.parents(which), *elements]
+            for merge, elements in zip(self.alike.merges, self.elements, strict=True)
         ]
 
 
@@ -58,171 +71,141 @@ class Runner:
     def __init__(self, statistics: Statistics, compiler: Compiler, block: int = BLOCK):
         self.statistics, self.compiler, self.block = statistics, compiler, block
         self.recordings = Recordings(statistics)
-        self._stages: dict[torch.device, staging.Stage] = {}
+        self._buffers: dict[torch.device, DoubleBuffer] = {}
 
     @torch.no_grad()
-    def run(self, recipe: Recipe, tasks: Sequence[Task] | Plan) -> None:
-        """Writes every task's tensor.
+    def run(self, call: MethodCall, merges: Sequence[TensorMerge] | MergeSet) -> None:
+        """Writes every merge's tensor.
 
         Args:
-            tasks: the tensors; as a `Plan` that is kept, what does not change between candidates is not done again.
+            merges: the tensors; as a `MergeSet` that is kept, what does not change between candidates is not done
+                again.
 
         Raises:
             CandidateError: a tensor came out with NaN or infinity; those before and after it may be written.
         """
-        plan = tasks if isinstance(tasks, Plan) else Plan(tasks)
-        given = numbers(recipe.method, recipe.parameters)
-        found: list[tuple[list[Task], Tensor]] = []
-        alike: dict[Any, list[_Part]] = {}
-        for group in plan.groups:
+        merge_set = merges if isinstance(merges, MergeSet) else MergeSet(merges)
+        given = numbers(call.method, call.parameters)
+        flags: list[tuple[list[TensorMerge], Tensor]] = []
+        together: dict[Any, tuple[Kernel, list[_Share]]] = {}
+        for alike in merge_set.groups:
             try:
-                part = self._part(recipe, group, given)
+                share = self._share(call, alike, given)
             except Unsupported:
-                found.append((group.tasks, torch.stack([plain(recipe, task) for task in group.tasks])))
+                flags.append((alike.merges, torch.stack([plain(call, merge) for merge in alike.merges])))
                 continue
-            key = self._batched(part)
-            if key is None:
-                bad = [self._one(part, i) for i in range(len(group.tasks))]
-                found.append((group.tasks, torch.stack(bad)))
-            elif group.out.device.type == "cpu" or key[-1]:
-                alike.setdefault(key, []).append(part)
+            key, kernel = self._launched_with(share)
+            if kernel is None:
+                flags.append((alike.merges, torch.stack([self._one(share, i) for i in range(len(alike.merges))])))
+            elif alike.out.device.type == "cpu" or key[-1]:
+                together.setdefault(key, (kernel, []))[1].append(share)
             else:  # at once: the device works while the next group is prepared
-                found.append((group.tasks, self._batch(plan, key, [part])))
-        for key, parts in alike.items():
-            found.append(([t for part in parts for t in part.group.tasks], self._batch(plan, key, parts)))
-        check_finite(recipe.method.name, found)
+                flags.append((alike.merges, self._launch(merge_set, key, kernel, [share])))
+        for key, (kernel, shares) in together.items():
+            all_merges = [merge for share in shares for merge in share.alike.merges]
+            flags.append((all_merges, self._launch(merge_set, key, kernel, shares)))
+        check_finite(call.method.name, flags)
 
-    def _part(self, recipe: Recipe, group: Group, given: Mapping[Place, float]) -> _Part:
-        if group.operands[0].models[0].numel() == 0:
+    def _share(self, call: MethodCall, alike: AlikeMerges, given: Mapping[Place, float]) -> _Share:
+        if alike.operands[0].models[0].numel() == 0:
             raise Unsupported("there is nothing to merge")
-        recording = self.recordings.get(recipe, group.operands[0], given)
-        values = Values(recording, given, group.operands, self.statistics, group.token)
-        return _Part(group, recording, values, values.elements(recording.elements))
+        recording = self.recordings.get(call, alike.operands[0], given)
+        values = Values(recording, given, alike.operands, self.statistics, alike.token)
+        return _Share(alike, recording, values, values.elements(recording.elements))
 
-    # --- a batch in one call ---
+    # --- many tensors in one launch ---
 
-    def _batched(self, part: _Part) -> Any:
-        """What parts have in common that are made in one call; None where this one is not."""
-        program, group = part.recording.program, part.group
-        if not group.whole or program.rows:
-            return None
-        tensors = [*group.operands[0].parents(program.parents), *part.elements[0]]
-        dtypes, out = tuple(t.dtype for t in tensors), group.out
+    def _launched_with(self, share: _Share) -> tuple[Any, Kernel | None]:
+        """What shares have in common that are made in one launch, and the kernel; None where there is none for them."""
+        program, alike = share.recording.program, share.alike
+        if not alike.whole or program.rows:
+            return None, None
+        tensors = [*alike.operands[0].parents(program.parents), *share.elements[0]]
+        dtypes, out = tuple(t.dtype for t in tensors), alike.out
         homes = {t.device for t in tensors} - {out.device}
         if homes and (out.device.type != "cuda" or homes != {torch.device("cpu")}):
-            return None
-        if self.compiler.batched(program, out.dtype, dtypes, out.device) is None:
-            return None
-        return (program.source, out.dtype, out.device, dtypes, bool(homes))
+            return None, None
+        kernel = self.compiler.kernel(program, out.dtype, dtypes, out.device)
+        return (program.source, out.dtype, out.device, dtypes, bool(homes)), kernel
 
-    def _batch(self, plan: Plan, key: Any, parts: Sequence[_Part]) -> Tensor:
-        """Makes the parts' tensors; which of them are not finite, (tensors,) bool."""
-        _, dtype, device, dtypes, elsewhere = key
-        program = parts[0].recording.program
-        kernel = self.compiler.batched(program, dtype, dtypes, device)
-        tensors = [one for part in parts for one in part.tensors]
-        masks = [one.masks for part in parts for one in part.group.operands]
-        scalars = _joined(parts)
+    def _launch(self, merge_set: MergeSet, key: Any, kernel: Kernel, shares: Sequence[_Share]) -> Tensor:
+        """Makes the shares' tensors; which of them are not finite, (tensors,) bool."""
+        _, _, device, _, elsewhere = key
+        program = shares[0].recording.program
+        tensors = [one for share in shares for one in share.tensors]
+        masks = [one.masks for share in shares for one in share.alike.operands]
+        scalars = _joined(shares)
         if elsewhere:
-            stage = self._stages.setdefault(device, staging.Stage(device))
-            return stage.run(kernel, program, tensors, masks, scalars)
-        place = (key, tuple(part.group.token for part in parts))
-        batch = plan.batches.get(place)
-        if batch is None:
-            while len(plan.batches) > _BATCHES:
-                plan.batches.pop(next(iter(plan.batches)))
-            batch = plan.batches[place] = Batch(
-                [one[0].numel() for one in tensors], masks, program, kernel.chunk, device
-            )
-        batch.set(tensors, scalars)
-        return staging.by_tensor(kernel(batch), batch.owners, len(tensors))
+            buffer = self._buffers.setdefault(device, DoubleBuffer(device))
+            return buffer.run(kernel, program, tensors, masks, scalars)
+        place = (key, tuple(share.alike.token for share in shares))
+        launch = merge_set.launches.get(place)
+        if launch is None:
+            while len(merge_set.launches) > _LAUNCHES:
+                merge_set.launches.pop(next(iter(merge_set.launches)))
+            sizes = [one[0].numel() for one in tensors]
+            launch = merge_set.launches[place] = Launch(sizes, masks, program, kernel.chunk, device)
+        launch.set(tensors, scalars)
+        return by_tensor(kernel(launch), launch.owners, len(tensors))
 
     # --- tensor by tensor ---
 
-    def _one(self, part: _Part, number: int) -> Tensor:
-        """Makes one tensor; whether it is not finite (0-d)."""
-        program, task = part.recording.program, part.group.tasks[number]
-        device = task.out.device
-        tensors = [t.to(device) for t in part.tensors[number][1:]]
-        rows = [r.to(device) for r in part.values.rows[number]]
-        scalars = part.values.scalars[min(number, len(part.values.scalars) - 1)].to(device)
-        out = task.out if task.out.ndim else task.out.reshape(1)
+    def _one(self, share: _Share, number: int) -> Tensor:
+        """Makes one tensor block by block; whether it is not finite (0-d)."""
+        program, merge = share.recording.program, share.alike.merges[number]
+        device = merge.out.device
+        tensors = [t.to(device) for t in share.tensors[number][1:]]
+        rows = [r.to(device) for r in share.values.rows[number]]
+        scalars = share.values.scalars[min(number, len(share.values.scalars) - 1)].to(device)
+        out = merge.out if merge.out.ndim else merge.out.reshape(1)
         tensors = [t if t.ndim else t.reshape(1) for t in tensors]
-        whole = all(t.is_contiguous() for t in (out, *tensors))
-        if whole and not program.rows:
+        if all(t.is_contiguous() for t in (out, *tensors)) and not program.rows:
             out, tensors = out.view(-1), [t.view(-1) for t in tensors]
-        flags = []
-        for start, stop in spans(out.shape, True, WINDOW) if out.ndim == 1 else [(0, out.shape[0])]:
-            pieces = [cut(t, start, stop, out.shape[0]) for t in (*tensors, *rows)]
-            flags.append(self._span(program, task.operands, out[start:stop], scalars, start, pieces, whole))
-        return ~torch.stack(flags).all()
-
-    def _span(
-        self,
-        program: Program,
-        operands: Operands,
-        out: Tensor,
-        scalars: Tensor,
-        start: int,
-        pieces: Sequence[Tensor],
-        whole: bool,
-    ) -> Tensor:
-        dtypes = [p.dtype for p in pieces]
-        # what the batches' compiler will do is not given to torch.compile meanwhile
-        alone = program.rows or not self.compiler.batches(program, out.dtype, dtypes, out.device)
-        # on CUDA torch.compile contracts products and sums, which is another result
-        if whole and alone and min(out.shape) > 1 and out.device.type == "cpu":
-            keys = _keys(program, operands, start, out.device)
-            kernel = self.compiler.single(program, out, scalars, keys, pieces)
-            if kernel is not None:
-                return kernel(out, scalars, keys, *pieces)
-        return self._blocks(program, operands, out, scalars, start, pieces)
-
-    def _blocks(
-        self, program: Program, operands: Operands, out: Tensor, scalars: Tensor, offset: int, pieces: Sequence[Tensor]
-    ) -> Tensor:
         length, inner = out.shape[0], max(1, out.shape[1:].numel())
-        kernel, flags = program.kernel, []
-        size = self.block if out.device.type == "cpu" else max(self.block, 2**24)
-        for start, stop in spans(out.shape, out.ndim == 1, size):
-            keys = _keys(program, operands, offset + start * inner, out.device)
-            with exact_division(out.device):
-                flags.append(kernel(out[start:stop], scalars, keys, *(cut(p, start, stop, length) for p in pieces)))
-        return torch.stack(flags).all()
+        size = self.block if device.type == "cpu" else max(self.block, 2**24)
+        flags = []
+        for window, end in spans(out.shape, True, WINDOW) if out.ndim == 1 else [(0, length)]:
+            for start, stop in spans(out[window:end].shape, out.ndim == 1, size):
+                start, stop = window + start, window + stop
+                keys = _keys(program, merge.operands, start * inner, device)
+                pieces = [cut(t, start, stop, length) for t in (*tensors, *rows)]
+                with exact_division(device):
+                    flags.append(program.kernel(out[start:stop], scalars, keys, *pieces))
+        return ~torch.stack(flags).all()
 
 
 def _keys(program: Program, operands: Operands, offset: int, device: torch.device) -> Tensor:
     return torch.tensor(program.keys(operands.masks, offset), dtype=torch.int32, device=device)
 
 
-def _joined(parts: Sequence[_Part]) -> Tensor:
-    """The scalars of all parts' tensors, one row for all where they are alike."""
-    scalars = [part.values.scalars for part in parts]
+def _joined(shares: Sequence[_Share]) -> Tensor:
+    """The scalars of all shares' tensors, one row for all where they are alike."""
+    scalars = [share.values.scalars for share in shares]
     if all(len(s) == 1 and torch.equal(s, scalars[0]) for s in scalars):
         return scalars[0]
-    return torch.cat([s.expand(len(part.group.tasks), -1) for s, part in zip(scalars, parts, strict=True)])
+    return torch.cat([s.expand(len(share.alike.merges), -1) for s, share in zip(scalars, shares, strict=True)])
 
 
-def plain(recipe: Recipe, task: Task) -> Tensor:
+def plain(call: MethodCall, merge: TensorMerge) -> Tensor:
     """The method's plain definition over the whole tensor; whether the result is not finite (0-d)."""
-    base, models = task.operands.base, task.operands.models
-    device = task.out.device
+    base, models = merge.operands.base, merge.operands.models
+    device = merge.out.device
     with exact_division(device):
-        merged = recipe.method(
+        merged = call.method(
             None if base is None else base.to(device).float(),
             [m.to(device).float() for m in models],
-            recipe.parameters,
-            list(task.operands.masks) or None,
-        ).to(task.out.dtype)
-    task.out.copy_(merged)
+            call.parameters,
+            list(merge.operands.masks) or None,
+        ).to(merge.out.dtype)
+    merge.out.copy_(merged)
     return ~torch.isfinite(merged).all()
 
 
-def check_finite(method: str, found: Sequence[tuple[list[Task], Tensor]]) -> None:
-    """`CandidateError` where one of the flags is true; the devices are waited for once."""
-    on_cpu = [bad.to("cpu", non_blocking=True) for _, bad in found]
-    for device in {bad.device for _, bad in found if bad.device.type == "cuda"}:
+def check_finite(method: str, flags: Sequence[tuple[list[TensorMerge], Tensor]]) -> None:
+    """`CandidateError` where one of the flags (true: not finite) is true; the devices are waited for once."""
+    on_cpu = [bad.to("cpu", non_blocking=True) for _, bad in flags]
+    for device in {bad.device for _, bad in flags if bad.device.type == "cuda"}:
         torch.cuda.synchronize(device)
-    for (tasks, _), bad in zip(found, on_cpu, strict=True):
+    for (merges, _), bad in zip(flags, on_cpu, strict=True):
         if bad.any():
-            raise CandidateError(f"{method} made NaN or infinity in {tasks[int(bad.nonzero()[0])].label}")
+            raise CandidateError(f"{method} made NaN or infinity in {merges[int(bad.nonzero()[0])].label}")

@@ -4,6 +4,15 @@
 written down, not done; statistics are asked for through a callback; scalars are computed on the spot and written down
 too, so that one recording serves other numbers. What a method does besides (a branch on a tensor's values, an operation
 in place) raises `Unsupported`: then the plain definition is used, so no method has to know of any of this.
+
+Why the recording is the method. A method is a pure function of its tensors and parameters. With symbols in their place
+Python runs the very same lines, and each operation ends in `Tape.step`: the list of steps is what torch would have been
+asked to do, in that order, with the same arguments. Three things could make the list hold for these inputs alone, and
+each is caught: a branch on a tensor's value (`Symbol.__bool__` and the like raise), an operation in place (raises), and
+a branch on a parameter's value, which is noted in `Tape.reads`: the recording then serves that value only. Shapes
+decide as they always do; a recording serves one shape. A step is computed by the function that was recorded, never by
+another that should do the same, so a small value (a threshold, a cosine) has the bits that the method itself would have
+got.
 """
 
 from __future__ import annotations
@@ -29,7 +38,7 @@ class Unsupported(Exception):
     """This method, with these parameters, cannot be split into statistics and elementwise operations."""
 
 
-class Slot:
+class MaskSlot:
     """Stands for the mask key of one model."""
 
     def __init__(self, model: int):
@@ -41,7 +50,7 @@ class Symbol:
 
     `big`: it has the merged tensor's shape. A small one (a threshold, a cosine) carries `value`, what it is for the
     first tensor of the group: the same for the others in shape and dtype, not in value. `alike`: it is made of
-    parameters alone, so that it has one value for all tensors.
+    parameters alone, so that it has one value for all tensors; `differing`: those of its `inputs` that are not.
     """
 
     def __init__(self, tape: Tape, kind: str, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any], big: bool):
@@ -50,9 +59,9 @@ class Symbol:
         self.tape, self.kind, self.what, self.args, self.kwargs, self.big = tape, kind, what, args, kwargs, big
         self.value: Any = None
         self.simple = not kwargs and not any(isinstance(a, (list, tuple, dict)) for a in args)
-        self.alike = kind == "parameter" or (
-            kind == "step" and not big and all(s.alike for s in symbols_in((args, kwargs)))
-        )
+        self.inputs = symbols_in((args, kwargs))
+        self.differing = [s for s in self.inputs if not s.alike]
+        self.alike = kind == "parameter" or (kind == "step" and not big and not self.differing)
         self._dtype: torch.dtype | None = None
         self.specimens: dict[bool, Tensor] = {}
         self.number = tape.count()
@@ -101,7 +110,7 @@ class Symbol:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tape = next(found.tape for found in symbols_in((args, kwargs or {})))
+        tape = next(symbol.tape for symbol in symbols_in((args, kwargs or {})))
         return tape.step(func, tuple(args), kwargs or {})
 
 
@@ -125,22 +134,22 @@ class Number(Tensor):
 
     @classmethod
     def of(cls, symbol: Symbol) -> Number:
-        made = torch.Tensor._make_subclass(cls, symbol.value)
-        made.symbol = symbol
-        return made
+        number = torch.Tensor._make_subclass(cls, symbol.value)
+        number.symbol = symbol
+        return number
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = symbols_in((args, kwargs))
+        symbols = symbols_in((args, kwargs))
         name = str(resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
         if name in ("__get__", "__len__", "dim", "size", "numel", "is_floating_point", "__hash__"):
             return func(*replace(args, lambda s: s.value), **replace(kwargs, lambda s: s.value))
         if name in _READING:
-            for symbol in found:
+            for symbol in symbols:
                 symbol.tape.read(symbol)
             return func(*replace(args, lambda s: s.value), **replace(kwargs, lambda s: s.value))
-        return found[0].tape.step(func, tuple(args), kwargs)
+        return symbols[0].tape.step(func, tuple(args), kwargs)
 
 
 _READING = ("__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "__format__",
@@ -151,16 +160,16 @@ class Tape:
     """One recording: the shape of the tensors, and what answers a statistic for the first of them."""
 
     def __init__(self, shape: torch.Size, device: torch.device, answer: Callable[[Symbol], Tensor]):
-        self.shape, self.device, self.answer = shape, device, answer
-        self.statistics: list[Symbol] = []
+        self.shape, self.device = shape, device
+        self.answer: Callable[[Symbol], Tensor] | None = answer
         self.reads: set[Any] = set()
         self._count = 0
 
     def parameter(self, place: Any, value: float) -> Number:
         """A parameter's number; `place` says which it is."""
-        made = Symbol(self, "parameter", place, (), {}, False)
-        made.value = torch.tensor(value, dtype=torch.float64)
-        return Number.of(made)
+        symbol = Symbol(self, "parameter", place, (), {}, False)
+        symbol.value = torch.tensor(value, dtype=torch.float64)
+        return Number.of(symbol)
 
     def read(self, symbol: Symbol) -> None:
         """Something was decided by the value of a symbol that is made of parameters."""
@@ -179,8 +188,8 @@ class Tape:
         return Symbol(self, kind, index, (), {}, True)
 
     def step(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = symbols_in((args, kwargs))
-        if any(symbol.big for symbol in found):
+        symbols = symbols_in((args, kwargs))
+        if any(symbol.big for symbol in symbols):
             if _in_place(str(resolve_name(function)).rpartition(".")[2]):
                 raise Unsupported(f"{function} in place")
             return Symbol(self, "step", function, args, kwargs, True)
@@ -189,23 +198,23 @@ class Tape:
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         if isinstance(value, (tuple, list)):
-            return [self._small(_item, (function, args, kwargs, i), {}, part) for i, part in enumerate(value)]
+            return [self._small(part_of, (function, args, kwargs, i), {}, part) for i, part in enumerate(value)]
         if not isinstance(value, Tensor):
             raise Unsupported(f"{function} gives no tensor")
-        made = Symbol(self, "step", function, args, kwargs, False)
-        made.value = value
-        return Number.of(made) if made.alike and value.ndim == 0 else made
+        symbol = Symbol(self, "step", function, args, kwargs, False)
+        symbol.value = value
+        return Number.of(symbol) if symbol.alike and value.ndim == 0 else symbol
 
     def listen(self, statistic: Statistic, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call of a statistic gives while a method is recorded."""
         if not symbols_in((args, kwargs)) and statistic.how != "uniform":
             with listening(None):
                 return statistic.function(*args, **kwargs)
-        made = Symbol(self, "statistic", statistic, args, kwargs, statistic.per_element)
+        symbol = Symbol(self, "statistic", statistic, args, kwargs, statistic.per_element)
         if not statistic.per_element:
-            self.statistics.append(made)
-            made.value = self.answer(made)
-        return made
+            assert self.answer is not None  # the recording is not over
+            symbol.value = self.answer(symbol)
+        return symbol
 
     def dtype_of(self, symbol: Symbol) -> torch.dtype:
         """The dtype of a big symbol: what comes out for a few elements, or, where small values have dimensions that do
@@ -237,7 +246,8 @@ def _in_place(name: str) -> bool:
     return name.startswith("__i") and name != "__invert__" if name.startswith("__") else name.endswith("_")
 
 
-def _item(function: Any, args: Any, kwargs: Any, index: int) -> Tensor:
+def part_of(function: Any, args: Any, kwargs: Any, index: int) -> Tensor:
+    """One of the tensors that a function gives; a function of its own, so that each can be a step."""
     return function(*args, **kwargs)[index]
 
 
@@ -246,9 +256,9 @@ def symbols_in(tree: Any) -> list[Symbol]:
     if isinstance(tree, (Symbol, Number)):
         return [tree if isinstance(tree, Symbol) else tree.symbol]
     if isinstance(tree, Mapping):
-        return [found for part in tree.values() for found in symbols_in(part)]
+        return [symbol for part in tree.values() for symbol in symbols_in(part)]
     if isinstance(tree, (tuple, list)):
-        return [found for part in tree for found in symbols_in(part)]
+        return [symbol for part in tree for symbol in symbols_in(part)]
     return []
 
 
@@ -267,24 +277,24 @@ def _parameters(tape: Tape, method: Method, parameters: Mapping[str, Any]) -> di
     """Complete parameters by their names in Python, numbers as `Number`: no value is built into a kernel."""
     given = dict(parameters)
     for place, value in numbers(method, parameters).items():
-        made, (key, index) = tape.parameter(place, value), place
+        number, (key, index) = tape.parameter(place, value), place
         if index is None:
-            given[key] = made
+            given[key] = number
         else:
-            given[key] = [*given[key][:index], made, *given[key][index + 1 :]]
+            given[key] = [*given[key][:index], number, *given[key][index + 1 :]]
     return {method.parameters[key].name: value for key, value in given.items()}
 
 
 def numbers(method: Method, parameters: Mapping[str, Any]) -> dict[tuple[str, int | None], float]:
     """The values of the parameters that are numbers, by key and position in a list."""
-    found: dict[tuple[str, int | None], float] = {}
+    values: dict[tuple[str, int | None], float] = {}
     for key, value in parameters.items():
         if method.parameters[key].kind == "float":
             if isinstance(value, (list, tuple)):
-                found.update({(key, i): v for i, v in enumerate(value)})
+                values.update({(key, i): v for i, v in enumerate(value)})
             else:
-                found[key, None] = value
-    return found
+                values[key, None] = value
+    return values
 
 
 def record(
@@ -308,7 +318,7 @@ def record(
     base = tape.leaf("base") if has_base else None
     given = _parameters(tape, method, parameters)
     if method.random:
-        given["keys"] = [Slot(i) for i in range(models)]
+        given["keys"] = [MaskSlot(i) for i in range(models)]
     try:
         with listening(tape.listen):
             result = method.function(base, [tape.leaf("model", i) for i in range(models)], **given)

@@ -41,7 +41,7 @@ class Table:
 
     @property
     def nbytes(self) -> int:
-        held = [self._ends, *self._fine.values(), self._values if self._values is not None else self._bins]
+        held = [self._ends, *self._fine.values(), self._bins if self._values is None else self._values]
         return sum(t.numel() * t.element_size() for t in held)
 
     def smallest(self, k: int, blocks: Blocks) -> Tensor:
@@ -52,12 +52,12 @@ class Table:
         if self._values is not None:
             return self._values[place].clone()
         before = int(self._ends[place - 1]) if place else 0
-        found = self._fine.get(place)
-        if found is None:
-            found = self._fine[place] = _within(blocks(), int(self._bins[place]))
+        values = self._fine.get(place)
+        if values is None:
+            values = self._fine[place] = _within(blocks(), int(self._bins[place]))
             while len(self._fine) > 1 and sum(t.numel() for t in self._fine.values()) > self.count // 64:
                 self._fine.pop(next(iter(self._fine)))
-        return found[k - before - 1].clone()
+        return values[k - before - 1].clone()
 
 
 def _distinct(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tensor]:
@@ -71,17 +71,17 @@ def _distinct(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tenso
 
 
 def _distinct_sorted(blocks: Iterator[Tensor], most: int) -> tuple[Tensor | None, Tensor]:
-    values = counts = None
-    for block in _chunks(blocks):
-        found, number = torch.unique(block + 0.0, return_counts=True)  # -0 becomes 0
-        if values is not None:
-            found, order = torch.sort(torch.cat([values, found]))
-            number = torch.cat([counts, number])[order]
-            found, where = torch.unique_consecutive(found, return_inverse=True)
-            number = torch.zeros(len(found), dtype=torch.int64, device=found.device).index_add_(0, where, number)
-        if len(found) > most:
+    values, counts = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    for number, block in enumerate(_chunks(blocks)):
+        here, times = torch.unique(block + 0.0, return_counts=True)  # -0 becomes 0
+        if number:
+            here, order = torch.sort(torch.cat([values, here]))
+            times = torch.cat([counts, times])[order]
+            here, where = torch.unique_consecutive(here, return_inverse=True)
+            times = torch.zeros(len(here), dtype=torch.int64, device=here.device).index_add_(0, where, times)
+        if len(here) > most:
             return None, torch.empty(0)
-        values, counts = found, number
+        values, counts = here, times
     # what unique gives is a small part of memory for all elements
     return values.clone(), counts.cumsum(0)
 
@@ -120,8 +120,8 @@ def _histogram(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """The bins that occur, in order, and how many values lie in them or below."""
     counts: Tensor | None = None
     for block in blocks:
-        found = _count(_key(block))
-        counts = found if counts is None else counts.add_(found)
+        times = _count(_key(block))
+        counts = times if counts is None else counts.add_(times)
     assert counts is not None
     bins = counts.nonzero().flatten()
     return bins.to(torch.int32), counts[bins].cumsum(0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import psutil
 import torch
+
+from mergesearch.memory import free
 
 # Side by side up to here: on a CPU a pass is at its best with some hundred tokens, a GPU wants more of them.
 _FILL = {"cpu": 384, "cuda": 4096}
@@ -39,14 +40,6 @@ def rows(model: Any, length: int) -> int:
     per_token = size * (4 * layers * width + 12 * width + 4 * inner)
     room = int(_SHARE * free(model.device) / (per_token * length))
     return max(1, min(room, _ROWS.get(model.device.type, 32)))
-
-
-def free(device: torch.device) -> int:
-    """Bytes that can be had on a device now."""
-    if device.type == "cuda":
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + idle
-    return psutil.virtual_memory().available
 
 
 def _bytes_per_token(model: Any) -> int:

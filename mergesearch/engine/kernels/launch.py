@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from mergesearch.engine.kernels.parent_statistics import Operands
 from mergesearch.engine.kernels.program import WINDOW, Program
-from mergesearch.engine.kernels.statistics import Operands
 from mergesearch.methods.masks import MaskKey
 
 
 @dataclass(frozen=True)
-class Task:
+class TensorMerge:
     """One tensor to make: what from, where to, and what it is called in messages."""
 
     operands: Operands
@@ -24,50 +24,49 @@ class Task:
     label: str
 
 
-class Group:
-    """Tasks of one shape, one set of dtypes and devices."""
+class AlikeMerges:
+    """Merges of one shape, one set of dtypes and devices."""
 
-    def __init__(self, tasks: Sequence[Task]):
-        self.tasks = list(tasks)
-        self.operands = [task.operands for task in tasks]
-        self.out = tasks[0].out
+    def __init__(self, merges: Sequence[TensorMerge]):
+        self.merges = list(merges)
+        self.operands = [merge.operands for merge in merges]
+        self.out = merges[0].out
         first = self.operands[0]
-        self.base = first.base is not None
-        self.home = first.models[0].device
         named = repr([(tuple(one.names), tuple(one.masks)) for one in self.operands])
         self.token = hashlib.blake2b(named.encode(), digest_size=16).digest()
-        tensors = [t for task in tasks for t in (task.out, *task.operands.models, task.operands.base) if t is not None]
-        self.whole = first.models[0].numel() > 0 and all(t.is_contiguous() for t in tensors)
+        outs = [merge.out for merge in merges]
+        parents = [t for one in self.operands for t in (*one.models, one.base) if t is not None]
+        self.whole = first.models[0].numel() > 0 and all(t.is_contiguous() for t in (*outs, *parents))
 
 
-class Plan:
-    """Tasks in groups; whoever makes candidates of the same tensors again and again keeps it.
+class MergeSet:
+    """Merges in groups; whoever makes candidates of the same tensors again and again keeps it.
 
     Args:
-        tasks: their tensors may get other memory later, but no other shape, dtype or device.
+        merges: their tensors may get other memory later, but no other shape, dtype or device.
     """
 
-    def __init__(self, tasks: Sequence[Task]):
-        found: dict[Any, list[Task]] = {}
-        for task in tasks:
-            found.setdefault(_kind(task), []).append(task)
-        groups = [Group(alike) for alike in found.values()]
+    def __init__(self, merges: Sequence[TensorMerge]):
+        by_kind: dict[Any, list[TensorMerge]] = {}
+        for merge in merges:
+            by_kind.setdefault(_kind(merge), []).append(merge)
+        groups = [AlikeMerges(alike) for alike in by_kind.values()]
         # the most work first: a device is busy with it while the other groups are prepared
-        self.groups = sorted(groups, key=lambda g: -len(g.tasks) * g.out.numel())
-        self.batches: dict[Any, Batch] = {}
+        self.groups = sorted(groups, key=lambda g: -len(g.merges) * g.out.numel())
+        self.launches: dict[Any, Launch] = {}
 
-    def __iter__(self) -> Iterator[Task]:
-        return (task for group in self.groups for task in group.tasks)
-
-
-def _kind(task: Task) -> Any:
-    tensors = [t for t in (task.operands.base, *task.operands.models) if t is not None]
-    contiguous = all(t.is_contiguous() for t in (task.out, *tensors))
-    kinds = tuple((t.dtype, t.device) for t in (task.out, *tensors))
-    return (tuple(task.out.shape), task.operands.base is None, kinds, contiguous)
+    def __iter__(self) -> Iterator[TensorMerge]:
+        return (merge for group in self.groups for merge in group.merges)
 
 
-class Batch:
+def _kind(merge: TensorMerge) -> Any:
+    tensors = [t for t in (merge.operands.base, *merge.operands.models) if t is not None]
+    contiguous = all(t.is_contiguous() for t in (merge.out, *tensors))
+    kinds = tuple((t.dtype, t.device) for t in (merge.out, *tensors))
+    return (tuple(merge.out.shape), merge.operands.base is None, kinds, contiguous)
+
+
+class Launch:
     """The tensors of groups that share a program, cut into spans that a 32-bit index reaches.
 
     Attributes:
@@ -96,24 +95,38 @@ class Batch:
             self.places = torch.repeat_interleave(torch.arange(len(cuts), dtype=torch.int32), chunks).to(device)
 
     def set(self, tensors: Sequence[Sequence[Tensor]], scalars: Tensor) -> None:
-        """Points to these tensors (for each task the result, then the arguments) with these scalars."""
-        found = [[t.data_ptr() for t in one] for one in tensors]
+        """Points to these tensors (for each merge the result, then the arguments) with these scalars."""
+        pointers = [[t.data_ptr() for t in one] for one in tensors]
         if len(self.owners) > len(tensors):
             sizes = [[t.element_size() for t in one] for one in tensors]
-            found = [
-                [p + start * size for p, size in zip(found[i], sizes[i], strict=True)]
+            pointers = [
+                [p + start * size for p, size in zip(pointers[i], sizes[i], strict=True)]
                 for i, start in zip(self.owners.tolist(), self.starts, strict=True)
             ]
         if len(scalars) > 1 and len(self.owners) > len(tensors):
             scalars = scalars[self.owners]
-        if found != self._held:
-            self._point(found)
+        if pointers != self._held:
+            self._point(pointers)
         self.scalars = scalars.contiguous().to(self.device, non_blocking=True)
 
-    def _point(self, found: list[list[int]]) -> None:
-        self._held = found
-        self.pointers = torch.tensor(found)
-        self.aligned = all(p % 16 == 0 for row in found for p in row)
+    def _point(self, pointers: list[list[int]]) -> None:
+        self._held = pointers
+        self.pointers = torch.tensor(pointers)
+        self.aligned = all(p % 16 == 0 for row in pointers for p in row)
         if self.device.type != "cpu":
             rows = torch.cat([self.firsts[:-1, None], self.counts[:, None], self.pointers], 1)
             self.rows = rows.to(self.device)
+
+
+class Kernel(Protocol):
+    """What is built of a program.
+
+    Attributes:
+        chunk: how many elements a launch's chunks have.
+    """
+
+    chunk: int
+
+    def __call__(self, launch: Launch) -> Tensor:
+        """Makes the launch's tensors; (spans,) bool comes back, true where a span has NaN or infinity."""
+        ...

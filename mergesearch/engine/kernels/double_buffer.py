@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergesearch.engine.kernels.batch import Batch
+from mergesearch.engine.kernels.launch import Launch
 from mergesearch.engine.kernels.program import Program
 from mergesearch.methods.masks import MaskKey
 
@@ -17,7 +17,7 @@ SIZE = 2**27
 _ALIGN = 256
 
 
-class Stage:
+class DoubleBuffer:
     """Two buffers on a device: while a kernel reads one, the next tensors are copied to the other.
 
     Copies from pinned memory overlap; from other memory they are done first, and the result is the same.
@@ -104,7 +104,7 @@ class Stage:
         return held
 
 
-class _Load(Batch):
+class _Load(Launch):
     """The spans of one buffer."""
 
     def __init__(self, held: Sequence[Sequence[Tensor]], keys: list[list[int]], chunk: int, device: torch.device):

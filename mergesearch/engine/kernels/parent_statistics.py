@@ -23,6 +23,8 @@ from mergesearch.methods.statistics import listening
 
 # elements at a time: on the CPU few enough that torch leaves them to the one thread, on a device many
 _PIECE, _DEVICE_PIECE = 2**15 - 2**10, 2**24
+# the statistic's name, of which orders.py has another way
+_RANK_SUMS = f"{rank_sums.__module__}.{rank_sums.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Operands:
     masks: tuple[MaskKey, ...] = ()
 
     def parents(self, which: Sequence[Any]) -> list[Tensor]:
-        return [self.base if parent == "base" else self.models[parent] for parent in which]
+        """The tensors of some parents: "base", or a model's number. The base is asked for only where there is one."""
+        assert self.base is not None or "base" not in which
+        return [self.base if self.base is not None and parent == "base" else self.models[parent] for parent in which]
 
 
 class Cache:
@@ -59,11 +63,11 @@ class Cache:
 
     def get(self, key: Any) -> Any:
         with self._lock:
-            found = self._held.get(key)
-            if found is None:
+            entry = self._held.get(key)
+            if entry is None:
                 return None
             self._held.move_to_end(key)
-            return found[0]
+            return entry[0]
 
     def put(self, key: Any, value: Any) -> Any:
         with self._lock:
@@ -106,7 +110,7 @@ class Request:
         self.statistic = symbol.what
         tree = (symbol.args, symbol.kwargs)
         self.big = list({s.number: s for s in symbols_in(tree) if s.big}.values())
-        self.parents = _leaves(self.big)
+        self.parents = leaves(self.big)
         self.program: Program | None = make(self.big, self.parents) if self.big else None
         scalars = [*self.program.scalars, *self.program.rows] if self.program else []
         self.small = [s for s in (*symbols_in(tree), *scalars) if isinstance(s, Symbol) and not s.big]
@@ -128,10 +132,10 @@ class Request:
         return (self.identity, named, drawn, *(v.numpy(force=True).tobytes() for v in values))
 
 
-def _leaves(symbols: Sequence[Symbol]) -> list[Any]:
+def leaves(symbols: Sequence[Symbol]) -> list[Any]:
     """The parents that big symbols are made of: "base" first, then the models' numbers."""
     seen: set[int] = set()
-    found: set[Any] = set()
+    parents: set[Any] = set()
     stack = list(symbols)
     while stack:
         symbol = stack.pop()
@@ -139,10 +143,10 @@ def _leaves(symbols: Sequence[Symbol]) -> list[Any]:
             continue
         seen.add(symbol.number)
         if symbol.kind in ("base", "model"):
-            found.add("base" if symbol.kind == "base" else symbol.what)
+            parents.add("base" if symbol.kind == "base" else symbol.what)
         stack.extend(symbols_in((symbol.args, symbol.kwargs)))
-    models = sorted(p for p in found if p != "base")
-    return (["base"] if "base" in found else []) + models
+    models = sorted(p for p in parents if p != "base")
+    return (["base"] if "base" in parents else []) + models
 
 
 class Statistics:
@@ -167,17 +171,17 @@ class Statistics:
         """The statistic for one tensor; `value` gives the small symbols that it depends on, `key` is the request's."""
         key = key or request.key(operands, [value(s) for s in request.small])
         cache = self.elements if request.statistic.per_element else self.small
-        found = cache.get(key)
-        if found is None:
-            found = self._compute(request, operands, value, key)
-            cache.put(key, found)
-        return found
+        answer = cache.get(key)
+        if answer is None:
+            answer = self._compute(request, operands, value, key)
+            cache.put(key, answer)
+        return answer
 
     def answers(
         self, request: Request, operands: Sequence[Operands], values: Sequence[Callable[[Symbol], Tensor]]
     ) -> list[Tensor]:
         """The statistic for many tensors; on the CPU on all threads."""
-        found: list[Any] = [None] * len(operands)
+        answers: list[Any] = [None] * len(operands)
         waiting = iter(range(len(operands)))
         lock = threading.Lock()
 
@@ -187,13 +191,13 @@ class Statistics:
                     number = next(waiting, None)
                 if number is None:
                     return
-                found[number] = self.answer(request, operands[number], values[number])
+                answers[number] = self.answer(request, operands[number], values[number])
 
         if operands[0].models[0].device.type == "cpu":
             native.on_all_threads(work, len(operands))
         else:
             work()
-        return found
+        return answers
 
     def _compute(self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], key: Any) -> Tensor:
         how = request.statistic.how
@@ -210,7 +214,7 @@ class Statistics:
         args, kwargs = replace(
             (request.symbol.args, request.symbol.kwargs), lambda s: big[place[s.number]] if s.big else value(s)
         )
-        if request.statistic.function is rank_sums.__wrapped__ and orders.here(args[0]):
+        if request.statistic.name == _RANK_SUMS and orders.here(args[0]):
             return orders.rank_sums(*args)
         return request.statistic.function(*args, **kwargs)
 
@@ -226,9 +230,9 @@ class Statistics:
         table = self.small.get(place)
         if table is None:
             table = Table(blocks, request.symbol.args[0].numel())
-        found = table.smallest(rank, blocks)
+        smallest = table.smallest(rank, blocks)
         self.small.put(place, table)  # it may have grown
-        return found
+        return smallest
 
     def _blocks(
         self, request: Request, operands: Operands, value: Callable[[Symbol], Tensor], how: str
@@ -257,8 +261,10 @@ class Statistics:
 
 def _tree_identity(request: Request) -> bytes:
     """As `Request.identity`, without the rank that is asked for."""
-    numbers = [s for s in (*request.program.scalars, *request.program.rows) if isinstance(s, Tensor)]
-    text = [request.program.source, *(repr(n.tolist()) for n in numbers), *(e.identity.hex() for e in request.elements)]
+    program = request.program
+    assert program is not None  # an order statistic is one of a tensor
+    numbers = [s for s in (*program.scalars, *program.rows) if isinstance(s, Tensor)]
+    text = [program.source, *(repr(n.tolist()) for n in numbers), *(e.identity.hex() for e in request.elements)]
     return hashlib.blake2b("\0".join(text).encode(), digest_size=16).digest()
 
 
