@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mergesearch"
 FLOORS = {
     "errors": 0, "memory": 0,
-    "schema": 1, "zoo": 1, "methods": 1,
-    "recipe": 2, "config": 2,
-    "checkpoints": 3, "evaluate": 3, "space": 3,
-    "mergekit": 4, "engine": 4,
-    "search": 5,
-    "results": 6,
-    "commands": 7,
-    "cli": 8,
+    "schema": 1, "paths": 1, "registry": 1, "zoo": 1, "methods": 1,
+    "recipe": 2,
+    "config": 3,
+    "checkpoints": 4, "evaluate": 4, "space": 4,
+    "mergekit": 5, "engine": 5,
+    "search": 6,
+    "results": 7,
+    "commands": 8,
+    "cli": 9,
 }  # fmt: skip
 HOMES = {"lm_eval": {"evaluate"}, "optuna": {"search", "space"}, "plotly": {"results"}, "typer": {"cli"}}
 
@@ -81,3 +83,74 @@ def test_every_public_name_is_there() -> None:
         assert getattr(mergesearch, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Recipy'"):
         _ = mergesearch.Recipy
+
+
+# --- the page ---
+
+ROOT = PACKAGE.parent
+
+
+def _table(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading of ARCHITECTURE.md, without its head."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def _names(cell: str) -> list[str]:
+    return re.findall(r"`(\w+)`", cell)
+
+
+def test_the_page_names_the_floors() -> None:
+    assert {room: int(floor) for floor, rooms, _ in _table("Rooms and floors") for room in _names(rooms)} == FLOORS
+
+
+def test_the_page_names_the_rooms_of_heavy_libraries() -> None:
+    named = {
+        name: set(_names(rooms)) for names, rooms, _ in _table("Where heavy libraries live") for name in _names(names)
+    }
+    rooms: dict[str, set[str]] = {name: set() for name in named}
+    for path in MODULES:
+        for library in {imported.split(".")[0] for imported in _imports(path)} & rooms.keys():
+            rooms[library].add(_name(path))
+    assert named == rooms
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {_name(path) for path in MODULES} - {"__init__", "__main__"} <= FLOORS.keys()
+
+
+# --- tests and scripts ---
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+
+
+def _is_test(name: str) -> bool:
+    return any(part.startswith("test_") for part in name.split("."))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tests_import_no_tests(path: Path) -> None:
+    """What they share lies in tests/support."""
+    homes = {file.stem for file in TESTS if file.parent.name == "tests"} | {"tests"}
+    assert not {name for name in _imports(path) if name.split(".")[0] in homes}
+    assert not {name for name in _imports(path) if name.split(".")[0] == "support" and _is_test(name)}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_scripts_import_no_tests(path: Path) -> None:
+    """What they share with tests lies in scripts/bench/shared; they are run as modules, so no path is bent."""
+    tests = {file.stem for file in TESTS} | {"tests", "support"}
+    assert not {name for name in _imports(path) if name.split(".")[0] in tests}
+    attributes = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)
+    ]
+    bent = [n.lineno for n in attributes if n.attr == "path" and isinstance(n.value, ast.Name) and n.value.id == "sys"]
+    assert not bent
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_package_imports_neither_tests_nor_scripts(path: Path) -> None:
+    assert not {name for name in _imports(path) if name.split(".")[0] in ("scripts", "tests", "support")}

@@ -7,6 +7,7 @@ Needs the extra `parity`. Takes about two minutes on one core.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import itertools
@@ -57,6 +58,7 @@ ON_PURPOSE = {
 
 def main() -> None:
     """Print the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     versions = [f"{p} {importlib.metadata.version(p)}" for p in ("mergekit", "torch")]
     print("# Every merge method against mergekit\n")
     print("    python -m scripts.bench.parity > results/parity.md\n")
