@@ -7,12 +7,12 @@ it in one pass. pool: what that gives. writing: the way back to disk.
 
 from __future__ import annotations
 
+from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.files import Source, locate, resolve
 from mergesearch.checkpoints.layout import Layout, Piece, describe
 from mergesearch.checkpoints.loading import Blueprint, constants, floating_tensors, load_model, parameters, state
 from mergesearch.checkpoints.lora import apply_adapter
 from mergesearch.checkpoints.mapped import release
-from mergesearch.checkpoints.parents import Checkpoint, Form
 from mergesearch.checkpoints.pool import Pool, Residency, choose_device, load_reference
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.checkpoints.writing import check_shard_size, new_folder, remove, save

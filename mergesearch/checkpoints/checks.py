@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mergesearch.checkpoints.checkpoint import Checkpoint
 from mergesearch.checkpoints.files import Header
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import floating_tensors, ties, times
 from mergesearch.errors import UserError
-
-if TYPE_CHECKING:
-    from mergesearch.checkpoints.parents import Checkpoint
 
 # A fine-tune moves weights by a few percent of their norm; independently trained weights lie about 1.4 apart.
 UNRELATED = 1.0

@@ -13,9 +13,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mergesearch.checkpoints import checks
+from mergesearch.checkpoints.checkpoint import Checkpoint
 from mergesearch.checkpoints.files import Header, Source, weight_files
 from mergesearch.checkpoints.loading import state
-from mergesearch.checkpoints.parents import Checkpoint, Reader, _Parent
+from mergesearch.checkpoints.parents import Outline, Reader
 
 # of each tensor, what is read to see whether the parents are related
 _SAMPLE = 2**16
@@ -40,7 +41,7 @@ class MappedReader(Reader):
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def _read(self, parent: _Parent, source: Source, where: str) -> nn.Module:
+    def _read(self, parent: Outline, source: Source, where: str) -> nn.Module:
         folder, *adapters = self._chain(source)
         live = state(parent.blank)
         if adapters or any(

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.files import locate
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import Blueprint, floating_tensors, load_model
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
 from mergesearch.checkpoints.mapped import MappedReader, PinnedReader
-from mergesearch.checkpoints.parents import BASE, Checkpoint, Form, Reader
+from mergesearch.checkpoints.parents import BASE_KEY, Reader
 from mergesearch.checkpoints.stacking import stacked_config
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.errors import UserError
@@ -168,7 +169,7 @@ def load_reference(
     Raises:
         UserError: as `load_model` and `Pool.load` do.
     """
-    source, below = locate(reference, where), locate(base, BASE)
+    source, below = locate(reference, where), locate(base, BASE_KEY)
     folders = [f for f in (source.adapter, source.folder, below.folder if source.folder is None else None) if f]
     tokenizer = next((t for t in (load_tokenizer(f, where, trust_remote_code) for f in folders) if t is not None), None)
     if tokenizer is None:
