@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval")
 
 import torch
 import yaml
-from evaluate_tiny import make_model, make_tokenizer, write_group, write_task, write_tasks
+from evaluate_tiny import WORDS, make_model, make_tokenizer, metric, write_group, write_task, write_tasks
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -462,6 +462,27 @@ class TestTokenTries:
         assert len(said) == 1 and "'tiny_copy'" in said[0]
         again = Scores.from_json(json.loads(json.dumps(scores.to_json())))
         assert again.tasks == scores.tasks
+
+    @pytest.mark.parametrize("scoring", ["auto", "lm_eval"])
+    def test_tasks_that_share_prompts_share_nothing_that_was_lost(self, tmp_path, model, tokenizer, caplog, scoring):
+        write_tasks(tmp_path)
+        asked = {"data": "copy", "doc_to_text": "prompt", "doc_to_target": "target", "metric_list": [metric("acc")]}
+        write_task(tmp_path, "same_choice", output_type="multiple_choice", doc_to_choice=WORDS, **asked)
+        answered = {**asked, "metric_list": [metric("exact_match")], "output_type": "generate_until"}
+        conditions = {"same_short": {"max_gen_toks": 2}, "same_long": {"max_gen_toks": 244}, "same_stopped": {}}
+        stops = {"same_stopped": [chr(byte) for byte in range(256)]}
+        for name, options in conditions.items():
+            kwargs = {"until": stops.get(name, ["\n\n"]), "do_sample": False, "max_gen_toks": 4, **options}
+            write_task(tmp_path, name, generation_kwargs=kwargs, **answered)
+        wanted = {"same_choice": "acc", **dict.fromkeys(conditions, "exact_match")}
+        with caplog.at_level(logging.WARNING, "mergesearch"):
+            scores = make_scorer(tmp_path, model, tokenizer, wanted, scoring=scoring).score()
+        cut = {label: score.cut for label, score in scores.tasks.items()}
+        assert cut["same_choice"] == 0.0 and cut["same_short"] > 0.5 and cut["same_stopped"] < cut["same_short"]
+        truncated = {label: score.truncated for label, score in scores.tasks.items()}
+        assert truncated.pop("same_long") == 1.0 and set(truncated.values()) == {0.0}
+        said = [r.getMessage() for r in caplog.records if "token limit" in r.getMessage()]
+        assert not any("'same_choice'" in line for line in said) and any("'same_short'" in line for line in said)
 
 
 class TestBadInput:

@@ -29,11 +29,9 @@ from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task
-from mergesearch.evaluate.tries.lm import TrieLM
 
 log = logging.getLogger(__name__)
 
-_MODELS = {"auto": TrieLM, "lm_eval": RememberingLM}
 # A larger share of truncated prompts or of cut answers is worth a warning.
 _WORTH_A_WARNING = 0.01
 
@@ -111,7 +109,7 @@ class Scorer:
         _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
         self._tasks, self.chat = list(tasks), apply_chat_template
         with quiet():
-            self._lm = _MODELS[scoring](model, copy.deepcopy(tokenizer), batch_size)
+            self._lm = _language_model(scoring)(model, copy.deepcopy(tokenizer), batch_size)
             options = {
                 "system_instruction": system_instruction,
                 "apply_chat_template": apply_chat_template,
@@ -152,7 +150,7 @@ class Scorer:
     @property
     def tokens(self) -> tuple[int, int] | None:
         """(tokens that token tries compute for log-likelihoods, tokens without them); None where lm-eval answers."""
-        return self._lm.work() if isinstance(self._lm, TrieLM) and any(self._lm.work()) else None
+        return self._lm.work()
 
     @property
     def prompt_tokens(self) -> int:
@@ -290,6 +288,15 @@ class Scorer:
     def _share(self, task: Task, holds: Callable[[Instance], bool]) -> float:
         requests = [request for part in self._parts if part.task is task for request in part.instances]
         return sum(map(holds, requests)) / max(1, len(requests))
+
+
+def _language_model(scoring: str) -> type[RememberingLM]:
+    if scoring == "lm_eval":
+        return RememberingLM
+    # the only way to the token tries: without them everything works as lm-eval does it
+    from mergesearch.evaluate.tries import TrieLM
+
+    return TrieLM
 
 
 def lm_eval_samples(tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:

@@ -18,7 +18,7 @@ Settings = Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
-class Source:
+class SliceSource:
     """An input of a slice: its reference, its first layer and the one behind its last, and parameters by our names."""
 
     reference: str
@@ -31,7 +31,7 @@ class Source:
 class Slice:
     """Layers of the result: `first` is the number of the first of them, `count` is None where it is the whole model."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SliceSource, ...]
     parameters: Settings
     first: int
     count: int | None
@@ -127,11 +127,11 @@ def _slice(data: Any, method: Method, first: int, where: str) -> Slice:
     return Slice(tuple(sources), _settings(part.get("parameters"), method, "shared", where), first, counts.pop(), where)
 
 
-def _source(data: Any, keys: tuple[str, ...], method: Method, where: str) -> Source:
+def _source(data: Any, keys: tuple[str, ...], method: Method, where: str) -> SliceSource:
     entry = known.check_keys(data, keys, where)
     layers = _layer_range(_needed(entry, "layer_range", where), where) if "layer_range" in keys else None
     reference = str(_needed(entry, "model", where))
-    return Source(reference, layers, _settings(entry.get("parameters"), method, "source", where), where)
+    return SliceSource(reference, layers, _settings(entry.get("parameters"), method, "source", where), where)
 
 
 def _layer_range(value: Any, where: str) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def _layer_range(value: Any, where: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def _check_distinct(sources: Sequence[Source], where: str) -> None:
+def _check_distinct(sources: Sequence[SliceSource], where: str) -> None:
     seen: set[str] = set()
     for source in sources:
         if source.reference in seen:

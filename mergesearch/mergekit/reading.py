@@ -14,8 +14,8 @@ import yaml
 
 from mergesearch import recipe as recipes
 from mergesearch.errors import UserError
-from mergesearch.mergekit import known, parents, settings
-from mergesearch.mergekit.file import File, Settings, Slice, Source, parse
+from mergesearch.mergekit import known, models, settings
+from mergesearch.mergekit.file import File, Settings, Slice, SliceSource, parse
 from mergesearch.mergekit.grouping import Merge, rules
 from mergesearch.mergekit.settings import Condition
 from mergesearch.methods import Method
@@ -55,7 +55,7 @@ def read(path: str | Path) -> Recipe:
 def from_data(data: Any, where: str) -> Recipe:
     """The recipe that a mergekit file's data state; `UserError` as `read`."""
     top = known.check_keys(data, known.TOP, where)
-    return _recipe(parents.complete(parse(top, where)), top)
+    return _recipe(models.complete(parse(top, where)), top)
 
 
 def _refuse_many(path: str | Path) -> None:
@@ -73,10 +73,10 @@ def _refuse_many(path: str | Path) -> None:
 
 
 def _recipe(file: File, top: Mapping[str, Any]) -> Recipe:
-    names = parents.names(file)
-    stack, layers = parents.stack(file, names)
+    names = models.names(file)
+    stack, layers = models.stack(file, names)
     filters = list(dict.fromkeys(settings.filters(file.settings())))
-    parents.check_filters(filters, stack, file.where)
+    models.check_filters(filters, stack, file.where)
     _check_required(file)
     everyone = tuple(names.values())
 
@@ -89,7 +89,7 @@ def _recipe(file: File, top: Mapping[str, Any]) -> Recipe:
             "models": {name: reference for reference, name in names.items()},
             "rules": [
                 rule.model_dump()
-                for rule in rules(file.method.name, filters, layers, lookup, lambda: parents.tensor_names(file))
+                for rule in rules(file.method.name, filters, layers, lookup, lambda: models.tensor_names(file))
             ],
             "out_dtype": _out_dtype(top, file),
             "tokenizer": _tokenizer(top, file, names),
@@ -105,7 +105,7 @@ def _merge_at(
     """What merges the tensors at a place whose names contain just the filters `matched`; None if a value is missing."""
     part = _part_at(file, place)
     depth = part.depth(place) if part.count and place < part.first + part.count else 0.0
-    sources = parents.inputs(file, part)
+    sources = models.inputs(file, part)
     found: dict[str, Any] = {}
     for key in file.method.parameters:
         given = _value(file, part, sources, key, depth, matched)
@@ -113,20 +113,22 @@ def _merge_at(
             return None
         if given is not None:
             found[key] = given
-    models = tuple(names[source.reference] for source in sources)
-    return Merge(None if models == everyone else models, found)
+    taking_part = tuple(names[source.reference] for source in sources)
+    return Merge(None if taking_part == everyone else taking_part, found)
 
 
 def _part_at(file: File, place: int) -> Slice:
     """The slice of a place, which for the tensors behind the layers is the last."""
     inside = (s for s in file.slices if s.count is None or place < s.first + s.count)
-    return next(inside, None) or parents.behind(file)
+    return next(inside, None) or models.behind(file)
 
 
 _MISSING = object()
 
 
-def _value(file: File, part: Slice, sources: Sequence[Source], key: str, depth: float, matched: frozenset[str]) -> Any:
+def _value(
+    file: File, part: Slice, sources: Sequence[SliceSource], key: str, depth: float, matched: frozenset[str]
+) -> Any:
     """Our parameter at one place: None for the default, `_MISSING` where mergekit would refuse."""
     parameter = file.method.parameters[key]
     levels = [part.parameters, file.parameters]
@@ -160,7 +162,7 @@ def _check_required(file: File) -> None:
     for key in (k for k in file.method.parameters if known.is_required(file.method, k)):
         for part in file.slices:
             levels = [part.parameters, file.parameters]
-            inputs = parents.inputs(file, part) if known.from_source(file.method, key) else [None]
+            inputs = models.inputs(file, part) if known.from_source(file.method, key) else [None]
             for source in inputs:
                 if not any(key in level for level in ([source.parameters] if source else []) + levels):
                     whose = f" of {source.reference}" if source else ""
@@ -174,7 +176,7 @@ def _out_dtype(top: Mapping[str, Any], file: File) -> str:
         value = top.get(key)
         if value is not None and value not in DTYPES:
             raise UserError(f"{file.where}: {key} {value!r} is not supported: use {', '.join(DTYPES)}")
-    return top.get("out_dtype") or top.get("dtype") or parents.common_dtype(file)
+    return top.get("out_dtype") or top.get("dtype") or models.common_dtype(file)
 
 
 def _tokenizer(top: Mapping[str, Any], file: File, names: Mapping[str, str]) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mergesearch.methods.common import Normalize, Scalar, Scalars, Weights, dot, per_model, scalar
+from mergesearch.methods.listening import count_nonzero, kth_smallest, statistic
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.statistics import count_nonzero, kth_smallest, statistic
 from mergesearch.methods.task_vector import Lambda, elect, task_vectors
 
 TopShare = Annotated[

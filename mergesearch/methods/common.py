@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from mergesearch.methods.listening import statistic
 from mergesearch.methods.registry import Parameter
-from mergesearch.methods.statistics import statistic
 
 # 32 MiB of float64: a dot product of a whole embedding needs no more
 _BLOCK = 2**22

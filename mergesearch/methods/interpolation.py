@@ -24,8 +24,8 @@ from mergesearch.methods.common import (
     total,
     weighted_sum,
 )
+from mergesearch.methods.listening import kth_smallest, statistic
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.statistics import kth_smallest, statistic
 
 Nearness = Annotated[
     Scalar,

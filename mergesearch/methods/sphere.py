@@ -27,8 +27,8 @@ from mergesearch.methods.common import (
     total,
     weighted_sum,
 )
+from mergesearch.methods.listening import statistic
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.statistics import statistic
 
 Position = Annotated[
     Scalar,

@@ -11,7 +11,7 @@ from typing import Any
 from mergesearch.checkpoints.files import locate, read_config, read_headers
 from mergesearch.errors import UserError
 from mergesearch.mergekit import known, settings
-from mergesearch.mergekit.file import File, Slice, Source
+from mergesearch.mergekit.file import File, Slice, SliceSource
 
 RESERVED = ("base", "union")
 
@@ -38,13 +38,13 @@ def _with_base(file: File, part: Slice) -> Slice:
     if found:
         return dataclasses.replace(part, sources=(found[0], *others))
     if part.count is None:
-        return dataclasses.replace(part, sources=(Source(file.base, None, {}, part.where), *others))
+        return dataclasses.replace(part, sources=(SliceSource(file.base, None, {}, part.where), *others))
     if file.method.base == "unused" and file.method.name not in known.FIRST_IS_BASE:
         return part
     raise UserError(f"{part.where}: base_model {file.base} is not among the sources: list it with its layer_range")
 
 
-def inputs(file: File, part: Slice) -> list[Source]:
+def inputs(file: File, part: Slice) -> list[SliceSource]:
     """The sources that are merged: all of them, or all but the base that task vectors are taken from."""
     if file.base is None or file.method.name in known.BASE_IS_INPUT:
         return list(part.sources)
@@ -125,14 +125,14 @@ def tensor_names(file: File) -> Collection[str]:
     return read_headers(_folder(file, source), source.where).keys()
 
 
-def _folder(file: File, source: Source) -> Path:
+def _folder(file: File, source: SliceSource) -> Path:
     """Where the configuration of a source is: an adapter has that of the model it lies over."""
     found = locate(source.reference, source.where)
     over = found.folder or (locate(file.base, file.where).folder if file.base else None)
     return over or found.path
 
 
-def _configuration(file: File, source: Source) -> dict[str, Any]:
+def _configuration(file: File, source: SliceSource) -> dict[str, Any]:
     data = read_config(_folder(file, source), source.where)
     return {**data, **(data.get("text_config") or {})}
 
@@ -155,7 +155,7 @@ def common_dtype(file: File) -> str:
     return found.pop() if len(found) == 1 else "float32"
 
 
-def _dtype(file: File, source: Source) -> str:
+def _dtype(file: File, source: SliceSource) -> str:
     data = _configuration(file, source)
     dtype = data.get("dtype") or data.get("torch_dtype")
     if dtype not in ("float32", "bfloat16", "float16"):
