@@ -3,8 +3,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import random
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -462,6 +467,29 @@ class TestTokenTries:
         assert len(said) == 1 and "'tiny_copy'" in said[0]
         again = Scores.from_json(json.loads(json.dumps(scores.to_json())))
         assert again.tasks == scores.tasks
+
+    def test_without_tries_the_folder_is_not_imported(self, folder):
+        """lm-eval's own model answers alone, as where the optional speed was taken away."""
+        code = """
+            import sys
+            from pathlib import Path
+            from test_evaluate_scoring import make_model, make_scorer, make_tokenizer
+
+            def tries():
+                return sorted(name for name in sys.modules if name.startswith("mergesearch.evaluate.tries"))
+
+            def scored(way):
+                wanted = {"tiny_copy": "exact_match,word"}
+                scorer = make_scorer(Path(sys.argv[1]), make_model(0), make_tokenizer(), wanted, scoring=way)
+                return len(scorer.score().documents["tiny_copy"].ids)
+
+            assert scored("lm_eval") and not tries(), tries()
+            assert scored("auto") and tries()
+        """
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        command = [sys.executable, "-c", textwrap.dedent(code), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("scoring", ["auto", "lm_eval"])
     def test_tasks_that_share_prompts_share_nothing_that_was_lost(self, tmp_path, model, tokenizer, caplog, scoring):

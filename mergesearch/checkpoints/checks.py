@@ -93,8 +93,8 @@ def shapes(blanks: Mapping[str, nn.Module], folders: Mapping[str, Path], aligned
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    found = {name: tuple(tensor.shape) for name, tensor in floating_tensors(model).items()}
-    return {**found, **{alias: found[name] for alias, name in ties(model).items() if name in found}}
+    shapes_of = {name: tuple(tensor.shape) for name, tensor in floating_tensors(model).items()}
+    return {**shapes_of, **{alias: shapes_of[name] for alias, name in ties(model).items() if name in shapes_of}}
 
 
 def numbers(base: Checkpoint, model: Checkpoint, where: str, allow_unrelated: bool) -> None:

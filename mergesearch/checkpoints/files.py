@@ -33,9 +33,9 @@ class Source:
     @property
     def path(self) -> Path:
         """The folder that makes this source what it is: the adapter's where there is one."""
-        found = self.adapter or self.folder
-        assert found is not None
-        return found
+        folder = self.adapter or self.folder
+        assert folder is not None
+        return folder
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ def _download(reference: str, where: str) -> Path:
 
     name, _, revision = reference.partition("@")
     try:
-        found = snapshot_download(name, revision=revision or None, allow_patterns=_DOWNLOAD, ignore_patterns=_LEAVE)
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=_DOWNLOAD, ignore_patterns=_LEAVE)
     except Exception as error:
         reason = " ".join(str(error).split("\n\n")[0].split())[:200]
         raise UserError(
             f"{where}: {reference!r} is no local folder and cannot be fetched from the hub ({type(error).__name__}: "
             f"{reason}): give a folder, or check the name, the revision and the connection"
         ) from None
-    return Path(found)
+    return Path(folder)
 
 
 # --- checking -----------------------------------------------------------------------------------------------------
@@ -149,11 +149,11 @@ def read_headers(folder: Path, where: str, stem: str = "model") -> dict[str, Hea
     """
     headers: dict[str, Header] = {}
     for file, names in weight_files(folder, where, stem).items():
-        found = _file_headers(file, where)
+        in_file = _file_headers(file, where)
         for name in names or ():
-            if name not in found:
+            if name not in in_file:
                 raise UserError(f"{where}: {file} lacks tensor {name}, which its index names: fetch the file again")
-        headers.update(found)
+        headers.update(in_file)
     _check_unquantised(headers, folder, where)
     return headers
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from mergesearch.checkpoints.loading import (
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
 from mergesearch.checkpoints.tokenizers import Vocabulary, align, check_equal, load_tokenizer, union
 from mergesearch.errors import UserError
+from mergesearch.recipe import BASE, UNION
 
 # under which key the base stands, beside `models.NAME`
 BASE_KEY = "base_model"
@@ -64,7 +65,7 @@ class Reader:
         self.sources = {where: locate(reference, where) for where, reference in references.items()}
         if self.sources[BASE_KEY].folder is None:
             raise UserError(f"{BASE_KEY}: {base} is an adapter, not a model: name the checkpoint it was trained on")
-        if tokenizer not in ("base", "union", *models):
+        if tokenizer not in (BASE, UNION, *models):
             raise UserError(f"tokenizer is {tokenizer!r}: use base, union or one of {', '.join(models)}")
         self.notes: list[str] = []
 
@@ -109,14 +110,15 @@ class Reader:
 
     def _probe(self) -> dict[str, Outline]:
         """Each parent as its configuration and its headers describe it, an adapter as the model it lies over."""
-        found: dict[str, Outline] = {}
+        outlines: dict[str, Outline] = {}
         for where, source in self.sources.items():
             folder = source.folder or self._base_folder()
             if source.adapter is not None:
                 check_adapter(source.adapter, where)
-            same = next((p for p in found.values() if (p.source.folder or self._base_folder()) == folder), None)
-            found[where] = self._probe_folder(folder, where, source, found.get(BASE_KEY)) if same is None else same
-        return found
+            same = next((p for p in outlines.values() if (p.source.folder or self._base_folder()) == folder), None)
+            probed = self._probe_folder(folder, where, source, outlines.get(BASE_KEY)) if same is None else same
+            outlines[where] = probed
+        return outlines
 
     def _base_folder(self) -> Path:
         folder = self.sources[BASE_KEY].folder
@@ -138,32 +140,32 @@ class Reader:
 
     def _tokenizers(self) -> dict[str, Any]:
         """The tokenizer of each parent, the base's where it has none of its own."""
-        found: dict[str, Any] = {}
+        tokenizers: dict[str, Any] = {}
         for where, source in self.sources.items():
             folders = [f for f in (source.adapter, source.folder) if f is not None]
             loaded = (load_tokenizer(folder, where, self.trust) for folder in folders)
-            found[where] = next((t for t in loaded if t is not None), found.get(BASE_KEY))
-            if found[where] is None:
+            tokenizers[where] = next((t for t in loaded if t is not None), tokenizers.get(BASE_KEY))
+            if tokenizers[where] is None:
                 raise UserError(
                     f"{where}: {source.folder} has no tokenizer that transformers can load: add the tokenizer's files"
                 )
-            if self.chosen == "base":
-                check_equal(found[BASE_KEY], found[where], source.path, where)
-        return found
+            if self.chosen == BASE:
+                check_equal(tokenizers[BASE_KEY], tokenizers[where], source.path, where)
+        return tokenizers
 
     def _anchor(self) -> str:
-        return BASE_KEY if self.chosen in ("base", "union") else f"models.{self.chosen}"
+        return BASE_KEY if self.chosen in (BASE, UNION) else f"models.{self.chosen}"
 
     def _vocabulary(self, parents: Mapping[str, Outline], tokenizers: Mapping[str, Any]) -> Vocabulary | None:
         """What the rows of the result stand for, or None where they are alike in all parents."""
-        rows = {where: parent.blank.get_input_embeddings().weight.shape[0] for where, parent in parents.items()}
+        rows = {where: _rows(parent.blank) for where, parent in parents.items()}
         words = {where: tokenizer.get_vocab() for where, tokenizer in tokenizers.items()}
         if len(set(rows.values())) == 1 and all(vocab == words[BASE_KEY] for vocab in words.values()):
             return None
-        made = union(tokenizers) if self.chosen == "union" else tokenizers[self._anchor()]
-        count = max(rows[self._anchor()], 1 + max(made.get_vocab().values()))
+        tokenizer = union(tokenizers) if self.chosen == UNION else tokenizers[self._anchor()]
+        count = max(rows[self._anchor()], 1 + max(tokenizer.get_vocab().values()))
         tokens = {where: {t: i for t, i in vocab.items() if i < rows[where]} for where, vocab in words.items()}
-        return Vocabulary(made, count, self._anchor(), tokens)
+        return Vocabulary(tokenizer, count, self._anchor(), tokens)
 
     # --- tensors ---
 
@@ -225,9 +227,15 @@ class Reader:
     def _special_tokens(self, config: Any, parents: Mapping[str, Outline]) -> Any | None:
         """The chosen model's numbers of the special tokens; returns its generation configuration."""
         chosen = parents[self._anchor()]
+        text_config = cast(Any, chosen.blank).config.get_text_config()
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            _set(config, key, getattr(chosen.blank.config.get_text_config(), key, None))
+            _set(config, key, getattr(text_config, key, None))
         return generation_config(chosen.source.folder or self._base_folder())
+
+
+def _rows(model: nn.Module) -> int:
+    """How many tokens the embedding has rows for."""
+    return cast(Any, model).get_input_embeddings().weight.shape[0]
 
 
 def _align(loaded: Mapping[str, Checkpoint], by_token: frozenset[str], vocabulary: Vocabulary) -> None:

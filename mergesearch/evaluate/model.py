@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import clear_torch_cache
 
+# lm-eval registers its models by a decorator without types, which hides from type checkers what HFLM has
+_HFLM = cast(Any, HFLM)
 
-class RememberingLM(HFLM):
+
+class RememberingLM(_HFLM):
     """HFLM over a live model, whose every text is tokenized once for the run.
 
     Everything else is lm-eval's code, so its figures are lm-eval's figures. `tokenize` walks through the same code with
@@ -26,9 +29,9 @@ class RememberingLM(HFLM):
         # of the batch under way: its prompts, and the conditions of their generation
         self._prompts: list[str] = []
         self._conditions: str | None = None
-        self._texts: dict[tuple, list[int]] = {}
+        self._texts: dict[tuple[Any, ...], list[int]] = {}
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        self._batches: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._batches: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._model_left_out = False
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         if self._device.type == "meta":  # a model without weights: texts become tokens, and nothing is asked
@@ -113,7 +116,7 @@ class RememberingLM(HFLM):
         return self._batches[key]
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: list[tuple[Any, ...]], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         if self._model_left_out:
             for arguments, context, continuation in requests:
@@ -162,7 +165,7 @@ class RememberingLM(HFLM):
 
 def _conditions(request: Instance) -> str:
     """Under which conditions a text is generated: lm-eval's generation arguments in one spelling."""
-    return json.dumps(request.args[1], sort_keys=True, default=repr)
+    return json.dumps(request.arguments[1], sort_keys=True, default=repr)
 
 
 def question(request: Instance) -> tuple[str, ...]:

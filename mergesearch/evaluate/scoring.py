@@ -37,7 +37,7 @@ _WORTH_A_WARNING = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _TaskPart:
     """The chosen documents of one lm-eval task, with their requests; `right` remembers which choices are right."""
 
     task: Task
@@ -51,16 +51,16 @@ class _Part:
         """(number in the task, requests in order) for each document; lm-eval counts the chosen ones from 0."""
         requests = defaultdict(list)
         for instance in self.instances:
-            requests[instance.doc_id].append(instance)
+            requests[_position(instance)].append(instance)
         first = self.task.offset(self.name)
         for position, number in enumerate(self.ids):
             if position in requests:
                 yield first + number, sorted(requests[position], key=lambda instance: instance.idx)
 
-    def only(self, documents: Iterable[int]) -> _Part:
+    def only(self, documents: Iterable[int]) -> _TaskPart:
         """The part with the requests of some of its documents alone, as `Task` numbers them."""
         wanted, first = set(documents), self.task.offset(self.name)
-        return replace(self, instances=[i for i in self.instances if first + self.ids[i.doc_id] in wanted])
+        return replace(self, instances=[i for i in self.instances if first + self.ids[_position(i)] in wanted])
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +219,8 @@ class Scorer:
             ValueError: they are answers to other requests.
         """
         instances = [instance for part in self._parts for instance in part.instances]
-        for instance, (found, cut) in zip(instances, answers, strict=True):
-            instance.resps = [tuple(answer) if isinstance(answer, list) else answer for answer in found]
+        for instance, (responses, cut) in zip(instances, answers, strict=True):
+            instance.resps = [tuple(answer) if isinstance(answer, list) else answer for answer in responses]
             instance.filtered_resps = {}
             self._lm.mark_cut(instance, cut)
 
@@ -256,15 +256,15 @@ class Scorer:
         if not items:
             raise CandidateError(f"task {task.label!r}: no document gave {task.metric}")
         try:
-            value = _figure(task, [[item for _, item, _ in found] for found in items])
-            documents = _document_scores(task, [each for found in items for each in found])
+            value = _figure(task, [[item for _, item, _ in leaf] for leaf in items])
+            documents = _document_scores(task, [each for leaf in items for each in leaf])
         except Exception as error:
             raise CandidateError(f"task {task.label!r}: {task.metric} cannot be computed: {_reason(error)}") from error
         if not math.isfinite(value):
             raise CandidateError(f"task {task.label!r}: {task.metric} is {value}")
         score = TaskScore(
             value=value,
-            stderr=_stderr(documents, [len(found) for found in items]),
+            stderr=_stderr(documents, [len(leaf) for leaf in items]),
             documents=len(documents.ids),
             metric=task.metric,
             filter=task.filter,
@@ -311,14 +311,14 @@ def _check_chat(tokenizer: Any, apply_chat_template: bool, fewshot_as_multiturn:
         raise UserError("apply_chat_template is set and the tokenizer has no chat template: unset it")
 
 
-def _build(task: Task, documents: Iterable[int], options: Mapping[str, Any]) -> list[_Part]:
+def _build(task: Task, documents: Iterable[int], options: Mapping[str, Any]) -> list[_TaskPart]:
     documents = list(documents)
     beyond = next((number for number in documents if not 0 <= number < task.size), None)
     if beyond is not None or not documents:
         what = "no documents were chosen" if beyond is None else f"there is no document {beyond}"
         raise UserError(f"task {task.label!r}: {what}; it has {task.size}, numbered from 0")
     return [
-        _Part(task, name, task.leaves[name], ids, _requests_of(task.leaves[name], name, ids, options))
+        _TaskPart(task, name, task.leaves[name], ids, _requests_of(task.leaves[name], name, ids, options))
         for name, ids in task.place(documents).items()
     ]
 
@@ -334,24 +334,24 @@ def _requests_of(leaf: LmEvalTask, name: str, ids: list[int], options: Mapping[s
     return list(leaf.instances)
 
 
-def _by_type(parts: Sequence[_Part], shuffle: int | None = None) -> dict[str, list[Instance]]:
+def _by_type(parts: Sequence[_TaskPart], shuffle: int | None = None) -> dict[str, list[Instance]]:
     """The requests in the order in which lm-eval asks them, each as often as its task repeats it; or shuffled."""
     requests: dict[str, list[Instance]] = defaultdict(list)
     for part in parts:
         for instance in part.instances:
-            requests[instance.request_type].extend([instance] * instance.repeats)
+            requests[instance.request_type].extend([instance] * (instance.repeats or 1))
     if shuffle is not None:
         for asked in requests.values():
             np.random.Generator(np.random.PCG64(shuffle)).shuffle(asked)
     return dict(requests)
 
 
-def _items(part: _Part) -> list[tuple[int, Any, float]]:
+def _items(part: _TaskPart) -> list[tuple[int, Any, float]]:
     """(document, its item of the metric, the log-probability of what is right) for the documents that give an item."""
     if part.task.metric in gold.METRICS:
-        found = [(number, _logprob(part, number, requests)) for number, requests in part.documents()]
+        logprobs = [(number, _logprob(part, number, requests)) for number, requests in part.documents()]
         alike = math.exp if part.task.metric == "gold_prob" else float
-        return [(number, alike(logprob), logprob) for number, logprob in found if not math.isnan(logprob)]
+        return [(number, alike(logprob), logprob) for number, logprob in logprobs if not math.isnan(logprob)]
     items = []
     try:
         # the task may have built other requests since
@@ -363,7 +363,7 @@ def _items(part: _Part) -> list[tuple[int, Any, float]]:
         answers = [request.filtered_resps[part.task.filter] for request in requests]
         try:
             # a task may write into its document
-            metrics = part.leaf.process_results(copy.deepcopy(requests[0].doc), answers)
+            metrics = part.leaf.process_results(copy.deepcopy(requests[0].doc), answers) or {}
         except Exception as error:
             reason = f"cannot process the answers to document {number}: {_reason(error)}"
             raise CandidateError(f"task {part.name!r} {reason}") from error
@@ -372,7 +372,7 @@ def _items(part: _Part) -> list[tuple[int, Any, float]]:
     return items
 
 
-def _logprob(part: _Part, number: int, requests: Sequence[Instance]) -> float:
+def _logprob(part: _TaskPart, number: int, requests: Sequence[Instance]) -> float:
     if not gold.is_answered(part.leaf):
         return math.nan
     if number not in part.right:
@@ -380,7 +380,7 @@ def _logprob(part: _Part, number: int, requests: Sequence[Instance]) -> float:
     return gold.gold_logprob(part.leaf, part.right[number], [request.resps[0][0] for request in requests])
 
 
-def _right(part: _Part, document: Any) -> Any:
+def _right(part: _TaskPart, document: Any) -> Any:
     try:
         # a task may write into its document
         return gold.gold_choice(part.leaf, copy.deepcopy(document))
@@ -401,13 +401,13 @@ def _figure(task: Task, items: Sequence[list[Any]]) -> float:
     return float(lm_eval_metrics.aggregate_subtask_metrics(figures, [len(part) for part in items]))
 
 
-def _document_scores(task: Task, found: Sequence[tuple[int, Any, float]]) -> DocumentScores:
-    items = [item for _, item, _ in found]
+def _document_scores(task: Task, documents: Sequence[tuple[int, Any, float]]) -> DocumentScores:
+    items = [item for _, item, _ in documents]
     jackknife = task.aggregation == statistics.JACKKNIFE
     values = _jackknife(items, task) if jackknife else np.array(items, dtype=np.float64)
-    logprobs = np.array([logprob for _, _, logprob in found], dtype=np.float64)
+    logprobs = np.array([logprob for _, _, logprob in documents], dtype=np.float64)
     known = not np.isnan(logprobs).all()
-    return DocumentScores([number for number, _, _ in found], values, task.aggregation, logprobs if known else None)
+    return DocumentScores([number for number, _, _ in documents], values, task.aggregation, logprobs if known else None)
 
 
 def _jackknife(items: Sequence[Any], task: Task) -> np.ndarray:
@@ -436,6 +436,12 @@ def _refuse_not_finite(requests: Sequence[Instance], answers: Sequence[Any]) -> 
             f"{len(wrong)} of {len(values)} log-likelihoods are not finite numbers "
             f"(the first, in task {first.task_name!r}, is {values[wrong[0]]})"
         )
+
+
+def _position(request: Instance) -> int:
+    """Where its document stands among the chosen ones of its task."""
+    assert request.doc_id is not None
+    return request.doc_id
 
 
 def _shortest(requests: Sequence[Instance]) -> str:

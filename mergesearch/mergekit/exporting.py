@@ -19,7 +19,7 @@ from mergesearch.errors import UserError
 from mergesearch.mergekit import known
 from mergesearch.mergekit.filters import conditions
 from mergesearch.mergekit.placement import LayerRun, PlacedTensor, Placement
-from mergesearch.recipe import Recipe, Rule
+from mergesearch.recipe import BASE, Recipe, Rule
 
 Values = Mapping[str, Mapping[str, Any]]
 
@@ -80,7 +80,7 @@ def limits(recipe: Recipe, placement: Placement) -> list[str]:
         sentences.append(f"{', '.join(random)}: mergekit draws masks from another generator{rule}, so tensors differ.")
     if placement.is_fused:
         sentences.append("Experts: mergekit cuts and measures those of a layer as one tensor, mergesearch one by one.")
-    if recipe.tokenizer != "base":
+    if recipe.tokenizer != BASE:
         sentences.append("Rows of tokens that a model lacks are filled by mergekit's rule.")
     return sentences
 
@@ -108,7 +108,7 @@ def _by_group(recipe: Recipe, placement: Placement, references: Mapping[str, str
         method = methods.get(rule.method, where)
         names, complete = _complete(method, rule, tensor, recipe, where)
         models = tuple(references[name] for name in names)
-        group = _group(method, models, references.get("base"), recipe)
+        group = _group(method, models, references.get(BASE), recipe)
         groups.setdefault(group, {})[tensor.info.name] = {MODELS: models, **_translated(method, complete, where)}
     return {group: values for whole in groups.items() for group, values in _parted(*whole, placement)}
 
@@ -227,7 +227,7 @@ def _dtypes(out: str) -> dict[str, str]:
 
 
 def _tokenizer(recipe: Recipe, references: Mapping[str, str]) -> dict[str, str]:
-    if recipe.tokenizer == "base":
+    if recipe.tokenizer == BASE:
         return {}
     return {"tokenizer_source": references.get(recipe.tokenizer, recipe.tokenizer)}
 

@@ -81,10 +81,10 @@ def _needed(data: Mapping[str, Any], key: str, where: str) -> Any:
 
 def _base(top: Mapping[str, Any], where: str) -> str | None:
     given = [top.get("base_model"), *(part.get("base_model") for part in _list(top, "slices", where))]
-    found = dict.fromkeys(str(base) for base in given if base is not None)
-    if len(found) > 1:
-        raise UserError(f"{where}: different base_model of slices, {', '.join(found)}, are not supported: name one")
-    return next(iter(found), None)
+    bases = dict.fromkeys(str(base) for base in given if base is not None)
+    if len(bases) > 1:
+        raise UserError(f"{where}: different base_model of slices, {', '.join(bases)}, are not supported: name one")
+    return next(iter(bases), None)
 
 
 def _list(data: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
@@ -151,7 +151,7 @@ def _check_distinct(sources: Sequence[SliceSource], where: str) -> None:
 
 def _settings(data: Any, method: Method, level: str, where: str) -> dict[str, Setting]:
     """The parameters of one level by our names; what mergekit reads at no such level is refused."""
-    found = {}
+    parsed = {}
     for key, value in (data if isinstance(data, Mapping) else known.check_keys(data or {}, (), where)).items():
         place = f"{where}.{key}"
         if known.has_no_effect(method, key):
@@ -164,5 +164,5 @@ def _settings(data: Any, method: Method, level: str, where: str) -> dict[str, Se
             raise UserError(f"{key} in {where} is one value for all models of {method.name}: give it under parameters")
         if key in known.OURS_ALONE.get(method.name, ()):
             log.warning("%s: mergekit's %s ignores %s; here it takes effect", where, method.name, key)
-        found[keys[key]] = settings.parse(value, method.parameters[keys[key]], place)
-    return found
+        parsed[keys[key]] = settings.parse(value, method.parameters[keys[key]], place)
+    return parsed

@@ -10,7 +10,7 @@ from typing import Any
 from mergesearch.checkpoints.files import locate, read_headers, resolve
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import probe
-from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.recipe import BASE, Recipe, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Placement:
     def runs(self, values: Mapping[str, Mapping[str, Any]]) -> list[LayerRun]:
         """The longest runs of layers whose tensors of equal name have equal values; what has none fits everything."""
         edges = [start for start, _ in self.rows]
-        runs: list[tuple[int, int, dict[str, Any]]] = []
+        runs: list[tuple[int, int, dict[str, Mapping[str, Any] | None]]] = []
         for layer in range(self.layers):
-            mine = {s.inside: values.get(s.info.name) for s in self._inside(layer)}
+            mine = {inside: values.get(name) for inside, name in self._inside(layer)}
             if runs and layer not in edges and _agree(runs[-1][2], mine):
                 first, _, before = runs.pop()
                 mine = {k: v if v is not None else before.get(k) for k, v in {**before, **mine}.items()}
@@ -88,8 +88,9 @@ class Placement:
                 runs.append((layer, layer, mine))
         return [self._row(first, last) for first, last, _ in runs]
 
-    def _inside(self, layer: int) -> Iterable[PlacedTensor]:
-        return (tensor for tensor in self.tensors if tensor.inside is not None and tensor.info.layer == layer)
+    def _inside(self, layer: int) -> Iterable[tuple[str, str]]:
+        """(name within the layer, name) of a layer's tensors."""
+        return ((t.inside, t.info.name) for t in self.tensors if t.inside is not None and t.info.layer == layer)
 
     def _row(self, first: int, last: int) -> LayerRun:
         def belongs(tensor: PlacedTensor) -> bool:
@@ -134,7 +135,7 @@ def _stacked(tensors: Sequence[PlacedTensor], recipe: Recipe, references: Mappin
     rows: list[tuple[int, Mapping[str, int]]] = []
     start = 0
     for number, row in enumerate(recipe.stack or ()):
-        models = tuple(name for name in row if name != "base") or ("base",)
+        models = tuple(name for name in row if name != BASE) or (BASE,)
         first, last = next(iter(row.values()))
         ends = {"embedding": number == 0, "other": number == len(recipe.stack or ()) - 1}
         for tensor in tensors:
@@ -147,7 +148,7 @@ def _stacked(tensors: Sequence[PlacedTensor], recipe: Recipe, references: Mappin
                 )
         sources = {references[name]: where[0] for name, where in row.items()}
         if recipe.base is not None:
-            sources.setdefault(references["base"], first)
+            sources.setdefault(references[BASE], first)
         rows.append((start, sources))
         start += last - first + 1
     return Placement(tuple(placed), start, tuple(rows))
@@ -163,9 +164,9 @@ def _moved(tensor: PlacedTensor, layer: int, models: tuple[str, ...]) -> PlacedT
 
 def references(recipe: Recipe) -> dict[str, str]:
     """The absolute folder of the base (under `base`) and of every model, as mergekit loads it offline."""
-    base = str(locate(recipe.base, "base").path.resolve()) if recipe.base is not None else None
+    base = str(locate(recipe.base, BASE).path.resolve()) if recipe.base is not None else None
     folders = {name: _absolute(reference, f"models.{name}", base) for name, reference in recipe.models.items()}
-    return {**folders, **({"base": base} if base else {})}
+    return {**folders, **({BASE: base} if base else {})}
 
 
 def _absolute(reference: str, where: str, base: str | None) -> str:
@@ -176,7 +177,7 @@ def _absolute(reference: str, where: str, base: str | None) -> str:
 
 def read(recipe: Recipe, trust_remote_code: bool = False) -> Placement:
     """The placement of a recipe's result, from the base's configuration and the headers of its files alone."""
-    folder = resolve(recipe.base or next(iter(recipe.models.values())), "base")
-    layout = Layout.of(probe(folder, read_headers(folder, "base"), "base", trust_remote_code))
+    folder = resolve(recipe.base or next(iter(recipe.models.values())), BASE)
+    layout = Layout.of(probe(folder, read_headers(folder, BASE), BASE, trust_remote_code))
     live = {piece.name: piece.live for piece in layout.pieces}
     return of(layout.infos, layout.layers, recipe, references(recipe), live)

@@ -19,10 +19,8 @@ from mergesearch.mergekit.file import File, Settings, Slice, SliceSource, parse
 from mergesearch.mergekit.grouping import Merge, rules
 from mergesearch.mergekit.settings import Condition
 from mergesearch.methods import Method
-from mergesearch.recipe import Recipe
+from mergesearch.recipe import BASE, DTYPES, UNION, Recipe
 from mergesearch.schema import read_yaml
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def is_mergekit(data: Mapping[str, Any]) -> bool:
@@ -106,15 +104,15 @@ def _merge_at(
     part = _part_at(file, place)
     depth = part.depth(place) if part.count and place < part.first + part.count else 0.0
     sources = models.inputs(file, part)
-    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for key in file.method.parameters:
         given = _value(file, part, sources, key, depth, matched)
         if given is _MISSING:
             return None
         if given is not None:
-            found[key] = given
+            parameters[key] = given
     taking_part = tuple(names[source.reference] for source in sources)
-    return Merge(None if taking_part == everyone else taking_part, found)
+    return Merge(None if taking_part == everyone else taking_part, parameters)
 
 
 def _part_at(file: File, place: int) -> Slice:
@@ -133,16 +131,16 @@ def _value(
     parameter = file.method.parameters[key]
     levels = [part.parameters, file.parameters]
     if not known.from_source(file.method, key):
-        found = _first(levels, key, matched)
-        if found is None:
+        condition = _first(levels, key, matched)
+        if condition is None:
             return _default(file.method, key)
-        return settings.at(found.value, depth)
+        return settings.at(condition.value, depth)
     given = [_first([source.parameters, *levels], key, matched) for source in sources]
-    if all(found is None for found in given):
+    if all(condition is None for condition in given):
         return _default(file.method, key)
     if known.is_required(file.method, key) and None in given:
         return _MISSING
-    values = [parameter.default if f is None else settings.at(f.value, depth) for f in given]
+    values = [parameter.default if c is None else settings.at(c.value, depth) for c in given]
     return values if parameter.per_model else values[0]
 
 
@@ -153,8 +151,8 @@ def _default(method: Method, key: str) -> Any:
 
 
 def _first(levels: Sequence[Settings], key: str, matched: frozenset[str]) -> Condition | None:
-    found = (level[key].find(matched) for level in levels if key in level)
-    return next((condition for condition in found if condition is not None), None)
+    holding = (level[key].find(matched) for level in levels if key in level)
+    return next((condition for condition in holding if condition is not None), None)
 
 
 def _check_required(file: File) -> None:
@@ -183,10 +181,10 @@ def _tokenizer(top: Mapping[str, Any], file: File, names: Mapping[str, str]) -> 
     nested = known.check_keys(top.get("tokenizer") or {}, known.TOKENIZER, f"{file.where}, tokenizer").get("source")
     if nested is not None and top.get("tokenizer_source") is not None:
         raise UserError(f"{file.where}: tokenizer and tokenizer_source are both given: keep one of them")
-    source = str(nested or top.get("tokenizer_source") or "base")
+    source = str(nested or top.get("tokenizer_source") or BASE)
     reference = source.removeprefix("model:")
-    if source in ("base", "union") or reference == file.base:
-        return source if source == "union" else "base"
+    if source in (BASE, UNION) or reference == file.base:
+        return source if source == UNION else BASE
     if reference not in names:
         raise UserError(
             f"{file.where}: the tokenizer's source {source} is not supported: use base, union or a model of the merge"

@@ -238,14 +238,14 @@ def describe() -> list[dict[str, Any]]:
 def _row(m: Method) -> dict[str, Any]:
     columns = ("key", "default", "allowed", "search", "per_model", "meaning")
     parameters = [{c: getattr(p, c) for c in columns} for p in m.parameters.values()]
-    kept = {c: getattr(m, c) for c in ("name", "family", "base", "random", "summary", "paper")}
-    return {**kept, "models": m._count(), "parameters": parameters}
+    stated = {c: getattr(m, c) for c in ("name", "family", "base", "random", "summary", "paper")}
+    return {**stated, "models": m._count(), "parameters": parameters}
 
 
 def _discover() -> None:
-    package = importlib.import_module(__package__)
-    for found in pkgutil.iter_modules(package.__path__, f"{__package__}."):
-        importlib.import_module(found.name)
+    room = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(room).__path__, f"{room}."):
+        importlib.import_module(module.name)
 
 
 def _add(made: Method) -> None:

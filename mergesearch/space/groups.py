@@ -9,7 +9,7 @@ from typing import Any
 
 from mergesearch.config import Freeze, Selector, SpaceConfig
 from mergesearch.errors import UserError, unknown
-from mergesearch.recipe import COMPONENTS, Rule, TensorInfo
+from mergesearch.recipe import AVERAGE, BASE, COMPONENTS, Rule, TensorInfo
 
 DERIVED = ("all", "other")
 Members = tuple[str, ...] | None
@@ -112,8 +112,8 @@ def check_selectors(space: SpaceConfig, models: Sequence[str]) -> None:
                 if name not in COMPONENTS:
                     raise unknown("component", name, COMPONENTS, f"space.{key}.{position}")
     for position, frozen in enumerate(space.freeze):
-        if frozen.at not in ("base", "average", *models):
-            raise unknown("parent", frozen.at, ("base", "average", *models), f"space.freeze.{position}.at")
+        if frozen.at not in (BASE, AVERAGE, *models):
+            raise unknown("parent", frozen.at, (BASE, AVERAGE, *models), f"space.freeze.{position}.at")
 
 
 def check_layers(space: SpaceConfig, layers: int) -> None:
@@ -140,9 +140,9 @@ def frozen_rules(space: SpaceConfig, models: Sequence[str]) -> list[Rule]:
 
 def _frozen(frozen: Freeze, models: Sequence[str]) -> Rule:
     components = tuple(frozen.components) if frozen.components else None
-    if frozen.at == "base":
+    if frozen.at == BASE:
         method, parameters = "task_arithmetic", {"weight": 0.0}
-    elif frozen.at == "average":
+    elif frozen.at == AVERAGE:
         method, parameters = "linear", {"weight": 1.0}
     else:
         method, parameters = "linear", {"weight": {name: float(name == frozen.at) for name in models}}

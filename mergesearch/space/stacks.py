@@ -11,7 +11,7 @@ from typing import Any
 
 from mergesearch.config import Config, StackConfig
 from mergesearch.errors import UserError
-from mergesearch.recipe import Recipe, Rule, TensorInfo
+from mergesearch.recipe import BASE, Recipe, Rule, TensorInfo
 from mergesearch.space.check import check_space
 from mergesearch.space.groups import Group
 from mergesearch.space.knobs import Suggests
@@ -40,7 +40,7 @@ class StackSpace:
         self.layers = layers
         self.label = label
         self.stack: StackConfig = config.space.stack or StackConfig()
-        self.sources = (*config.models, *(["base"] if self.stack.base else []))
+        self.sources = (*config.models, *([BASE] if self.stack.base else []))
         self.groups = [Group((layer, layer), "all", None) for layer in range(layers)]
         self.methods = {"passthrough": None}
         self.outputs = [p for p in OUTPUTS if any(Rule(tensors=p, method="passthrough").covers(i) for i in infos)]

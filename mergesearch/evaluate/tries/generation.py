@@ -67,15 +67,15 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[PromptBatch]:
     """Prompts that begin alike together, at most `size` in a batch, longest first as lm-eval orders them."""
     ordered = sorted(prompts, key=lambda prompt: prompt.tokens.astype(">u4").tobytes())
     alone, *families = _families(ordered)
-    found: list[PromptBatch] = []
+    together: list[PromptBatch] = []
     for members, fork in families:
         if len(members) < _FEWEST:
             alone[0].extend(members)
             continue
         # every prompt keeps a token of its own, whose logits say what comes next
         shared = min(fork, min(len(prompt.tokens) for prompt in members) - 1)
-        found.extend(PromptBatch(part, shared) for part in _parts(members, size))
-    return found + [PromptBatch(part, 0) for part in _parts(alone[0], size)]
+        together.extend(PromptBatch(part, shared) for part in _parts(members, size))
+    return together + [PromptBatch(part, 0) for part in _parts(alone[0], size)]
 
 
 def _families(ordered: Sequence[Prompt]) -> list[tuple[list[Prompt], int]]:
@@ -156,9 +156,10 @@ class GreedyDecoder:
             fresh, row = DynamicCache(), torch.from_numpy(tokens)[None]
             self._forward(row, torch.ones_like(row).to(self._device), torch.arange(len(tokens))[None], fresh)
             self._beginning = (tokens.tobytes(), fresh)
-        for index, layer in enumerate(self._beginning[1].layers):
-            expanded = (part.expand(len(batch.prompts), -1, -1, -1) for part in (layer.keys, layer.values))
-            cache.update(*expanded, index)
+        layers: list[Any] = list(self._beginning[1].layers)
+        for index, layer in enumerate(layers):
+            keys, values = (part.expand(len(batch.prompts), -1, -1, -1) for part in (layer.keys, layer.values))
+            cache.update(keys, values, index)
         return cache
 
     def _step(self, state: _State) -> torch.Tensor:

@@ -44,7 +44,7 @@ class TrieLM(RememberingLM):
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
         super().__init__(model, tokenizer, batch_size)
         self._limit, self._fill = memory.pack_length(model), memory.fill_length(model)
-        self._tokens: list[tuple] = []
+        self._tokens: list[tuple[Any, ...]] = []
         # lists of requests are known by the identity of their members, which therefore stay alive
         self._asked: dict[tuple[int, ...], list[Instance]] = {}
         # by request, which is kept alive with its query
@@ -137,7 +137,7 @@ class TrieLM(RememberingLM):
     # -- log-likelihoods ----------------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: list[tuple[Any, ...]], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         self._tokens = requests
         return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
@@ -177,7 +177,7 @@ class TrieLM(RememberingLM):
         """(the requests that are decoded greedily, by their conditions; the numbers of those that are not)."""
         key = self._key(requests)
         if key not in self._groups:
-            groups: dict[tuple, _Alike] = {}
+            groups: dict[tuple[Any, ...], _Alike] = {}
             others = []
             for number, request in enumerate(requests):
                 prompt = self._prompt(number, *request.args)
