@@ -148,7 +148,7 @@ def _inner_model(annotation: Any) -> type[Strict] | None:
     if _is_model(annotation):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _inner_model(argument)
-        if found is not None:
-            return found
+        inner = _inner_model(argument)
+        if inner is not None:
+            return inner
     return None

@@ -197,7 +197,7 @@ def method(
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        made = Method(
+        new = Method(
             name=name or function.__name__,
             function=function,
             parameters={p.key: p for p in _parameters(function)},
@@ -209,7 +209,7 @@ def method(
             paper=paper,
             summary=(inspect.getdoc(function) or "").partition("\n")[0],
         )
-        _add(made)
+        _add(new)
         return function
 
     return register
@@ -248,12 +248,12 @@ def _discover() -> None:
         importlib.import_module(module.name)
 
 
-def _add(made: Method) -> None:
-    before = _registered.get(made.name)
-    where = (made.function.__module__, made.function.__qualname__)
+def _add(new: Method) -> None:
+    before = _registered.get(new.name)
+    where = (new.function.__module__, new.function.__qualname__)
     if before is not None and (before.function.__module__, before.function.__qualname__) != where:
-        raise ValueError(f"merge method {made.name!r} of {where[0]} is already in {before.function.__module__}")
-    _registered[made.name] = made
+        raise ValueError(f"merge method {new.name!r} of {where[0]} is already in {before.function.__module__}")
+    _registered[new.name] = new
 
 
 def _parameters(function: Callable[..., Tensor]) -> list[Parameter]:

@@ -144,10 +144,10 @@ class TogetherSpace(RefineSpace):
 
     def suggest(self, trial: Suggests) -> Recipe:
         """The recipe that a trial proposes."""
-        found = {name: trial.suggest_float(name, *FACTORS) for name in self.factors}
-        if found == self.start:
+        factors = {name: trial.suggest_float(name, *FACTORS) for name in self.factors}
+        if factors == self.start:
             return self.origin
-        return self._with((turned, turned.scaled(found[name])) for name, of in self.factors.items() for turned in of)
+        return self._with((turned, turned.scaled(factors[name])) for name, of in self.factors.items() for turned in of)
 
     @property
     def dimension(self) -> int:

@@ -67,8 +67,8 @@ def groups_of(
     if count > layers:
         raise UserError(f"{where}.layer_groups is {count}, but the models have {layers} layers: use at most that")
     members = component_members(components, infos, where)
-    found = [Group(span, name, names) for span in spans(layers, count) for name, names in members.items()]
-    return [group for group in found if any(group.covers(info) for info in infos)]
+    groups = [Group(span, name, names) for span in spans(layers, count) for name, names in members.items()]
+    return [group for group in groups if any(group.covers(info) for info in infos)]
 
 
 def spans(layers: int, count: int) -> list[tuple[int, int]]:
@@ -97,8 +97,8 @@ def component_members(wanted: Sequence[str], infos: Sequence[TensorInfo], where:
     rest = tuple(name for name in sorted({info.component for info in infos}) if name not in wanted)
     if rest and "other" not in wanted:
         raise UserError(f"{where}.components covers no {', '.join(rest)}: add them, or add other")
-    found = {name: rest if name == "other" else (name,) for name in wanted}
-    return {name: names for name, names in found.items() if names}
+    members = {name: rest if name == "other" else (name,) for name in wanted}
+    return {name: names for name, names in members.items() if names}
 
 
 # --- selectors ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Whether an architecture can be scored in packs: found out by trying it on the live model, not from a list."""
+"""Whether an architecture can be scored in packs: decided by trying it on the live model, not from a list."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _compare_packs(model: Any, texts: Sequence[np.ndarray], arrangements: Sequen
             depths = pack.positions[pack.rows]
             for row, _, query in _once(pack.picks):
                 rows.append((logits[row], expected[query][depths[row]]))
-    return max(_difference(found, wanted) for found, wanted in rows), _allowed(model, texts, expected)
+    return max(_difference(got, wanted) for got, wanted in rows), _allowed(model, texts, expected)
 
 
 def _once(picks: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def _compare_steps(model: Any, longest: np.ndarray, pad: int) -> tuple[float, fl
     expected = [_plain(model, text) for text in longer]
     pairs = [(first[row].float(), expected[row][-2]) for row in range(2)]
     pairs += [(second[row].float(), expected[row][-1]) for row in range(2)]
-    return max(_difference(found, wanted) for found, wanted in pairs), _allowed(model, longer, expected)
+    return max(_difference(got, wanted) for got, wanted in pairs), _allowed(model, longer, expected)
 
 
 def _plain(model: Any, text: np.ndarray) -> torch.Tensor:
@@ -130,13 +130,13 @@ def _allowed(model: Any, texts: Sequence[np.ndarray], expected: Sequence[torch.T
     return max(4 * noise, _ROUNDING.get(model.dtype, 1e-3))
 
 
-def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     """The distance of two rows of logits as a share of the spread of the second; some models mask a part with -inf."""
     if torch.isnan(expected).any() or torch.isposinf(expected).any():
         raise Undecided("the model's logits are not finite")
     open_ = torch.isfinite(expected)
-    if not torch.equal(open_, torch.isfinite(found)):
+    if not torch.equal(open_, torch.isfinite(logits)):
         return float("inf")
-    expected, found = expected[open_], found[open_]
+    expected, logits = expected[open_], logits[open_]
     spread = (expected - expected.mean()).norm()
-    return float((found - expected).norm() / spread.clamp(min=1e-12))
+    return float((logits - expected).norm() / spread.clamp(min=1e-12))
