@@ -1,4 +1,4 @@
-"""One parent after it was read, and what the candidates made of the parents look like."""
+"""A parent once it is read, and how a candidate made of parents is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergesearch.checkpoints.loading import Blueprint
 
 @dataclass
 class Checkpoint:
-    """One parent.
+    """One parent, the base or a model, with its tensors.
 
     Attributes:
         reference: as the user wrote it.
@@ -30,7 +30,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Form:
-    """What candidates look like.
+    """How a candidate is built and which tensors it has.
 
     Attributes:
         blueprint: how transformers builds them.

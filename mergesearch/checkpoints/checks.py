@@ -56,7 +56,7 @@ def configurations(base: Mapping[str, Any], config: Mapping[str, Any], folder: P
 
 
 def names(base: Mapping[str, Header], headers: Mapping[str, Header], folder: Path, where: str) -> None:
-    """`UserError` with the first tensor that only one of two checkpoints has."""
+    """Raises `UserError` for the first tensor that only one of two checkpoints has."""
     for name in sorted(base.keys() - headers.keys()):
         raise UserError(
             f"{where}: {folder} lacks tensor {name}, which the base has: give a complete checkpoint of its architecture"

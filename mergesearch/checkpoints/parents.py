@@ -201,7 +201,11 @@ class Reader:
         return model
 
     def _untie(self, loaded: Mapping[str, Checkpoint], parents: Mapping[str, Outline]) -> bool:
-        """Where one parent has a head of its own, the others' heads are what they are tied to. Says whether one has."""
+        """Where one parent has a head of its own, each other one gets the tensor that its head is tied to as its head.
+
+        Returns:
+            Whether the base got such a head, so that candidates are untied.
+        """
         names = list(dict.fromkeys(name for checkpoint in loaded.values() for name in checkpoint.live))
         for where, checkpoint in loaded.items():
             for name in names:

@@ -198,9 +198,11 @@ class Scorer:
         )
 
     def only(self, documents: Mapping[str, Iterable[int]]) -> Scorer:
-        """A scorer of some of the documents, for each task's label. It shares requests and answers with this one, so
-        that once every document was answered by one part or another, `collect` here gives the scores of them all.
-        Few-shot examples stay those that the whole choice of documents drew."""
+        """A scorer of some of the documents, given by task label.
+
+        It shares requests and answers with this one. Once every document was answered by one part or another, `collect`
+        here gives the scores of them all. Few-shot examples stay those that the whole choice of documents drew.
+        """
         part = copy.copy(self)
         some = [each.only(documents[each.task.label]) for each in self._parts]
         part._parts = [each for each in some if each.instances]

@@ -295,7 +295,11 @@ def _run(group: DocumentHead, values: Values, run: LayerRun, placement: Placemen
 
 
 def _here(values: Values, run: LayerRun) -> dict[str, Mapping[str, Any]]:
-    """What the tensors of a slice get, by mergekit's names; anything of the group's where they are of other groups."""
+    """The parameters of a slice's tensors, by mergekit's names.
+
+    A slice without a tensor of this group still needs some: it takes those of any tensor of the group, as nobody uses
+    what comes out.
+    """
     given: dict[str, Mapping[str, Any]] = {}
     for tensor in (tensor for tensor in run.tensors if tensor.info.name in values):
         mine = values[tensor.info.name]

@@ -55,7 +55,7 @@ class Stops:
         self._back = max(lengths, default=0) + 2
 
     def finished(self, answers: Sequence[list[int]]) -> list[bool]:
-        """Whether each of the answers so far is complete; not because of its length."""
+        """For each answer so far whether a stop ends it; its length does not count here."""
         texts = self._tokenizer.batch_decode([answer[-self._back :] for answer in answers])
         return [
             answer[-1] in self._ends or any(stop in text for stop in self._until)

@@ -72,7 +72,7 @@ class Passes:
 
 
 def arrange(queries: Sequence[Query], limit: int, fill: int) -> Passes:
-    """Packs that answer every query.
+    """The forward passes that answer every query.
 
     Args:
         queries: in any order, repeated ones included.
@@ -140,7 +140,10 @@ class _Packer:
         self._trie, self._limit, self._target = trie, limit, fill
 
     def packs(self) -> Iterator[Pack]:
-        """In the order in which they must run; a stack of its own, as tries may be deeper than Python recurses."""
+        """All packs, in the order in which they must run.
+
+        Walks with a stack of its own, as tries may be deeper than Python recurses.
+        """
         waiting: list[tuple[list[_Range], int]] = [([(0, len(self._trie.inputs))], 0)]
         while waiting:
             branches, cached = waiting.pop()
