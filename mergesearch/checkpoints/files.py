@@ -13,7 +13,8 @@ from mergesearch.errors import UserError
 # Mistral's repositories hold every weight a second time; subfolders hold other formats.
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _LEAVE = ["consolidated*", "*/*"]
-_FLOATING = ("F64", "F32", "F16", "BF16")
+# what safetensors calls the dtypes of unquantised weights
+FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def _file_headers(file: Path, where: str) -> dict[str, Header]:
 
 def _check_unquantised(headers: dict[str, Header], folder: Path, where: str) -> None:
     for name, header in headers.items():
-        floating = header.dtype in _FLOATING
+        floating = header.dtype in FLOATING
         if (header.dtype.startswith("F") and not floating) or (name.endswith("weight") and not floating):
             raise UserError(
                 f"{where}: {folder} holds quantised weights, tensor {name} is {header.dtype}: "

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergesearch.checkpoints.files import Header, read_config, read_headers
+from mergesearch.checkpoints.files import FLOATING, Header, read_config, read_headers
 from mergesearch.errors import UserError
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = dict(zip(FLOATING, (torch.float64, torch.float32, torch.float16, torch.bfloat16), strict=True))
 META = torch.device("meta")
 
 

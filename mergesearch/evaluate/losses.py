@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils_hf import clear_torch_cache
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -24,7 +23,7 @@ from torch import Tensor
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.gold import gold_choice, gold_text
 from mergesearch.evaluate.leaves import choices as choices_of
-from mergesearch.evaluate.scoring import ScoredDocument, Scorer
+from mergesearch.evaluate.scoring import ScoredDocument, Scorer, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +249,7 @@ class Losses:
             take(label, ids, self._batch(label, ids))
             return True
         except Exception as error:
-            if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)):
+            if not out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
         # outside the handler: the traceback holds on to the tensors

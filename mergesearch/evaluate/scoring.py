@@ -244,7 +244,7 @@ class Scorer:
             except CandidateError:
                 raise
             except Exception as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise CandidateError(f"the model failed on {request_type} requests: {_reason(error)}") from error
                 reason = _reason(error)
             # outside the handler: the traceback holds on to the tensors
@@ -450,7 +450,8 @@ def _shortest(requests: Sequence[Instance]) -> str:
     return min((request.args[0] for request in requests), key=len)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on the host or on the device."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
 
 
