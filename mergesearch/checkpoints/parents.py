@@ -59,10 +59,13 @@ class Reader:
         allow_unrelated: bool,
         tokenizer: str,
     ):
-        self.names = list(models)
-        self.device, self.trust, self.allow_unrelated, self.chosen = device, trust, allow_unrelated, tokenizer
+        self.names: list[str] = list(models)
+        self.device: torch.device = device
+        self.trust: bool = trust
+        self.allow_unrelated: bool = allow_unrelated
+        self.chosen: str = tokenizer
         references = {BASE_KEY: base, **{f"models.{name}": reference for name, reference in models.items()}}
-        self.sources = {where: locate(reference, where) for where, reference in references.items()}
+        self.sources: dict[str, Source] = {where: locate(reference, where) for where, reference in references.items()}
         if self.sources[BASE_KEY].folder is None:
             raise UserError(f"{BASE_KEY}: {base} is an adapter, not a model: name the checkpoint it was trained on")
         if tokenizer not in (BASE, UNION, *models):

@@ -97,7 +97,7 @@ class BlockScorer:
 
     def __init__(self, scorer: ScoresParts, documents: Documents, count: int, seed: int):
         self._scorer, self._documents, self._wanted, self._seed = scorer, documents, count, seed
-        self.sizes = {label: len(ids) for label, ids in documents.items()}
+        self.sizes: dict[str, int] = {label: len(ids) for label, ids in documents.items()}
         self.arrange(None)
 
     def arrange(self, spread: Mapping[str, float] | None) -> None:

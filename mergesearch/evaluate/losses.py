@@ -25,7 +25,7 @@ from mergesearch.evaluate.gold import gold_choice, gold_text
 from mergesearch.evaluate.leaves import choices as choices_of
 from mergesearch.evaluate.scoring import ScoredDocument, Scorer, out_of_memory
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Documents = Mapping[str, Sequence[int]]  # task -> its documents
 Kind = Literal["cross_entropy", "expected"]
@@ -104,7 +104,8 @@ class Losses:
     """
 
     def __init__(self, scorer: Scorer, model: Any, batch_size: int = 16, kind: Kind = "cross_entropy"):
-        self.model, self.batch_size = model, batch_size
+        self.model: Any = model
+        self.batch_size: int = batch_size
         self.kind: Kind = kind
         self._lm = scorer.language_model
         self._chat = scorer.chat

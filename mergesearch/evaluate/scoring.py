@@ -30,7 +30,7 @@ from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # A larger share of truncated prompts or of cut answers is worth a warning.
 _WORTH_A_WARNING = 0.01
@@ -107,7 +107,8 @@ class Scorer:
         shuffle: int | None = None,
     ) -> None:
         _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
-        self._tasks, self.chat = list(tasks), apply_chat_template
+        self._tasks = list(tasks)
+        self.chat: bool = apply_chat_template
         with quiet():
             self._lm = _language_model(scoring)(model, copy.deepcopy(tokenizer), batch_size)
             options = {

@@ -12,7 +12,7 @@ from mergesearch.mergekit import known, settings
 from mergesearch.mergekit.settings import Setting
 from mergesearch.methods import Method
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, Setting]
 

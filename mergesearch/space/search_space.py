@@ -71,20 +71,22 @@ class SearchSpace:
     def __init__(self, config: Config, infos: Sequence[TensorInfo], layers: int, label: str = "space"):
         check_space(config)
         check_layers(config.space, layers)
-        self.config = config
-        self.label = label
-        self.layers = layers
-        self.models = tuple(config.models)
-        self.methods = {name: methods.get(name, "space.methods") for name in config.space.methods}
+        self.config: Config = config
+        self.label: str = label
+        self.layers: int = layers
+        self.models: tuple[str, ...] = tuple(config.models)
+        self.methods: dict[str, methods.Method] = {
+            name: methods.get(name, "space.methods") for name in config.space.methods
+        }
         self._subsets = {name: subsets_of(method, self.models) for name, method in self.methods.items()}
         self._infos = list(infos)
         self._frozen = frozen_rules(config.space, self.models)
-        self.groups = groups_of(self._free(), layers, config.space.layer_groups, config.space.components)
+        self.groups: list[Group] = groups_of(self._free(), layers, config.space.layer_groups, config.space.components)
         if not self.groups:
             raise UserError("space.freeze leaves no tensor to search for: freeze fewer")
         self._check_narrow()
-        self.places = self._places()
-        self.knobs = knobs_of(config.space, self.methods)
+        self.places: list[Place] = self._places()
+        self.knobs: dict[str, list[Knob]] = knobs_of(config.space, self.methods)
 
     def _free(self) -> list[TensorInfo]:
         """The tensors that are not frozen."""
@@ -264,7 +266,7 @@ class OneMethod(SearchSpace):
         if len(self._subsets[name]) > 1:
             raise LookupError(f"{name} leaves a choice of models")
         self.methods = {name: self.methods[name]}
-        self.origin = recipe
+        self.origin: Recipe = recipe
         self.start: dict[str, Any] = self.parameters(recipe) or {}
 
 

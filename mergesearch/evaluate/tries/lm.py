@@ -17,7 +17,7 @@ from mergesearch.evaluate.tries import memory, packed, probe
 from mergesearch.evaluate.tries.generation import GreedyDecoder, Prompt, Stops, batches
 from mergesearch.evaluate.tries.trie import Passes, Query, arrange
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # What may stand in a generation configuration without changing what greedy decoding writes.
 _HARMLESS = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "max_length"}
