@@ -265,7 +265,7 @@ class OneMethod(SearchSpace):
         name = point.get("method", next(iter(self.methods)))
         if len(self._subsets[name]) > 1:
             raise LookupError(f"{name} leaves a choice of models")
-        self.methods = {name: self.methods[name]}
+        self.methods: dict[str, methods.Method] = {name: self.methods[name]}
         self.origin: Recipe = recipe
         self.start: dict[str, Any] = self.parameters(recipe) or {}
 
