@@ -14,7 +14,7 @@ from mergesearch.errors import UserError
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _LEAVE = ["consolidated*", "*/*"]
 # what safetensors calls the dtypes of unquantised weights
-FLOATING = ("F64", "F32", "F16", "BF16")
+FLOATING: tuple[str, ...] = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
