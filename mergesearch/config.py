@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema
 
 from mergesearch import registry
 from mergesearch.errors import UserError, nearest
-from mergesearch.recipe import AVERAGE, BASE, Recipe, Rule, single_rule
+from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
 from mergesearch.schema import ONE_OR_MORE, Strict, parse_yaml, read_yaml, validate
 
 # What may differ when a run folder is taken up again: the budget and the machine, not the search.
@@ -319,7 +319,7 @@ class Config(Strict):
     storage: str | None = None
     output: str | None = Field(default=None, description="the run folder; default: results/NAME")
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: DType = "bfloat16"
     tokenizer: str = Field(
         default="base", description="`base`, `union`, or the model whose tokenizer the candidates get"
     )
@@ -370,7 +370,7 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _tokenizer_is_known(self) -> Config:
-        if self.tokenizer not in ("base", "union", *self.models):
+        if self.tokenizer not in (BASE, UNION, *self.models):
             raise ValueError(f"tokenizer is {self.tokenizer!r}: use base, union or one of {', '.join(self.models)}")
         return self
 

@@ -16,8 +16,8 @@ class CandidateError(Exception):
 
 def nearest(word: str, options: Iterable[str]) -> str | None:
     """The option most like `word`, or None where nothing resembles it."""
-    found = difflib.get_close_matches(str(word), [str(o) for o in options], n=1, cutoff=0.5)
-    return found[0] if found else None
+    closest = difflib.get_close_matches(str(word), [str(o) for o in options], n=1, cutoff=0.5)
+    return closest[0] if closest else None
 
 
 def unknown(kind: str, value: str, options: Iterable[str], where: str) -> UserError:

@@ -16,10 +16,15 @@ from pydantic import Field, field_validator, model_validator
 from mergesearch.errors import UserError
 from mergesearch.schema import Strict, read_yaml, validate
 
-# the names that the base and the plain average of all models go by
-BASE, AVERAGE = "base", "average"
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "router", "experts")
 DType = Literal["float32", "bfloat16", "float16"]
+DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
+# what `stack`, `freeze` and `tokenizer` call the base; no model may have this name
+BASE = "base"
+# what `freeze` and the tables call the plain average of all models; no model may have this name
+AVERAGE = "average"
+# what `tokenizer` calls the base's vocabulary with every other model's tokens after it
+UNION = "union"
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,14 @@ class Rule(Strict):
     The group is what all of `layers`, `components` and `tensors` select; left out, each selects everything.
     """
 
-    layers: tuple[int, int] | None = Field(None, description="first and last layer, both included")
+    layers: tuple[int, int] | None = Field(default=None, description="first and last layer, both included")
     components: tuple[str, ...] | None = None
-    tensors: str | None = Field(None, description="a pattern over tensor names, with *, ? and [...]")
+    tensors: str | None = Field(default=None, description="a pattern over tensor names, with *, ? and [...]")
     method: str
-    models: tuple[str, ...] | None = Field(None, description="the models that take part, in order; default: all")
-    parameters: dict[str, Any] = Field({})
+    models: tuple[str, ...] | None = Field(
+        default=None, description="the models that take part, in order; default: all"
+    )
+    parameters: dict[str, Any] = Field(default={})
 
     @field_validator("layers")
     @classmethod
@@ -97,7 +104,7 @@ class Rule(Strict):
 
 
 class Recipe(Strict):
-    """One merge: the same recipe gives the same tensors everywhere (DESIGN, law 1).
+    """One merge: the same recipe gives the same tensors everywhere (ARCHITECTURE.md, law 1).
 
     `dtype` is the dtype of the arithmetic, `out_dtype` of the result, rounded to once. `seed` keys the masks of random
     methods. Rules are tried in order for each tensor, and the first that covers it merges it.
@@ -110,12 +117,12 @@ class Recipe(Strict):
     base: str | None = None
     models: dict[str, str] = Field(min_length=1)
     rules: tuple[Rule, ...] = Field(min_length=1)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Literal["float32"] = "float32"
     out_dtype: DType = "bfloat16"
-    tokenizer: str = Field("base", description="`base`, `union`, or the model whose tokenizer the result gets")
+    tokenizer: str = Field(default=BASE, description="`base`, `union`, or the model whose tokenizer the result gets")
     stack: tuple[dict[str, tuple[int, int]], ...] | None = Field(
-        None, description="the layers of the result, row upon row: for each source its first and last layer"
+        default=None, description="the layers of the result, row upon row: for each source its first and last layer"
     )
 
     @model_validator(mode="after")
@@ -125,7 +132,7 @@ class Recipe(Strict):
             if len(lengths) != 1 or min(lengths) < 1 or any(first < 0 for first, _ in row.values()):
                 raise ValueError(f"stack.{position} {row}: give each source the same number of layers, counted from 0")
             for name in row:
-                if name != "base" and name not in self.models:
+                if name != BASE and name not in self.models:
                     raise ValueError(f"stack.{position} names {name!r}, not among base, {', '.join(self.models)}")
         return self
 
@@ -135,7 +142,7 @@ class Recipe(Strict):
             for name in rule.models or ():
                 if name not in self.models:
                     raise ValueError(f"rules.{position}.models names {name!r}, not among {', '.join(self.models)}")
-        if self.tokenizer not in ("base", "union", *self.models):
+        if self.tokenizer not in (BASE, UNION, *self.models):
             raise ValueError(f"tokenizer is {self.tokenizer!r}: use base, union or one of {', '.join(self.models)}")
         return self
 

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
@@ -33,7 +33,9 @@ _OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal"
 class Strict(pydantic.BaseModel):
     """A frozen pydantic model that knows no other keys than its fields."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+    model_config: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
     @classmethod
     def further(cls) -> type[Strict] | None:
@@ -185,7 +187,7 @@ def _inner_model(annotation: Any) -> type[Strict] | None:
     if _is_model(annotation):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _inner_model(argument)
-        if found is not None:
-            return found
+        inner = _inner_model(argument)
+        if inner is not None:
+            return inner
     return None

@@ -3,8 +3,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import random
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ import yaml
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from support.evaluate_tiny import make_model, make_tokenizer, write_group, write_task, write_tasks
+from support.evaluate_tiny import WORDS, make_model, make_tokenizer, metric, write_group, write_task, write_tasks
 
 from mergesearch.config import TaskConfig
 from mergesearch.errors import CandidateError, UserError
@@ -462,6 +467,50 @@ class TestTokenTries:
         assert len(said) == 1 and "'tiny_copy'" in said[0]
         again = Scores.from_json(json.loads(json.dumps(scores.to_json())))
         assert again.tasks == scores.tasks
+
+    def test_without_tries_the_folder_is_not_imported(self, folder):
+        """lm-eval's own model answers alone, as where the optional speed was taken away."""
+        code = """
+            import sys
+            from pathlib import Path
+            from test_evaluate_scoring import make_model, make_scorer, make_tokenizer
+
+            def tries():
+                return sorted(name for name in sys.modules if name.startswith("mergesearch.evaluate.tries"))
+
+            def scored(way):
+                wanted = {"tiny_copy": "exact_match,word"}
+                scorer = make_scorer(Path(sys.argv[1]), make_model(0), make_tokenizer(), wanted, scoring=way)
+                return len(scorer.score().documents["tiny_copy"].ids)
+
+            assert scored("lm_eval") and not tries(), tries()
+            assert scored("auto") and tries()
+        """
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        command = [sys.executable, "-c", textwrap.dedent(code), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("scoring", ["auto", "lm_eval"])
+    def test_tasks_that_share_prompts_share_nothing_that_was_lost(self, tmp_path, model, tokenizer, caplog, scoring):
+        write_tasks(tmp_path)
+        asked = {"data": "copy", "doc_to_text": "prompt", "doc_to_target": "target", "metric_list": [metric("acc")]}
+        write_task(tmp_path, "same_choice", output_type="multiple_choice", doc_to_choice=WORDS, **asked)
+        answered = {**asked, "metric_list": [metric("exact_match")], "output_type": "generate_until"}
+        conditions = {"same_short": {"max_gen_toks": 2}, "same_long": {"max_gen_toks": 244}, "same_stopped": {}}
+        stops = {"same_stopped": [chr(byte) for byte in range(256)]}
+        for name, options in conditions.items():
+            kwargs = {"until": stops.get(name, ["\n\n"]), "do_sample": False, "max_gen_toks": 4, **options}
+            write_task(tmp_path, name, generation_kwargs=kwargs, **answered)
+        wanted = {"same_choice": "acc", **dict.fromkeys(conditions, "exact_match")}
+        with caplog.at_level(logging.WARNING, "mergesearch"):
+            scores = make_scorer(tmp_path, model, tokenizer, wanted, scoring=scoring).score()
+        cut = {label: score.cut for label, score in scores.tasks.items()}
+        assert cut["same_choice"] == 0.0 and cut["same_short"] > 0.5 and cut["same_stopped"] < cut["same_short"]
+        truncated = {label: score.truncated for label, score in scores.tasks.items()}
+        assert truncated.pop("same_long") == 1.0 and set(truncated.values()) == {0.0}
+        said = [r.getMessage() for r in caplog.records if "token limit" in r.getMessage()]
+        assert not any("'same_choice'" in line for line in said) and any("'same_short'" in line for line in said)
 
 
 class TestBadInput:

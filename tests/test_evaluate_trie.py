@@ -1,4 +1,4 @@
-"""The plan of a token trie, against a naive reading of it; no model."""
+"""The forward passes of a token trie, against a naive reading of it; no model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import random
 import numpy as np
 import pytest
 
-from mergesearch.evaluate.tries.trie import Plan, Query, plan
+from mergesearch.evaluate.tries.trie import Passes, Query, arrange
 
 
 def query(inputs, targets):
     return Query(np.array(inputs, dtype=np.int32), np.array(targets, dtype=np.int32))
 
 
-def read(made: Plan) -> dict[int, list[tuple[tuple[int, ...], int]]]:
+def read(passes: Passes) -> dict[int, list[tuple[tuple[int, ...], int]]]:
     """What each query is told: (all tokens that are seen, the target) for every pick, by running the packs on paper."""
     found: dict[int, list[tuple[tuple[int, ...], int]]] = {}
     cache: list[int] = []
-    for pack in made.packs:
+    for pack in passes.packs:
         assert len(pack.tokens) and pack.cached <= len(cache)
         cache = cache[: pack.cached]
         for row, target, which in pack.picks:
@@ -43,13 +43,13 @@ def asked(queries):
 
 
 def assert_answers(queries, limit, fill):
-    made = plan(queries, limit, fill)
-    assert {number: sorted(each, key=lambda pair: len(pair[0])) for number, each in read(made).items()} == asked(
+    passes = arrange(queries, limit, fill)
+    assert {number: sorted(each, key=lambda pair: len(pair[0])) for number, each in read(passes).items()} == asked(
         queries
     )
-    assert made.longest <= limit
-    assert made.tokens == sum(len(pack.tokens) for pack in made.packs)
-    return made
+    assert passes.longest <= limit
+    assert passes.tokens == sum(len(pack.tokens) for pack in passes.packs)
+    return passes
 
 
 def draw(rng, vocabulary):
@@ -78,8 +78,8 @@ def test_one_pack_computes_every_beginning_once():
     rng = random.Random(1)
     for _ in range(8):
         queries = draw(rng, 4)
-        made = assert_answers(queries, 10_000, 10_000)
-        assert len(made.packs) == 1 and made.tokens == nodes(queries)
+        passes = assert_answers(queries, 10_000, 10_000)
+        assert len(passes.packs) == 1 and passes.tokens == nodes(queries)
 
 
 def test_a_long_prefix_is_computed_once_for_all_packs():
@@ -89,36 +89,36 @@ def test_a_long_prefix_is_computed_once_for_all_packs():
     for _ in range(50):
         question = [rng.randrange(1000) for _ in range(20)]
         queries += [query(prefix + question + [rng.randrange(1000) for _ in range(4)], [1, 2, 3]) for _ in range(4)]
-    made = assert_answers(queries, 2048, 512)
-    assert made.tokens == nodes(queries)
-    assert [(pack.cached, pack.keep) for pack in made.packs[:2]] == [(0, True), (400, False)]
-    assert max(len(pack.tokens) for pack in made.packs[1:]) <= 512
-    assert made.naive == 200 * 424
+    passes = assert_answers(queries, 2048, 512)
+    assert passes.tokens == nodes(queries)
+    assert [(pack.cached, pack.keep) for pack in passes.packs[:2]] == [(0, True), (400, False)]
+    assert max(len(pack.tokens) for pack in passes.packs[1:]) <= 512
+    assert passes.naive == 200 * 424
 
 
 def test_a_short_beginning_is_repeated_rather_than_cached():
     rng = random.Random(3)
     queries = [query([7, 8, *(rng.randrange(1000) for _ in range(60))], [1]) for _ in range(20)]
-    made = assert_answers(queries, 512, 128)
-    assert not any(pack.keep for pack in made.packs)
-    assert made.tokens <= nodes(queries) + 2 * len(made.packs)
+    passes = assert_answers(queries, 512, 128)
+    assert not any(pack.keep for pack in passes.packs)
+    assert passes.tokens <= nodes(queries) + 2 * len(passes.packs)
 
 
 def test_inputs_longer_than_a_pass_go_piece_by_piece():
     long = list(range(1000))
-    made = assert_answers([query(long, [5, 6]), query([*long[:700], 3], [9])], 256, 256)
-    assert made.tokens == 1001 and made.longest <= 256
+    passes = assert_answers([query(long, [5, 6]), query([*long[:700], 3], [9])], 256, 256)
+    assert passes.tokens == 1001 and passes.longest <= 256
 
 
 def test_nested_beginnings_need_no_recursion():
     queries = [query(range(size), [1]) for size in range(1, 1200)]
-    assert plan(queries, 64, 8).tokens >= 1199
+    assert arrange(queries, 64, 8).tokens >= 1199
 
 
 def test_the_same_request_twice_and_two_targets_for_the_same_inputs():
-    made = assert_answers([query([1, 2], [3]), query([1, 2], [3]), query([1, 2], [4, 5])], 8, 8)
-    assert made.tokens == 2
+    passes = assert_answers([query([1, 2], [3]), query([1, 2], [3]), query([1, 2], [4, 5])], 8, 8)
+    assert passes.tokens == 2
 
 
 def test_no_queries():
-    assert plan([], 8, 8).packs == []
+    assert arrange([], 8, 8).packs == []

@@ -144,7 +144,7 @@ class TestEqualsLmEval:
         lm._limit, lm._fill = 48, 32
         lm.tokenize(requests)
         assert_same(answers(lm, requests), by_lm_eval(model, tokenizer, requests))
-        packs = next(iter(lm._plans.values())).packs
+        packs = next(iter(lm._passes.values())).packs
         assert any(pack.keep for pack in packs) and any(pack.cached for pack in packs)
 
     def test_bos_token(self):

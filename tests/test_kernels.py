@@ -40,8 +40,8 @@ from mergesearch.engine.kernels import (
 )
 from mergesearch.errors import CandidateError
 from mergesearch.methods import Method, mask_key, registry
+from mergesearch.methods.listening import count_nonzero, kth_smallest, listening
 from mergesearch.methods.sparse import rank_sums
-from mergesearch.methods.statistics import count_nonzero, kth_smallest, listening
 
 MANY = 2**24
 SHAPES = [(), (1,), (7,), (5, 6), (1, 4), (4, 1), (3, 4, 5), (0, 3)]

@@ -1,4 +1,4 @@
-"""The registry, the contract over every registered method, and what DESIGN says of single ones."""
+"""The registry, the contract over every registered method, and what ARCHITECTURE.md says of single ones."""
 
 from __future__ import annotations
 

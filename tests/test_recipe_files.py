@@ -11,7 +11,7 @@ from support.mergekit_runs import need_mergekit, ours, theirs, units_apart
 from support.tiny_models import make_pool
 
 from mergesearch import mergekit, zoo
-from mergesearch.mergekit.layout import references
+from mergesearch.mergekit.placement import references
 from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
 

@@ -1,18 +1,20 @@
 """Checkpoints and the pool: reading the base and its models, aligning them once, writing what was merged.
 
-files: where the files are and what their headers say. loading: live models by way of transformers. layout: the tensors
-that rules cover. lora, tokenizers, stacking: adapters, vocabularies, layer stacks. checks: refusals. parents: all of
-it in one pass. pool: what that gives. writing: the way back to disk.
+Each module imports those named before it. files: where the files are and what their headers say. loading: live models
+by way of transformers. layout: the tensors that rules cover. lora, tokenizers, stacking: adapters, vocabularies, layer
+stacks. checkpoint: what a parent is once it is read. checks: what is refused. parents: reading them all in one pass.
+mapped: the same, with the tensors left in host memory or on disk. pool: what the reading gives. writing: the way back
+to disk.
 """
 
 from __future__ import annotations
 
+from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.files import Source, locate, resolve
 from mergesearch.checkpoints.layout import Layout, Piece, describe
 from mergesearch.checkpoints.loading import Blueprint, constants, floating_tensors, load_model, parameters, state
 from mergesearch.checkpoints.lora import apply_adapter
 from mergesearch.checkpoints.mapped import release
-from mergesearch.checkpoints.parents import Checkpoint, Form
 from mergesearch.checkpoints.pool import Pool, Residency, choose_device, load_reference
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.checkpoints.writing import check_shard_size, new_folder, remove, save

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mergesearch.checkpoints.checkpoint import Checkpoint
 from mergesearch.checkpoints.files import Header
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import floating_tensors, ties, times
 from mergesearch.errors import UserError
-
-if TYPE_CHECKING:
-    from mergesearch.checkpoints.parents import Checkpoint
 
 # A fine-tune moves weights by a few percent of their norm; independently trained weights lie about 1.4 apart.
 UNRELATED = 1.0
@@ -58,7 +56,7 @@ def configurations(base: Mapping[str, Any], config: Mapping[str, Any], folder: P
 
 
 def names(base: Mapping[str, Header], headers: Mapping[str, Header], folder: Path, where: str) -> None:
-    """`UserError` with the first tensor that only one of two checkpoints has."""
+    """Raises `UserError` for the first tensor that only one of two checkpoints has."""
     for name in sorted(base.keys() - headers.keys()):
         raise UserError(
             f"{where}: {folder} lacks tensor {name}, which the base has: give a complete checkpoint of its architecture"
@@ -95,8 +93,8 @@ def shapes(blanks: Mapping[str, nn.Module], folders: Mapping[str, Path], aligned
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    found = {name: tuple(tensor.shape) for name, tensor in floating_tensors(model).items()}
-    return {**found, **{alias: found[name] for alias, name in ties(model).items() if name in found}}
+    shapes_of = {name: tuple(tensor.shape) for name, tensor in floating_tensors(model).items()}
+    return {**shapes_of, **{alias: shapes_of[name] for alias, name in ties(model).items() if name in shapes_of}}
 
 
 def numbers(base: Checkpoint, model: Checkpoint, where: str, allow_unrelated: bool) -> None:

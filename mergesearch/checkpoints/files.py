@@ -13,7 +13,8 @@ from mergesearch.errors import UserError
 # Mistral's repositories hold every weight a second time; subfolders hold other formats.
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _LEAVE = ["consolidated*", "*/*"]
-_FLOATING = ("F64", "F32", "F16", "BF16")
+# what safetensors calls the dtypes of unquantised weights
+FLOATING: tuple[str, ...] = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Source:
     @property
     def path(self) -> Path:
         """The folder that makes this source what it is: the adapter's where there is one."""
-        found = self.adapter or self.folder
-        assert found is not None
-        return found
+        folder = self.adapter or self.folder
+        assert folder is not None
+        return folder
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,14 @@ def _download(reference: str, where: str) -> Path:
 
     name, _, revision = reference.partition("@")
     try:
-        found = snapshot_download(name, revision=revision or None, allow_patterns=_DOWNLOAD, ignore_patterns=_LEAVE)
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=_DOWNLOAD, ignore_patterns=_LEAVE)
     except Exception as error:
         reason = " ".join(str(error).split("\n\n")[0].split())[:200]
         raise UserError(
             f"{where}: {reference!r} is no local folder and cannot be fetched from the hub ({type(error).__name__}: "
             f"{reason}): give a folder, or check the name, the revision and the connection"
         ) from None
-    return Path(found)
+    return Path(folder)
 
 
 # --- checking -----------------------------------------------------------------------------------------------------
@@ -149,11 +150,11 @@ def read_headers(folder: Path, where: str, stem: str = "model") -> dict[str, Hea
     """
     headers: dict[str, Header] = {}
     for file, names in weight_files(folder, where, stem).items():
-        found = _file_headers(file, where)
+        in_file = _file_headers(file, where)
         for name in names or ():
-            if name not in found:
+            if name not in in_file:
                 raise UserError(f"{where}: {file} lacks tensor {name}, which its index names: fetch the file again")
-        headers.update(found)
+        headers.update(in_file)
     _check_unquantised(headers, folder, where)
     return headers
 
@@ -205,7 +206,7 @@ def _file_headers(file: Path, where: str) -> dict[str, Header]:
 
 def _check_unquantised(headers: dict[str, Header], folder: Path, where: str) -> None:
     for name, header in headers.items():
-        floating = header.dtype in _FLOATING
+        floating = header.dtype in FLOATING
         if (header.dtype.startswith("F") and not floating) or (name.endswith("weight") and not floating):
             raise UserError(
                 f"{where}: {folder} holds quantised weights, tensor {name} is {header.dtype}: "

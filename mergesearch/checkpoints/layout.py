@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,18 +117,18 @@ def _pieces(model: nn.Module) -> list[Piece]:
     blank = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in state(model).items()}
     owners = {tensor.untyped_storage()._cdata: name for name, tensor in blank.items()}
     with _KeepViews(), torch.no_grad():
-        written = revert_weight_conversion(model, dict(blank))
-    found: dict[str, list[Piece]] = {name: [] for name, tensor in blank.items() if tensor.is_floating_point()}
+        written = revert_weight_conversion(cast(Any, model), dict(blank))
+    by_live: dict[str, list[Piece]] = {name: [] for name, tensor in blank.items() if tensor.is_floating_point()}
     for name, tensor in written.items():
         live = owners.get(tensor.untyped_storage()._cdata)
-        if live in found:
-            found[live].append(_piece(name, live, tensor, blank[live]))
-    return [piece for live, pieces in found.items() for piece in _whole_if_unsure(live, pieces, blank[live])]
+        if live in by_live:
+            by_live[live].append(_piece(name, live, tensor, blank[live]))
+    return [piece for live, pieces in by_live.items() for piece in _whole_if_unsure(live, pieces, blank[live])]
 
 
 def _piece(name: str, live: str, view: Tensor, whole: Tensor) -> Piece:
     same = view.shape == whole.shape and view.stride() == whole.stride()
-    return Piece(name, live, tuple(view.shape), view.stride(), view.storage_offset(), same)
+    return Piece(name, live, tuple(view.shape), view.stride(), int(view.storage_offset()), same)
 
 
 def _whole_if_unsure(live: str, pieces: list[Piece], tensor: Tensor) -> list[Piece]:
@@ -147,7 +147,7 @@ def describe(model: nn.Module) -> tuple[list[TensorInfo], int]:
     return list(layout.infos), layout.layers
 
 
-def _decoder_layers(model: nn.Module) -> tuple[str, int]:
+def _decoder_layers(model: Any) -> tuple[str, int]:
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     inside = {id(module) for module in (decoder or model).modules()}
@@ -157,7 +157,7 @@ def _decoder_layers(model: nn.Module) -> tuple[str, int]:
     raise UserError(f"{type(model).__name__} has no list of {count} decoder layers: this architecture is not supported")
 
 
-def _by_token(model: nn.Module) -> frozenset[str]:
+def _by_token(model: Any) -> frozenset[str]:
     owners = {id(module) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module}
     return frozenset(
         f"{name}.{own}"
@@ -167,7 +167,7 @@ def _by_token(model: nn.Module) -> frozenset[str]:
     )
 
 
-def _place(name: str, prefix: str, layers: int, modules: Mapping[str, nn.Module], model: nn.Module) -> tuple[int, str]:
+def _place(name: str, prefix: str, layers: int, modules: Mapping[str, nn.Module], model: Any) -> tuple[int, str]:
     owner = modules[name.rpartition(".")[0]]
     is_norm = "norm" in type(owner).__name__.lower()
     if name.startswith(prefix):

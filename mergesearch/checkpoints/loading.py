@@ -6,16 +6,17 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mergesearch.checkpoints.files import Header, read_config, read_headers
+from mergesearch.checkpoints.files import FLOATING, Header, read_config, read_headers
 from mergesearch.errors import UserError
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = dict(zip(FLOATING, (torch.float64, torch.float32, torch.float16, torch.bfloat16), strict=True))
 META = torch.device("meta")
 
 
@@ -25,7 +26,7 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     try:
         yield
@@ -37,13 +38,13 @@ def quiet_transformers() -> Iterator[None]:
 
 def state(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and persistent buffer of a live model by name, tied ones once, under the first name."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            found[name] = tensor
-    return found
+            tensors[name] = tensor
+    return tensors
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -64,11 +65,11 @@ def constants(model: nn.Module) -> dict[str, Tensor]:
 def ties(model: nn.Module) -> dict[str, str]:
     """For each name that a live model ties to another, the name it is tied to."""
     first: dict[int, str] = {}
-    found = {}
+    tied = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if first.setdefault(id(tensor), name) != name:
-            found[name] = first[id(tensor)]
-    return found
+            tied[name] = first[id(tensor)]
+    return tied
 
 
 # --- from files ---------------------------------------------------------------------------------------------------
@@ -137,9 +138,9 @@ def _check_complete(info: Mapping[str, Any], model: nn.Module, folder: Path, whe
                 "give a complete checkpoint of this architecture"
             )
     if info.get("mismatched_keys"):
-        name, found, expected = sorted(info["mismatched_keys"])[0]
+        name, there, expected = sorted(info["mismatched_keys"])[0]
         raise UserError(
-            f"{where}: tensor {name} of {folder} is {times(found)}, its config.json makes it {times(expected)}: "
+            f"{where}: tensor {name} of {folder} is {times(there)}, its config.json makes it {times(expected)}: "
             "give a complete checkpoint, or mend its config.json"
         )
 

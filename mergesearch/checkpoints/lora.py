@@ -90,7 +90,7 @@ def _unfit(folder: Path, where: str, reason: str) -> UserError:
         hint = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError):
         hint = None
-    made = f" (it was trained on {hint})" if hint else ""
+    origin = f" (it was trained on {hint})" if hint else ""
     return UserError(
-        f"{where}: the adapter {folder} does not fit its base: {reason}{made}: name the base it was trained on"
+        f"{where}: the adapter {folder} does not fit its base: {reason}{origin}: name the base it was trained on"
     )

@@ -13,9 +13,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mergesearch.checkpoints import checks
+from mergesearch.checkpoints.checkpoint import Checkpoint
 from mergesearch.checkpoints.files import Header, Source, weight_files
 from mergesearch.checkpoints.loading import state
-from mergesearch.checkpoints.parents import Checkpoint, Reader, _Parent
+from mergesearch.checkpoints.parents import Outline, Reader
 
 # of each tensor, what is read to see whether the parents are related
 _SAMPLE = 2**16
@@ -40,7 +41,7 @@ class MappedReader(Reader):
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def _read(self, parent: _Parent, source: Source, where: str) -> nn.Module:
+    def _read(self, parent: Outline, source: Source, where: str) -> nn.Module:
         folder, *adapters = self._chain(source)
         live = state(parent.blank)
         if adapters or any(
@@ -66,20 +67,21 @@ class _Mapped(nn.Module):
 
     def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:  # type: ignore[override]
         first: dict[int, Tensor] = {}
-        found = {}
-        for name, tensor in self._blank[0].state_dict(keep_vars=True).items():
-            found[name] = first.setdefault(id(tensor), self._tensors.get(name, tensor))
-        return found
+        mapped: dict[str, Tensor] = {}
+        blank: dict[str, Tensor] = self._blank[0].state_dict(keep_vars=True)
+        for name, tensor in blank.items():
+            mapped[name] = first.setdefault(id(tensor), self._tensors.get(name, tensor))
+        return mapped
 
 
 def mapped_tensors(folder: Path, headers: dict[str, Header], where: str, names: Iterable[str]) -> dict[str, Tensor]:
     """Tensors of a checkpoint's files by name, each a view of the file: nothing is read yet."""
-    wanted, found = set(names), {}
+    wanted, tensors = set(names), {}
     for file in weight_files(folder, where, "model"):
         with safe_open(str(file), framework="pt") as opened:
             for name in wanted & set(opened.keys()):
-                found[name] = opened.get_tensor(name)
-    return found
+                tensors[name] = opened.get_tensor(name)
+    return tensors
 
 
 def release(tensors: Iterable[Tensor]) -> None:

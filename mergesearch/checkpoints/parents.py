@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mergesearch.checkpoints import checks
+from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.files import Header, Source, locate, read_config, read_headers
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import (
@@ -26,44 +27,14 @@ from mergesearch.checkpoints.loading import (
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
 from mergesearch.checkpoints.tokenizers import Vocabulary, align, check_equal, load_tokenizer, union
 from mergesearch.errors import UserError
+from mergesearch.recipe import BASE, UNION
 
-BASE = "base_model"
-
-
-@dataclass
-class Checkpoint:
-    """One parent.
-
-    Attributes:
-        reference: as the user wrote it.
-        folder: where its files are; an adapter's own folder for a LoRA.
-        live: its floating tensors by live name, each in the dtype of its file (float32 where a LoRA changed it).
-        tensors: the same memory by the names of the files, fused ones apart.
-    """
-
-    reference: str
-    folder: Path
-    live: dict[str, Tensor] = field(repr=False)
-    tensors: dict[str, Tensor] = field(repr=False, default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What candidates look like.
-
-    Attributes:
-        blueprint: how transformers builds them.
-        layout: the tensors they are made of.
-        origins: for each layer the parents' layer that it is like; None where that is the same one.
-    """
-
-    blueprint: Blueprint
-    layout: Layout
-    origins: tuple[int, ...] | None = None
+# under which key the base stands, beside `models.NAME`
+BASE_KEY = "base_model"
 
 
 @dataclass
-class _Parent:
+class Outline:
     """What is known of a parent before its tensors are read."""
 
     where: str
@@ -88,13 +59,16 @@ class Reader:
         allow_unrelated: bool,
         tokenizer: str,
     ):
-        self.names = list(models)
-        self.device, self.trust, self.allow_unrelated, self.chosen = device, trust, allow_unrelated, tokenizer
-        references = {BASE: base, **{f"models.{name}": reference for name, reference in models.items()}}
-        self.sources = {where: locate(reference, where) for where, reference in references.items()}
-        if self.sources[BASE].folder is None:
-            raise UserError(f"{BASE}: {base} is an adapter, not a model: name the checkpoint it was trained on")
-        if tokenizer not in ("base", "union", *models):
+        self.names: list[str] = list(models)
+        self.device: torch.device = device
+        self.trust: bool = trust
+        self.allow_unrelated: bool = allow_unrelated
+        self.chosen: str = tokenizer
+        references = {BASE_KEY: base, **{f"models.{name}": reference for name, reference in models.items()}}
+        self.sources: dict[str, Source] = {where: locate(reference, where) for where, reference in references.items()}
+        if self.sources[BASE_KEY].folder is None:
+            raise UserError(f"{BASE_KEY}: {base} is an adapter, not a model: name the checkpoint it was trained on")
+        if tokenizer not in (BASE, UNION, *models):
             raise UserError(f"tokenizer is {tokenizer!r}: use base, union or one of {', '.join(models)}")
         self.notes: list[str] = []
 
@@ -112,9 +86,9 @@ class Reader:
         for where, checkpoint in loaded.items():
             checkpoint.live = {piece.live: checkpoint.live[piece.live] for piece in form.layout.pieces}
             checkpoint.tensors = form.layout.views(checkpoint.live)
-            self._check_numbers(loaded[BASE], checkpoint, where)
+            self._check_numbers(loaded[BASE_KEY], checkpoint, where)
         return {
-            "base": loaded[BASE],
+            "base": loaded[BASE_KEY],
             "models": {name: loaded[f"models.{name}"] for name in self.names},
             "form": form,
             "tokenizer": vocabulary.tokenizer if vocabulary else tokenizers[self._anchor()],
@@ -137,28 +111,29 @@ class Reader:
 
     # --- headers ---
 
-    def _probe(self) -> dict[str, _Parent]:
+    def _probe(self) -> dict[str, Outline]:
         """Each parent as its configuration and its headers describe it, an adapter as the model it lies over."""
-        found: dict[str, _Parent] = {}
+        outlines: dict[str, Outline] = {}
         for where, source in self.sources.items():
             folder = source.folder or self._base_folder()
             if source.adapter is not None:
                 check_adapter(source.adapter, where)
-            same = next((p for p in found.values() if (p.source.folder or self._base_folder()) == folder), None)
-            found[where] = self._probe_folder(folder, where, source, found.get(BASE)) if same is None else same
-        return found
+            same = next((p for p in outlines.values() if (p.source.folder or self._base_folder()) == folder), None)
+            probed = self._probe_folder(folder, where, source, outlines.get(BASE_KEY)) if same is None else same
+            outlines[where] = probed
+        return outlines
 
     def _base_folder(self) -> Path:
-        folder = self.sources[BASE].folder
+        folder = self.sources[BASE_KEY].folder
         assert folder is not None
         return folder
 
-    def _probe_folder(self, folder: Path, where: str, source: Source, base: _Parent | None) -> _Parent:
+    def _probe_folder(self, folder: Path, where: str, source: Source, base: Outline | None) -> Outline:
         config, headers = read_config(folder, where), read_headers(folder, where)
         if base is not None:
             self.notes += checks.configurations(base.config, config, folder, where)
         try:
-            return _Parent(where, source, headers, config, probe(folder, headers, where, self.trust))
+            return Outline(where, source, headers, config, probe(folder, headers, where, self.trust))
         except UserError:
             if base is not None:
                 checks.names(base.headers, headers, folder, where)
@@ -168,36 +143,36 @@ class Reader:
 
     def _tokenizers(self) -> dict[str, Any]:
         """The tokenizer of each parent, the base's where it has none of its own."""
-        found: dict[str, Any] = {}
+        tokenizers: dict[str, Any] = {}
         for where, source in self.sources.items():
             folders = [f for f in (source.adapter, source.folder) if f is not None]
             loaded = (load_tokenizer(folder, where, self.trust) for folder in folders)
-            found[where] = next((t for t in loaded if t is not None), found.get(BASE))
-            if found[where] is None:
+            tokenizers[where] = next((t for t in loaded if t is not None), tokenizers.get(BASE_KEY))
+            if tokenizers[where] is None:
                 raise UserError(
                     f"{where}: {source.folder} has no tokenizer that transformers can load: add the tokenizer's files"
                 )
-            if self.chosen == "base":
-                check_equal(found[BASE], found[where], source.path, where)
-        return found
+            if self.chosen == BASE:
+                check_equal(tokenizers[BASE_KEY], tokenizers[where], source.path, where)
+        return tokenizers
 
     def _anchor(self) -> str:
-        return BASE if self.chosen in ("base", "union") else f"models.{self.chosen}"
+        return BASE_KEY if self.chosen in (BASE, UNION) else f"models.{self.chosen}"
 
-    def _vocabulary(self, parents: Mapping[str, _Parent], tokenizers: Mapping[str, Any]) -> Vocabulary | None:
+    def _vocabulary(self, parents: Mapping[str, Outline], tokenizers: Mapping[str, Any]) -> Vocabulary | None:
         """What the rows of the result stand for, or None where they are alike in all parents."""
-        rows = {where: parent.blank.get_input_embeddings().weight.shape[0] for where, parent in parents.items()}
+        rows = {where: _rows(parent.blank) for where, parent in parents.items()}
         words = {where: tokenizer.get_vocab() for where, tokenizer in tokenizers.items()}
-        if len(set(rows.values())) == 1 and all(vocab == words[BASE] for vocab in words.values()):
+        if len(set(rows.values())) == 1 and all(vocab == words[BASE_KEY] for vocab in words.values()):
             return None
-        made = union(tokenizers) if self.chosen == "union" else tokenizers[self._anchor()]
-        count = max(rows[self._anchor()], 1 + max(made.get_vocab().values()))
+        tokenizer = union(tokenizers) if self.chosen == UNION else tokenizers[self._anchor()]
+        count = max(rows[self._anchor()], 1 + max(tokenizer.get_vocab().values()))
         tokens = {where: {t: i for t, i in vocab.items() if i < rows[where]} for where, vocab in words.items()}
-        return Vocabulary(made, count, self._anchor(), tokens)
+        return Vocabulary(tokenizer, count, self._anchor(), tokens)
 
     # --- tensors ---
 
-    def _load(self, parents: Mapping[str, _Parent]) -> tuple[dict[str, Checkpoint], dict[str, Tensor]]:
+    def _load(self, parents: Mapping[str, Outline]) -> tuple[dict[str, Checkpoint], dict[str, Tensor]]:
         loaded: dict[str, Checkpoint] = {}
         self.aliases: dict[str, dict[str, str]] = {}
         fixed: dict[str, Tensor] = {}
@@ -212,57 +187,67 @@ class Reader:
             self.aliases[where] = ties(model)
             fixed = fixed or {name: tensor.to(self.device) for name, tensor in constants(model).items()}
             if source.adapter is not None:
-                _share_unchanged(live, loaded[BASE].live if BASE in loaded else {})
+                _share_unchanged(live, loaded[BASE_KEY].live if BASE_KEY in loaded else {})
             loaded[where] = Checkpoint(source.reference, source.path, live)
         return loaded, fixed
 
     def _chain(self, source: Source) -> list[Path]:
         """The folders that make a parent: a model, then the adapters that are laid over it in turn."""
-        below = [source.folder] if source.folder is not None else self._chain(self.sources[BASE])
+        below = [source.folder] if source.folder is not None else self._chain(self.sources[BASE_KEY])
         return below + ([source.adapter] if source.adapter is not None else [])
 
-    def _read(self, parent: _Parent, source: Source, where: str) -> nn.Module:
+    def _read(self, parent: Outline, source: Source, where: str) -> nn.Module:
         folder, *adapters = self._chain(source)
         model = read_model(folder, parent.headers, where, None, self.trust)
         for adapter in adapters:
             model = apply_adapter(model, adapter, where)
         return model
 
-    def _untie(self, loaded: Mapping[str, Checkpoint], parents: Mapping[str, _Parent]) -> bool:
-        """Where one parent has a head of its own, the others' heads are what they are tied to. Says whether one has."""
+    def _untie(self, loaded: Mapping[str, Checkpoint], parents: Mapping[str, Outline]) -> bool:
+        """Where one parent has a head of its own, each other one gets the tensor that its head is tied to as its head.
+
+        Returns:
+            Whether the base got such a head, so that candidates are untied.
+        """
         names = list(dict.fromkeys(name for checkpoint in loaded.values() for name in checkpoint.live))
         for where, checkpoint in loaded.items():
             for name in names:
                 if name not in checkpoint.live:
                     checkpoint.live[name] = checkpoint.live[self.aliases[where][name]]
-        return bool(ties(parents[BASE].blank)) and len(names) > len(floating_tensors(parents[BASE].blank))
+        return bool(ties(parents[BASE_KEY].blank)) and len(names) > len(floating_tensors(parents[BASE_KEY].blank))
 
     # --- form ---
 
-    def _form(self, parents: Mapping[str, _Parent], vocabulary: Vocabulary | None, untied: bool) -> Form:
-        blank = parents[BASE].blank
+    def _form(self, parents: Mapping[str, Outline], vocabulary: Vocabulary | None, untied: bool) -> Form:
+        blank = parents[BASE_KEY].blank
         config = copy.deepcopy(blank.config)
         if untied:
             _set(config, "tie_word_embeddings", False)
         generation = generation_config(self._base_folder())
         if vocabulary is not None:
             _set(config, "vocab_size", vocabulary.rows)
-        if self._anchor() != BASE:
+        if self._anchor() != BASE_KEY:
             generation = self._special_tokens(config, parents) or generation
         blueprint = Blueprint(type(blank), config, blank._weight_conversions, generation)
         return Form(blueprint, Layout.of(blueprint.blank()))
 
-    def _special_tokens(self, config: Any, parents: Mapping[str, _Parent]) -> Any | None:
+    def _special_tokens(self, config: Any, parents: Mapping[str, Outline]) -> Any | None:
         """The chosen model's numbers of the special tokens; returns its generation configuration."""
         chosen = parents[self._anchor()]
+        text_config = cast(Any, chosen.blank).config.get_text_config()
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            _set(config, key, getattr(chosen.blank.config.get_text_config(), key, None))
+            _set(config, key, getattr(text_config, key, None))
         return generation_config(chosen.source.folder or self._base_folder())
 
 
+def _rows(model: nn.Module) -> int:
+    """How many tokens the embedding has rows for."""
+    return cast(Any, model).get_input_embeddings().weight.shape[0]
+
+
 def _align(loaded: Mapping[str, Checkpoint], by_token: frozenset[str], vocabulary: Vocabulary) -> None:
-    for name in by_token & loaded[BASE].live.keys():
-        aligned = align({where: checkpoint.live[name] for where, checkpoint in loaded.items()}, vocabulary, BASE)
+    for name in by_token & loaded[BASE_KEY].live.keys():
+        aligned = align({where: checkpoint.live[name] for where, checkpoint in loaded.items()}, vocabulary, BASE_KEY)
         for where, checkpoint in loaded.items():
             checkpoint.live[name] = aligned[where]
 

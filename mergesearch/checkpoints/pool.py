@@ -9,16 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.files import locate
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import Blueprint, floating_tensors, load_model
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
 from mergesearch.checkpoints.mapped import MappedReader, PinnedReader
-from mergesearch.checkpoints.parents import BASE, Checkpoint, Form, Reader
+from mergesearch.checkpoints.parents import BASE_KEY, Reader
 from mergesearch.checkpoints.stacking import stacked_config
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.errors import UserError
-from mergesearch.recipe import TensorInfo
+from mergesearch.recipe import BASE, TensorInfo
 
 Residency = Literal["device", "pinned", "mapped"]
 
@@ -44,7 +45,7 @@ class Pool:
     tokenizer: Any
     tokenizers: Mapping[str, Any]
     device: torch.device
-    tokenizer_source: str = "base"
+    tokenizer_source: str = BASE
     trust_remote_code: bool = False
     constants: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -58,7 +59,7 @@ class Pool:
         device: str = "auto",
         trust_remote_code: bool = False,
         allow_unrelated: bool = False,
-        tokenizer: str = "base",
+        tokenizer: str = BASE,
         residency: Residency = "device",
     ) -> Pool:
         """Reads, checks and aligns the base and the models.
@@ -98,7 +99,7 @@ class Pool:
 
     def parent(self, name: str) -> Checkpoint:
         """The model of that name, or the base for `base`."""
-        return self.base if name == "base" else self.models[name]
+        return self.base if name == BASE else self.models[name]
 
     def stacked(self, origins: Sequence[int]) -> Form:
         """What a candidate looks like whose layer r is made of the parents' layers `origins[r]`.
@@ -111,8 +112,8 @@ class Pool:
                 raise UserError(f"the stack names layer {origin}, but the models have layers 0 to {self.layers - 1}")
         blueprint = self.form.blueprint
         config = stacked_config(blueprint.config, origins)
-        made = Blueprint(blueprint.model_class, config, blueprint.conversions, blueprint.generation)
-        return Form(made, Layout.of(made.blank()), tuple(origins))
+        stacked = Blueprint(blueprint.model_class, config, blueprint.conversions, blueprint.generation)
+        return Form(stacked, Layout.of(stacked.blank()), tuple(origins))
 
     def new_model(self, dtype: torch.dtype) -> nn.Module:
         """A live model with the base's weights, on the pool's device."""
@@ -125,16 +126,16 @@ class Pool:
 
     def constants_of(self, form: Form) -> dict[str, Tensor]:
         """Copies of the base's tensors that are not floating, by their live names in a candidate of that form."""
-        found = {}
+        copies = {}
         for name, tensor in self.constants.items():
             layer, _, inside = name.removeprefix(form.layout.prefix).partition(".")
             if form.origins is None or not name.startswith(form.layout.prefix):
-                found[name] = tensor.clone()
+                copies[name] = tensor.clone()
                 continue
             for number, origin in enumerate(form.origins):
                 if str(origin) == layer:
-                    found[f"{form.layout.prefix}{number}.{inside}"] = tensor.clone()
-        return found
+                    copies[f"{form.layout.prefix}{number}.{inside}"] = tensor.clone()
+        return copies
 
     def _empty(self, shape: Any, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -168,7 +169,7 @@ def load_reference(
     Raises:
         UserError: as `load_model` and `Pool.load` do.
     """
-    source, below = locate(reference, where), locate(base, BASE)
+    source, below = locate(reference, where), locate(base, BASE_KEY)
     folders = [f for f in (source.adapter, source.folder, below.folder if source.folder is None else None) if f]
     tokenizer = next((t for t in (load_tokenizer(f, where, trust_remote_code) for f in folders) if t is not None), None)
     if tokenizer is None:

@@ -22,17 +22,17 @@ def stacked_config(config: Any, origins: Sequence[int]) -> Any:
     Raises:
         UserError: transformers refuses the result.
     """
-    made = copy.deepcopy(config)
-    inner = made.get_text_config(decoder=True)
+    stacked = copy.deepcopy(config)
+    inner = stacked.get_text_config(decoder=True)
     count = inner.num_hidden_layers
     changes = {key: _follow(key, value, count, origins) for key, value in vars(inner).items()}
     vars(inner).update({key: value for key, value in changes.items() if value is not None})
     inner.num_hidden_layers = len(origins)
     try:
-        return type(made).from_dict(made.to_dict())
+        return type(stacked).from_dict(stacked.to_dict())
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"transformers refuses a {made.model_type} with layers {list(origins)}: {reason}") from None
+        raise UserError(f"transformers refuses a {stacked.model_type} with layers {list(origins)}: {reason}") from None
 
 
 def _follow(key: str, value: Any, count: int, origins: Sequence[int]) -> list[Any] | None:

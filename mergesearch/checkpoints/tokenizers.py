@@ -65,15 +65,15 @@ def union(tokenizers: Mapping[str, Any]) -> Any:
     data = _data(base, base_where)
     for where, other in others:
         _add(data, _data(other, where), where)
-    made = _rebuilt(base, data)
-    missing = {t for _, other in others for t in other.get_vocab()} - made.get_vocab().keys()
-    moved = base.get_vocab().items() - made.get_vocab().items()
+    joined = _rebuilt(base, data)
+    missing = {t for _, other in others for t in other.get_vocab()} - joined.get_vocab().keys()
+    moved = base.get_vocab().items() - joined.get_vocab().items()
     if missing or moved:
         raise UserError(
             f"tokenizer: union cannot be built from these tokenizers (token {min(missing or dict(moved))!r}): name the "
             "model whose tokenizer the result should have"
         )
-    return made
+    return joined
 
 
 def _data(tokenizer: Any, where: str) -> dict[str, Any]:
@@ -158,16 +158,16 @@ class Vocabulary:
 
         Rows beyond the tokenizer's are padding: the anchor's own in the anchor, nobody's elsewhere.
         """
-        found = torch.full((self.rows,), -1, dtype=torch.int64)
+        rows = torch.full((self.rows,), -1, dtype=torch.int64)
         chosen = self.tokenizer.get_vocab()
         theirs = self.tokens[parent]
         for token, row in chosen.items():
-            found[row] = theirs.get(token, -1)
+            rows[row] = theirs.get(token, -1)
         if parent == self.anchor:
             taken = set(chosen.values())
             for row in set(range(self.rows)) - taken:
-                found[row] = row
-        return found
+                rows[row] = row
+        return rows
 
 
 def align(tensors: Mapping[str, Tensor], vocabulary: Vocabulary, base: str) -> dict[str, Tensor]:

@@ -42,14 +42,14 @@ def split_blocks(
     sizes = {label: len(ids) for label, ids in documents.items()}
     weights = {label: float(size) if spread is None else spread.get(label, 0.0) for label, size in sizes.items()}
     orders = {label: _order(label, ids, seed) for label, ids in documents.items()}
-    found: list[dict[str, list[int]]] = []
+    blocks: list[dict[str, list[int]]] = []
     before = dict.fromkeys(sizes, 0)
     for share in np.geomspace(FIRST, 1.0, count) if count > 1 else [1.0]:
         upto = sizes if share == 1.0 else _allocation(sizes, weights, float(share) * sum(sizes.values()))
         if upto != before:
-            found.append({label: sorted(orders[label][before[label] : upto[label]]) for label in sizes})
+            blocks.append({label: sorted(orders[label][before[label] : upto[label]]) for label in sizes})
             before = upto
-    return found
+    return blocks
 
 
 def _order(label: str, ids: Sequence[int], seed: int) -> list[int]:
@@ -74,13 +74,13 @@ def _allocation(sizes: Mapping[str, int], weights: Mapping[str, float], total: f
     return dict(zip(sizes, np.ceil(at(high) - 1e-6).astype(int).tolist(), strict=True))
 
 
-class Splits(Protocol):
+class ScoresParts(Protocol):
     """The part of `Scorer` that blocks need."""
 
     def score(self) -> Scores: ...
     def answer(self) -> None: ...
     def collect(self) -> Scores: ...
-    def only(self, documents: Documents) -> Splits: ...
+    def only(self, documents: Documents) -> ScoresParts: ...
     def answers(self) -> list[list[Any]]: ...
     def restore(self, answers: Sequence[Sequence[Any]]) -> None: ...
 
@@ -95,16 +95,16 @@ class BlockScorer:
         seed: likewise.
     """
 
-    def __init__(self, scorer: Splits, documents: Documents, count: int, seed: int):
+    def __init__(self, scorer: ScoresParts, documents: Documents, count: int, seed: int):
         self._scorer, self._documents, self._wanted, self._seed = scorer, documents, count, seed
-        self.sizes = {label: len(ids) for label, ids in documents.items()}
+        self.sizes: dict[str, int] = {label: len(ids) for label, ids in documents.items()}
         self.arrange(None)
 
     def arrange(self, spread: Mapping[str, float] | None) -> None:
         """Draws the blocks, as `split_blocks` does; answers that are there belong to the blocks of the same spread."""
         self._split = split_blocks(self._documents, self._wanted, self._seed, spread)
-        self._blocks: dict[int, Splits] = {}
-        self._first: dict[int, Splits] = {}
+        self._blocks: dict[int, ScoresParts] = {}
+        self._first: dict[int, ScoresParts] = {}
 
     @property
     def count(self) -> int:
@@ -145,7 +145,7 @@ class BlockScorer:
         """
         self._block(number).restore(answers)
 
-    def _block(self, number: int) -> Splits:
+    def _block(self, number: int) -> ScoresParts:
         if number not in self._blocks:
             self._blocks[number] = self._scorer.only(self._split[number])
         return self._blocks[number]

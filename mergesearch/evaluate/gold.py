@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.api.task import Task as LmEvalTask
 from lm_eval.api.utils import maybe_delimit
 
+from mergesearch.evaluate.leaves import aggregations
+
 # What a task can be scored on beside its own metrics: the mean of the probability, or of its logarithm.
 METRICS = ("gold_prob", "gold_logprob")
 
 
-def gold_choice(leaf: LmEvalTask, doc: Mapping[str, Any]) -> int | tuple[int, ...] | None:
+def gold_choice(leaf: LmEvalTask, doc: dict[str, Any]) -> int | tuple[int, ...] | None:
     """Which of a document's choices is right.
 
     Args:
@@ -34,12 +36,13 @@ def gold_choice(leaf: LmEvalTask, doc: Mapping[str, Any]) -> int | tuple[int, ..
     # as in ConfigurableTask.process_results: where the prompts are the choices, doc_to_text says which is right
     right = leaf.doc_to_text(doc) if leaf.multiple_input else leaf.doc_to_target(doc)
     if isinstance(right, (list, tuple)):
-        found = [_position(each, choices) for each in right]
-        return None if None in found or not found else tuple(sorted({each for each in found if each is not None}))
+        positions = [_position(each, choices) for each in right]
+        known = {position for position in positions if position is not None}
+        return None if None in positions or not known else tuple(sorted(known))
     return _position(right, choices)
 
 
-def gold_text(leaf: LmEvalTask, doc: Mapping[str, Any], chat: bool = False) -> str | None:
+def gold_text(leaf: LmEvalTask, doc: dict[str, Any], chat: bool = False) -> str | None:
     """What the model should write after a document's prompt, to the letter.
 
     Args:
@@ -86,7 +89,7 @@ def gold_logprob(leaf: LmEvalTask, right: Any, answers: Sequence[float]) -> floa
     if right is None:
         return math.nan
     # for mutual information each choice is asked for once more, without the prompt
-    count = len(answers) // 2 if "acc_mutual_info" in leaf.aggregation() else len(answers)
+    count = len(answers) // 2 if "acc_mutual_info" in aggregations(leaf) else len(answers)
     logits = np.asarray(answers[:count], dtype=np.float64)
     chosen = logits[[right] if isinstance(right, int) else list(right)]
     return float(min(0.0, np.logaddexp.reduce(chosen) - np.logaddexp.reduce(logits)))
@@ -101,7 +104,7 @@ def mean_probability(leaf: LmEvalTask, logprobs: np.ndarray) -> float | None:
     return float(np.exp(known.mean()) if _is(leaf, "loglikelihood") else np.exp(known).mean())
 
 
-def _is(leaf: LmEvalTask, output_type: str) -> bool:
+def _is(leaf: LmEvalTask, output_type: str) -> TypeGuard[ConfigurableTask]:
     return isinstance(leaf, ConfigurableTask) and output_type == leaf.OUTPUT_TYPE
 
 
@@ -116,7 +119,7 @@ def _position(right: Any, choices: Sequence[str]) -> int | None:
     return int(right) if isinstance(right, int) and 0 <= right < len(choices) else None
 
 
-def _target(leaf: ConfigurableTask, doc: Mapping[str, Any]) -> str | None:
+def _target(leaf: ConfigurableTask, doc: dict[str, Any]) -> str | None:
     target = leaf.doc_to_target(doc)
     if leaf.config.doc_to_choice is not None:
         choices = leaf.doc_to_choice(doc)
@@ -127,7 +130,7 @@ def _target(leaf: ConfigurableTask, doc: Mapping[str, Any]) -> str | None:
     return None if target is None else str(target)
 
 
-def _delimited(leaf: ConfigurableTask, doc: Mapping[str, Any], target: str, chat: bool) -> str:
+def _delimited(leaf: ConfigurableTask, doc: dict[str, Any], target: str, chat: bool) -> str:
     """As few-shot examples show it, see ConfigurableTask.build_qa_turn."""
     prefix = leaf.resolve_field(doc, leaf.config.gen_prefix)
     if prefix:

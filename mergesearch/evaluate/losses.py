@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils_hf import clear_torch_cache
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -23,9 +22,10 @@ from torch import Tensor
 
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.gold import gold_choice, gold_text
-from mergesearch.evaluate.scoring import ScoredDocument, Scorer
+from mergesearch.evaluate.leaves import choices as choices_of
+from mergesearch.evaluate.scoring import ScoredDocument, Scorer, out_of_memory
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Documents = Mapping[str, Sequence[int]]  # task -> its documents
 Kind = Literal["cross_entropy", "expected"]
@@ -104,16 +104,18 @@ class Losses:
     """
 
     def __init__(self, scorer: Scorer, model: Any, batch_size: int = 16, kind: Kind = "cross_entropy"):
-        self.model, self.batch_size, self.kind = model, batch_size, kind
+        self.model: Any = model
+        self.batch_size: int = batch_size
+        self.kind: Kind = kind
         self._lm = scorer.language_model
         self._chat = scorer.chat
         self._documents: dict[str, dict[int, _Choices | _Text]] = {}
         for document in scorer.documents():
-            found = self._documents.setdefault(document.task.label, {})
+            known = self._documents.setdefault(document.task.label, {})
             read = self._read(document)
             if read is not None:
-                found[document.number] = read
-        for label in (label for label, found in self._documents.items() if not found):
+                known[document.number] = read
+        for label in (label for label, known in self._documents.items() if not known):
             raise UserError(
                 f"task {label!r}: its documents do not tell the right answer, so that there is no loss to learn by: "
                 "search without gradients (optimizer: cmaes)"
@@ -137,13 +139,13 @@ class Losses:
         Raises:
             CandidateError: out of memory with one document at a time.
         """
-        found: dict[str, dict[int, Tensor]] = {label: {} for label in documents}
+        kept: dict[str, dict[int, Tensor]] = {label: {} for label in documents}
 
         def keep(label: str, ids: Sequence[int], losses: Tensor) -> None:
-            found[label].update(zip(ids, losses, strict=True))
+            kept[label].update(zip(ids, losses, strict=True))
 
         self.walk(documents, keep)
-        return {label: torch.stack([found[label][number] for number in ids]) for label, ids in documents.items()}
+        return {label: torch.stack([kept[label][number] for number in ids]) for label, ids in documents.items()}
 
     def walk(self, documents: Documents, take: Take, undo: Callable[[], None] = lambda: None) -> None:
         """Calls `take(task, documents, losses)` batch by batch: losses float32, [documents].
@@ -178,7 +180,7 @@ class Losses:
             return self._choices(document)
         if kind == "loglikelihood_rolling":
             return self._rolling(first.args[0])
-        text = first.args[1] if kind == "loglikelihood" else self._answer(document)
+        text = first.arguments[1] if kind == "loglikelihood" else self._answer(document)
         sequence = self._sequence(first.args[0], text) if text else None
         if sequence is None or not sequence.targets:
             return None
@@ -189,7 +191,7 @@ class Losses:
         gold = gold_choice(document.leaf, document.requests[0].doc)
         if gold is None:
             return None
-        choices = document.leaf.doc_to_choice(document.requests[0].doc)
+        choices = choices_of(document.leaf, document.requests[0].doc)
         # acc_mutual_info asks for every choice once more, without its context
         requests = document.requests[: len(choices)]
         length = _LENGTHS.get(document.task.metric)
@@ -205,7 +207,7 @@ class Losses:
         text = gold_text(document.leaf, request.doc, self._chat)
         if text is None:
             return None
-        stops = request.args[1].get("until") or []
+        stops = request.arguments[1].get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
         return text + next((stop for stop in stops if stop and stop.isspace()), "")
 
@@ -248,7 +250,7 @@ class Losses:
             take(label, ids, self._batch(label, ids))
             return True
         except Exception as error:
-            if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)):
+            if not out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
         # outside the handler: the traceback holds on to the tensors
@@ -277,8 +279,8 @@ class Losses:
         logits = _picked_logits(self.model, tokens, mask, rows, columns)
         # a model in float64 keeps it
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        found = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        return found.new_zeros(len(sequences)).index_add(0, rows, found)
+        logprobs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        return logprobs.new_zeros(len(sequences)).index_add(0, rows, logprobs)
 
     def _padded(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         width = max(len(s.inputs) for s in sequences)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import clear_torch_cache
 
+# lm-eval registers its models by a decorator without types, which hides from type checkers what HFLM has
+_HFLM = cast(Any, HFLM)
 
-class RememberingLM(HFLM):
+
+class RememberingLM(_HFLM):
     """HFLM over a live model, whose every text is tokenized once for the run.
 
     Everything else is lm-eval's code, so its figures are lm-eval's figures. `tokenize` walks through the same code with
@@ -19,12 +23,15 @@ class RememberingLM(HFLM):
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
-        self._truncated: set[Any] = set()
-        self._cut: set[str] = set()
+        # by what was asked, as `question` gives it: tasks may share prompts and not what becomes of them
+        self._truncated: set[tuple[str, ...]] = set()
+        self._cut: set[tuple[str, ...]] = set()
+        # of the batch under way: its prompts, and the conditions of their generation
         self._prompts: list[str] = []
-        self._texts: dict[tuple, list[int]] = {}
+        self._conditions: str | None = None
+        self._texts: dict[tuple[Any, ...], list[int]] = {}
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        self._batches: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._batches: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._model_left_out = False
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         if self._device.type == "meta":  # a model without weights: texts become tokens, and nothing is asked
@@ -53,15 +60,20 @@ class RememberingLM(HFLM):
 
     def was_truncated(self, request: Instance) -> bool:
         """Whether the request's prompt is longer than the model's context, so that its beginning is lost."""
-        return (request.args[0] if request.request_type == "generate_until" else request.args) in self._truncated
+        return question(request) in self._truncated
 
     def was_cut(self, request: Instance) -> bool:
         """Whether the last answer to the request ended at the token limit and nowhere else."""
-        return request.args[0] in self._cut
+        return request.request_type == "generate_until" and question(request) in self._cut
 
     def mark_cut(self, request: Instance, cut: bool) -> None:
         """Makes `was_cut` say so, of an answer that was kept from before."""
-        (self._cut.add if cut else self._cut.discard)(request.args[0])
+        (self._cut.add if cut else self._cut.discard)(question(request))
+
+    def work(self) -> tuple[int, int] | None:
+        """(tokens that the log-likelihoods compute, tokens of one sequence for each distinct request); None where
+        every request is computed for itself, as lm-eval does."""
+        return None
 
     def can_generate(self, text: str) -> bool:
         """Whether the logits after `text` are numbers: greedy decoding hides NaN, log-likelihoods show it."""
@@ -98,32 +110,47 @@ class RememberingLM(HFLM):
         self._prompts = list(strings)
         if key not in self._batches:
             self._batches[key] = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
-            if left_truncate_len:
-                self._truncated.update(text for text in strings if len(self.tok_encode(text)) > left_truncate_len)
+        if left_truncate_len and self._conditions is not None:
+            long = [text for text in strings if len(self.tok_encode(text)) > left_truncate_len]
+            self._truncated.update(("generate_until", text, self._conditions) for text in long)
         return self._batches[key]
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: list[tuple[Any, ...]], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         if self._model_left_out:
             for arguments, context, continuation in requests:
                 if arguments is not None and len(context) + len(continuation) > self.max_length + 1:
-                    self._truncated.add(arguments)
+                    self._truncated.add(("loglikelihood", *arguments))
             return [(0.0, False)] * len(requests)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        self._cut.difference_update(request.args[0] for request in requests)
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        self._cut.difference_update(map(question, requests))
+        # lm-eval makes its batches of requests with equal conditions too, so that one call for each of them gives the
+        # same batches in the same order
+        numbers: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            numbers.setdefault(_conditions(request), []).append(number)
+        texts = [""] * len(requests)
+        try:
+            for self._conditions, chosen in numbers.items():
+                answers = super().generate_until([requests[number] for number in chosen], disable_tqdm=disable_tqdm)
+                for number, text in zip(chosen, answers, strict=True):
+                    texts[number] = text
+        finally:
+            self._conditions = None
+        return texts
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         if self._model_left_out:
             return context
-        prompts = self._prompts
+        prompts, conditions = self._prompts, self._conditions
         tokens = super()._model_generate(context, max_length, stop, **kwargs)
         if tokens.shape[1] >= max_length:
             answers = tokens[:, context.shape[1] :].tolist()
-            self._cut.update(p for p, a in zip(prompts, answers, strict=True) if not self._ended(a, stop))
+            cut = [prompt for prompt, answer in zip(prompts, answers, strict=True) if not self._ended(answer, stop)]
+            self._cut.update(("generate_until", prompt, str(conditions)) for prompt in cut)
         return tokens
 
     def _ended(self, answer: Sequence[int], stop: Sequence[str]) -> bool:
@@ -134,3 +161,15 @@ class RememberingLM(HFLM):
         """The token ids that end a sequence, as the model's generation configuration has them."""
         ends = self.model.generation_config.eos_token_id
         return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
+
+
+def _conditions(request: Instance) -> str:
+    """Under which conditions a text is generated: lm-eval's generation arguments in one spelling."""
+    return json.dumps(request.arguments[1], sort_keys=True, default=repr)
+
+
+def question(request: Instance) -> tuple[str, ...]:
+    """What the model is asked: requests of equal questions get equal answers, up to sampling."""
+    if request.request_type == "generate_until":
+        return ("generate_until", request.args[0], _conditions(request))
+    return (request.request_type, *request.args)

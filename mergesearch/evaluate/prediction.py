@@ -48,19 +48,19 @@ def predict(y: np.ndarray, seen: np.ndarray, mean: np.ndarray) -> Prediction:
     """
     n = len(y)
     centred = y - y.mean()
-    found = Prediction(0.0, centred * (n / (n - 1)), n - 1.0)
+    best = Prediction(0.0, centred * (n / (n - 1)), n - 1.0)
     around = seen - seen.mean(axis=0)
     scale = float((around**2).sum() / max(1, seen.shape[1]))
     if scale <= NOTHING:
-        return found
+        return best
     left, singular, right = np.linalg.svd(around, full_matrices=False)
     inside, squares = left.T @ centred, singular**2
     for penalty in PENALTIES:
         kept = squares / (squares + penalty * scale)
         leverage = np.minimum(1 / n + left**2 @ kept, MOST_LEVERAGE)
         residuals = (centred - left @ (kept * inside)) / (1 - leverage)
-        if (residuals**2).sum() < (found.residuals**2).sum():
+        if (residuals**2).sum() < (best.residuals**2).sum():
             weights = right.T @ (singular / (squares + penalty * scale) * inside)
             shift = float(weights @ (mean - seen.mean(axis=0)))
-            found = Prediction(shift, residuals, max(1.0, n - 1.0 - float(kept.sum())))
-    return found
+            best = Prediction(shift, residuals, max(1.0, n - 1.0 - float(kept.sum())))
+    return best

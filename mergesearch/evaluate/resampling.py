@@ -16,8 +16,9 @@ the tasks' figures, such as the objective. Documents are resampled task by task,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -191,24 +192,28 @@ class Resampling:
 
     def p_values(self, measures: Sequence[Measure], pairs: Sequence[tuple[int, int]]) -> np.ndarray:
         """Two-sided p-values of measures (rows) and pairs (columns); NaN where a task's documents have no values."""
-        found = {
+        randomised = {
             task: randomise(sample, pairs, self._draws, stream("randomise", self._seed, task))
             for task, sample in self._samples.items()
         }
         p = np.full((len(measures), len(pairs)), np.nan)
         for row, measure in enumerate(measures):
-            observed = sum(factor * found[task][0] for task, factor in measure.items())
-            randomised = sum(factor * found[task][1] for task, factor in measure.items())
+            observed = _added(factor * randomised[task][0] for task, factor in measure.items())
+            draws = _added(factor * randomised[task][1] for task, factor in measure.items())
             for column in range(len(pairs)):
                 if np.isfinite(observed[column]):
-                    p[row, column] = p_value(observed[column], randomised[:, column])
+                    p[row, column] = p_value(observed[column], draws[:, column])
         return p
 
     def _observed(self, measure: Measure, factors: Mapping[int, float]) -> float:
         return float(sum(f * g * self._figures[task][k] for task, f in measure.items() for k, g in factors.items()))
 
     def _resampled(self, measure: Measure, factors: Mapping[int, float]) -> np.ndarray:
-        return sum(f * g * self._boot[task][:, k] for task, f in measure.items() for k, g in factors.items())
+        return _added(f * g * self._boot[task][:, k] for task, f in measure.items() for k, g in factors.items())
+
+
+def _added(terms: Iterable[np.ndarray]) -> np.ndarray:
+    return cast(np.ndarray, sum(terms))
 
 
 def _ends(observed: float, draws: np.ndarray) -> tuple[float, float] | None:

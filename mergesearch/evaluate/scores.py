@@ -120,7 +120,7 @@ def load_documents(path: str | Path) -> dict[str, DocumentScores]:
         }
 
 
-def _write_atomically(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_atomically(path: Path, arrays: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:

@@ -29,17 +29,15 @@ from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task
-from mergesearch.evaluate.tries.lm import TrieLM
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
-_MODELS = {"auto": TrieLM, "lm_eval": RememberingLM}
 # A larger share of truncated prompts or of cut answers is worth a warning.
 _WORTH_A_WARNING = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _TaskPart:
     """The chosen documents of one lm-eval task, with their requests; `right` remembers which choices are right."""
 
     task: Task
@@ -53,16 +51,16 @@ class _Part:
         """(number in the task, requests in order) for each document; lm-eval counts the chosen ones from 0."""
         requests = defaultdict(list)
         for instance in self.instances:
-            requests[instance.doc_id].append(instance)
+            requests[_position(instance)].append(instance)
         first = self.task.offset(self.name)
         for position, number in enumerate(self.ids):
             if position in requests:
                 yield first + number, sorted(requests[position], key=lambda instance: instance.idx)
 
-    def only(self, documents: Iterable[int]) -> _Part:
+    def only(self, documents: Iterable[int]) -> _TaskPart:
         """The part with the requests of some of its documents alone, as `Task` numbers them."""
         wanted, first = set(documents), self.task.offset(self.name)
-        return replace(self, instances=[i for i in self.instances if first + self.ids[i.doc_id] in wanted])
+        return replace(self, instances=[i for i in self.instances if first + self.ids[_position(i)] in wanted])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +107,10 @@ class Scorer:
         shuffle: int | None = None,
     ) -> None:
         _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
-        self._tasks, self.chat = list(tasks), apply_chat_template
+        self._tasks = list(tasks)
+        self.chat: bool = apply_chat_template
         with quiet():
-            self._lm = _MODELS[scoring](model, copy.deepcopy(tokenizer), batch_size)
+            self._lm = _language_model(scoring)(model, copy.deepcopy(tokenizer), batch_size)
             options = {
                 "system_instruction": system_instruction,
                 "apply_chat_template": apply_chat_template,
@@ -152,7 +151,7 @@ class Scorer:
     @property
     def tokens(self) -> tuple[int, int] | None:
         """(tokens that token tries compute for log-likelihoods, tokens without them); None where lm-eval answers."""
-        return self._lm.work() if isinstance(self._lm, TrieLM) and any(self._lm.work()) else None
+        return self._lm.work()
 
     @property
     def prompt_tokens(self) -> int:
@@ -200,9 +199,11 @@ class Scorer:
         )
 
     def only(self, documents: Mapping[str, Iterable[int]]) -> Scorer:
-        """A scorer of some of the documents, for each task's label. It shares requests and answers with this one, so
-        that once every document was answered by one part or another, `collect` here gives the scores of them all.
-        Few-shot examples stay those that the whole choice of documents drew."""
+        """A scorer of some of the documents, given by task label.
+
+        It shares requests and answers with this one. Once every document was answered by one part or another, `collect`
+        here gives the scores of them all. Few-shot examples stay those that the whole choice of documents drew.
+        """
         part = copy.copy(self)
         some = [each.only(documents[each.task.label]) for each in self._parts]
         part._parts = [each for each in some if each.instances]
@@ -221,8 +222,8 @@ class Scorer:
             ValueError: they are answers to other requests.
         """
         instances = [instance for part in self._parts for instance in part.instances]
-        for instance, (found, cut) in zip(instances, answers, strict=True):
-            instance.resps = [tuple(answer) if isinstance(answer, list) else answer for answer in found]
+        for instance, (responses, cut) in zip(instances, answers, strict=True):
+            instance.resps = [tuple(answer) if isinstance(answer, list) else answer for answer in responses]
             instance.filtered_resps = {}
             self._lm.mark_cut(instance, cut)
 
@@ -244,7 +245,7 @@ class Scorer:
             except CandidateError:
                 raise
             except Exception as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise CandidateError(f"the model failed on {request_type} requests: {_reason(error)}") from error
                 reason = _reason(error)
             # outside the handler: the traceback holds on to the tensors
@@ -258,15 +259,15 @@ class Scorer:
         if not items:
             raise CandidateError(f"task {task.label!r}: no document gave {task.metric}")
         try:
-            value = _figure(task, [[item for _, item, _ in found] for found in items])
-            documents = _document_scores(task, [each for found in items for each in found])
+            value = _figure(task, [[item for _, item, _ in leaf] for leaf in items])
+            documents = _document_scores(task, [each for leaf in items for each in leaf])
         except Exception as error:
             raise CandidateError(f"task {task.label!r}: {task.metric} cannot be computed: {_reason(error)}") from error
         if not math.isfinite(value):
             raise CandidateError(f"task {task.label!r}: {task.metric} is {value}")
         score = TaskScore(
             value=value,
-            stderr=_stderr(documents, [len(found) for found in items]),
+            stderr=_stderr(documents, [len(leaf) for leaf in items]),
             documents=len(documents.ids),
             metric=task.metric,
             filter=task.filter,
@@ -292,6 +293,15 @@ class Scorer:
         return sum(map(holds, requests)) / max(1, len(requests))
 
 
+def _language_model(scoring: str) -> type[RememberingLM]:
+    if scoring == "lm_eval":
+        return RememberingLM
+    # the only way to the token tries: without them everything works as lm-eval does it
+    from mergesearch.evaluate.tries import TrieLM
+
+    return TrieLM
+
+
 def lm_eval_samples(tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:
     """What `lm_eval --samples` takes to score the same documents: ids by lm-eval task, a group's by its tasks."""
     return {name: ids for task in tasks for name, ids in task.place(documents[task.label]).items()}
@@ -304,14 +314,14 @@ def _check_chat(tokenizer: Any, apply_chat_template: bool, fewshot_as_multiturn:
         raise UserError("apply_chat_template is set and the tokenizer has no chat template: unset it")
 
 
-def _build(task: Task, documents: Iterable[int], options: Mapping[str, Any]) -> list[_Part]:
+def _build(task: Task, documents: Iterable[int], options: Mapping[str, Any]) -> list[_TaskPart]:
     documents = list(documents)
     beyond = next((number for number in documents if not 0 <= number < task.size), None)
     if beyond is not None or not documents:
         what = "no documents were chosen" if beyond is None else f"there is no document {beyond}"
         raise UserError(f"task {task.label!r}: {what}; it has {task.size}, numbered from 0")
     return [
-        _Part(task, name, task.leaves[name], ids, _requests_of(task.leaves[name], name, ids, options))
+        _TaskPart(task, name, task.leaves[name], ids, _requests_of(task.leaves[name], name, ids, options))
         for name, ids in task.place(documents).items()
     ]
 
@@ -327,24 +337,24 @@ def _requests_of(leaf: LmEvalTask, name: str, ids: list[int], options: Mapping[s
     return list(leaf.instances)
 
 
-def _by_type(parts: Sequence[_Part], shuffle: int | None = None) -> dict[str, list[Instance]]:
+def _by_type(parts: Sequence[_TaskPart], shuffle: int | None = None) -> dict[str, list[Instance]]:
     """The requests in the order in which lm-eval asks them, each as often as its task repeats it; or shuffled."""
     requests: dict[str, list[Instance]] = defaultdict(list)
     for part in parts:
         for instance in part.instances:
-            requests[instance.request_type].extend([instance] * instance.repeats)
+            requests[instance.request_type].extend([instance] * (instance.repeats or 1))
     if shuffle is not None:
         for asked in requests.values():
             np.random.Generator(np.random.PCG64(shuffle)).shuffle(asked)
     return dict(requests)
 
 
-def _items(part: _Part) -> list[tuple[int, Any, float]]:
+def _items(part: _TaskPart) -> list[tuple[int, Any, float]]:
     """(document, its item of the metric, the log-probability of what is right) for the documents that give an item."""
     if part.task.metric in gold.METRICS:
-        found = [(number, _logprob(part, number, requests)) for number, requests in part.documents()]
+        logprobs = [(number, _logprob(part, number, requests)) for number, requests in part.documents()]
         alike = math.exp if part.task.metric == "gold_prob" else float
-        return [(number, alike(logprob), logprob) for number, logprob in found if not math.isnan(logprob)]
+        return [(number, alike(logprob), logprob) for number, logprob in logprobs if not math.isnan(logprob)]
     items = []
     try:
         # the task may have built other requests since
@@ -356,7 +366,7 @@ def _items(part: _Part) -> list[tuple[int, Any, float]]:
         answers = [request.filtered_resps[part.task.filter] for request in requests]
         try:
             # a task may write into its document
-            metrics = part.leaf.process_results(copy.deepcopy(requests[0].doc), answers)
+            metrics = part.leaf.process_results(copy.deepcopy(requests[0].doc), answers) or {}
         except Exception as error:
             reason = f"cannot process the answers to document {number}: {_reason(error)}"
             raise CandidateError(f"task {part.name!r} {reason}") from error
@@ -365,7 +375,7 @@ def _items(part: _Part) -> list[tuple[int, Any, float]]:
     return items
 
 
-def _logprob(part: _Part, number: int, requests: Sequence[Instance]) -> float:
+def _logprob(part: _TaskPart, number: int, requests: Sequence[Instance]) -> float:
     if not gold.is_answered(part.leaf):
         return math.nan
     if number not in part.right:
@@ -373,7 +383,7 @@ def _logprob(part: _Part, number: int, requests: Sequence[Instance]) -> float:
     return gold.gold_logprob(part.leaf, part.right[number], [request.resps[0][0] for request in requests])
 
 
-def _right(part: _Part, document: Any) -> Any:
+def _right(part: _TaskPart, document: Any) -> Any:
     try:
         # a task may write into its document
         return gold.gold_choice(part.leaf, copy.deepcopy(document))
@@ -394,13 +404,13 @@ def _figure(task: Task, items: Sequence[list[Any]]) -> float:
     return float(lm_eval_metrics.aggregate_subtask_metrics(figures, [len(part) for part in items]))
 
 
-def _document_scores(task: Task, found: Sequence[tuple[int, Any, float]]) -> DocumentScores:
-    items = [item for _, item, _ in found]
+def _document_scores(task: Task, documents: Sequence[tuple[int, Any, float]]) -> DocumentScores:
+    items = [item for _, item, _ in documents]
     jackknife = task.aggregation == statistics.JACKKNIFE
     values = _jackknife(items, task) if jackknife else np.array(items, dtype=np.float64)
-    logprobs = np.array([logprob for _, _, logprob in found], dtype=np.float64)
+    logprobs = np.array([logprob for _, _, logprob in documents], dtype=np.float64)
     known = not np.isnan(logprobs).all()
-    return DocumentScores([number for number, _, _ in found], values, task.aggregation, logprobs if known else None)
+    return DocumentScores([number for number, _, _ in documents], values, task.aggregation, logprobs if known else None)
 
 
 def _jackknife(items: Sequence[Any], task: Task) -> np.ndarray:
@@ -431,11 +441,18 @@ def _refuse_not_finite(requests: Sequence[Instance], answers: Sequence[Any]) -> 
         )
 
 
+def _position(request: Instance) -> int:
+    """Where its document stands among the chosen ones of its task."""
+    assert request.doc_id is not None
+    return request.doc_id
+
+
 def _shortest(requests: Sequence[Instance]) -> str:
     return min((request.args[0] for request in requests), key=len)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on the host or on the device."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
 
 

@@ -50,7 +50,7 @@ def lm_eval_seeds() -> Iterator[None]:
         try:
             random.seed(DEFAULT_RANDOM_SEED)
             np.random.seed(DEFAULT_OTHER_SEED)
-            torch.random.default_generator.manual_seed(DEFAULT_OTHER_SEED)
+            torch._C.default_generator.manual_seed(DEFAULT_OTHER_SEED)
             if devices:
                 torch.cuda.manual_seed_all(DEFAULT_OTHER_SEED)
             yield

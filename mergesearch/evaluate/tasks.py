@@ -17,6 +17,8 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from mergesearch.config import TaskConfig
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate import catalog, gold, statistics
+from mergesearch.evaluate.leaves import aggregations, directions, fewshot_split
+from mergesearch.evaluate.leaves import filters as filters_of
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 
 # Aggregations whose standard errors have a formula, by lm-eval's function.
@@ -60,7 +62,7 @@ class Task:
     @property
     def request_types(self) -> set[str]:
         """lm-eval's output types: multiple_choice, loglikelihood, loglikelihood_rolling, generate_until."""
-        return {leaf.OUTPUT_TYPE for leaf in self.leaves.values()}
+        return {str(leaf.OUTPUT_TYPE) for leaf in self.leaves.values()}
 
     def place(self, documents: Iterable[int]) -> dict[str, list[int]]:
         """The same documents as lm-eval numbers them, ascending, for each leaf that has some."""
@@ -80,7 +82,7 @@ class Task:
         """lm-eval's own figure from per-document items of the metric; a group's leaves all use the mean."""
         if self.metric in gold.METRICS:
             return statistics.mean(items)
-        return next(iter(self.leaves.values())).aggregation()[self.metric](items)
+        return aggregations(next(iter(self.leaves.values())))[self.metric](items)
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def _check_fewshot(name: str, leaf: LmEvalTask) -> None:
     if not shots or sampler is None:
         return
     # lm-eval draws one more where the examples come from the documents, as the one that is asked may not be shown
-    split_of_examples, examples = leaf.fewshot_cfg.split, sampler.df
+    split_of_examples, examples = fewshot_split(leaf), sampler.df
     listed = split_of_examples is None and isinstance(sampler, FirstNSampler)
     needed = shots + (split_of_examples == leaf.get_config("test_split") and not listed)
     if len(examples) < needed:
@@ -227,7 +229,7 @@ def _check_fewshot(name: str, leaf: LmEvalTask) -> None:
 
 def _figure(config: TaskConfig, leaf: LmEvalTask, default: str | None) -> tuple[str, str]:
     """The metric and the filter that the configuration means, where the task leaves no doubt."""
-    metrics, filters = list(leaf.aggregation()), [ensemble.name for ensemble in leaf._filters]
+    metrics, filters = list(aggregations(leaf)), filters_of(leaf)
     wanted = config.metric or (default if _has(leaf, default) else None)
     metric, _, chosen = (part.strip() for part in (wanted or "").partition(","))
     place = f"task {config.task!r}"
@@ -249,12 +251,12 @@ def _figure(config: TaskConfig, leaf: LmEvalTask, default: str | None) -> tuple[
 
 def _has(leaf: LmEvalTask, metric: str | None) -> bool:
     name = (metric or "").partition(",")[0].strip()
-    return name in leaf.aggregation() or (name in gold.METRICS and gold.is_answered(leaf))
+    return name in aggregations(leaf) or (name in gold.METRICS and gold.is_answered(leaf))
 
 
 def _gold_figure(metric: str, chosen: str, leaf: LmEvalTask, place: str) -> tuple[str, str]:
     if not gold.is_answered(leaf):
-        own = ", ".join(leaf.aggregation())
+        own = ", ".join(aggregations(leaf))
         raise UserError(
             f"{place} has no {metric}: its answers do not hold the probability of what is right (output_type "
             f"{leaf.OUTPUT_TYPE}{', process_results of its own' if callable(leaf.config.process_results) else ''}): "
@@ -262,7 +264,7 @@ def _gold_figure(metric: str, chosen: str, leaf: LmEvalTask, place: str) -> tupl
         )
     if chosen:
         raise UserError(f"{place}: {metric} is taken before any filter: write `metric: {metric}`")
-    return metric, leaf._filters[0].name
+    return metric, filters_of(leaf)[0]
 
 
 def _refuse_metric_of_none(tasks: Sequence[Task], metric: str | None) -> None:
@@ -274,24 +276,24 @@ def _refuse_metric_of_none(tasks: Sequence[Task], metric: str | None) -> None:
 def _direction(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: str) -> bool:
     if metric in gold.METRICS:
         return True
-    directions = {leaf.higher_is_better().get(metric) for leaf in leaves.values()}
-    if len(directions) != 1 or None in directions:
+    said = {directions(leaf).get(metric) for leaf in leaves.values()}
+    if len(said) != 1 or None in said:
         raise UserError(
             f"task {config.task!r} does not say whether a higher {metric} is better: "
             "add higher_is_better to the metric in its YAML"
         )
-    return bool(directions.pop())
+    return bool(said.pop())
 
 
 def _aggregation(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: str, chosen_filter: str) -> str:
     if metric in gold.METRICS and all(gold.is_answered(leaf) for leaf in leaves.values()):
         return "mean"
     for name, leaf in leaves.items():
-        if metric not in leaf.aggregation() or chosen_filter not in [ensemble.name for ensemble in leaf._filters]:
+        if metric not in aggregations(leaf) or chosen_filter not in filters_of(leaf):
             raise UserError(
                 f"group {config.task!r}: its task {name!r} has no {metric},{chosen_filter}: list the tasks one by one"
             )
-    kinds = {_AGGREGATIONS.get(leaf.aggregation()[metric], statistics.JACKKNIFE) for leaf in leaves.values()}
+    kinds = {_AGGREGATIONS.get(aggregations(leaf)[metric], statistics.JACKKNIFE) for leaf in leaves.values()}
     if len(leaves) > 1 and kinds != {"mean"}:
         raise UserError(
             f"group {config.task!r} cannot be scored on {metric}, which is no mean over documents: "

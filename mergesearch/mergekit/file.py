@@ -12,13 +12,13 @@ from mergesearch.mergekit import known, settings
 from mergesearch.mergekit.settings import Setting
 from mergesearch.methods import Method
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
-class Source:
+class SliceSource:
     """An input of a slice: its reference, its first layer and the one behind its last, and parameters by our names."""
 
     reference: str
@@ -31,7 +31,7 @@ class Source:
 class Slice:
     """Layers of the result: `first` is the number of the first of them, `count` is None where it is the whole model."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SliceSource, ...]
     parameters: Settings
     first: int
     count: int | None
@@ -81,10 +81,10 @@ def _needed(data: Mapping[str, Any], key: str, where: str) -> Any:
 
 def _base(top: Mapping[str, Any], where: str) -> str | None:
     given = [top.get("base_model"), *(part.get("base_model") for part in _list(top, "slices", where))]
-    found = dict.fromkeys(str(base) for base in given if base is not None)
-    if len(found) > 1:
-        raise UserError(f"{where}: different base_model of slices, {', '.join(found)}, are not supported: name one")
-    return next(iter(found), None)
+    bases = dict.fromkeys(str(base) for base in given if base is not None)
+    if len(bases) > 1:
+        raise UserError(f"{where}: different base_model of slices, {', '.join(bases)}, are not supported: name one")
+    return next(iter(bases), None)
 
 
 def _list(data: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
@@ -127,11 +127,11 @@ def _slice(data: Any, method: Method, first: int, where: str) -> Slice:
     return Slice(tuple(sources), _settings(part.get("parameters"), method, "shared", where), first, counts.pop(), where)
 
 
-def _source(data: Any, keys: tuple[str, ...], method: Method, where: str) -> Source:
+def _source(data: Any, keys: tuple[str, ...], method: Method, where: str) -> SliceSource:
     entry = known.check_keys(data, keys, where)
     layers = _layer_range(_needed(entry, "layer_range", where), where) if "layer_range" in keys else None
     reference = str(_needed(entry, "model", where))
-    return Source(reference, layers, _settings(entry.get("parameters"), method, "source", where), where)
+    return SliceSource(reference, layers, _settings(entry.get("parameters"), method, "source", where), where)
 
 
 def _layer_range(value: Any, where: str) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def _layer_range(value: Any, where: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def _check_distinct(sources: Sequence[Source], where: str) -> None:
+def _check_distinct(sources: Sequence[SliceSource], where: str) -> None:
     seen: set[str] = set()
     for source in sources:
         if source.reference in seen:
@@ -151,7 +151,7 @@ def _check_distinct(sources: Sequence[Source], where: str) -> None:
 
 def _settings(data: Any, method: Method, level: str, where: str) -> dict[str, Setting]:
     """The parameters of one level by our names; what mergekit reads at no such level is refused."""
-    found = {}
+    parsed = {}
     for key, value in (data if isinstance(data, Mapping) else known.check_keys(data or {}, (), where)).items():
         place = f"{where}.{key}"
         if known.has_no_effect(method, key):
@@ -164,5 +164,5 @@ def _settings(data: Any, method: Method, level: str, where: str) -> dict[str, Se
             raise UserError(f"{key} in {where} is one value for all models of {method.name}: give it under parameters")
         if key in known.OURS_ALONE.get(method.name, ()):
             log.warning("%s: mergekit's %s ignores %s; here it takes effect", where, method.name, key)
-        found[keys[key]] = settings.parse(value, method.parameters[keys[key]], place)
-    return found
+        parsed[keys[key]] = settings.parse(value, method.parameters[keys[key]], place)
+    return parsed

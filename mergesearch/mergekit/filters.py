@@ -1,4 +1,4 @@
-"""The other way round: which parts of tensors' names tell those that get one value from those that get another."""
+"""Filters for a mergekit file: parts of names that tell tensors with one value from tensors with another."""
 
 from __future__ import annotations
 

@@ -53,11 +53,11 @@ def rules(
     if any(len(matched) > 1 for matched, _ in entries):
         there = names()
         entries = _entries(filters, column, {frozenset(f for f in filters if f in name) for name in there})
-    found = []
+    result = []
     for matched, values in entries:
         patterns = [p for p in globs(matched) if p is None or there is None or any(fnmatchcase(n, p) for n in there)]
-        found += _rules_of(method, matched, patterns, values)
-    return tuple(rule for rule in found if rule is not None)
+        result += _rules_of(method, matched, patterns, values)
+    return tuple(rule for rule in result if rule is not None)
 
 
 def _entries(
@@ -78,8 +78,8 @@ def _entries(
             if matched and possible is not None and matched not in possible:
                 continue
             wanted = column(matched)
-            found = next((c for s, c in [*level, *kept] if s <= matched), None)
-            if wanted != found and any(merge is not None for merge in wanted):
+            given = next((c for s, c in [*level, *kept] if s <= matched), None)
+            if wanted != given and any(merge is not None for merge in wanted):
                 level.append((matched, wanted))
         kept = [*level, *kept]
     return kept
@@ -124,10 +124,10 @@ def globs(matched: frozenset[str]) -> Iterator[str | None]:
     if not needed:
         yield None
         return
-    found = dict.fromkeys(
+    patterns = dict.fromkeys(
         f"*{joined}*" for order in itertools.permutations(needed) for joined in _joined([_escaped(f) for f in order])
     )
-    yield from found
+    yield from patterns
 
 
 def _joined(parts: Sequence[Sequence[str]]) -> Iterator[str]:

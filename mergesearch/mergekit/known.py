@@ -10,7 +10,7 @@ from mergesearch import methods
 from mergesearch.errors import UserError, unknown
 from mergesearch.methods import Method
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 TOP = (
     "merge_method",
@@ -68,9 +68,13 @@ _WEIGHTED = (
     *("linear", "nuslerp", "multislerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"),
     *("breadcrumbs", "breadcrumbs_ties", "della", "della_linear"),
 )
-REQUIRED = {"weight": _WEIGHTED, "t": ("slerp", "nearswap")}
+REQUIRED: dict[str, tuple[str, ...]] = {"weight": _WEIGHTED, "t": ("slerp", "nearswap")}
 # parameters of ours that mergekit's method of that name does not have
-OURS_ALONE = {"sce": ("weight", "lambda", "normalize"), "ram": ("weight", "lambda"), "ramplus_tl": ("weight", "lambda")}
+OURS_ALONE: dict[str, tuple[str, ...]] = {
+    "sce": ("weight", "lambda", "normalize"),
+    "ram": ("weight", "lambda"),
+    "ramplus_tl": ("weight", "lambda"),
+}
 # mergekit's first input is its base_model
 FIRST_IS_BASE = ("slerp", "nearswap", "arcee_fusion")
 # the base_model is one more input

@@ -14,15 +14,13 @@ import yaml
 
 from mergesearch import recipe as recipes
 from mergesearch.errors import UserError
-from mergesearch.mergekit import known, parents, settings
-from mergesearch.mergekit.file import File, Settings, Slice, Source, parse
+from mergesearch.mergekit import known, models, settings
+from mergesearch.mergekit.file import File, Settings, Slice, SliceSource, parse
 from mergesearch.mergekit.grouping import Merge, rules
 from mergesearch.mergekit.settings import Condition
 from mergesearch.methods import Method
-from mergesearch.recipe import Recipe
+from mergesearch.recipe import BASE, DTYPES, UNION, Recipe
 from mergesearch.schema import read_yaml
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def is_mergekit(data: Mapping[str, Any]) -> bool:
@@ -55,7 +53,7 @@ def read(path: str | Path) -> Recipe:
 def from_data(data: Any, where: str) -> Recipe:
     """The recipe that a mergekit file's data state; `UserError` as `read`."""
     top = known.check_keys(data, known.TOP, where)
-    return _recipe(parents.complete(parse(top, where)), top)
+    return _recipe(models.complete(parse(top, where)), top)
 
 
 def _refuse_many(path: str | Path) -> None:
@@ -73,10 +71,10 @@ def _refuse_many(path: str | Path) -> None:
 
 
 def _recipe(file: File, top: Mapping[str, Any]) -> Recipe:
-    names = parents.names(file)
-    stack, layers = parents.stack(file, names)
+    names = models.names(file)
+    stack, layers = models.stack(file, names)
     filters = list(dict.fromkeys(settings.filters(file.settings())))
-    parents.check_filters(filters, stack, file.where)
+    models.check_filters(filters, stack, file.where)
     _check_required(file)
     everyone = tuple(names.values())
 
@@ -89,7 +87,7 @@ def _recipe(file: File, top: Mapping[str, Any]) -> Recipe:
             "models": {name: reference for reference, name in names.items()},
             "rules": [
                 rule.model_dump()
-                for rule in rules(file.method.name, filters, layers, lookup, lambda: parents.tensor_names(file))
+                for rule in rules(file.method.name, filters, layers, lookup, lambda: models.tensor_names(file))
             ],
             "out_dtype": _out_dtype(top, file),
             "tokenizer": _tokenizer(top, file, names),
@@ -105,42 +103,44 @@ def _merge_at(
     """What merges the tensors at a place whose names contain just the filters `matched`; None if a value is missing."""
     part = _part_at(file, place)
     depth = part.depth(place) if part.count and place < part.first + part.count else 0.0
-    sources = parents.inputs(file, part)
-    found: dict[str, Any] = {}
+    sources = models.inputs(file, part)
+    parameters: dict[str, Any] = {}
     for key in file.method.parameters:
         given = _value(file, part, sources, key, depth, matched)
         if given is _MISSING:
             return None
         if given is not None:
-            found[key] = given
-    models = tuple(names[source.reference] for source in sources)
-    return Merge(None if models == everyone else models, found)
+            parameters[key] = given
+    taking_part = tuple(names[source.reference] for source in sources)
+    return Merge(None if taking_part == everyone else taking_part, parameters)
 
 
 def _part_at(file: File, place: int) -> Slice:
     """The slice of a place, which for the tensors behind the layers is the last."""
     inside = (s for s in file.slices if s.count is None or place < s.first + s.count)
-    return next(inside, None) or parents.behind(file)
+    return next(inside, None) or models.behind(file)
 
 
 _MISSING = object()
 
 
-def _value(file: File, part: Slice, sources: Sequence[Source], key: str, depth: float, matched: frozenset[str]) -> Any:
+def _value(
+    file: File, part: Slice, sources: Sequence[SliceSource], key: str, depth: float, matched: frozenset[str]
+) -> Any:
     """Our parameter at one place: None for the default, `_MISSING` where mergekit would refuse."""
     parameter = file.method.parameters[key]
     levels = [part.parameters, file.parameters]
     if not known.from_source(file.method, key):
-        found = _first(levels, key, matched)
-        if found is None:
+        condition = _first(levels, key, matched)
+        if condition is None:
             return _default(file.method, key)
-        return settings.at(found.value, depth)
+        return settings.at(condition.value, depth)
     given = [_first([source.parameters, *levels], key, matched) for source in sources]
-    if all(found is None for found in given):
+    if all(condition is None for condition in given):
         return _default(file.method, key)
     if known.is_required(file.method, key) and None in given:
         return _MISSING
-    values = [parameter.default if f is None else settings.at(f.value, depth) for f in given]
+    values = [parameter.default if c is None else settings.at(c.value, depth) for c in given]
     return values if parameter.per_model else values[0]
 
 
@@ -151,8 +151,8 @@ def _default(method: Method, key: str) -> Any:
 
 
 def _first(levels: Sequence[Settings], key: str, matched: frozenset[str]) -> Condition | None:
-    found = (level[key].find(matched) for level in levels if key in level)
-    return next((condition for condition in found if condition is not None), None)
+    holding = (level[key].find(matched) for level in levels if key in level)
+    return next((condition for condition in holding if condition is not None), None)
 
 
 def _check_required(file: File) -> None:
@@ -160,7 +160,7 @@ def _check_required(file: File) -> None:
     for key in (k for k in file.method.parameters if known.is_required(file.method, k)):
         for part in file.slices:
             levels = [part.parameters, file.parameters]
-            inputs = parents.inputs(file, part) if known.from_source(file.method, key) else [None]
+            inputs = models.inputs(file, part) if known.from_source(file.method, key) else [None]
             for source in inputs:
                 if not any(key in level for level in ([source.parameters] if source else []) + levels):
                     whose = f" of {source.reference}" if source else ""
@@ -174,17 +174,17 @@ def _out_dtype(top: Mapping[str, Any], file: File) -> str:
         value = top.get(key)
         if value is not None and value not in DTYPES:
             raise UserError(f"{file.where}: {key} {value!r} is not supported: use {', '.join(DTYPES)}")
-    return top.get("out_dtype") or top.get("dtype") or parents.common_dtype(file)
+    return top.get("out_dtype") or top.get("dtype") or models.common_dtype(file)
 
 
 def _tokenizer(top: Mapping[str, Any], file: File, names: Mapping[str, str]) -> str:
     nested = known.check_keys(top.get("tokenizer") or {}, known.TOKENIZER, f"{file.where}, tokenizer").get("source")
     if nested is not None and top.get("tokenizer_source") is not None:
         raise UserError(f"{file.where}: tokenizer and tokenizer_source are both given: keep one of them")
-    source = str(nested or top.get("tokenizer_source") or "base")
+    source = str(nested or top.get("tokenizer_source") or BASE)
     reference = source.removeprefix("model:")
-    if source in ("base", "union") or reference == file.base:
-        return source if source == "union" else "base"
+    if source in (BASE, UNION) or reference == file.base:
+        return source if source == UNION else BASE
     if reference not in names:
         raise UserError(
             f"{file.where}: the tokenizer's source {source} is not supported: use base, union or a model of the merge"

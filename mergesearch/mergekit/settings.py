@@ -64,7 +64,7 @@ def _values(value: Any, parameter: Parameter, where: str) -> Any:
     if len(value) > 1 and parameter.kind != "float":
         raise UserError(f"{parameter.key} {value} in {where} is a gradient, which only numbers can be: give one value")
     numbers = tuple(native(v, parameter, where) for v in value)
-    return numbers if len(numbers) > 1 else numbers[0]
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def filters(settings: Iterable[Setting]) -> Iterator[str]:

@@ -12,9 +12,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from mergesearch.methods.common import Normalize, Scalar, Scalars, Weights, dot, per_model, scalar
+from mergesearch.methods.common import Normalize, Scalar, Scalars, Weights, added, dot, per_model, scalar
+from mergesearch.methods.listening import count_nonzero, kth_smallest, statistic
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.statistics import count_nonzero, kth_smallest, statistic
 from mergesearch.methods.task_vector import Lambda, elect, task_vectors
 
 TopShare = Annotated[
@@ -37,8 +37,8 @@ Ceiling = Annotated[
 def spread(vectors: Sequence[Tensor]) -> Tensor:
     """The variance of each element over the models; exactly 0 where all are equal."""
     shifted = [d - vectors[0] for d in vectors]
-    mean = sum(shifted) / len(shifted)
-    return sum((d - mean) ** 2 for d in shifted) / len(shifted)
+    mean = added(shifted) / len(shifted)
+    return added((d - mean) ** 2 for d in shifted) / len(shifted)
 
 
 def spread_threshold(variance: Tensor, top: Scalar) -> Tensor:
@@ -170,7 +170,7 @@ def _merge_changes(
 ) -> Tensor:
     vectors = task_vectors(base, models)
     changed = [d.abs() > epsilon for d in vectors]
-    count = sum(c.to(torch.int32) for c in changed)
+    count = added(c.to(torch.int32) for c in changed)
     merged = torch.zeros_like(base)
     for d, w, moved in zip(vectors, per_model(weight, models), changed, strict=True):
         whole = d * w

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor
 
+from mergesearch.methods.listening import statistic
 from mergesearch.methods.registry import Parameter
-from mergesearch.methods.statistics import statistic
 
 # 32 MiB of float64: a dot product of a whole embedding needs no more
 _BLOCK = 2**22
@@ -36,9 +36,14 @@ def scalar(value: Scalar) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
+def added(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one tensor or more, in their order."""
+    return cast(Tensor, sum(terms))
+
+
 def total(values: Sequence[Scalar]) -> Tensor:
     """The sum of scalars, 0-d float64."""
-    return sum(scalar(v) for v in values)
+    return added(scalar(v) for v in values)
 
 
 def nonzero(divisor: Tensor, least: float) -> Tensor:
@@ -58,7 +63,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Scalar]) -> Tensor
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """sum_j a_j b_j over all elements, 0-d float64: products and sums in float64, so the order hardly matters."""
     blocks = zip(a.flatten().split(_BLOCK), b.flatten().split(_BLOCK), strict=True)
-    return sum((x.double() * y.double()).sum() for x, y in blocks)
+    return added((x.double() * y.double()).sum() for x, y in blocks)
 
 
 @statistic(how="sum")

@@ -15,6 +15,7 @@ from mergesearch.methods.common import (
     Normalize,
     Scalar,
     Weights,
+    added,
     cosine,
     gram,
     nonzero,
@@ -24,8 +25,8 @@ from mergesearch.methods.common import (
     total,
     weighted_sum,
 )
+from mergesearch.methods.listening import kth_smallest, statistic
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.statistics import kth_smallest, statistic
 
 Nearness = Annotated[
     Scalar,
@@ -104,7 +105,7 @@ def stock_ratio(products: Tensor) -> Tensor:
     """The interpolation ratio t of `model_stock` from the (N, N, ...) dot products of the task vectors."""
     n = len(products)
     pairs = [cosine(products, i, j, floor=1e-6) for i in range(n) for j in range(i)]
-    c = sum(pairs) / len(pairs)
+    c = added(pairs) / len(pairs)
     divisor = 1 + (n - 1) * c
     singular = divisor.abs() < 1e-6
     return torch.where(singular, 0.0, n * c / torch.where(singular, 1.0, divisor))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mergesearch.methods.statistics import statistic
+from mergesearch.methods.listening import statistic
 
 # elements that share one pair of stream words: an int32 index reaches no further
 _WINDOW = 2**31

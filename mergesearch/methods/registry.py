@@ -197,7 +197,7 @@ def method(
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        made = Method(
+        new = Method(
             name=name or function.__name__,
             function=function,
             parameters={p.key: p for p in _parameters(function)},
@@ -209,7 +209,7 @@ def method(
             paper=paper,
             summary=(inspect.getdoc(function) or "").partition("\n")[0],
         )
-        _add(made)
+        _add(new)
         return function
 
     return register
@@ -238,22 +238,22 @@ def describe() -> list[dict[str, Any]]:
 def _row(m: Method) -> dict[str, Any]:
     columns = ("key", "default", "allowed", "search", "per_model", "meaning")
     parameters = [{c: getattr(p, c) for c in columns} for p in m.parameters.values()]
-    kept = {c: getattr(m, c) for c in ("name", "family", "base", "random", "summary", "paper")}
-    return {**kept, "models": m._count(), "parameters": parameters}
+    stated = {c: getattr(m, c) for c in ("name", "family", "base", "random", "summary", "paper")}
+    return {**stated, "models": m._count(), "parameters": parameters}
 
 
 def _discover() -> None:
-    package = importlib.import_module(__package__)
-    for found in pkgutil.iter_modules(package.__path__, f"{__package__}."):
-        importlib.import_module(found.name)
+    room = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(room).__path__, f"{room}."):
+        importlib.import_module(module.name)
 
 
-def _add(made: Method) -> None:
-    before = _registered.get(made.name)
-    where = (made.function.__module__, made.function.__qualname__)
+def _add(new: Method) -> None:
+    before = _registered.get(new.name)
+    where = (new.function.__module__, new.function.__qualname__)
     if before is not None and (before.function.__module__, before.function.__qualname__) != where:
-        raise ValueError(f"merge method {made.name!r} of {where[0]} is already in {before.function.__module__}")
-    _registered[made.name] = made
+        raise ValueError(f"merge method {new.name!r} of {where[0]} is already in {before.function.__module__}")
+    _registered[new.name] = new
 
 
 def _parameters(function: Callable[..., Tensor]) -> list[Parameter]:

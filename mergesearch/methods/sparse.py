@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mergesearch.methods.common import Normalize, Scalar, Scalars, Weights, per_model, scalar
+from mergesearch.methods.listening import statistic
 from mergesearch.methods.masks import MaskKey
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.statistics import statistic
 from mergesearch.methods.task_vector import (
     Densities,
     DropRescale,

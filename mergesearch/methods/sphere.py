@@ -15,7 +15,6 @@ from torch import Tensor
 from mergesearch.methods.common import (
     Normalize,
     Scalar,
-    Scalars,
     Weights,
     cosine,
     gram,
@@ -27,8 +26,8 @@ from mergesearch.methods.common import (
     total,
     weighted_sum,
 )
+from mergesearch.methods.listening import statistic
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.statistics import statistic
 
 Position = Annotated[
     Scalar,
@@ -144,7 +143,7 @@ def slerp_coefficients(cos: Tensor, t: Tensor, straight: float) -> tuple[Tensor,
     return torch.where(line, 1 - t, left), torch.where(line, t, right)
 
 
-def share(weights: Scalars) -> Tensor:
+def share(weights: Sequence[Scalar]) -> Tensor:
     """w_2 / (w_1 + w_2), 1/2 where the sum is below 1e-8 in magnitude."""
     sums = total(weights)
     empty = sums.abs() < 1e-8

@@ -23,9 +23,9 @@ from mergesearch.methods.common import (
     total,
     weighted_sum,
 )
+from mergesearch.methods.listening import kth_smallest, statistic
 from mergesearch.methods.masks import MaskKey, uniform
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.statistics import kth_smallest, statistic
 
 Densities = Annotated[
     Scalars,

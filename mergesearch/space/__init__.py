@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe, TensorInfo
@@ -17,11 +17,18 @@ from mergesearch.space.stacks import StackSpace
 class Space(Protocol):
     """What a study needs to propose recipes."""
 
-    dimension: int
-    label: str
+    @property
+    def dimension(self) -> int:
+        """How many parameters the largest proposal has."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What the study calls it."""
+        ...
 
     def suggest(self, trial: Suggests) -> Recipe: ...
-    def parameters(self, recipe: Recipe) -> dict | None: ...
+    def parameters(self, recipe: Recipe) -> dict[str, Any] | None: ...
 
 
 def space_of(config: Config, infos: list[TensorInfo], layers: int) -> Space:

@@ -54,13 +54,15 @@ class RefineSpace:
     """
 
     def __init__(self, config: Config, recipe: Recipe, label: str = "refine"):
-        self.config, self.origin, self.label = config, recipe, label
-        self.methods = {name: methods.get(name, "the recipe") for name in recipe.methods}
+        self.config: Config = config
+        self.origin: Recipe = recipe
+        self.label: str = label
+        self.methods: dict[str, methods.Method] = {name: methods.get(name, "the recipe") for name in recipe.methods}
         self._frozen = frozen_rules(config.space, tuple(config.models))
         self._knobs = knobs_of(config.space.model_copy(update={"ranges_for": []}), self._known())
         self._complete = [self._completed(rule) for rule in recipe.rules]
-        self.turned = list(self._turned())
-        self.start = {turned.name: turned.value for turned in self.turned}
+        self.turned: list[_Turned] = list(self._turned())
+        self.start: dict[str, Any] = {turned.name: turned.value for turned in self.turned}
 
     def _known(self) -> dict[str, methods.Method]:
         """The recipe's methods, and those that the configuration's ranges speak of."""
@@ -140,14 +142,14 @@ class TogetherSpace(RefineSpace):
             if turned.parameter.kind != "int":
                 name = ".".join([label, turned.key, *([turned.model] if turned.model else [])])
                 self.factors.setdefault(name, []).append(turned)
-        self.start = dict.fromkeys(self.factors, 1.0)
+        self.start: dict[str, Any] = dict.fromkeys(self.factors, 1.0)
 
     def suggest(self, trial: Suggests) -> Recipe:
         """The recipe that a trial proposes."""
-        found = {name: trial.suggest_float(name, *FACTORS) for name in self.factors}
-        if found == self.start:
+        factors = {name: trial.suggest_float(name, *FACTORS) for name in self.factors}
+        if factors == self.start:
             return self.origin
-        return self._with((turned, turned.scaled(found[name])) for name, of in self.factors.items() for turned in of)
+        return self._with((turned, turned.scaled(factors[name])) for name, of in self.factors.items() for turned in of)
 
     @property
     def dimension(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mergesearch.config import Freeze, Selector, SpaceConfig
 from mergesearch.errors import UserError, unknown
-from mergesearch.recipe import COMPONENTS, Rule, TensorInfo
+from mergesearch.recipe import AVERAGE, BASE, COMPONENTS, Rule, TensorInfo
 
 DERIVED = ("all", "other")
 Members = tuple[str, ...] | None
@@ -67,8 +67,8 @@ def groups_of(
     if count > layers:
         raise UserError(f"{where}.layer_groups is {count}, but the models have {layers} layers: use at most that")
     members = component_members(components, infos, where)
-    found = [Group(span, name, names) for span in spans(layers, count) for name, names in members.items()]
-    return [group for group in found if any(group.covers(info) for info in infos)]
+    groups = [Group(span, name, names) for span in spans(layers, count) for name, names in members.items()]
+    return [group for group in groups if any(group.covers(info) for info in infos)]
 
 
 def spans(layers: int, count: int) -> list[tuple[int, int]]:
@@ -97,8 +97,8 @@ def component_members(wanted: Sequence[str], infos: Sequence[TensorInfo], where:
     rest = tuple(name for name in sorted({info.component for info in infos}) if name not in wanted)
     if rest and "other" not in wanted:
         raise UserError(f"{where}.components covers no {', '.join(rest)}: add them, or add other")
-    found = {name: rest if name == "other" else (name,) for name in wanted}
-    return {name: names for name, names in found.items() if names}
+    members = {name: rest if name == "other" else (name,) for name in wanted}
+    return {name: names for name, names in members.items() if names}
 
 
 # --- selectors ----------------------------------------------------------------------------------------------------
@@ -112,8 +112,8 @@ def check_selectors(space: SpaceConfig, models: Sequence[str]) -> None:
                 if name not in COMPONENTS:
                     raise unknown("component", name, COMPONENTS, f"space.{key}.{position}")
     for position, frozen in enumerate(space.freeze):
-        if frozen.at not in ("base", "average", *models):
-            raise unknown("parent", frozen.at, ("base", "average", *models), f"space.freeze.{position}.at")
+        if frozen.at not in (BASE, AVERAGE, *models):
+            raise unknown("parent", frozen.at, (BASE, AVERAGE, *models), f"space.freeze.{position}.at")
 
 
 def check_layers(space: SpaceConfig, layers: int) -> None:
@@ -140,9 +140,9 @@ def frozen_rules(space: SpaceConfig, models: Sequence[str]) -> list[Rule]:
 
 def _frozen(frozen: Freeze, models: Sequence[str]) -> Rule:
     components = tuple(frozen.components) if frozen.components else None
-    if frozen.at == "base":
+    if frozen.at == BASE:
         method, parameters = "task_arithmetic", {"weight": 0.0}
-    elif frozen.at == "average":
+    elif frozen.at == AVERAGE:
         method, parameters = "linear", {"weight": 1.0}
     else:
         method, parameters = "linear", {"weight": {name: float(name == frozen.at) for name in models}}

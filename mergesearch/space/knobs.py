@@ -76,12 +76,12 @@ def _check(ranges: Bounds, known: Mapping[str, Parameter], where: str) -> None:
 
 
 def _method_knobs(method: Method, ranges: Bounds) -> list[Knob]:
-    found = []
+    knobs = []
     for key, parameter in method.parameters.items():
         bounds = ranges.get(key, parameter.search if parameter.kind in ("float", "int") else None)
         if bounds is not None:
-            found.append(Knob(parameter, *bounds))
-    return found
+            knobs.append(Knob(parameter, *bounds))
+    return knobs
 
 
 def subsets_of(method: Method, models: Sequence[str]) -> list[tuple[str, ...]]:

@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Stated:
+class PlaceRule:
     """What a trial states for one place."""
 
     place: Place
@@ -71,20 +71,22 @@ class SearchSpace:
     def __init__(self, config: Config, infos: Sequence[TensorInfo], layers: int, label: str = "space"):
         check_space(config)
         check_layers(config.space, layers)
-        self.config = config
-        self.label = label
-        self.layers = layers
-        self.models = tuple(config.models)
-        self.methods = {name: methods.get(name, "space.methods") for name in config.space.methods}
+        self.config: Config = config
+        self.label: str = label
+        self.layers: int = layers
+        self.models: tuple[str, ...] = tuple(config.models)
+        self.methods: dict[str, methods.Method] = {
+            name: methods.get(name, "space.methods") for name in config.space.methods
+        }
         self._subsets = {name: subsets_of(method, self.models) for name, method in self.methods.items()}
         self._infos = list(infos)
         self._frozen = frozen_rules(config.space, self.models)
-        self.groups = groups_of(self._free(), layers, config.space.layer_groups, config.space.components)
+        self.groups: list[Group] = groups_of(self._free(), layers, config.space.layer_groups, config.space.components)
         if not self.groups:
             raise UserError("space.freeze leaves no tensor to search for: freeze fewer")
         self._check_narrow()
-        self.places = self._places()
-        self.knobs = knobs_of(config.space, self.methods)
+        self.places: list[Place] = self._places()
+        self.knobs: dict[str, list[Knob]] = knobs_of(config.space, self.methods)
 
     def _free(self) -> list[TensorInfo]:
         """The tensors that are not frozen."""
@@ -137,7 +139,7 @@ class SearchSpace:
         stated = []
         for place in self.places:
             method, names = shared or self._suggest_method(trial, f"{place.label}.")
-            stated.append(Stated(place, method, names, self._suggest_parameters(trial, place, method, names)))
+            stated.append(PlaceRule(place, method, names, self._suggest_parameters(trial, place, method, names)))
         return self.recipe([*self._frozen, *self._rules(stated, split)])
 
     def recipe(self, rules: Sequence[Rule]) -> Recipe:
@@ -168,29 +170,29 @@ class SearchSpace:
         return method, next(subset for subset in subsets if _joined(subset) == chosen)
 
     def _suggest_parameters(self, trial: Suggests, place: Place, method: str, models: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
         for knob in self._knobs(place, method):
             key = knob.parameter.key
             name = f"{place.label}.{method}.{key}"
             if knob.parameter.per_model:
-                found[key] = {model: knob.suggest(trial, f"{name}.{model}") for model in models}
+                parameters[key] = {model: knob.suggest(trial, f"{name}.{model}") for model in models}
             else:
-                found[key] = knob.suggest(trial, name)
-        return found
+                parameters[key] = knob.suggest(trial, name)
+        return parameters
 
     def _knobs(self, place: Place, method: str) -> list[Knob]:
         return [knob.within(place.ranges) for knob in self.knobs[method]]
 
     # --- what is stated -> rules ---
 
-    def _rules(self, stated: Sequence[Stated], split: int) -> list[Rule]:
+    def _rules(self, stated: Sequence[PlaceRule], split: int) -> list[Rule]:
         if self.config.space.depth == "groups":
             pairs = zip(self.groups, stated, strict=True)
             return [group.rule(s.method, s.models, s.parameters) for group, s in pairs]
         if self.config.space.depth == "split":
             sides = {"below": (0, split - 1), "above": (split, self.layers - 1)}
             return [_rule(s, sides[s.place.label.split(".")[0]]) for s in stated]
-        by_component: dict[str, list[Stated]] = {}
+        by_component: dict[str, list[PlaceRule]] = {}
         for s in stated:
             by_component.setdefault(s.place.component, []).append(s)
         return [
@@ -203,12 +205,12 @@ class SearchSpace:
 
     def parameters(self, recipe: Recipe) -> dict[str, Any] | None:
         """The trial parameters that propose a recipe's tensors, or None where the space does not hold it."""
-        reader = _Reader(self, recipe)
+        as_trial = _RecipeAsTrial(self, recipe)
         try:
-            same = self._same(self.suggest(reader), recipe)
+            same = self._same(self.suggest(as_trial), recipe)
         except _NotInSpace:
             return None
-        return reader.found if same else None
+        return as_trial.given if same else None
 
     def _same(self, ours: Recipe, theirs: Recipe) -> bool:
         """Whether two recipes do the same to every tensor."""
@@ -263,8 +265,8 @@ class OneMethod(SearchSpace):
         name = point.get("method", next(iter(self.methods)))
         if len(self._subsets[name]) > 1:
             raise LookupError(f"{name} leaves a choice of models")
-        self.methods = {name: self.methods[name]}
-        self.origin = recipe
+        self.methods: dict[str, methods.Method] = {name: self.methods[name]}
+        self.origin: Recipe = recipe
         self.start: dict[str, Any] = self.parameters(recipe) or {}
 
 
@@ -272,18 +274,18 @@ class _NotInSpace(Exception):
     pass
 
 
-class _Reader:
+class _RecipeAsTrial:
     """Stands in for a trial: answers each suggestion with what the recipe states, and notes it."""
 
     def __init__(self, space: SearchSpace, recipe: Recipe):
-        self.found: dict[str, Any] = {}
+        self.given: dict[str, Any] = {}
         self._values = _stated(space, recipe)
 
     def _answer(self, name: str) -> Any:
         if name not in self._values:
             raise _NotInSpace(name)
-        self.found[name] = self._values[name]
-        return self.found[name]
+        self.given[name] = self._values[name]
+        return self.given[name]
 
     def suggest_float(self, name: str, low: float, high: float) -> float:
         value = self._answer(name)
@@ -291,7 +293,11 @@ class _Reader:
             raise _NotInSpace(name)
         return value
 
-    suggest_int = suggest_float
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        value = self._answer(name)
+        if not low <= value <= high:
+            raise _NotInSpace(name)
+        return value
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         value = self._answer(name)
@@ -346,18 +352,18 @@ def _close(a: Any, b: Any) -> bool:
     return a == b
 
 
-def _rule(stated: Stated, layers: tuple[int, int]) -> Rule:
+def _rule(stated: PlaceRule, layers: tuple[int, int]) -> Rule:
     group = Group(layers, stated.place.component, stated.place.members)
     return group.rule(stated.method, stated.models, stated.parameters)
 
 
-def _between(points: Sequence[Stated], layer: int, layers: int) -> Stated:
+def _between(points: Sequence[PlaceRule], layer: int, layers: int) -> PlaceRule:
     """What control points state for one layer: linear between the two that are nearest in depth."""
     for low, high in itertools.pairwise(points):
         if low.place.at <= layer <= high.place.at:
             share = (layer - low.place.at) / max(1, high.place.at - low.place.at)
             mixed = {key: _mix(low.parameters[key], high.parameters[key], share) for key in low.parameters}
-            return Stated(low.place, low.method, low.models, mixed)
+            return PlaceRule(low.place, low.method, low.models, mixed)
     return points[-1]
 
 

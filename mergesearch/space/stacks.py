@@ -11,7 +11,7 @@ from typing import Any
 
 from mergesearch.config import Config, StackConfig
 from mergesearch.errors import UserError
-from mergesearch.recipe import Recipe, Rule, TensorInfo
+from mergesearch.recipe import BASE, Recipe, Rule, TensorInfo
 from mergesearch.space.check import check_space
 from mergesearch.space.groups import Group
 from mergesearch.space.knobs import Suggests
@@ -36,14 +36,16 @@ class StackSpace:
 
     def __init__(self, config: Config, infos: Sequence[TensorInfo], layers: int, label: str = "stack"):
         check_space(config)
-        self.config = config
-        self.layers = layers
-        self.label = label
+        self.config: Config = config
+        self.layers: int = layers
+        self.label: str = label
         self.stack: StackConfig = config.space.stack or StackConfig()
-        self.sources = (*config.models, *(["base"] if self.stack.base else []))
-        self.groups = [Group((layer, layer), "all", None) for layer in range(layers)]
-        self.methods = {"passthrough": None}
-        self.outputs = [p for p in OUTPUTS if any(Rule(tensors=p, method="passthrough").covers(i) for i in infos)]
+        self.sources: tuple[str, ...] = (*config.models, *([BASE] if self.stack.base else []))
+        self.groups: list[Group] = [Group((layer, layer), "all", None) for layer in range(layers)]
+        self.methods: dict[str, None] = {"passthrough": None}
+        self.outputs: list[str] = [
+            p for p in OUTPUTS if any(Rule(tensors=p, method="passthrough").covers(i) for i in infos)
+        ]
         if self.stack.scale != (1.0, 1.0) and not self.outputs:
             raise UserError(
                 "space.stack.scale: the output projections of this architecture are not known: leave scale out"

@@ -14,8 +14,8 @@ def folder() -> Path:
 
 def names() -> list[str]:
     """The models' names, the base first, then in alphabetical order."""
-    found = sorted(p.parent.name for p in folder().glob("models/*/config.json"))
-    return sorted(found, key=lambda name: name != "base")
+    present = sorted(p.parent.name for p in folder().glob("models/*/config.json"))
+    return sorted(present, key=lambda name: name != "base")
 
 
 def path(name: str) -> Path:

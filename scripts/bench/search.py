@@ -32,10 +32,10 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
-from mergesearch.evaluate.scores import TaskScore
 
 from mergesearch import config as configuration
 from mergesearch.config import Config
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
 from mergesearch.search.trials import State, Trial
 from scripts.bench import search_report

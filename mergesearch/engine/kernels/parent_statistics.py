@@ -17,9 +17,9 @@ from mergesearch.engine.kernels.exact import exact_division
 from mergesearch.engine.kernels.program import Program, cut, make, spans
 from mergesearch.engine.kernels.symbols import Symbol, replace, symbols_in
 from mergesearch.engine.kernels.tables import Table
+from mergesearch.methods.listening import listening
 from mergesearch.methods.masks import MaskKey
 from mergesearch.methods.sparse import rank_sums
-from mergesearch.methods.statistics import listening
 
 # elements at a time: on the CPU few enough that torch leaves them to the one thread, on a device many
 _PIECE, _DEVICE_PIECE = 2**15 - 2**10, 2**24

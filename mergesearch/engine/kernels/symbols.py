@@ -26,7 +26,7 @@ from torch.overrides import resolve_name
 
 from mergesearch.errors import UserError
 from mergesearch.methods import Method
-from mergesearch.methods.statistics import Statistic, listening
+from mergesearch.methods.listening import Statistic, listening
 
 _BINARY = ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor")
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")

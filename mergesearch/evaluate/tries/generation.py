@@ -30,7 +30,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class PromptBatch:
     """Prompts to be decoded side by side, of which the first `shared` tokens are the same."""
 
     prompts: list[Prompt]
@@ -55,7 +55,7 @@ class Stops:
         self._back = max(lengths, default=0) + 2
 
     def finished(self, answers: Sequence[list[int]]) -> list[bool]:
-        """Whether each of the answers so far is complete; not because of its length."""
+        """For each answer so far whether a stop ends it; its length does not count here."""
         texts = self._tokenizer.batch_decode([answer[-self._back :] for answer in answers])
         return [
             answer[-1] in self._ends or any(stop in text for stop in self._until)
@@ -63,19 +63,19 @@ class Stops:
         ]
 
 
-def batches(prompts: Sequence[Prompt], size: int) -> list[Batch]:
+def batches(prompts: Sequence[Prompt], size: int) -> list[PromptBatch]:
     """Prompts that begin alike together, at most `size` in a batch, longest first as lm-eval orders them."""
     ordered = sorted(prompts, key=lambda prompt: prompt.tokens.astype(">u4").tobytes())
     alone, *families = _families(ordered)
-    found: list[Batch] = []
+    together: list[PromptBatch] = []
     for members, fork in families:
         if len(members) < _FEWEST:
             alone[0].extend(members)
             continue
         # every prompt keeps a token of its own, whose logits say what comes next
         shared = min(fork, min(len(prompt.tokens) for prompt in members) - 1)
-        found.extend(Batch(part, shared) for part in _parts(members, size))
-    return found + [Batch(part, 0) for part in _parts(alone[0], size)]
+        together.extend(PromptBatch(part, shared) for part in _parts(members, size))
+    return together + [PromptBatch(part, 0) for part in _parts(alone[0], size)]
 
 
 def _families(ordered: Sequence[Prompt]) -> list[tuple[list[Prompt], int]]:
@@ -113,7 +113,7 @@ class GreedyDecoder:
         self._beginning: tuple[bytes, DynamicCache] | None = None
 
     @torch.no_grad()
-    def decode(self, batch: Batch, stops: Stops) -> list[tuple[list[int], bool]]:
+    def decode(self, batch: PromptBatch, stops: Stops) -> list[tuple[list[int], bool]]:
         """For each prompt its answer in tokens, and whether it was cut at `stops.most`."""
         state = _State(batch, self._prefill(batch))
         for taken in range(1, stops.most + 1):
@@ -124,7 +124,7 @@ class GreedyDecoder:
             state.logits = self._step(state)
         return [(answer, cut) for answer, cut in zip(state.answers, state.cut(), strict=True)]
 
-    def first_logits(self, batch: Batch, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def first_logits(self, batch: PromptBatch, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits after each prompt, and those after one more token each: two [prompts, vocabulary]."""
         with torch.no_grad():
             state = _State(batch, self._prefill(batch))
@@ -132,7 +132,7 @@ class GreedyDecoder:
             state.last = list(tokens)
             return first, self._step(state)
 
-    def _prefill(self, batch: Batch) -> _Prefilled:
+    def _prefill(self, batch: PromptBatch) -> _Prefilled:
         cache = self._shared(batch)
         rest = [prompt.tokens[batch.shared :] for prompt in batch.prompts]
         width = max(len(tokens) for tokens in rest)
@@ -146,7 +146,7 @@ class GreedyDecoder:
         logits = self._forward(torch.from_numpy(tokens), mask.to(self._device), positions, cache)
         return _Prefilled(logits, mask.to(self._device), positions[:, -1].to(self._device), cache)
 
-    def _shared(self, batch: Batch) -> DynamicCache:
+    def _shared(self, batch: PromptBatch) -> DynamicCache:
         """A cache with the shared beginning, once for each prompt; computed again only where it is another one."""
         cache = DynamicCache()
         if not batch.shared:
@@ -156,9 +156,10 @@ class GreedyDecoder:
             fresh, row = DynamicCache(), torch.from_numpy(tokens)[None]
             self._forward(row, torch.ones_like(row).to(self._device), torch.arange(len(tokens))[None], fresh)
             self._beginning = (tokens.tobytes(), fresh)
-        for index, layer in enumerate(self._beginning[1].layers):
-            expanded = (part.expand(len(batch.prompts), -1, -1, -1) for part in (layer.keys, layer.values))
-            cache.update(*expanded, index)
+        layers: list[Any] = list(self._beginning[1].layers)
+        for index, layer in enumerate(layers):
+            keys, values = (part.expand(len(batch.prompts), -1, -1, -1) for part in (layer.keys, layer.values))
+            cache.update(keys, values, index)
         return cache
 
     def _step(self, state: _State) -> torch.Tensor:
@@ -198,7 +199,7 @@ class _State(_Prefilled):
         last: the token that each row goes on with.
     """
 
-    def __init__(self, batch: Batch, start: _Prefilled) -> None:
+    def __init__(self, batch: PromptBatch, start: _Prefilled) -> None:
         super().__init__(start.logits, start.mask, start.positions, start.cache)
         self.answers: list[list[int]] = [[] for _ in batch.prompts]
         self.live = list(range(len(batch.prompts)))

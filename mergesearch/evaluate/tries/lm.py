@@ -12,12 +12,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import clear_torch_cache
 
-from mergesearch.evaluate.model import RememberingLM
+from mergesearch.evaluate.model import RememberingLM, question
 from mergesearch.evaluate.tries import memory, packed, probe
 from mergesearch.evaluate.tries.generation import GreedyDecoder, Prompt, Stops, batches
-from mergesearch.evaluate.tries.trie import Plan, Query, plan
+from mergesearch.evaluate.tries.trie import Passes, Query, arrange
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # What may stand in a generation configuration without changing what greedy decoding writes.
 _HARMLESS = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "max_length"}
@@ -26,7 +26,7 @@ _GREEDY = {"do_sample", "temperature", "top_p", "top_k"}
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
+class _Alike:
     """Prompts that are continued under the same conditions: until these texts, or `most` tokens."""
 
     prompts: list[Prompt]
@@ -37,20 +37,20 @@ class _Answers:
 class TrieLM(RememberingLM):
     """RememberingLM that computes no token twice; its figures are lm-eval's up to the rounding of another batch size.
 
-    `tokenize` makes the plan for the requests of a run, and tries on the live model whether it can be used. Where it
-    cannot, lm-eval's own code answers, and one logged line says why.
+    `tokenize` arranges the forward passes for the requests of a run, and tries on the live model whether they can be
+    used. Where they cannot, lm-eval's own code answers, and one logged line says why.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
         super().__init__(model, tokenizer, batch_size)
         self._limit, self._fill = memory.pack_length(model), memory.fill_length(model)
-        self._tokens: list[tuple] = []
-        # what is planned stays alive, as plans are found by identity
-        self._planned: dict[tuple, list[Instance]] = {}
+        self._tokens: list[tuple[Any, ...]] = []
+        # lists of requests are known by the identity of their members, which therefore stay alive
+        self._asked: dict[tuple[int, ...], list[Instance]] = {}
         # by request, which is kept alive with its query
         self._queries: dict[int, tuple[Instance, Query]] = {}
-        self._plans: dict[tuple, Plan] = {}
-        self._answers: dict[tuple, tuple[list[_Answers], list[int]]] = {}
+        self._passes: dict[tuple[int, ...], Passes] = {}
+        self._groups: dict[tuple[int, ...], tuple[list[_Alike], list[int]]] = {}
         # rows: what running out of memory left of them; largest: of the batches in use
         self._rows: int | None = None
         self._largest = 0
@@ -67,9 +67,10 @@ class TrieLM(RememberingLM):
             # the queries hold the tokens now
             self._pairs.clear()
 
-    def work(self) -> tuple[int, int]:
-        """(tokens that the planned log-likelihoods compute, tokens of one sequence for each distinct request)."""
-        return sum(plan.tokens for plan in self._plans.values()), sum(plan.naive for plan in self._plans.values())
+    def work(self) -> tuple[int, int] | None:
+        arranged = self._passes.values()
+        computed, naive = sum(passes.tokens for passes in arranged), sum(passes.naive for passes in arranged)
+        return (computed, naive) if naive else None
 
     def shrink(self, request_type: str) -> str | None:
         if not self._serves.get(request_type):
@@ -80,12 +81,12 @@ class TrieLM(RememberingLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         if self._model_left_out or not self._try("loglikelihood", requests):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return packed.log_likelihoods(self.model, self._plan(requests))
+        return packed.log_likelihoods(self.model, self._passes_of(requests))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         if self._model_left_out or not self._try("generate_until", requests):
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
-        self._cut.difference_update(request.args[0] for request in requests)
+        self._cut.difference_update(map(question, requests))
         groups, others = self._grouped(requests)
         texts: list[str] = [""] * len(requests)
         own_way = super().generate_until([requests[number] for number in others], disable_tqdm)
@@ -136,7 +137,7 @@ class TrieLM(RememberingLM):
     # -- log-likelihoods ----------------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: list[tuple[Any, ...]], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         self._tokens = requests
         return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
@@ -155,28 +156,28 @@ class TrieLM(RememberingLM):
         inputs = (context + continuation)[-(self.max_length + 1) :][:-1]
         return Query(np.array(inputs, dtype=np.int32), np.array(continuation, dtype=np.int32))
 
-    def _plan(self, requests: Sequence[Instance]) -> Plan:
+    def _passes_of(self, requests: Sequence[Instance]) -> Passes:
         key = self._key(requests)
-        if key not in self._plans:
-            self._plans[key] = plan(self._queries_of(requests), self._limit, self._fill)
-        return self._plans[key]
+        if key not in self._passes:
+            self._passes[key] = arrange(self._queries_of(requests), self._limit, self._fill)
+        return self._passes[key]
 
     def _shrink_packs(self) -> str | None:
-        longest = max((plan.longest for plan in self._plans.values()), default=self._limit)
+        longest = max((passes.longest for passes in self._passes.values()), default=self._limit)
         limit = memory.halved(min(longest, self._limit))
         if limit is None:
             return None
         self._limit = limit
-        self._plans.clear()
+        self._passes.clear()
         return f"forward passes now have at most {limit} tokens"
 
     # -- generation ---------------------------------------------------------------------------------------------
 
-    def _grouped(self, requests: Sequence[Instance]) -> tuple[list[_Answers], list[int]]:
+    def _grouped(self, requests: Sequence[Instance]) -> tuple[list[_Alike], list[int]]:
         """(the requests that are decoded greedily, by their conditions; the numbers of those that are not)."""
         key = self._key(requests)
-        if key not in self._answers:
-            groups: dict[tuple, _Answers] = {}
+        if key not in self._groups:
+            groups: dict[tuple[Any, ...], _Alike] = {}
             others = []
             for number, request in enumerate(requests):
                 prompt = self._prompt(number, *request.args)
@@ -184,10 +185,10 @@ class TrieLM(RememberingLM):
                     others.append(number)
                     continue
                 tokens, until, most = prompt
-                group = groups.setdefault((tuple(until), most), _Answers([], until, most))
+                group = groups.setdefault((tuple(until), most), _Alike([], until, most))
                 group.prompts.append(tokens)
-            self._answers[key] = (list(groups.values()), others)
-        return self._answers[key]
+            self._groups[key] = (list(groups.values()), others)
+        return self._groups[key]
 
     def _prompt(self, number: int, context: str, options: dict[str, Any]) -> tuple[Prompt, list[str], int] | None:
         """(the prompt as lm-eval truncates it, what ends the answer, the most tokens), None for lm-eval's own way."""
@@ -202,23 +203,23 @@ class TrieLM(RememberingLM):
             return None
         return Prompt(number, tokens[0].numpy().astype(np.int32)), until, most
 
-    def _decode(self, requests: Sequence[Instance], groups: Sequence[_Answers]) -> list[tuple[int, str]]:
-        found = []
+    def _decode(self, requests: Sequence[Instance], groups: Sequence[_Alike]) -> list[tuple[int, str]]:
+        texts: list[tuple[int, str]] = []
         decoder = GreedyDecoder(self.model, self.tokenizer.pad_token_id)
         for group in groups:
             stops = Stops(self.tokenizer, group.until, sorted(self.ends()), group.most)
             self._largest = max(self._largest, min(len(group.prompts), self._rows_of(group)))
             for batch in batches(group.prompts, self._rows_of(group)):
                 for prompt, (answer, cut) in zip(batch.prompts, decoder.decode(batch, stops), strict=True):
-                    found.append((prompt.number, self._text(answer, group.until)))
+                    texts.append((prompt.number, self._text(answer, group.until)))
                     if cut:
-                        self._cut.add(requests[prompt.number].args[0])
-        return found
+                        self._cut.add(question(requests[prompt.number]))
+        return texts
 
     def _text(self, answer: Sequence[int], until: list[str]) -> str:
         return postprocess_generated_text(self.tok_decode(answer), stop=until, think_end_token=None)
 
-    def _rows_of(self, group: _Answers) -> int:
+    def _rows_of(self, group: _Alike) -> int:
         longest = max(len(prompt.tokens) for prompt in group.prompts) + group.most
         rows = memory.rows(self.model, longest)
         return rows if self._rows is None else min(rows, self._rows)
@@ -230,7 +231,7 @@ class TrieLM(RememberingLM):
         self._largest = 0
         return f"batches now have at most {self._rows} prompts"
 
-    def _key(self, requests: Sequence[Instance]) -> tuple:
+    def _key(self, requests: Sequence[Instance]) -> tuple[int, ...]:
         key = tuple(id(request) for request in requests)
-        self._planned.setdefault(key, list(requests))
+        self._asked.setdefault(key, list(requests))
         return key

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from mergesearch.evaluate.tries.trie import Pack, Plan
+from mergesearch.evaluate.tries.trie import Pack, Passes
 
 
-def log_likelihoods(model: Any, plan: Plan) -> list[tuple[float, bool]]:
+def log_likelihoods(model: Any, passes: Passes) -> list[tuple[float, bool]]:
     """For every query (the log-probability of its targets, whether greedy decoding would have chosen them all).
 
     Log-probabilities are float32, from the model's logits; their sums float64. The model's present weights count:
@@ -22,17 +22,17 @@ def log_likelihoods(model: Any, plan: Plan) -> list[tuple[float, bool]]:
     Raises:
         Whatever the model raises; out of memory included.
     """
-    found = [(picks, *(part.cpu() for part in values)) for picks, values in _run(model, plan)]
-    sums, greedy = np.zeros(plan.queries), np.ones(plan.queries, dtype=bool)
-    for picks, log_probabilities, chosen in found:
+    answers = [(picks, *(part.cpu() for part in values)) for picks, values in _run(model, passes)]
+    sums, greedy = np.zeros(passes.queries), np.ones(passes.queries, dtype=bool)
+    for picks, log_probabilities, chosen in answers:
         np.add.at(sums, picks[:, 2], log_probabilities.numpy().astype(np.float64))
         np.logical_and.at(greedy, picks[:, 2], chosen.numpy())
     return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
 
-def _run(model: Any, plan: Plan) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, torch.Tensor]]]:
+def _run(model: Any, passes: Passes) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, torch.Tensor]]]:
     run = PackRunner(model)
-    for pack in plan.packs:
+    for pack in passes.packs:
         logits = run(pack)
         if len(pack.picks):
             yield pack.picks, _picked(logits, pack.picks)

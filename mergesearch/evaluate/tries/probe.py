@@ -1,4 +1,4 @@
-"""Whether an architecture can be scored in packs: found out by trying it on the live model, not from a list."""
+"""Whether an architecture can be scored in packs: decided by trying it on the live model, not from a list."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mergesearch.evaluate.tries.generation import Batch, GreedyDecoder, Prompt
+from mergesearch.evaluate.tries.generation import GreedyDecoder, Prompt, PromptBatch
 from mergesearch.evaluate.tries.packed import PackRunner
-from mergesearch.evaluate.tries.trie import Query, plan
+from mergesearch.evaluate.tries.trie import Passes, Query, arrange
 
 # What rounding alone may do to a row of logits, as a share of their spread; deep models in bfloat16 reach 0.02.
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 8e-2}
@@ -36,8 +36,8 @@ def packing_fault(model: Any, inputs: Sequence[np.ndarray], limit: int) -> str |
     texts = _texts(inputs)
     queries = [Query(text, text[-min(len(text), _BRANCH) :]) for text in texts]
     # once side by side, once with the shared beginning in the cache
-    plans = [plan(queries, limit, limit), plan(queries, limit, 1)]
-    return _fault(lambda: _compare_packs(model, texts, plans))
+    arrangements = [arrange(queries, limit, limit), arrange(queries, limit, 1)]
+    return _fault(lambda: _compare_packs(model, texts, arrangements))
 
 
 def generation_fault(model: Any, prompts: Sequence[np.ndarray], pad: int) -> str | None:
@@ -80,17 +80,17 @@ def _texts(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [longest, fork, *others]
 
 
-def _compare_packs(model: Any, texts: Sequence[np.ndarray], plans: Sequence[Any]) -> tuple[float, float]:
+def _compare_packs(model: Any, texts: Sequence[np.ndarray], arrangements: Sequence[Passes]) -> tuple[float, float]:
     expected = [_plain(model, text) for text in texts]
     rows: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for each in plans:
+    for passes in arrangements:
         run = PackRunner(model)
-        for pack in each.packs:
+        for pack in passes.packs:
             logits = run(pack).float()
             depths = pack.positions[pack.rows]
             for row, _, query in _once(pack.picks):
                 rows.append((logits[row], expected[query][depths[row]]))
-    return max(_difference(found, wanted) for found, wanted in rows), _allowed(model, texts, expected)
+    return max(_difference(got, wanted) for got, wanted in rows), _allowed(model, texts, expected)
 
 
 def _once(picks: np.ndarray) -> np.ndarray:
@@ -101,14 +101,14 @@ def _compare_steps(model: Any, longest: np.ndarray, pad: int) -> tuple[float, fl
     half = len(longest) // 2
     shorter = np.concatenate([longest[:half], longest[half:][::-1][: max(1, (len(longest) - half) // 2)]])
     texts = [longest, shorter]
-    batch = Batch([Prompt(number, text) for number, text in enumerate(texts)], half)
+    batch = PromptBatch([Prompt(number, text) for number, text in enumerate(texts)], half)
     following = [int(text[0]) for text in texts]
     first, second = GreedyDecoder(model, pad).first_logits(batch, following)
     longer = [np.append(text, token) for text, token in zip(texts, following, strict=True)]
     expected = [_plain(model, text) for text in longer]
     pairs = [(first[row].float(), expected[row][-2]) for row in range(2)]
     pairs += [(second[row].float(), expected[row][-1]) for row in range(2)]
-    return max(_difference(found, wanted) for found, wanted in pairs), _allowed(model, longer, expected)
+    return max(_difference(got, wanted) for got, wanted in pairs), _allowed(model, longer, expected)
 
 
 def _plain(model: Any, text: np.ndarray) -> torch.Tensor:
@@ -130,13 +130,13 @@ def _allowed(model: Any, texts: Sequence[np.ndarray], expected: Sequence[torch.T
     return max(4 * noise, _ROUNDING.get(model.dtype, 1e-3))
 
 
-def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     """The distance of two rows of logits as a share of the spread of the second; some models mask a part with -inf."""
     if torch.isnan(expected).any() or torch.isposinf(expected).any():
         raise Undecided("the model's logits are not finite")
     open_ = torch.isfinite(expected)
-    if not torch.equal(open_, torch.isfinite(found)):
+    if not torch.equal(open_, torch.isfinite(logits)):
         return float("inf")
-    expected, found = expected[open_], found[open_]
+    expected, logits = expected[open_], logits[open_]
     spread = (expected - expected.mean()).norm()
-    return float((found - expected).norm() / spread.clamp(min=1e-12))
+    return float((logits - expected).norm() / spread.clamp(min=1e-12))

@@ -1,8 +1,8 @@
 """Requests as token tries: what to compute, in which forward passes, so that no token is computed twice.
 
 Queries that begin alike share their beginning. A pack is one forward pass over a part of the trie: a path that was
-computed before and is still cached, then nodes in depth-first order, each of which attends to its ancestors only. The
-plan depends on the tokens alone, so it is made once for a run and serves every candidate.
+computed before and is still cached, then nodes in depth-first order, each of which attends to its ancestors only. Which
+passes there are depends on the tokens alone, so they are arranged once for a run and serve every candidate.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Pack:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """All packs in the order in which they must run, for `queries` queries.
+class Passes:
+    """The forward passes that answer `queries` queries: all packs, in the order in which they must run.
 
     `tokens` counts what is computed, `naive` what one sequence for each distinct inputs would take.
     """
@@ -71,8 +71,8 @@ class Plan:
         return max((len(pack.tokens) for pack in self.packs), default=0)
 
 
-def plan(queries: Sequence[Query], limit: int, fill: int) -> Plan:
-    """Packs that answer every query.
+def arrange(queries: Sequence[Query], limit: int, fill: int) -> Passes:
+    """The forward passes that answer every query.
 
     Args:
         queries: in any order, repeated ones included.
@@ -80,8 +80,8 @@ def plan(queries: Sequence[Query], limit: int, fill: int) -> Plan:
         fill: up to how many tokens branches are put side by side; more would attend in vain.
     """
     trie = _SortedQueries(queries)
-    packs = list(_Planner(trie, limit, min(fill, limit)).packs()) if queries else []
-    return Plan(packs, len(queries), sum(len(pack.tokens) for pack in packs), int(trie.sizes.sum()))
+    packs = list(_Packer(trie, limit, min(fill, limit)).packs()) if queries else []
+    return Passes(packs, len(queries), sum(len(pack.tokens) for pack in packs), int(trie.sizes.sum()))
 
 
 class _SortedQueries:
@@ -99,7 +99,7 @@ class _SortedQueries:
             # big-endian bytes sort as the tokens do
             members.setdefault(query.inputs.astype(">u4").tobytes(), []).append((number, query.targets))
         self.members = [members[key] for key in sorted(members)]
-        self.inputs = [queries[found[0][0]].inputs for found in self.members]
+        self.inputs = [queries[answered[0][0]].inputs for answered in self.members]
         self.sizes = np.array([len(inputs) for inputs in self.inputs], dtype=np.int64)
         self.shared = np.array([0, *(common_prefix(a, b) for a, b in pairwise(self.inputs))], dtype=np.int64)[
             : len(self.inputs)
@@ -133,14 +133,17 @@ class _SortedQueries:
                 yield np.arange(begin, end), targets[begin - first : end - first], number
 
 
-class _Planner:
+class _Packer:
     """Walks the trie depth first: subtrees that fit go into packs, long shared beginnings go into the cache."""
 
     def __init__(self, trie: _SortedQueries, limit: int, fill: int) -> None:
         self._trie, self._limit, self._target = trie, limit, fill
 
     def packs(self) -> Iterator[Pack]:
-        """In the order in which they must run; a stack of its own, as tries may be deeper than Python recurses."""
+        """All packs, in the order in which they must run.
+
+        Walks with a stack of its own, as tries may be deeper than Python recurses.
+        """
         waiting: list[tuple[list[_Range], int]] = [([(0, len(self._trie.inputs))], 0)]
         while waiting:
             branches, cached = waiting.pop()
@@ -232,10 +235,10 @@ def _finish(
     picks: Sequence[tuple[np.ndarray, np.ndarray, int]],
 ) -> Pack:
     columns = [np.stack([nodes, targets, np.full(len(nodes), query)], axis=1) for nodes, targets, query in picks]
-    found = np.concatenate(columns) if columns else np.zeros((0, 3), dtype=np.int64)
-    rows, indices = np.unique(found[:, 0], return_inverse=True)
-    found[:, 0] = indices.reshape(-1)
-    small = [array.astype(np.int32) for array in (tokens, positions, ends, rows, found)]
+    table = np.concatenate(columns) if columns else np.zeros((0, 3), dtype=np.int64)
+    rows, indices = np.unique(table[:, 0], return_inverse=True)
+    table[:, 0] = indices.reshape(-1)
+    small = [array.astype(np.int32) for array in (tokens, positions, ends, rows, table)]
     return Pack(cached, keep, *small)
 
 

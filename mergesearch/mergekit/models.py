@@ -11,9 +11,10 @@ from typing import Any
 from mergesearch.checkpoints.files import locate, read_config, read_headers
 from mergesearch.errors import UserError
 from mergesearch.mergekit import known, settings
-from mergesearch.mergekit.file import File, Slice, Source
+from mergesearch.mergekit.file import File, Slice, SliceSource
+from mergesearch.recipe import BASE, DTYPES, UNION
 
-RESERVED = ("base", "union")
+RESERVED = (BASE, UNION)
 
 
 def complete(file: File) -> File:
@@ -31,20 +32,20 @@ def complete(file: File) -> File:
 
 
 def _with_base(file: File, part: Slice) -> Slice:
-    found = [source for source in part.sources if source.reference == file.base]
+    bases = [source for source in part.sources if source.reference == file.base]
     others = [source for source in part.sources if source.reference != file.base]
-    if file.base is None or (found and file.method.name not in known.FIRST_IS_BASE):
+    if file.base is None or (bases and file.method.name not in known.FIRST_IS_BASE):
         return part
-    if found:
-        return dataclasses.replace(part, sources=(found[0], *others))
+    if bases:
+        return dataclasses.replace(part, sources=(bases[0], *others))
     if part.count is None:
-        return dataclasses.replace(part, sources=(Source(file.base, None, {}, part.where), *others))
+        return dataclasses.replace(part, sources=(SliceSource(file.base, None, {}, part.where), *others))
     if file.method.base == "unused" and file.method.name not in known.FIRST_IS_BASE:
         return part
     raise UserError(f"{part.where}: base_model {file.base} is not among the sources: list it with its layer_range")
 
 
-def inputs(file: File, part: Slice) -> list[Source]:
+def inputs(file: File, part: Slice) -> list[SliceSource]:
     """The sources that are merged: all of them, or all but the base that task vectors are taken from."""
     if file.base is None or file.method.name in known.BASE_IS_INPUT:
         return list(part.sources)
@@ -70,14 +71,14 @@ def behind(file: File) -> Slice:
 
 def names(file: File) -> dict[str, str]:
     """For each model that is merged, by reference, a short unique name made of it."""
-    found: dict[str, str] = {}
+    called: dict[str, str] = {}
     for part in file.slices:
         for source in inputs(file, part):
-            if source.reference not in found:
-                found[source.reference] = _unique(_short(source.reference), [*RESERVED, *found.values()])
-    if not found:
+            if source.reference not in called:
+                called[source.reference] = _unique(_short(source.reference), [*RESERVED, *called.values()])
+    if not called:
         raise UserError(f"{file.where}: no model beside base_model is named: there is nothing to merge")
-    return found
+    return called
 
 
 def _short(reference: str) -> str:
@@ -97,7 +98,8 @@ def stack(file: File, called: Mapping[str, str]) -> tuple[list[dict[str, list[in
     if any(source.layers is None for source in file.slices[0].sources):
         return None, file.slices[0].count
     layers = file.slices[-1].first + (file.slices[-1].count or 0)
-    if all(s.layers == (p.first, p.first + p.count) for p in file.slices for s in p.sources) and layers == _count(file):
+    in_place = all(s.layers == (p.first, p.first + (p.count or 0)) for p in file.slices for s in p.sources)
+    if in_place and layers == _count(file):
         return None, layers
     return [_row(file, part, called) for part in file.slices], layers
 
@@ -105,7 +107,7 @@ def stack(file: File, called: Mapping[str, str]) -> tuple[list[dict[str, list[in
 def _row(file: File, part: Slice, called: Mapping[str, str]) -> dict[str, list[int]]:
     row = {}
     for source in part.sources:
-        taken = [called.get(source.reference)] if source in inputs(file, part) else ["base"]
+        taken = [called.get(source.reference)] if source in inputs(file, part) else [BASE]
         row.update({name: [source.layers[0], source.layers[1] - 1] for name in taken if source.layers})
     return row
 
@@ -125,14 +127,14 @@ def tensor_names(file: File) -> Collection[str]:
     return read_headers(_folder(file, source), source.where).keys()
 
 
-def _folder(file: File, source: Source) -> Path:
+def _folder(file: File, source: SliceSource) -> Path:
     """Where the configuration of a source is: an adapter has that of the model it lies over."""
-    found = locate(source.reference, source.where)
-    over = found.folder or (locate(file.base, file.where).folder if file.base else None)
-    return over or found.path
+    own = locate(source.reference, source.where)
+    over = own.folder or (locate(file.base, file.where).folder if file.base else None)
+    return over or own.path
 
 
-def _configuration(file: File, source: Source) -> dict[str, Any]:
+def _configuration(file: File, source: SliceSource) -> dict[str, Any]:
     data = read_config(_folder(file, source), source.where)
     return {**data, **(data.get("text_config") or {})}
 
@@ -151,13 +153,13 @@ def _count(file: File) -> int:
 
 def common_dtype(file: File) -> str:
     """The dtype that holds every model's, as mergekit promotes them."""
-    found = {_dtype(file, source) for part in file.slices for source in part.sources}
-    return found.pop() if len(found) == 1 else "float32"
+    dtypes = {_dtype(file, source) for part in file.slices for source in part.sources}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
-def _dtype(file: File, source: Source) -> str:
+def _dtype(file: File, source: SliceSource) -> str:
     data = _configuration(file, source)
     dtype = data.get("dtype") or data.get("torch_dtype")
-    if dtype not in ("float32", "bfloat16", "float16"):
+    if dtype not in DTYPES:
         raise UserError(f"{source.where}: config.json of {source.reference} states dtype {dtype!r}: give out_dtype")
     return dtype

@@ -18,7 +18,7 @@ from support.tiny_models import MOE, TinyPool, make_pool
 from mergesearch import mergekit, methods
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
-from mergesearch.mergekit.layout import of
+from mergesearch.mergekit.placement import of
 from mergesearch.recipe import Recipe, Rule, TensorInfo
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -286,8 +286,8 @@ def test_there_and_back(rules: list[Rule]) -> None:
     except UserError as error:
         pytest.fail(str(error))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mergesearch.mergekit.parents.tensor_names", lambda file: [info.name for info in INFOS])
-        patch.setattr("mergesearch.mergekit.parents._count", lambda file: LAYERS)
+        patch.setattr("mergesearch.mergekit.models.tensor_names", lambda file: [info.name for info in INFOS])
+        patch.setattr("mergesearch.mergekit.models._count", lambda file: LAYERS)
         back = mergekit.from_data(yaml.safe_load(text), "FILE")
     assert back.models == recipe.models and back.out_dtype == recipe.out_dtype
     for info in INFOS:

@@ -18,8 +18,8 @@ from mergesearch import methods
 from mergesearch.errors import UserError
 from mergesearch.mergekit import known
 from mergesearch.mergekit.filters import conditions
-from mergesearch.mergekit.layout import Layout, Row, Slot
-from mergesearch.recipe import Recipe, Rule
+from mergesearch.mergekit.placement import LayerRun, PlacedTensor, Placement
+from mergesearch.recipe import BASE, Recipe, Rule
 
 Values = Mapping[str, Mapping[str, Any]]
 
@@ -29,8 +29,8 @@ MODELS = "models"
 
 
 @dataclass(frozen=True)
-class Group:
-    """What a mergekit document can state: one method and, by reference, the base it starts from.
+class DocumentHead:
+    """What one mergekit document can state: one method and, by reference, the base it starts from.
 
     `models` tells groups apart that one document could not hold, since different models meet within a layer.
     """
@@ -40,80 +40,84 @@ class Group:
     models: tuple[str, ...] | None = None
 
 
-def write(recipe: Recipe, layout: Layout, references: Mapping[str, str]) -> str:
+def write(recipe: Recipe, placement: Placement, references: Mapping[str, str]) -> str:
     """The recipe as mergekit's YAML.
 
     Args:
-        recipe: what to write; its rules cover every tensor of `layout`.
-        layout: the result's tensors (`layout.of` of the pool's).
+        recipe: what to write; its rules cover every tensor of `placement`.
+        placement: the result's tensors (`placement.of` of the pool's).
         references: for `base` and every model what mergekit can load: an absolute folder.
 
     Raises:
         UserError: something in the recipe that mergekit cannot do, by name.
     """
-    found = _by_group(recipe, layout, references)
-    documents = _documents(recipe, layout, found, references)
+    groups = _by_group(recipe, placement, references)
+    documents = _documents(recipe, placement, groups, references)
     texts = [yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000) for document in documents]
     adapters = any("+" in reference for reference in references.values())
-    return _head(recipe, layout, len(documents) > 1, adapters) + "---\n".join(texts)
+    return _head(recipe, placement, len(documents) > 1, adapters) + "---\n".join(texts)
 
 
 def export(recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[str, list[str]]:
-    """`write` and `limits`, with models found on disk (hub ids are fetched) and the layout read from the base."""
-    from mergesearch.mergekit.layout import read, references
+    """`write` and `limits`, with models found on disk (hub ids are fetched) and the placement read from the base."""
+    from mergesearch.mergekit.placement import read, references
 
-    layout = read(recipe, trust_remote_code)
-    return write(recipe, layout, references(recipe)), limits(recipe, layout)
+    placement = read(recipe, trust_remote_code)
+    return write(recipe, placement, references(recipe)), limits(recipe, placement)
 
 
-def limits(recipe: Recipe, layout: Layout) -> list[str]:
+def limits(recipe: Recipe, placement: Placement) -> list[str]:
     """What mergekit cannot reproduce of a recipe, in sentences."""
-    found = ["Arithmetic is float32 and the result is rounded once: off the ties, values differ by one unit at most."]
+    sentences = [
+        "Arithmetic is float32 and the result is rounded once: off the ties, values differ by one unit at most."
+    ]
     random = [name for name in recipe.methods if methods.get(name).random]
     if random:
         rescaled = {_rescale(rule.method, rule.parameters) for rule in recipe.rules if rule.method in random}
         rule = (
             " and scales what is kept to the task vector's L1 norm, not by 1/density" if "inverse" in rescaled else ""
         )
-        found.append(f"{', '.join(random)}: mergekit draws masks from another generator{rule}, so tensors differ.")
-    if layout.is_fused:
-        found.append("Experts: mergekit cuts and measures those of a layer as one tensor, mergesearch one by one.")
-    if recipe.tokenizer != "base":
-        found.append("Rows of tokens that a model lacks are filled by mergekit's rule.")
-    return found
+        sentences.append(f"{', '.join(random)}: mergekit draws masks from another generator{rule}, so tensors differ.")
+    if placement.is_fused:
+        sentences.append("Experts: mergekit cuts and measures those of a layer as one tensor, mergesearch one by one.")
+    if recipe.tokenizer != BASE:
+        sentences.append("Rows of tokens that a model lacks are filled by mergekit's rule.")
+    return sentences
 
 
 def _rescale(method: str, parameters: Mapping[str, Any]) -> Any:
     return parameters.get("rescale", methods.get(method).parameters["rescale"].default)
 
 
-def _head(recipe: Recipe, layout: Layout, several: bool, adapters: bool) -> str:
+def _head(recipe: Recipe, placement: Placement, several: bool, adapters: bool) -> str:
     command = "mergekit-multi FILE --intermediate-dir FOLDER --out-path OUT" if several else "mergekit-yaml FILE OUT"
     command += " --lora-merge-cache FOLDER" * adapters
-    lines = [f"Written by mergesearch from recipe {recipe.id}. To run it: {command}", *limits(recipe, layout)]
+    lines = [f"Written by mergesearch from recipe {recipe.id}. To run it: {command}", *limits(recipe, placement)]
     return "".join(f"# {line}\n" for line in lines)
 
 
 # --- what merges each tensor --------------------------------------------------------------------------------------
 
 
-def _by_group(recipe: Recipe, layout: Layout, references: Mapping[str, str]) -> dict[Group, dict[str, dict[str, Any]]]:
+def _by_group(recipe: Recipe, placement: Placement, references: Mapping[str, str]) -> dict[DocumentHead, Values]:
     """For each group of the recipe the parameters of its tensors, by name and by mergekit's keys."""
-    found: dict[Group, dict[str, dict[str, Any]]] = {}
-    for slot in layout.slots:
-        rule = recipe.rule_for(slot.info)
+    groups: dict[DocumentHead, dict[str, dict[str, Any]]] = {}
+    for tensor in placement.tensors:
+        rule = recipe.rule_for(tensor.info)
         where = f"rules.{recipe.rules.index(rule)}"
         method = methods.get(rule.method, where)
-        names, complete = _complete(method, rule, slot, recipe, where)
+        names, complete = _complete(method, rule, tensor, recipe, where)
         models = tuple(references[name] for name in names)
-        group = _group(method, models, references.get("base"), recipe)
-        found.setdefault(group, {})[slot.info.name] = {MODELS: models, **_translated(method, complete, where)}
-    return {group: values for whole in found.items() for group, values in _parted(*whole, layout)}
+        group = _group(method, models, references.get(BASE), recipe)
+        groups.setdefault(group, {})[tensor.info.name] = {MODELS: models, **_translated(method, complete, where)}
+    return {group: values for whole in groups.items() for group, values in _parted(*whole, placement)}
 
 
-def _parted(group: Group, values: Values, layout: Layout) -> Iterator[tuple[Group, Values]]:
+def _parted(group: DocumentHead, values: Values, placement: Placement) -> Iterator[tuple[DocumentHead, Values]]:
     """One group, or where different models meet within a layer, one for each list of models."""
-    meeting = [{values[s.info.name][MODELS] for s in run.slots if s.info.name in values} for run in layout.runs(values)]
+    meeting = [
+        {values[s.info.name][MODELS] for s in run.tensors if s.info.name in values} for run in placement.runs(values)
+    ]
     # mergekit merges the head of no more sources than the first slice has
     widths = [len(models) for run in (meeting[0], meeting[-1]) for models in run]
     if all(len(models) <= 1 for models in meeting) and widths == sorted(widths, reverse=True):
@@ -125,13 +129,13 @@ def _parted(group: Group, values: Values, layout: Layout) -> Iterator[tuple[Grou
 
 
 def _complete(
-    method: methods.Method, rule: Rule, slot: Slot, recipe: Recipe, where: str
+    method: methods.Method, rule: Rule, tensor: PlacedTensor, recipe: Recipe, where: str
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The models that a rule merges in a row of a stack, or everywhere, and their parameters."""
     everyone = rule.models or tuple(recipe.models)
     names = everyone
-    if slot.models is not None:
-        names = tuple(name for name in everyone if name in slot.models) if rule.models else slot.models
+    if tensor.models is not None:
+        names = tuple(name for name in everyone if name in tensor.models) if rule.models else tensor.models
     given = {
         key: _for_models(value, names, everyone)
         if key in method.parameters and method.parameters[key].per_model
@@ -150,16 +154,16 @@ def _for_models(value: Any, names: tuple[str, ...], everyone: tuple[str, ...]) -
     return value
 
 
-def _group(method: methods.Method, models: tuple[str, ...], base: str | None, recipe: Recipe) -> Group:
+def _group(method: methods.Method, models: tuple[str, ...], base: str | None, recipe: Recipe) -> DocumentHead:
     if method.name in known.FIRST_IS_BASE:
-        return Group(method.name, models[0])
+        return DocumentHead(method.name, models[0])
     uses_base = method.base != "unused" and recipe.base is not None
     name = "linear" if method.name == "uniform_soup" else method.name
     inputs = [*models, *([base] if uses_base else [])]
     if len(set(inputs)) < len(inputs):
         twice = next(reference for reference in inputs if inputs.count(reference) > 1)
         raise UserError(f"{twice} takes part twice in a merge, which mergekit refuses: export the checkpoint itself")
-    return Group(name, base if uses_base else None)
+    return DocumentHead(name, base if uses_base else None)
 
 
 def _translated(method: methods.Method, complete: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -203,19 +207,19 @@ def _is_default(method: methods.Method, key: str, value: Any) -> bool:
 
 
 def _documents(
-    recipe: Recipe, layout: Layout, found: Mapping[Group, Values], references: Mapping[str, str]
+    recipe: Recipe, placement: Placement, groups: Mapping[DocumentHead, Values], references: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     tokens = _tokenizer(recipe, references)
-    if len(found) == 1:
-        [(group, values)] = found.items()
-        return [{**_document(group, values, layout), **_dtypes(recipe.out_dtype), **tokens}]
+    if len(groups) == 1:
+        [(group, values)] = groups.items()
+        return [{**_document(group, values, placement), **_dtypes(recipe.out_dtype), **tokens}]
     parts, membership = [], {}
-    for number, (group, values) in enumerate(found.items(), 1):
-        document = {"name": f"group-{number}", **_document(group, values, layout), **_dtypes("float32"), **tokens}
+    for number, (group, values) in enumerate(groups.items(), 1):
+        document = {"name": f"group-{number}", **_document(group, values, placement), **_dtypes("float32"), **tokens}
         parts.append(document)
         membership.update(dict.fromkeys(values, number - 1))
     names = tuple(part["name"] for part in parts)
-    return [*parts, {**_assembly(names, membership, layout.flat()), **_dtypes(recipe.out_dtype)}]
+    return [*parts, {**_assembly(names, membership, placement.flat()), **_dtypes(recipe.out_dtype)}]
 
 
 def _dtypes(out: str) -> dict[str, str]:
@@ -223,37 +227,37 @@ def _dtypes(out: str) -> dict[str, str]:
 
 
 def _tokenizer(recipe: Recipe, references: Mapping[str, str]) -> dict[str, str]:
-    if recipe.tokenizer == "base":
+    if recipe.tokenizer == BASE:
         return {}
     return {"tokenizer_source": references.get(recipe.tokenizer, recipe.tokenizer)}
 
 
-def _assembly(names: tuple[str, ...], membership: Mapping[str, int], layout: Layout) -> dict[str, Any]:
+def _assembly(names: tuple[str, ...], membership: Mapping[str, int], placement: Placement) -> dict[str, Any]:
     """The document that takes each tensor from the group it belongs to.
 
     passthrough takes a whole slice from one model. Where groups meet within a layer, linear with weights of 1 and 0,
     which is exact, chooses tensor by tensor.
     """
-    runs = layout.runs({name: {"from": number} for name, number in membership.items()})
-    if all(len({membership[s.info.name] for s in run.slots}) == 1 for run in runs):
-        sources = [(names[membership[run.slots[0].info.name]], run) for run in runs]
+    runs = placement.runs({name: {"from": number} for name, number in membership.items()})
+    if all(len({membership[s.info.name] for s in run.tensors}) == 1 for run in runs):
+        sources = [(names[membership[run.tensors[0].info.name]], run) for run in runs]
         slices = [{"sources": [{"model": n, "layer_range": [r.first, r.last + 1]}]} for n, r in sources]
         return {"merge_method": "passthrough", "slices": slices}
     weights = {
         name: {MODELS: names, "weight": tuple(float(n == number) for n in range(len(names))), "normalize": False}
         for name, number in membership.items()
     }
-    return _document(Group("linear", None), weights, layout)
+    return _document(DocumentHead("linear", None), weights, placement)
 
 
-def _document(group: Group, values: Values, layout: Layout) -> dict[str, Any]:
-    runs = layout.runs(values)
+def _document(group: DocumentHead, values: Values, placement: Placement) -> dict[str, Any]:
+    runs = placement.runs(values)
     head: dict[str, Any] = {"merge_method": group.method}
     if group.base is not None:
         head["base_model"] = group.base
-    shared, parts = _lift([_run(group, values, run, layout) for run in runs])
+    shared, parts = _lift([_run(group, values, run, placement) for run in runs])
     tail = {"parameters": shared} if shared else {}
-    if len(runs) == 1 and layout.is_flat:
+    if len(runs) == 1 and placement.is_flat:
         models = [{k: v for k, v in source.items() if k != "layer_range"} for source in parts[0]["sources"]]
         return {**head, "models": models, **tail}
     return {**head, "slices": parts, **tail}
@@ -270,7 +274,7 @@ def _lift(parts: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, A
     return shared, rest
 
 
-def _run(group: Group, values: Values, run: Row, layout: Layout) -> dict[str, Any]:
+def _run(group: DocumentHead, values: Values, run: LayerRun, placement: Placement) -> dict[str, Any]:
     """A slice: its sources with their layers and parameters, and the parameters of them all."""
     here = _here(values, run)
     models = next(iter(here.values()))[MODELS]
@@ -280,7 +284,7 @@ def _run(group: Group, values: Values, run: Row, layout: Layout) -> dict[str, An
     per_source = [key for key in keys if known.from_source(method, known.keys_of(method)[key])]
     sources = []
     for reference in [*([group.base] if group.base not in (None, *models) else []), *models]:
-        first = layout.first_of(reference, run)
+        first = placement.first_of(reference, run)
         source: dict[str, Any] = {"model": reference, "layer_range": [first, first + run.last - run.first + 1]}
         if reference in models and per_source:
             position = models.index(reference)
@@ -290,17 +294,21 @@ def _run(group: Group, values: Values, run: Row, layout: Layout) -> dict[str, An
     return {"sources": sources, **({"parameters": shared} if shared else {})}
 
 
-def _here(values: Values, run: Row) -> dict[str, Mapping[str, Any]]:
-    """What the tensors of a slice get, by mergekit's names; anything of the group's where they are of other groups."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for slot in (slot for slot in run.slots if slot.info.name in values):
-        mine = values[slot.info.name]
-        if found.setdefault(slot.there, mine) != mine:
+def _here(values: Values, run: LayerRun) -> dict[str, Mapping[str, Any]]:
+    """The parameters of a slice's tensors, by mergekit's names.
+
+    A slice without a tensor of this group still needs some: it takes those of any tensor of the group, as nobody uses
+    what comes out.
+    """
+    given: dict[str, Mapping[str, Any]] = {}
+    for tensor in (tensor for tensor in run.tensors if tensor.info.name in values):
+        mine = values[tensor.info.name]
+        if given.setdefault(tensor.there, mine) != mine:
             raise UserError(
-                f"{slot.info.name} cannot be written for mergekit, which sees it as a part of {slot.there} and merges "
-                "that alike: export the checkpoint itself"
+                f"{tensor.info.name} cannot be written for mergekit, which sees it as a part of {tensor.there} and "
+                "merges that alike: export the checkpoint itself"
             )
-    return found or {run.slots[0].there: next(iter(values.values()))}
+    return given or {run.tensors[0].there: next(iter(values.values()))}
 
 
 def _conditions(here: Values, method: methods.Method, key: str, position: int | None) -> Any:

@@ -1,10 +1,10 @@
-"""What of a method needs more than one element at a time: a call of a function marked `statistic`.
+"""Marking what of a method looks at whole tensors, so that a fast path may listen.
 
-A method is a plain function. Whatever in it looks at a whole tensor (a threshold, a norm, ranks) is a call of a marked
-function; what is left is elementwise. Called plainly, a marked function just runs. A fast path may listen with
-`listening`: it is then given each call instead of its result, so that statistics can be kept between candidates and
-the elementwise rest can be compiled, without the method's file knowing of it. A method that marks nothing is right all
-the same, and slower.
+A method is a plain function. Whatever in it looks at a whole tensor (a threshold, a norm, ranks) is a call of a
+function marked with `statistic`; what is left is elementwise. Called plainly, a marked function just runs. A fast path
+may listen with `listening`: it is then given each call instead of its result. So it can keep statistics between
+candidates and compile the elementwise rest, and the method's file knows nothing of it. A method that marks nothing is
+right all the same, and slower.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def statistic(*, how: How = "whole", per_element: bool = False) -> Callable[[Cal
     """Marks a function of whole tensors, see `Statistic`. Called plainly it does what it did before."""
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        made = Statistic(function, how, per_element)
+        marked = Statistic(function, how, per_element)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             listener = _listener.get()
-            return function(*args, **kwargs) if listener is None else listener(made, args, kwargs)
+            return function(*args, **kwargs) if listener is None else listener(marked, args, kwargs)
 
         return call
 
