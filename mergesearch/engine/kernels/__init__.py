@@ -14,7 +14,8 @@ import torch
 from mergesearch import memory
 from mergesearch.engine.kernels.compiled import WORTH_COMPILING, WORTH_WAITING, Compiler, When
 from mergesearch.engine.kernels.launch import MergeSet, TensorMerge
-from mergesearch.engine.kernels.parent_statistics import Operands, Statistics
+from mergesearch.engine.kernels.operands import Operands
+from mergesearch.engine.kernels.parent_statistics import Statistics
 from mergesearch.engine.kernels.recording import MethodCall
 from mergesearch.engine.kernels.runner import Runner
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mergesearch.engine.kernels.parent_statistics import Operands
+from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.program import WINDOW, Program
 from mergesearch.methods.masks import MaskKey
 

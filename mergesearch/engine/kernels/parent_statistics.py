@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,39 +13,17 @@ from torch import Tensor
 
 from mergesearch.engine.kernels import native, orders
 from mergesearch.engine.kernels.exact import exact_division
+from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.program import Program, cut, make, spans
 from mergesearch.engine.kernels.symbols import Symbol, replace, symbols_in
 from mergesearch.engine.kernels.tables import Table
 from mergesearch.methods.listening import listening
-from mergesearch.methods.masks import MaskKey
 from mergesearch.methods.sparse import rank_sums
 
 # elements at a time: on the CPU few enough that torch leaves them to the one thread, on a device many
 _PIECE, _DEVICE_PIECE = 2**15 - 2**10, 2**24
 # the statistic's name, of which orders.py has another way
 _RANK_SUMS = f"{rank_sums.__module__}.{rank_sums.__qualname__}"
-
-
-@dataclass(frozen=True)
-class Operands:
-    """What one tensor of a candidate is made of.
-
-    Attributes:
-        base: the base's tensor, as it is stored; None without a base.
-        models: the models' tensors, as they are stored.
-        names: for the base and each model what names its tensor; equal names are equal tensors.
-        masks: the models' mask keys; empty for methods without masks.
-    """
-
-    base: Tensor | None
-    models: tuple[Tensor, ...]
-    names: tuple[Any, ...]
-    masks: tuple[MaskKey, ...] = ()
-
-    def parents(self, which: Sequence[Any]) -> list[Tensor]:
-        """The tensors of some parents: "base", or a model's number. The base is asked for only where there is one."""
-        assert self.base is not None or "base" not in which
-        return [self.base if self.base is not None and parent == "base" else self.models[parent] for parent in which]
 
 
 class Cache:

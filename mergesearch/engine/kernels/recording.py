@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.overrides import resolve_name
 
-from mergesearch.engine.kernels.parent_statistics import Operands, Request, Statistics, leaves
+from mergesearch.engine.kernels.operands import Operands
+from mergesearch.engine.kernels.parent_statistics import Request, Statistics, leaves
 from mergesearch.engine.kernels.program import make
 from mergesearch.engine.kernels.symbols import Symbol, Unsupported, numbers, part_of, record, replace, symbols_in
 from mergesearch.methods import Method

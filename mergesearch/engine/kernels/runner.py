@@ -30,7 +30,8 @@ from mergesearch.engine.kernels.compiled import Compiler
 from mergesearch.engine.kernels.double_buffer import DoubleBuffer, by_tensor
 from mergesearch.engine.kernels.exact import exact_division
 from mergesearch.engine.kernels.launch import AlikeMerges, Kernel, Launch, MergeSet, TensorMerge
-from mergesearch.engine.kernels.parent_statistics import Operands, Statistics
+from mergesearch.engine.kernels.operands import Operands
+from mergesearch.engine.kernels.parent_statistics import Statistics
 from mergesearch.engine.kernels.program import BLOCK, WINDOW, Program, cut, spans
 from mergesearch.engine.kernels.recording import MethodCall, Place, Recording, Recordings, Values
 from mergesearch.engine.kernels.symbols import Unsupported, numbers
