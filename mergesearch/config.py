@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +10,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from mergesearch.errors import UserError
+from mergesearch.paths import absolute, absolute_path, absolute_reference
 from mergesearch.schema import Strict, parse_yaml, read_yaml, validate
 
 # What may differ when a run folder is taken up again: the budget and the machine, not the search.
@@ -387,16 +388,58 @@ class Config(Strict):
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a YAML file, with `key=value` overrides (`search.trials=10`, `tasks.0.limit=50`).
 
+    Paths come out absolute. In the file, `base_model`, `models`, `include_path` and `search.warm_start` are relative to
+    the file. Overrides, and `output` and `storage` wherever they stand, are relative to the caller's folder.
+
     Raises:
         UserError: what is wrong with the file or an override, in one sentence.
     """
     data = read_yaml(path)
-    for override in overrides:
-        _override(data, override)
+    keys = [_override(data, override) for override in overrides]
+    _make_absolute(data, Path(path), keys)
     return validate(Config, data, str(path))
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def _make_absolute(data: dict[str, Any], file: Path, overridden: Sequence[tuple[str, ...]]) -> None:
+    """Makes the paths in a configuration's data absolute: those of the file from its folder, those of overrides from
+    the caller's. What is of another type than it should be is left to the validation."""
+
+    def change(place: Any, key: Any, location: tuple[str, ...], make: Callable[[str, str | Path, str], str]) -> None:
+        if not isinstance(place[key], str):
+            return
+        typed = any(location[: len(keys)] == keys for keys in overridden)
+        where = f"--set {'.'.join(location)}" if typed else f"{file}: {'.'.join(location)}"
+        place[key] = make(place[key], Path.cwd() if typed else file.parent, where)
+
+    search = data.get("search")
+    if "base_model" in data:
+        change(data, "base_model", ("base_model",), absolute_reference)
+    if isinstance(models := data.get("models"), dict):
+        for name in models:
+            change(models, name, ("models", str(name)), absolute_reference)
+    for place, *location in ((data, "include_path"), (search, "search", "warm_start")):
+        key = location[-1]
+        if not isinstance(place, dict) or key not in place:
+            continue
+        if isinstance(paths := place[key], list):
+            for position in range(len(paths)):
+                change(paths, position, (*location, str(position)), absolute_path)
+        else:
+            change(place, key, tuple(location), absolute_path)
+    if isinstance(storage := data.get("storage"), str):
+        data["storage"] = _absolute_storage(storage)
+
+
+def _absolute_storage(url: str) -> str:
+    """The URL of a SQLite file with its path from the caller's folder made absolute; any other URL as it is."""
+    scheme, separator, path = url.partition(":///")
+    if not separator or scheme.partition("+")[0] != "sqlite" or not path or path.startswith((":memory:", "file:")):
+        return url
+    return f"{scheme}:///{absolute(path, Path.cwd())}"
+
+
+def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Sets what an override says, and returns the key that it sets, taken apart."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set {override!r}: write it as key=value, for example --set search.trials=10")
@@ -410,6 +453,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         place[last] = parse_yaml(text, f"--set {key}")
     else:
         raise UserError(f"--set {key}: {'.'.join(parents)} holds {place!r}, which has no keys")
+    return (*parents, last)
 
 
 def _step(place: Any, part: str, key: str) -> Any:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mergesearch"
 FLOORS = {
     "errors": 0,
-    "schema": 1, "zoo": 1, "methods": 1,
+    "schema": 1, "paths": 1, "zoo": 1, "methods": 1,
     "recipe": 2, "config": 2,
     "checkpoints": 3, "evaluate": 3, "space": 3,
     "mergekit": 4, "engine": 4,
