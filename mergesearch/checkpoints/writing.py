@@ -112,13 +112,18 @@ def check_shard_size(size: str) -> None:
         raise UserError(f"--max-shard-size {size!r} is no size: write it as 5GB or 500MB")
 
 
-def save(
-    model: nn.Module, tokenizer: Any, folder: Path, metadata: Mapping[str, str], max_shard_size: str = "5GB"
-) -> None:
+def save(model: Any, tokenizer: Any, folder: Path, metadata: Mapping[str, str], max_shard_size: str = "5GB") -> None:
     """Writes a complete checkpoint: config, generation config, tokenizer, and safetensors shards carrying `metadata`.
 
     Goes through transformers, so that what the live model holds in another form (fused experts, tied embeddings)
     is written as the architecture's checkpoints are.
+
+    Args:
+        model: a model of transformers.
+        tokenizer: the checkpoint's tokenizer.
+        folder: an empty folder.
+        metadata: goes into the header of each shard.
+        max_shard_size: as `5GB`.
 
     Raises:
         UserError: `max_shard_size` is no size.
@@ -132,11 +137,11 @@ def save(
         _add_metadata(file, metadata)
 
 
-def save_without_weights(blank: nn.Module, tokenizer: Any, folder: Path) -> None:
+def save_without_weights(blank: Any, tokenizer: Any, folder: Path) -> None:
     """Writes all files of a checkpoint but the weights, as `save` does.
 
     Args:
-        blank: a model whose tensors are not read, on the meta device for example.
+        blank: a model of transformers whose tensors are not read; on the meta device for example.
         tokenizer: the checkpoint's tokenizer.
         folder: an empty folder.
     """

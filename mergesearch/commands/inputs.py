@@ -1,17 +1,25 @@
-"""What a configuration names, made ready: tasks and their documents, the pool, the scorer."""
+"""What a configuration or a recipe file names, made ready: tasks and documents, the pool, the space, the scorer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from mergesearch import mergekit
 from mergesearch.checkpoints import Pool, Residency, locate
 from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
 from mergesearch.evaluate.tasks import Split, Task, load, split
+from mergesearch.paths import absolute_reference
 from mergesearch.recipe import Recipe
+from mergesearch.results.loading import load_run, recipe_of
+from mergesearch.schema import read_yaml
+from mergesearch.search.record import ranked
+from mergesearch.search.store import WARM, begun
+from mergesearch.space import Space, space_of
 
 
 def load_tasks(config: Config) -> list[Task]:
@@ -70,6 +78,66 @@ def pool_of(
         tokenizer=recipe.tokenizer,
         residency=residency,
     )
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a YAML file, native or mergekit's, with absolute paths.
+
+    Relative paths in a native recipe are relative to its file. Those in a mergekit file are relative to the caller's
+    folder, as they are for mergekit.
+
+    Raises:
+        UserError: what is wrong with the file, in one sentence.
+    """
+    recipe = mergekit.read_any(path)
+    folder = Path.cwd() if mergekit.is_mergekit(read_yaml(path)) else Path(path).parent
+    base = recipe.base and absolute_reference(recipe.base, folder, f"{path}: base")
+    models = {name: absolute_reference(ref, folder, f"{path}: models.{name}") for name, ref in recipe.models.items()}
+    return recipe.model_copy(update={"base": base, "models": models})
+
+
+def spaces(config: Config, pool: Pool) -> tuple[Space, Space | None]:
+    """What may be proposed, and the coarse space that a study begins with where it grows."""
+    space = space_of(config, pool.infos, pool.layers)
+    if not config.space.grow or config.space.stack:
+        return space, None
+    small = {"layer_groups": 1, "components": ["all"], "depth": "groups", "method_per": "recipe", "ranges_for": []}
+    whole = config.model_copy(update={"space": config.space.model_copy(update=small)})
+    return space, space_of(whole, pool.infos, pool.layers)
+
+
+def warm_recipes(config: Config, most: int = 3) -> list[Recipe]:
+    """The best recipes of the runs that `search.warm_start` names, restated for this run's seed and dtype; those that
+    it began with, where this run has begun.
+
+    Args:
+        config: the run's configuration.
+        most: of each run.
+
+    Raises:
+        UserError: a run that is none, or is one of other parents.
+    """
+    study = begun(config) if config.search.warm_start else None
+    if study is not None and WARM in study.user_attrs:  # the runs they came from may have gone on, or away
+        return [Recipe.from_data(data, "search.warm_start") for data in study.user_attrs[WARM]]
+    recipes: dict[str, Recipe] = {}
+    for path in config.search.warm_start:
+        run = load_run(path)
+        theirs = run.config
+        if (theirs.base_model, theirs.models, theirs.tokenizer) != (
+            config.base_model,
+            config.models,
+            config.tokenizer,
+        ):
+            raise UserError(
+                f"search.warm_start: {path} merges other models ({', '.join(theirs.models.values())}) or another base: "
+                "name a run of the same ones"
+            )
+        proposals = [r for r in ranked(run.records) if r.objective is not None and r.name is None and r.recipe]
+        for record in proposals[:most]:
+            mine = recipe_of(record).model_copy(update={"seed": config.search.seed, "out_dtype": config.dtype})
+            recipes[mine.id] = mine
+    return list(recipes.values())
 
 
 def scorer_of(

@@ -5,9 +5,10 @@ pandas is loaded when a table is asked for.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,26 +133,24 @@ def write(
     Raises:
         UserError: there is no such format or column, or the file cannot be written.
     """
-    save: Callable[[Path], Any]
     if form == PARQUET:
-        table = frame(records, top, sort)
-
-        def save(file: Path) -> None:
-            table.to_parquet(file, index=False)
+        data = _parquet(frame(records, top, sort))
     else:
         rendered = render(records, form, top, sort)
-        text = _as_text(rendered, words) if form == TEXT else f"{rendered}\n"
-
-        def save(file: Path) -> None:
-            file.write_text(text, encoding="utf-8")
-
+        data = (_as_text(rendered, words) if form == TEXT else f"{rendered}\n").encode()
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        save(partial)
+        partial.write_bytes(data)
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {out} ({error.strerror or error}): name another file") from None
+        raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
+
+
+def _parquet(table: DataFrame) -> bytes:
+    file = io.BytesIO()
+    table.to_parquet(file, index=False)
+    return file.getvalue()
 
 
 def _types(tasks: Mapping[str, TaskScore], fronts: bool) -> dict[str, str]:
@@ -241,8 +240,6 @@ def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[
 
 
 def _as_text(table: Table, words: Sequence[str]) -> str:
-    import io
-
     from rich.console import Console
 
     console = Console(width=WIDTH, file=io.StringIO(), force_terminal=False)
