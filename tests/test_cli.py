@@ -13,14 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from commands import QUICKSTART, Done, mergesearch, small
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from mergesearch import load_run, zoo
 from mergesearch import recipe as recipes
-from mergesearch import zoo
+from mergesearch.errors import UserError
+from mergesearch.search import store
 from mergesearch.search.store import read_records
 
 TRIALS = 6
@@ -53,6 +56,41 @@ def test_the_table_has_every_candidate(finished: tuple[Path, Done]) -> None:
     assert {"base", "code", "average"} <= {row["method"] for row in found}
     assert mergesearch("table", finished[0], "--top", 2, "--format", "md").out.count("\n") == 4
     assert "rank" in mergesearch("table", finished[0]).out
+
+
+def test_the_table_goes_to_a_file_in_every_format(finished: tuple[Path, Done], tmp_path: Path) -> None:
+    folder, _ = finished
+    for form in ("csv", "md", "json"):
+        done = mergesearch("table", folder, "--format", form, "--top", 3, "--out", tmp_path / "table")
+        assert done.status == 0 and done.out == ""
+        assert (tmp_path / "table").read_text() == mergesearch("table", folder, "--format", form, "--top", 3).out
+    assert mergesearch("table", folder, "--out", tmp_path / "table").status == 0
+    text = (tmp_path / "table").read_text()
+    assert "task_arithmetic" in text and text.splitlines()[-1].startswith("cost: ")
+    assert mergesearch("table", folder, "--format", "parquet", "--out", tmp_path / "table").status == 0
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "table"), load_run(folder).frame())
+    refused = mergesearch("table", folder, "--format", "parquet")
+    assert refused.status == 2 and "--out" in refused.err and len(refused.err.strip().splitlines()) == 1
+
+
+def test_a_script_reads_a_run(finished: tuple[Path, Done]) -> None:
+    folder, _ = finished
+    run = load_run(str(folder))
+    best = run.best()
+    assert run.config.name == "quickstart" and [record.number for record in run.records] == list(range(6 + TRIALS))
+    table = run.frame(sort="trial")
+    assert list(table["trial"]) == list(range(6 + TRIALS))
+    assert best is not None and run.frame(top=1)["trial"].item() == best.number
+    with pytest.raises(UserError, match="no run folder"):
+        load_run(folder / "best")
+
+
+def test_the_study_is_opened_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    make = store._local_storage
+    monkeypatch.setattr(store, "_local_storage", lambda url: opened.append(url) or make(url))
+    done = mergesearch("run", QUICKSTART, *small(tmp_path / "run", trials=0, limit=2))
+    assert done.status == 0 and "winner: trial" in done.out and len(opened) == 1
 
 
 def test_the_same_command_again_scores_nothing_again(finished: tuple[Path, Done]) -> None:
@@ -128,6 +166,15 @@ def test_a_recipe_file_scores_and_merges_as_its_trial(
     assert mergesearch("merge", out / "recipe.yaml", tmp_path / "merged").status == 0
     ours, theirs = load_file(tmp_path / "merged" / "model.safetensors"), load_file(out / "model.safetensors")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_merge_says_nothing_but_where_the_result_is(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: zoo:base\nmodels: {code: zoo:code}\nrules: [{method: linear}]\n")
+    command = [sys.executable, "-m", "mergesearch", "merge", str(recipe), str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert re.fullmatch(r"recipe \w{12} is in \S+out\n", done.stdout)
 
 
 def test_an_export_is_complete(exports: dict[str, tuple[Path, dict[str, object]]]) -> None:

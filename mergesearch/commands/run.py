@@ -23,6 +23,7 @@ from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.results.loading import Run, run_of
+from mergesearch.search.history import History
 from mergesearch.search.record import Record
 from mergesearch.search.soup.learner import Learner
 from mergesearch.search.store import RunFolder, write_documents
@@ -44,7 +45,7 @@ class Session:
 
     def read(self) -> Run:
         """The run as it is by now."""
-        return run_of(self.search.study, self.config, self.folder)
+        return run_of(History(self.search.study, self.config), self.folder)
 
     def export_best(self) -> list[str]:
         """Exports the best candidate to `best/` in the run folder, and says where it is; see `refresh_best`."""

@@ -14,11 +14,10 @@ from mergesearch.results import table
 from mergesearch.search.history import History, costs
 from mergesearch.search.objective import Objective
 from mergesearch.search.record import Record, ranked
-from mergesearch.search.store import RunFolder, objective_of, open_study, records
+from mergesearch.search.store import RunFolder, open_study, records
 from mergesearch.search.strategies import notes
 
 if TYPE_CHECKING:
-    import optuna
     from pandas import DataFrame
 
 
@@ -80,15 +79,16 @@ def load_run(path: str | Path) -> Run:
     config = folder.config()
     if not config.storage and not folder.database.is_file():
         raise UserError(f"{path} has no {folder.database.name} yet: start the run with `mergesearch run`")
-    return run_of(open_study(config, folder, create=False), config, folder)
+    return run_of(History(open_study(config, folder, create=False), config), folder)
 
 
-def run_of(study: optuna.Study, config: Config, folder: RunFolder) -> Run:
-    """A run of which the study is open already."""
-    history, objective = History(study, config), objective_of(study)
+def run_of(history: History, folder: RunFolder) -> Run:
+    """A run whose study is open already."""
+    objective = history.objective
     objective_notes = objective.notes if objective else ()
-    words = [f"note: {note}" for note in (*objective_notes, *notes(config, history))]
-    return Run(folder.path, config, tuple(records(study)), objective, (*words, *costs(history)))
+    words = [f"note: {note}" for note in (*objective_notes, *notes(history.config, history))]
+    every = tuple(records(history.study))
+    return Run(folder.path, history.config, every, objective, (*words, *costs(history)))
 
 
 def best_of(found: Sequence[Record]) -> Record | None:
