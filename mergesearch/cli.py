@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mergesearch.errors import CandidateError, UserError, unknown
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="mergesearch",
     help="Search for the best way to merge fine-tuned language models.",
     no_args_is_help=True,
@@ -25,8 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # a file or a pipe has no width to fit into
-out = Console(width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True)
+out: Console = Console(width=None if sys.stdout.isatty() else 240)
+err: Console = Console(stderr=True)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="the run's YAML file")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
@@ -23,7 +23,9 @@ _OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal"
 class Strict(pydantic.BaseModel):
     """A frozen pydantic model that knows no other keys than its fields."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+    model_config: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class _Loader(yaml.SafeLoader):

@@ -22,7 +22,7 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.record import Record
 from mergesearch.search.store import write_atomically
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 FINALISTS = 3
 AGAIN = "-again"

@@ -30,7 +30,7 @@ from mergesearch.search.store import RunFolder, write_documents
 from mergesearch.search.worker import Search
 from mergesearch.space import check_space
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass

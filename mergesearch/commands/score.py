@@ -19,7 +19,7 @@ from mergesearch.evaluate.tasks import Split
 from mergesearch.recipe import Recipe
 from mergesearch.search.store import RunFolder
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 SEARCH, HOLDOUT, ALL = "search", "holdout", "all"
 SIDES = (SEARCH, HOLDOUT, ALL)

@@ -19,7 +19,7 @@ from mergesearch.search.record import Record, ranked
 from mergesearch.search.store import write_atomically
 from mergesearch.search.worker import Builds
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 LOOKS = "looks.json"
 
