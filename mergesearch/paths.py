@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mergesearch.errors import UserError
@@ -28,7 +29,7 @@ def absolute_path(path: str, folder: str | Path, where: str) -> str:
         UserError: it is relative, and only the caller's folder has it.
     """
     whole = absolute(path, folder)
-    if not whole.exists():
+    if not os.path.exists(whole):
         _refuse_callers(path, folder, where)
     return str(whole)
 
@@ -51,7 +52,7 @@ def absolute_reference(reference: str, folder: str | Path, where: str) -> str:
     if reference.startswith("zoo:") and "+" not in reference:
         return reference
     whole = absolute(reference, folder)
-    if whole.exists():
+    if os.path.exists(whole):
         return str(whole)
     model, plus, adapter = reference.rpartition("+")
     if plus and model and adapter:
@@ -66,7 +67,7 @@ def absolute_reference(reference: str, folder: str | Path, where: str) -> str:
 
 def _refuse_callers(path: str, folder: str | Path, where: str) -> None:
     here = absolute(path, Path.cwd())
-    if not Path(path).expanduser().is_absolute() and here.exists():
+    if not Path(path).expanduser().is_absolute() and os.path.exists(here):
         raise UserError(
             f"{where}: {path!r} is not in {Path(folder).absolute()} and is in {Path.cwd()}: a path in a file is "
             f"relative to the file, so write {here}"

@@ -213,6 +213,13 @@ def test_score_on_search_holdout_and_all(finished: tuple[Path, Done]) -> None:
     assert re.match(r"zoo_names acc: 0\.\d{4} ± 0\.\d{4} on 12 documents\n", text)
 
 
+def test_help_loads_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "lm_eval", "optuna", "numpy", "pandas", "pyarrow")
+    code = f"import sys; from mergesearch import cli; cli.status(); print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert "methods" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+
+
 def test_zoo_prints_its_folder() -> None:
     assert mergesearch("zoo").out == f"{zoo.folder()}\n"
 

@@ -174,10 +174,11 @@ def test_text_in_a_file_has_the_words_too(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "table.csv").mkdir()
-    for out in (tmp_path / "table.csv", tmp_path / "no" / "folder.csv"):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "table.csv", tmp_path / "no" / "folder.csv", tmp_path / "file" / "in.csv"):
         with pytest.raises(UserError, match=r"cannot write .* name another file"):
             write(EVERY_KIND, out, "csv")
-    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "table.csv"]
 
 
 def test_parquet_is_no_text() -> None:

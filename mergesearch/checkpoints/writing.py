@@ -54,7 +54,7 @@ def check_new_folder(out: str | Path) -> None:
     """
     out = Path(out)
     _refuse_taken(out)
-    there = next(path for path in out.absolute().parents if path.exists())
+    there = next(path for path in out.absolute().parents if os.path.exists(path))
     if not there.is_dir():
         raise UserError(f"cannot write {out} ({there} is a file): name a folder that can be written")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -62,7 +62,12 @@ def check_new_folder(out: str | Path) -> None:
 
 
 def _refuse_taken(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # os.path.exists is False, not an error, where a folder above may not be entered
+    try:
+        taken = os.path.exists(out) and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): name a folder that can be written") from None
+    if taken:
         raise UserError(f"{out} exists already: name a new folder")
 
 

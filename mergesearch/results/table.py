@@ -5,6 +5,7 @@ pandas is loaded when a table is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -143,7 +144,8 @@ def write(
         partial.write_bytes(data)
         partial.replace(out)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
 
 
