@@ -127,7 +127,8 @@ def test_a_native_recipes_paths_are_relative_to_its_file(project: Path, tmp_path
 
 def test_a_mergekit_files_paths_are_relative_to_the_caller_as_mergekit_has_them(project: Path, tmp_path: Path) -> None:
     file = tmp_path / "linear.yaml"
-    file.write_text("merge_method: linear\nmodels: [{model: models/code}, {model: ./models/names}]\ndtype: float32\n")
+    models = "[{model: models/code, parameters: {weight: 1}}, {model: ./models/names, parameters: {weight: 1}}]"
+    file.write_text(f"merge_method: linear\nmodels: {models}\ndtype: float32\n")
     at(project / "project", "merge", file, tmp_path / "out")
     written = recipes.read(tmp_path / "out" / "recipe.yaml")
     assert sorted(written.models.values()) == [str(project / "project" / "models" / n) for n in ("code", "names")]
