@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -402,32 +402,37 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def _make_absolute(data: dict[str, Any], file: Path, overridden: Sequence[tuple[str, ...]]) -> None:
     """Makes the paths in a configuration's data absolute: those of the file from its folder, those of overrides from
-    the caller's. What is of another type than it should be is left to the validation."""
+    the caller's.
 
-    def change(place: Any, key: Any, location: tuple[str, ...], make: Callable[[str, str | Path, str], str]) -> None:
-        if not isinstance(place[key], str):
-            return
+    Args:
+        data: changed in place.
+        file: where the data were read.
+        overridden: the keys that overrides have set, each taken apart.
+    """
+    for place, key, location, make in _paths_in(data):
         typed = any(location[: len(keys)] == keys for keys in overridden)
         where = f"--set {'.'.join(location)}" if typed else f"{file}: {'.'.join(location)}"
         place[key] = make(place[key], Path.cwd() if typed else file.parent, where)
-
-    search = data.get("search")
-    if "base_model" in data:
-        change(data, "base_model", ("base_model",), absolute_reference)
-    if isinstance(models := data.get("models"), dict):
-        for name in models:
-            change(models, name, ("models", str(name)), absolute_reference)
-    for place, *location in ((data, "include_path"), (search, "search", "warm_start")):
-        key = location[-1]
-        if not isinstance(place, dict) or key not in place:
-            continue
-        if isinstance(paths := place[key], list):
-            for position in range(len(paths)):
-                change(paths, position, (*location, str(position)), absolute_path)
-        else:
-            change(place, key, tuple(location), absolute_path)
     if isinstance(storage := data.get("storage"), str):
         data["storage"] = _absolute_storage(storage)
+
+
+def _paths_in(data: dict[str, Any]) -> Iterator[tuple[Any, Any, tuple[str, ...], Callable[[str, Path, str], str]]]:
+    """Where paths stand in a configuration's data: what holds one, its key there, the whole key taken apart, and what
+    makes it absolute. What is no text is left to the validation."""
+    if isinstance(data.get("base_model"), str):
+        yield data, "base_model", ("base_model",), absolute_reference
+    models = data.get("models")
+    for name, reference in models.items() if isinstance(models, dict) else ():
+        if isinstance(reference, str):
+            yield models, name, ("models", str(name)), absolute_reference
+    for holder, location in ((data, ("include_path",)), (data.get("search"), ("search", "warm_start"))):
+        paths = holder.get(location[-1]) if isinstance(holder, dict) else None
+        if isinstance(paths, str):
+            yield holder, location[-1], location, absolute_path
+        for position, path in enumerate(paths if isinstance(paths, list) else ()):
+            if isinstance(path, str):
+                yield paths, position, (*location, str(position)), absolute_path
 
 
 def _absolute_storage(url: str) -> str:
