@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +58,8 @@ class Run:
     def best(self) -> Record | None:
         """The record of the best candidate that breaks no guard, what `export --trial best` gives; None where there is
         none yet."""
-        return best_of(self.records)
+        first = next(iter(ranked(self.records)), None)
+        return first if first is not None and first.objective is not None and not first.infeasible else None
 
 
 def load_run(path: str | Path) -> Run:
@@ -89,12 +89,6 @@ def run_of(history: History, folder: RunFolder) -> Run:
     words = [f"note: {note}" for note in (*objective_notes, *notes(history.config, history))]
     every = tuple(records(history.study))
     return Run(folder.path, history.config, every, objective, (*words, *costs(history)))
-
-
-def best_of(found: Sequence[Record]) -> Record | None:
-    """The best candidate that breaks no guard; None where there is none."""
-    first = next(iter(ranked(found)), None)
-    return first if first is not None and first.objective is not None and not first.infeasible else None
 
 
 def recipe_of(record: Record) -> Recipe:

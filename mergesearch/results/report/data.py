@@ -46,7 +46,7 @@ class Comparison:
     verdict: str
 
     @property
-    def said(self) -> bool:
+    def beyond_noise(self) -> bool:
         """Whether it is a difference beyond noise."""
         return self.verdict in (BETTER, WORSE)
 

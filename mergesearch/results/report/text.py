@@ -110,7 +110,7 @@ def _line(row: Row, references: Sequence[str]) -> list[str]:
 def _difference(comparison: Comparison | None) -> str:
     if comparison is None:
         return "-"
-    p = f", {p_text(comparison.p)}{' *' * comparison.said}" if comparison.p is not None else ""
+    p = f", {p_text(comparison.p)}{' *' * comparison.beyond_noise}" if comparison.p is not None else ""
     return _score(comparison.difference, p + "\n", "+.4f")
 
 
