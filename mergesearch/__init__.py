@@ -7,7 +7,17 @@ is first used.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergesearch.checkpoints import Pool
+    from mergesearch.config import Config
+    from mergesearch.engine.live import Engine
+    from mergesearch.errors import UserError
+    from mergesearch.recipe import Recipe, Rule
+    from mergesearch.results.loading import Run, load_run
+    from mergesearch.results.record import Record
+    from mergesearch.space import SearchSpace
 
 __version__ = "0.1.0"
 
@@ -18,11 +28,25 @@ _HOMES = {
     "Recipe": "recipe",
     "Record": "results.record",
     "Rule": "recipe",
+    "Run": "results.loading",
     "SearchSpace": "space",
     "UserError": "errors",
+    "load_run": "results.loading",
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]
+__all__ = [
+    "Config",
+    "Engine",
+    "Pool",
+    "Recipe",
+    "Record",
+    "Rule",
+    "Run",
+    "SearchSpace",
+    "UserError",
+    "__version__",
+    "load_run",
+]
 
 
 def __getattr__(name: str) -> Any:

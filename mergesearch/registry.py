@@ -24,6 +24,7 @@ class Declared:
     Attributes:
         name: as `search.strategy` names it, and as its trials note it.
         keys: the keys that it adds to `search`: for each its type and a pydantic `Field` or a default.
+        paths: which of these keys hold a path, or several: relative to the file that they stand in.
         named: whether `search.strategy` may name it; one that may not joins by itself, see `joins`.
         auto: its place among the strategies that `auto` stands for; None for one that is not among them.
         order: strategies of a lower order come first; those that `search.strategy` names have 0.
@@ -34,6 +35,7 @@ class Declared:
 
     name: ClassVar[str]
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
+    paths: ClassVar[tuple[str, ...]] = ()
     named: ClassVar[bool] = True
     auto: ClassVar[int | None] = None
     order: ClassVar[int] = 0

@@ -13,15 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.commands import QUICKSTART, Done, mergesearch, small
 
+from mergesearch import load_run, zoo
 from mergesearch import recipe as recipes
-from mergesearch import zoo
-from mergesearch.results.record import read_records
+from mergesearch.errors import UserError
+from mergesearch.search import store
 
 TRIALS = 6
 
@@ -53,6 +55,41 @@ def test_the_table_has_every_candidate(finished: tuple[Path, Done]) -> None:
     assert {"base", "code", "average"} <= {row["method"] for row in found}
     assert mergesearch("table", finished[0], "--top", 2, "--format", "md").out.count("\n") == 4
     assert "rank" in mergesearch("table", finished[0]).out
+
+
+def test_the_table_goes_to_a_file_in_every_format(finished: tuple[Path, Done], tmp_path: Path) -> None:
+    folder, _ = finished
+    for form in ("csv", "md", "json"):
+        done = mergesearch("table", folder, "--format", form, "--top", 3, "--out", tmp_path / "table")
+        assert done.status == 0 and done.out == ""
+        assert (tmp_path / "table").read_text() == mergesearch("table", folder, "--format", form, "--top", 3).out
+    assert mergesearch("table", folder, "--out", tmp_path / "table").status == 0
+    text = (tmp_path / "table").read_text()
+    assert "task_arithmetic" in text and text.splitlines()[-1].startswith("cost: ")
+    assert mergesearch("table", folder, "--format", "parquet", "--out", tmp_path / "table").status == 0
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "table"), load_run(folder).frame())
+    refused = mergesearch("table", folder, "--format", "parquet")
+    assert refused.status == 2 and "--out" in refused.err and len(refused.err.strip().splitlines()) == 1
+
+
+def test_a_script_reads_a_run(finished: tuple[Path, Done]) -> None:
+    folder, _ = finished
+    run = load_run(str(folder))
+    best = run.best()
+    assert run.config.name == "quickstart" and [record.number for record in run.records] == list(range(6 + TRIALS))
+    table = run.frame(sort="trial")
+    assert list(table["trial"]) == list(range(6 + TRIALS))
+    assert best is not None and run.frame(top=1)["trial"].item() == best.number
+    with pytest.raises(UserError, match="no run folder"):
+        load_run(folder / "best")
+
+
+def test_the_study_is_opened_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    make = store._local_storage
+    monkeypatch.setattr(store, "_local_storage", lambda url: opened.append(url) or make(url))
+    done = mergesearch("run", QUICKSTART, *small(tmp_path / "run", trials=0, limit=2))
+    assert done.status == 0 and "winner: trial" in done.out and len(opened) == 1
 
 
 def test_the_same_command_again_scores_nothing_again(finished: tuple[Path, Done]) -> None:
@@ -130,6 +167,15 @@ def test_a_recipe_file_scores_and_merges_as_its_trial(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_merge_says_nothing_but_where_the_result_is(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: zoo:base\nmodels: {code: zoo:code}\nrules: [{method: linear}]\n")
+    command = [sys.executable, "-m", "mergesearch", "merge", str(recipe), str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert re.fullmatch(r"recipe \w{12} is in \S+out\n", done.stdout)
+
+
 def test_an_export_is_complete(exports: dict[str, tuple[Path, dict[str, object]]]) -> None:
     out, row = exports["winner"]
     assert {"config.json", "generation_config.json", "tokenizer.json", "recipe.yaml", "README.md"} <= {
@@ -166,6 +212,13 @@ def test_score_on_search_holdout_and_all(finished: tuple[Path, Done]) -> None:
     assert re.match(r"zoo_names acc: 0\.\d{4} ± 0\.\d{4} on 12 documents\n", text)
 
 
+def test_help_loads_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "lm_eval", "optuna", "numpy", "pandas", "pyarrow")
+    code = f"import sys; from mergesearch import cli; cli.status(); print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert "methods" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+
+
 def test_zoo_prints_its_folder() -> None:
     assert mergesearch("zoo").out == f"{zoo.folder()}\n"
 
@@ -185,19 +238,19 @@ def test_killed_in_the_middle_nothing_is_lost_and_nothing_scored_twice(tmp_path:
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    finished = {r.number: r for r in read_records(tmp_path / "killed")[1] if r.state == "complete"}
+    finished = {r.number: r for r in load_run(tmp_path / "killed").records if r.state == "complete"}
     assert 9 <= len(finished) < 14
     written = {number: documents(tmp_path / "killed", number).stat().st_mtime_ns for number in finished}
 
     assert mergesearch("run", QUICKSTART, *options).status == 0
-    after = {r.number: r for r in read_records(tmp_path / "killed")[1]}
+    after = {r.number: r for r in load_run(tmp_path / "killed").records}
     assert len(after) == 14 and all(record.state == "complete" for record in after.values())
     for number, record in finished.items():
         assert after[number] == record
         assert documents(tmp_path / "killed", number).stat().st_mtime_ns == written[number]
 
     assert mergesearch("run", QUICKSTART, *small(tmp_path / "whole", trials=8, limit=8)).status == 0
-    for ours, theirs in zip(after.values(), read_records(tmp_path / "whole")[1], strict=True):
+    for ours, theirs in zip(after.values(), load_run(tmp_path / "whole").records, strict=True):
         assert (ours.recipe_id, ours.objective, ours.scores) == (theirs.recipe_id, theirs.objective, theirs.scores)
 
 

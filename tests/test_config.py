@@ -132,3 +132,81 @@ def test_only_budget_and_machine_may_change_in_a_run_folder(path: Path) -> None:
     assert first.differences(config.read(path, ["search.trials=99", "device=cpu", "batch_size=8"])) == []
     assert first.differences(config.read(path, ["search.seed=1"])) == ["search.seed: 0, there 1"]
     assert isinstance(Config.model_validate(first.dump()), Config)
+
+
+# --- paths ---
+
+PATHS = """
+base_model: ./base
+models: {a: a, b: ../far/b, hub: owner/name, zoo: "zoo:code"}
+tasks: [{task: quiz}]
+include_path: tasks
+search: {warm_start: [old, /abs/old]}
+"""
+
+
+@pytest.fixture
+def placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration with relative paths; the caller is in another folder."""
+    for name in ("file/base", "file/a", "far/b", "caller/c", "caller/owner/only"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "file" / "paths.yaml").write_text(PATHS)
+    monkeypatch.chdir(tmp_path / "caller")
+    return tmp_path / "file" / "paths.yaml"
+
+
+def test_paths_in_a_file_are_relative_to_the_file(placed: Path) -> None:
+    read, folder = config.read(placed), placed.parent
+    assert read.base_model == str(folder / "base")
+    assert read.models == {
+        "a": str(folder / "a"),
+        "b": str(folder.parent / "far" / "b"),
+        "hub": "owner/name",
+        "zoo": "zoo:code",
+    }
+    assert read.include_path == [str(folder / "tasks")]
+    assert read.search.warm_start == [str(folder / "old"), "/abs/old"]
+
+
+def test_what_is_set_is_relative_to_the_caller(placed: Path) -> None:
+    sets = ["models.a=c", "include_path=[t, u]", "search.warm_start=w", "output=out", "storage=sqlite:///s.db"]
+    read, caller = config.read(placed, sets), Path.cwd()
+    assert read.models["a"] == str(caller / "c") and read.base_model == str(placed.parent / "base")
+    assert read.include_path == [str(caller / "t"), str(caller / "u")]
+    assert read.search.warm_start == [str(caller / "w")]
+    assert read.output == "out" and read.storage == f"sqlite:///{caller / 's.db'}"
+    whole = config.read(placed, ["models={a: c}"])
+    assert whole.models == {"a": str(caller / "c")}
+
+
+def test_other_storages_stay_as_they_are(placed: Path) -> None:
+    for url in ("mysql://user@host/name", "sqlite:////abs/s.db", "sqlite:///:memory:", "redis://localhost"):
+        assert config.read(placed, [f"storage='{url}'"]).storage == url
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [("base_model: ./base", "base_model"), ("a: a", "models.a"), ("include_path: tasks", "include_path")],
+)
+@pytest.mark.parametrize("there", ["c", "owner/only"])
+def test_what_only_the_callers_folder_has_is_refused(placed: Path, change: str, key: str, there: str) -> None:
+    placed.write_text(PATHS.replace(change, f"{change.partition(':')[0]}: {there}"))
+    with pytest.raises(UserError) as caught:
+        config.read(placed)
+    message = str(caught.value)
+    assert f"{placed}: {key}: {there!r}" in message and f"not in {placed.parent} " in message
+    assert str(Path.cwd()) in message and "\n" not in message
+
+
+def test_a_path_of_the_wrong_type_is_a_sentence_too(placed: Path) -> None:
+    for override in ("models=7", "models.a=7", "include_path=7", "search=7", "base_model=[x]"):
+        with pytest.raises(UserError) as caught:
+            config.read(placed, [override])
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_stored_means_the_same_from_anywhere(placed: Path, tmp_path: Path) -> None:
+    read = config.read(placed)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.yaml").write_text(read.to_yaml())
+    assert config.read(tmp_path / "elsewhere" / "config.yaml") == read

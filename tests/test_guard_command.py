@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.commands import QUICKSTART, mergesearch
 
-from mergesearch.results.record import read_records
+from mergesearch.results.loading import load_run
 
 OPTIONS = {
     "holdout": 0.03,
@@ -33,7 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_shows_guards_and_marks_who_breaks_them(run: Path) -> None:
-    _, found, objective = read_records(run)
+    loaded = load_run(run)
+    found, objective = loaded.records, loaded.objective
     assert objective.guards[0].against == "strings" and set(objective.weights) == {"zoo_code", "zoo_names"}
     by_name = {record.name: record for record in found if record.name}
     assert by_name["strings"].infeasible is None
@@ -48,7 +49,7 @@ def test_the_winner_keeps_the_guard_in_the_report_too(run: Path) -> None:
     done = mergesearch("report", run, "--finalists", 1, "--format", "json")
     assert done.status == 0, done.err
     data = json.loads(done.out)
-    _, found, _ = read_records(run)
+    found = load_run(run).records
     winner = next(r for r in found if data["winner"] in (r.name, f"trial {r.number}"))
     assert winner.infeasible is None
     assert [(guard["task"], guard["against"]) for guard in data["guards"]] == [("zoo_strings", "strings")]

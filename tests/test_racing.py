@@ -14,7 +14,8 @@ from support.searches import Engine
 from mergesearch.evaluate.blocks import split_blocks
 from mergesearch.evaluate.scores import DocumentScores
 from mergesearch.recipe import Recipe
-from mergesearch.results.record import read_records, records
+from mergesearch.results.loading import load_run
+from mergesearch.results.record import records
 from mergesearch.results.table import render, table_rows
 from mergesearch.search import trials
 from mergesearch.search.racing import Lead, lead, quantile, spreads
@@ -162,7 +163,7 @@ def test_over_recorded_scores_the_winner_stays_and_documents_are_saved() -> None
 
 
 def rows(folder: Path) -> list[tuple[Any, ...]]:
-    return [(r.number, r.recipe_id, r.state, r.objective, r.stopped) for r in read_records(folder)[1]]
+    return [(r.number, r.recipe_id, r.state, r.objective, r.stopped) for r in load_run(folder).records]
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Live]:
 
 def test_hopeless_candidates_are_pruned_and_say_after_how_many_documents(whole: tuple[Path, Live]) -> None:
     folder, live = whole
-    found = read_records(folder)[1]
+    found = load_run(folder).records
     pruned = [record for record in found if record.state == "pruned"]
     assert len(found) == 16 and pruned and all(r.state == "complete" for r in found[:4])
     for record in pruned:
@@ -185,7 +186,7 @@ def test_hopeless_candidates_are_pruned_and_say_after_how_many_documents(whole: 
 
 
 def test_the_winner_is_the_one_that_scoring_everything_finds(whole: tuple[Path, Live], tmp_path: Path) -> None:
-    found = read_records(whole[0])[1]
+    found = load_run(whole[0]).records
     best = max((r for r in found if r.objective is not None), key=lambda r: r.objective)
     for record in found:
         if record.state == "pruned":
@@ -195,7 +196,7 @@ def test_the_winner_is_the_one_that_scoring_everything_finds(whole: tuple[Path, 
 
 
 def test_the_table_shows_them(whole: tuple[Path, Live]) -> None:
-    found = read_records(whole[0])[1]
+    found = load_run(whole[0]).records
     row = next(row for row in table_rows(found) if row["state"] == "pruned")
     assert row["rank"] is None and row["quiz"] is None and row["error"].startswith("after ")
     assert "pruned: after " in render(found, "md")
@@ -227,7 +228,7 @@ def test_a_recipe_that_was_scored_is_not_scored_again(tmp_path: Path) -> None:
 
 
 def test_a_pruned_recipe_goes_on_from_its_blocks(tmp_path: Path, whole: tuple[Path, Live]) -> None:
-    found = next(record for record in read_records(whole[0])[1] if record.state == "pruned")
+    found = next(record for record in load_run(whole[0]).records if record.state == "pruned")
     live = Live(Engine())
     search = start(tmp_path / "run", live, trials=0)
     search.run()
@@ -264,7 +265,7 @@ def test_samplers_see_how_far_a_pruned_trial_got(whole: tuple[Path, Live]) -> No
 
 
 def test_a_block_file_holds_its_answers(whole: tuple[Path, Live]) -> None:
-    found = next(record for record in read_records(whole[0])[1] if record.state == "pruned")
+    found = next(record for record in load_run(whole[0]).records if record.state == "pruned")
     files = sorted(RunFolder(whole[0]).blocks(found.recipe_id).glob("*.json"))
     answers = [answer for file in files for answer in json.loads(file.read_text())]
     assert len(answers) == found.partial["quiz"].documents

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.commands import QUICKSTART, mergesearch, small
 
-from mergesearch.results.record import read_records
+from mergesearch.results.loading import load_run
 
 OPTIONS = {"racing": "{blocks: 3}", "holdout": 0.03}
 
@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_finished_a_race_has_the_score_of_the_score_verb(run: Path) -> None:
-    _, found, _ = read_records(run)
+    found = load_run(run).records
     assert len(found) == 9 and {record.state for record in found} <= {"complete", "pruned"}
     proposed = max((r for r in found if r.objective is not None), key=lambda r: (r.name is None, r.objective))
     (run.parent / "recipe.yaml").write_text(json.dumps(dict(proposed.recipe)))

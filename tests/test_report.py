@@ -19,7 +19,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.results.record import Record
 from mergesearch.results.report import FORMATS, Entry, Question, Report, build, card, render
 from mergesearch.results.report.data import AVERAGE, SINGLE
-from mergesearch.results.report.finalists import Kept, choose, score_finalists
+from mergesearch.results.report.finalists import HoldoutScores, choose, score_finalists
 from mergesearch.search.strategies.baselines import baselines
 
 CONFIG = Config(base_model="base", models={"a": "a", "b": "b"}, tasks=[{"task": "quiz"}, {"task": "bits"}])
@@ -128,7 +128,7 @@ def scores(right: float = 0.5, seed: int = 0, count: int = 300) -> Scores:
 
 
 def test_what_was_scored_is_not_scored_again(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "holdout")
+    kept = HoldoutScores(tmp_path / "holdout")
     assert score_finalists(PARENTS, kept, Engine(), Scorer()) == {}
     again = Engine()
     assert score_finalists(PARENTS, kept, again, Scorer()) == {} and again.loaded == []
@@ -138,7 +138,7 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path) -> None:
 
 
 def test_killed_it_goes_on(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "holdout")
+    kept = HoldoutScores(tmp_path / "holdout")
     with pytest.raises(KeyboardInterrupt):
         score_finalists(PARENTS, kept, Engine(), Scorer(scores(), scores(), KeyboardInterrupt()))
     rest = Engine()
@@ -147,20 +147,20 @@ def test_killed_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_documents_without_figures_count_as_not_scored(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = HoldoutScores(tmp_path)
     scores().save_documents(tmp_path / "00000.npz")
     assert kept.load(PARENTS[0]) is None
 
 
 def test_another_recipe_under_the_same_number_is_scored(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = HoldoutScores(tmp_path)
     kept.save(record(4, 0.5, "old"), scores())
     assert kept.load(record(4, 0.5, "new")) is None
 
 
 @pytest.mark.parametrize("error", [CandidateError("made NaN"), RuntimeError("odd")])
 def test_one_that_fails_is_named_and_tried_again_next_time(tmp_path: Path, error: Exception) -> None:
-    kept = Kept(tmp_path)
+    kept = HoldoutScores(tmp_path)
     failed = score_finalists(PARENTS, kept, Engine(), Scorer(scores(), error))
     assert list(failed) == [1] and str(error) in failed[1]
     assert score_finalists(PARENTS, kept, Engine(), Scorer()) == {}
@@ -168,11 +168,11 @@ def test_one_that_fails_is_named_and_tried_again_next_time(tmp_path: Path, error
 
 def test_a_full_disk_is_not_the_candidates_fault(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
-        score_finalists(PARENTS, Kept(tmp_path), Engine(), Scorer(OSError(28, "No space left on device")))
+        score_finalists(PARENTS, HoldoutScores(tmp_path), Engine(), Scorer(OSError(28, "No space left on device")))
 
 
 def test_looks_are_noted_before_scoring_and_told_when_another_had_won(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = HoldoutScores(tmp_path)
     first = choose([*PARENTS, record(4, 0.7)], CONFIG, 1)
     assert kept.look(first) == [] and kept.look(first) == []
     assert [look["winner"] for look in json.loads((tmp_path / "looks.json").read_text())] == [4]

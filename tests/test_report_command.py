@@ -9,7 +9,7 @@ import pytest
 from support.commands import QUICKSTART, Done, mergesearch, small
 
 from mergesearch.engine.live import Engine
-from mergesearch.results.record import read_records
+from mergesearch.results.loading import load_run
 
 OPTIONS = {"holdout": 0.03, "space__methods": "[linear]"}
 
@@ -33,7 +33,7 @@ def test_the_report_scores_the_finalists_on_the_holdout(run: Path, reported: Don
     objective, *tasks = data["sections"]
     assert [section["name"] for section in tasks] == list(documents["holdout"])
     assert all(section["documents"] == len(documents["holdout"][section["name"]]) for section in tasks)
-    _, records, _ = read_records(run)
+    records = load_run(run).records
     assert {row["candidate"] for row in objective["rows"]} >= {"base", "code", "prose", "names", "strings", "average"}
     assert {row["trial"]: row["search"] for row in objective["rows"]}.items() <= {
         r.number: r.objective for r in records

@@ -3,14 +3,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 from rich.console import Console
+from support.table_records import FRONT
+from support.table_records import RECORDS as EVERY_KIND
 
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.results.record import Record, ranked
-from mergesearch.results.table import FORMATS, render, table_rows
+from mergesearch.results.table import FORMATS, PARQUET, frame, render, table_rows, write
 
 
 def record(number: int, objective: float | None, quiz: float = 0.5, bits: float = 2.0, **extra: object) -> Record:
@@ -90,10 +95,92 @@ def test_text_fits_a_terminal_and_hides_nothing() -> None:
 
 
 def test_an_empty_run_has_an_empty_table() -> None:
-    assert [render([], form) is not None for form in FORMATS] == [True] * 4
+    assert all(render([], form) is not None for form in FORMATS if form != PARQUET)
+    assert frame([]).empty
 
 
 @pytest.mark.parametrize(("option", "part"), [({"sort": "quizz"}, "quiz"), ({"form": "html"}, "known: csv")])
 def test_unknown_names_are_refused(option: dict[str, str], part: str) -> None:
     with pytest.raises(UserError, match=part):
         render(RECORDS, **option)
+
+
+# --- the same as before there was a DataFrame ---
+
+VIEWS: dict[str, tuple[list[Record], dict[str, Any]]] = {
+    "rank": (EVERY_KIND, {}),
+    "front": (FRONT, {}),
+    "bits": (EVERY_KIND, {"sort": "bits", "top": 6}),
+    "state": (EVERY_KIND, {"sort": "state"}),
+    "quiz": (EVERY_KIND, {"sort": "quiz"}),
+    "fronts": (FRONT, {"sort": "front"}),
+}
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "md", "json"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_face_is_as_it_was(view: str, form: str) -> None:
+    records, options = VIEWS[view]
+    rendered = render(records, form, **options)
+    if form == "text":
+        console = Console(width=100, file=io.StringIO(), force_terminal=False)
+        console.print(rendered)
+        rendered = console.file.getvalue()
+    with (Path(__file__).parent / "data" / "table" / f"{view}.{form}").open(encoding="utf-8", newline="") as file:
+        assert rendered == file.read()
+
+
+# --- the DataFrame ---
+
+
+def test_the_frame_has_a_row_for_each_trial_and_typed_columns() -> None:
+    table = frame(FRONT)
+    assert sorted(table["trial"]) == list(range(9)) and list(table["rank"].dropna()) == [1, 2, 3, 4]
+    kinds = {name: str(kind) for name, kind in table.dtypes.items()}
+    assert {kinds[name] for name in ("rank", "trial")} == {"Int64"} and kinds["front"] == "bool"
+    numbers = ("objective", "objective_stderr", "quiz", "quiz_stderr", "bits", "bits_stderr", "seconds")
+    assert {kinds[name] for name in (*numbers, "merge_seconds")} == {"float64"}
+    assert {kinds[name] for name in ("method", "strategy", "state", "error", "recipe")} == {"string"}
+    best = table[table["rank"] == 1].iloc[0]
+    assert best["trial"] == 2 and best["quiz"] == 0.1 + 0.2 and pandas.isna(best["error"])
+
+
+def test_the_columns_are_typed_where_nothing_is_known_yet() -> None:
+    waiting = [record for record in EVERY_KIND if record.state == "waiting"]
+    kinds = frame(waiting).dtypes
+    assert str(kinds["objective"]) == "float64" and str(kinds["rank"]) == "Int64" and str(kinds["error"]) == "string"
+
+
+@pytest.mark.parametrize("options", [{}, {"sort": "bits", "top": 3}])
+def test_parquet_read_back_is_the_frame(tmp_path: Path, options: dict[str, Any]) -> None:
+    write(FRONT, tmp_path / "table.parquet", PARQUET, **options)
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "table.parquet"), frame(FRONT, **options))
+
+
+@pytest.mark.parametrize("form", ["csv", "md", "json"])
+def test_a_file_holds_what_is_printed(tmp_path: Path, form: str) -> None:
+    file = tmp_path / f"table.{form}"
+    file.write_text("an older one")
+    write(EVERY_KIND, file, form, words=["note: for a terminal"])
+    assert file.read_bytes().decode() == render(EVERY_KIND, form) + "\n"
+
+
+def test_text_in_a_file_has_the_words_too(tmp_path: Path) -> None:
+    write(EVERY_KIND, tmp_path / "table.txt", words=["note: all is well", "cost: little"])
+    lines = (tmp_path / "table.txt").read_text().splitlines()
+    assert lines[-2:] == ["note: all is well", "cost: little"]
+    assert any("learned soup per group" in line and "0.7000 ±0.0500" in line for line in lines)
+
+
+def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").mkdir()
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "table.csv", tmp_path / "no" / "folder.csv", tmp_path / "file" / "in.csv"):
+        with pytest.raises(UserError, match=r"cannot write .* name another file"):
+            write(EVERY_KIND, out, "csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "table.csv"]
+
+
+def test_parquet_is_no_text() -> None:
+    with pytest.raises(UserError, match="--out"):
+        render(EVERY_KIND, PARQUET)

@@ -14,7 +14,8 @@ from support.searches import INFOS, Engine, Found, Scorer, settings
 
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe
-from mergesearch.results.record import ranked, read_records, records
+from mergesearch.results.loading import load_run
+from mergesearch.results.record import ranked, records
 from mergesearch.search import store, trials
 from mergesearch.search.history import History, hours_at_work, worked_hours
 from mergesearch.search.store import Presence, RunFolder, open_study
@@ -31,7 +32,7 @@ def start(folder: Path, engine: Engine | None = None, scorer: Scorer | None = No
 
 
 def proposals(folder: Path) -> list[tuple[str | None, str | None, float | None]]:
-    _, found, _ = read_records(folder)
+    found = load_run(folder).records
     return [(record.name, record.recipe_id, record.objective) for record in found]
 
 
@@ -277,7 +278,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not empty and no run folder"):
         start(tmp_path / "mine")
     with pytest.raises(UserError, match="no run folder"):
-        read_records(tmp_path / "mine")
+        load_run(tmp_path / "mine")
 
 
 def test_nothing_is_warned_about(tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ import optuna
 import pytest
 
 from mergesearch import config
-from mergesearch.commands import inputs as materials
-from mergesearch.commands import run as actions
+from mergesearch.commands import inputs
+from mergesearch.commands import run as run_command
 from mergesearch.commands.check import preview
-from mergesearch.commands.run import Session, export_trial, prepare, words_of
+from mergesearch.commands.export import export_trial
+from mergesearch.commands.run import Session, prepare
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
-from mergesearch.results.record import Record, read_records
+from mergesearch.results.loading import load_run
+from mergesearch.results.record import Record
 from mergesearch.results.table import render
 from mergesearch.search import store
 from mergesearch.search.soup.settings import SoupSettings
@@ -53,7 +55,7 @@ def shared() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "_local_storage", in_memory)
         for name in ("load_pool", "load_tasks"):
-            patch.setattr(actions, name, _once(getattr(materials, name)))
+            patch.setattr(run_command, name, _once(getattr(inputs, name)))
         yield
 
 
@@ -72,7 +74,7 @@ def run(name: str, folder: Path) -> tuple[Session, list[Record]]:
     overrides = [*SMALL, f"output={folder}", f"search.trials={TRIALS.get(name, 2)}", *OVERRIDES.get(name, [])]
     session = prepare(config.read(FOLDER / f"{name}.yaml", overrides))
     session.search.run()
-    return session, read_records(folder)[1]
+    return session, load_run(folder).records
 
 
 def strategies(session: Session) -> list[str]:
@@ -90,7 +92,7 @@ def test_each_file_runs(name: str, tmp_path: Path, shared: Any) -> None:
     assert [r.name for r in found[:4]] == ["base", "code", "names", "average"]
     assert len(found) > 4 or name == "baselines"
     assert render(found, "md").count("\n") == len(found) + 1
-    assert "cost: " in "\n".join(words_of(tmp_path / "run"))
+    assert "cost: " in "\n".join(load_run(tmp_path / "run").words)
     CHECKS.get(name, lambda session, found, folder: None)(session, found, tmp_path / "run")
 
 
@@ -101,7 +103,7 @@ def test_check_looks_at_the_runs_to_start_from(tmp_path: Path) -> None:
 
 def _auto(session: Session, found: list[Record], folder: Path) -> None:
     assert list(dict.fromkeys(strategies(session))) == ["greedy_soup", "learned_soup", "study"]
-    assert any("greedy soup" in line for line in words_of(folder))
+    assert any("greedy soup" in line for line in load_run(folder).words)
 
 
 def _greedy_soup(session: Session, found: list[Record], folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_the_configuration_has_its_keys(ladder: None, tmp_path: Path) -> None:
     assert "LadderSettings" in json.dumps(Config.model_json_schema())
     with pytest.raises(UserError, match=r"search.ladder.steps is 0: it must be in \[1, inf\)"):
         settings(tmp_path, search={"ladder": {"steps": 0}})
-    with pytest.raises(UserError, match="unknown key .step. in test, search.ladder: did you mean .steps."):
+    with pytest.raises(UserError, match=r"unknown key .step. in test, search.ladder: did you mean .steps."):
         settings(tmp_path, search={"ladder": {"step": 1}})
     with pytest.raises(UserError, match="'lader' is no strategy: did you mean 'ladder'"):
         settings(tmp_path, search={"strategy": "lader"})

@@ -17,11 +17,18 @@ from mergesearch.checkpoints.lora import apply_adapter
 from mergesearch.checkpoints.mapped import release
 from mergesearch.checkpoints.pool import Pool, Residency, choose_device, load_reference
 from mergesearch.checkpoints.tokenizers import load_tokenizer
-from mergesearch.checkpoints.writing import check_shard_size, new_folder, remove, save
+from mergesearch.checkpoints.writing import (
+    check_new_folder,
+    check_shard_size,
+    new_folder,
+    remove,
+    save,
+    save_without_weights,
+)
 
 __all__ = [
     "Blueprint", "Checkpoint", "Form", "Layout", "Piece", "Pool", "Residency", "Source", "apply_adapter",
-    "check_shard_size", "choose_device", "constants", "describe", "floating_tensors", "load_model",
+    "check_new_folder", "check_shard_size", "choose_device", "constants", "describe", "floating_tensors", "load_model",
     "load_reference", "load_tokenizer", "locate", "new_folder", "parameters", "release", "remove", "resolve",
-    "save", "state",
+    "save", "save_without_weights", "state",
 ]  # fmt: skip

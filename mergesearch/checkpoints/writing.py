@@ -28,8 +28,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         UserError: `out` exists and is not empty, cannot be written, or the disk is full.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already: name a new folder")
+    _refuse_taken(out)
     above = _first_missing(out.parent)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
@@ -44,6 +43,32 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if above is not None:
             _remove_empty(out.parent, above)
+
+
+def check_new_folder(out: str | Path) -> None:
+    """Refuses what `new_folder` would refuse before anything is written, and makes nothing. For a caller with much to
+    do first.
+
+    Raises:
+        UserError: `out` exists and is not empty, or no folder can be made there.
+    """
+    out = Path(out)
+    _refuse_taken(out)
+    there = next(path for path in out.absolute().parents if os.path.exists(path))
+    if not there.is_dir():
+        raise UserError(f"cannot write {out} ({there} is a file): name a folder that can be written")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {out} ({there} is not writable): name a folder that can be written")
+
+
+def _refuse_taken(out: Path) -> None:
+    # os.path.exists is False, not an error, where a folder above may not be entered
+    try:
+        taken = os.path.exists(out) and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): name a folder that can be written") from None
+    if taken:
+        raise UserError(f"{out} exists already: name a new folder")
 
 
 def _first_missing(folder: Path) -> Path | None:
@@ -92,13 +117,18 @@ def check_shard_size(size: str) -> None:
         raise UserError(f"--max-shard-size {size!r} is no size: write it as 5GB or 500MB")
 
 
-def save(
-    model: nn.Module, tokenizer: Any, folder: Path, metadata: Mapping[str, str], max_shard_size: str = "5GB"
-) -> None:
+def save(model: Any, tokenizer: Any, folder: Path, metadata: Mapping[str, str], max_shard_size: str = "5GB") -> None:
     """Writes a complete checkpoint: config, generation config, tokenizer, and safetensors shards carrying `metadata`.
 
     Goes through transformers, so that what the live model holds in another form (fused experts, tied embeddings)
     is written as the architecture's checkpoints are.
+
+    Args:
+        model: a model of transformers.
+        tokenizer: the checkpoint's tokenizer.
+        folder: an empty folder.
+        metadata: goes into the header of each shard.
+        max_shard_size: as `5GB`.
 
     Raises:
         UserError: `max_shard_size` is no size.
@@ -110,6 +140,21 @@ def save(
         tokenizer.save_pretrained(folder)
     for file in sorted(folder.glob("*.safetensors")):
         _add_metadata(file, metadata)
+
+
+def save_without_weights(blank: Any, tokenizer: Any, folder: Path) -> None:
+    """Writes all files of a checkpoint but the weights, as `save` does.
+
+    Args:
+        blank: a model of transformers whose tensors are not read; on the meta device for example.
+        tokenizer: the checkpoint's tokenizer.
+        folder: an empty folder.
+    """
+    with quiet_transformers():
+        blank.save_pretrained(folder, state_dict={})
+        tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
 
 
 def _copy_repeated(model: nn.Module) -> None:

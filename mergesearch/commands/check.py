@@ -1,4 +1,4 @@
-"""What a recipe or a run would do, found by running every check and merging nothing."""
+"""`mergesearch check`: what a recipe or a run would do, found by running every check and merging nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from pathlib import Path
 import torch
 
 from mergesearch import config as configuration
-from mergesearch import mergekit
 from mergesearch.checkpoints import Pool
-from mergesearch.commands.inputs import check_racing, load_pool, load_tasks, pool_of, scorer_of, splits
-from mergesearch.commands.run import spaces
+from mergesearch.commands.inputs import (
+    check_racing,
+    load_pool,
+    load_tasks,
+    pool_of,
+    read_recipe,
+    scorer_of,
+    spaces,
+    splits,
+)
 from mergesearch.config import Config
 from mergesearch.engine.plan import DTYPES, Job, check, form_of, plan
 from mergesearch.engine.residency import residency
@@ -23,7 +30,7 @@ from mergesearch.search import store, strategies
 from mergesearch.search.budget import costs
 from mergesearch.search.history import History
 from mergesearch.search.store import RunFolder
-from mergesearch.space import check_space
+from mergesearch.space import SearchSpace, Space, StackSpace, check_space
 
 Lines = list[tuple[str, str]]
 
@@ -41,7 +48,7 @@ def preview(path: str | Path, overrides: Sequence[str] = (), allow_unrelated: bo
     """
     if "tasks" in read_yaml(path):
         return _run(configuration.read(path, overrides))
-    return _merge(mergekit.read_any(path), allow_unrelated)
+    return _merge(read_recipe(path), allow_unrelated)
 
 
 def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
@@ -79,14 +86,20 @@ def _run(config: Config) -> Lines:
             )
             for task in tasks
         ),
-        ("groups", ", ".join(group.label for group in space.groups)),
-        ("methods", ", ".join(space.methods)),
+        *_proposed(space),
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
         ("budget", _budget(config, documents, _tokens(config, pool, tasks, documents))),
         *_so_far(History(study, config) if study else None),
         *_memory(pool, pool.parameters, config.dtype),
     ]
+
+
+def _proposed(space: Space) -> Lines:
+    """The groups of tensors, or of layers, and by what they are merged."""
+    if not isinstance(space, SearchSpace | StackSpace):
+        return []
+    return [("groups", ", ".join(group.label for group in space.groups)), ("methods", ", ".join(space.methods))]
 
 
 def _tokens(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split]) -> int:

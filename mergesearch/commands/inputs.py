@@ -1,17 +1,22 @@
-"""What a configuration names, made ready: tasks and their documents, the pool, the scorer."""
+"""What a configuration or a recipe file names, made ready: tasks and documents, the pool, the space, the scorer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from mergesearch import mergekit
 from mergesearch.checkpoints import Pool, Residency, locate
 from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
 from mergesearch.evaluate.tasks import Split, Task, load, split
+from mergesearch.paths import absolute_reference
 from mergesearch.recipe import Recipe
+from mergesearch.schema import read_yaml
+from mergesearch.space import Space, space_of
 
 
 def load_tasks(config: Config) -> list[Task]:
@@ -70,6 +75,32 @@ def pool_of(
         tokenizer=recipe.tokenizer,
         residency=residency,
     )
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a YAML file, native or mergekit's, with absolute paths.
+
+    Relative paths in a native recipe are relative to its file. Those in a mergekit file are relative to the caller's
+    folder, as they are for mergekit.
+
+    Raises:
+        UserError: what is wrong with the file, in one sentence.
+    """
+    recipe = mergekit.read_any(path)
+    folder = Path.cwd() if mergekit.is_mergekit(read_yaml(path)) else Path(path).parent
+    base = recipe.base and absolute_reference(recipe.base, folder, f"{path}: base")
+    models = {name: absolute_reference(ref, folder, f"{path}: models.{name}") for name, ref in recipe.models.items()}
+    return recipe.model_copy(update={"base": base, "models": models})
+
+
+def spaces(config: Config, pool: Pool) -> tuple[Space, Space | None]:
+    """What may be proposed, and the coarse space that a study begins with where it grows."""
+    space = space_of(config, pool.infos, pool.layers)
+    if not config.space.grow or config.space.stack:
+        return space, None
+    small = {"layer_groups": 1, "components": ["all"], "depth": "groups", "method_per": "recipe", "ranges_for": []}
+    whole = config.model_copy(update={"space": config.space.model_copy(update=small)})
+    return space, space_of(whole, pool.infos, pool.layers)
 
 
 def scorer_of(

@@ -1,10 +1,10 @@
-"""One recipe merged into a checkpoint."""
+"""`mergesearch merge`: one recipe merged into a checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mergesearch.checkpoints import Residency, choose_device, new_folder
+from mergesearch.checkpoints import Residency, check_new_folder, check_shard_size, choose_device, new_folder
 from mergesearch.commands.inputs import pool_of
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import check
@@ -24,14 +24,21 @@ def merge_recipe(
 ) -> None:
     """Builds a checkpoint from a recipe.
 
+    Args:
+        recipe: what to merge.
+        out: the new folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; on the CPU the result is written tensor by tensor where it can be.
+        max_shard_size: of a safetensors file, as `5GB`.
+        allow_unrelated: accept models that share no base.
+        trust_remote_code: run code from the models' folders.
+
     Raises:
         UserError: the recipe cannot be merged, or `out` is no new folder.
         CandidateError: the merge came out with NaN or infinity.
     """
     check(recipe)
-    with new_folder(out):  # refuses an unusable name before any model is read
-        pass
-    Path(out).rmdir()
+    check_shard_size(max_shard_size)
+    check_new_folder(out)  # before any model is read
     chosen = choose_device(device)
     residency: Residency = "mapped" if chosen.type == "cpu" else "device"
     pool = pool_of(recipe, device, allow_unrelated, trust_remote_code, residency)

@@ -1,14 +1,14 @@
-"""Checkpoints and recipes scored on a run's documents."""
+"""`mergesearch score`: checkpoints and recipes scored on a run's documents."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mergesearch import mergekit
 from mergesearch.checkpoints import choose_device, load_reference
-from mergesearch.commands.inputs import load_pool, load_tasks, pool_of, samples_of, scorer_of, splits
+from mergesearch.commands.inputs import load_pool, load_tasks, pool_of, read_recipe, samples_of, scorer_of, splits
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES, check
@@ -19,12 +19,13 @@ from mergesearch.evaluate.tasks import Split
 from mergesearch.recipe import Recipe
 from mergesearch.search.store import RunFolder
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
-SIDES = ("search", "holdout", "all")
+SEARCH, HOLDOUT, ALL = "search", "holdout", "all"
+SIDES = (SEARCH, HOLDOUT, ALL)
 
 
-def score_model(model: str, config: Config, on: str = "search") -> Scores:
+def score_model(model: str, config: Config, on: str = SEARCH) -> Scores:
     """The scores of a checkpoint, or of a recipe's YAML file, on a run's documents.
 
     Args:
@@ -38,7 +39,7 @@ def score_model(model: str, config: Config, on: str = "search") -> Scores:
     """
     if on not in SIDES:
         raise unknown("value", on, SIDES, "--on")
-    if on == "holdout" and not config.holdout:
+    if on == HOLDOUT and not config.holdout:
         raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
     tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
@@ -46,7 +47,7 @@ def score_model(model: str, config: Config, on: str = "search") -> Scores:
     return scorer_of(config, live, tokenizer, tasks, documents).score()
 
 
-def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = "holdout") -> dict[str, Scores]:
+def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = HOLDOUT) -> dict[str, Scores]:
     """The scores of several recipes of one run on the same documents, by name.
 
     Raises:
@@ -57,11 +58,11 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = "h
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
     engine = Engine(load_pool(config), config.dtype)
     scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents)
-    found = {}
+    scores = {}
     for name, recipe in candidates.items():
         engine.load(recipe)
-        found[name] = scorer.score()
-    return found
+        scores[name] = scorer.score()
+    return scores
 
 
 def holdout_scorers(
@@ -89,9 +90,24 @@ def holdout_scorers(
     return engine, first, scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
 
 
+def lines_of(scores: Scores) -> list[str]:
+    """One line a task."""
+    return [
+        f"{task} {score.metric}: {score.value:.4f}{f' ± {score.stderr:.4f}' if score.stderr is not None else ''} "
+        f"on {score.documents} documents"
+        for task, score in scores.tasks.items()
+    ]
+
+
+def json_of(scores: Scores, model: str, on: str) -> str:
+    """The scores as JSON; `model` and `on` as `score_model` got them."""
+    tasks = {task: score.to_data() for task, score in scores.tasks.items()}
+    return json.dumps({"model": model, "on": on, "seconds": scores.seconds, "tasks": tasks}, indent=2)
+
+
 def _live(model: str, config: Config) -> tuple[Any, Any]:
     if model.endswith((".yaml", ".yml")):
-        recipe = mergekit.read_any(model)
+        recipe = read_recipe(model)
         engine = _engine_for(recipe, config.device, config.allow_unrelated, config.trust_remote_code)
         engine.load(recipe)
         return engine.model, engine.pool.tokenizer
@@ -106,4 +122,4 @@ def _engine_for(recipe: Recipe, device: str, allow_unrelated: bool, trust_remote
 
 
 def _side(part: Split, on: str) -> list[int]:
-    return {"search": part.search, "holdout": part.holdout, "all": sorted(part.search + part.holdout)}[on]
+    return {SEARCH: part.search, HOLDOUT: part.holdout, ALL: sorted(part.search + part.holdout)}[on]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from mergesearch.checkpoints import Form, Pool, check_shard_size, release, state
+from mergesearch.checkpoints import Form, Pool, check_shard_size, release, save_without_weights, state
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
 from mergesearch.recipe import Recipe
@@ -64,8 +64,8 @@ def stream(
     check_shard_size(max_shard_size)
     form = form_of(recipe, pool)
     jobs = {job.piece.name: job for job in plan(recipe, pool, form)}
-    blank = _blank(form, DTYPES[recipe.out_dtype])
-    _save_rest(blank, pool, folder)
+    blank = _blank(form, pool, DTYPES[recipe.out_dtype])
+    save_without_weights(blank, pool.tokenizer, folder)
     tensors = _in_files(blank)
     runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, torch.device("cpu"), compiled)
     constants = pool.constants_of(form)
@@ -91,14 +91,6 @@ def _blank(form: Form, dtype: torch.dtype) -> PreTrainedModel:
         for n, t in blank.items()
     }
     return cast("PreTrainedModel", form.blueprint.build(empty, dtype, meta))
-
-
-def _save_rest(blank: PreTrainedModel, pool: Pool, folder: Path) -> None:
-    """All files but the weights, as `save_pretrained` writes them."""
-    blank.save_pretrained(folder, state_dict={})
-    for file in folder.glob("*.safetensors*"):
-        file.unlink()
-    pool.tokenizer.save_pretrained(folder)
 
 
 def _in_files(blank: PreTrainedModel) -> dict[str, Tensor]:

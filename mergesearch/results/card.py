@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mergesearch import zoo
 from mergesearch.checkpoints import check_shard_size, new_folder, save
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import TaskScore
@@ -17,6 +19,55 @@ from mergesearch.recipe import Recipe
 from mergesearch.results.record import Record
 
 SAMPLES = "lm_eval_samples.json"
+# lm_eval takes several folders of tasks from a file alone: of --include_path it takes one
+FOLDERS = "lm_eval.yaml"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How the search asked lm_eval.
+
+    Attributes:
+        task_folders: absolute paths of the user's folders with tasks.
+        zoo: whether a task of the demo zoo is among the tasks.
+        batch_size: requests at once.
+        apply_chat_template, fewshot_as_multiturn, system_instruction, trust_remote_code: as lm_eval's options.
+    """
+
+    task_folders: tuple[str, ...] = ()
+    zoo: bool = False
+    batch_size: int = 1
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    system_instruction: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def folders(self) -> list[str]:
+        """Every folder with tasks; a later one's tasks win over those of the same name before."""
+        return [*([str(zoo.folder() / "tasks")] if self.zoo else []), *self.task_folders]
+
+    def options(self) -> str:
+        """As a shell takes them."""
+        parts = [self._folders(), _option("--batch_size", self.batch_size)]
+        parts += ["--apply_chat_template"] * self.apply_chat_template
+        parts += ["--fewshot_as_multiturn"] * self.fewshot_as_multiturn
+        parts += [_option("--system_instruction", self.system_instruction)] if self.system_instruction else []
+        parts += ["--trust_remote_code"] * self.trust_remote_code
+        return " ".join(filter(None, parts))
+
+    def _folders(self) -> str:
+        if len(self.folders) > 1:
+            return _option("--config", FOLDERS)
+        if self.zoo:  # it is elsewhere on another machine
+            return '--include_path "$(mergesearch zoo)/tasks"'
+        return "".join(_option("--include_path", folder) for folder in self.folders)
+
+
+def _option(name: str, value: object) -> str:
+    """An option with its value, as a shell takes it."""
+    text = str(value)
+    return shlex.quote(f"{name}={text}") if text.startswith("-") else f"{name} {shlex.quote(text)}"
 
 
 @dataclass(frozen=True)
@@ -27,9 +78,9 @@ class Story:
         title: its heading.
         versions: libraries and device.
         records: whose scores to show: the candidate first, then those it should be compared with.
-        tasks: `lm_eval` task names with their number of few-shot examples (None: the task's own).
+        tasks: names of lm_eval's tasks with their number of few-shot examples (None: the task's own).
         samples: the documents the scores were measured on, as `lm_eval --samples` takes them.
-        options: further `lm_eval` options, such as the batch size.
+        asking: how lm_eval is to be asked for the same scores.
         holdout: what the report on the holdout found, in Markdown; None where there is none.
     """
 
@@ -38,7 +89,7 @@ class Story:
     records: Sequence[Record] = ()
     tasks: Mapping[str, int | None] = field(default_factory=dict)
     samples: Mapping[str, Any] = field(default_factory=dict)
-    options: str = ""
+    asking: Asking = Asking()
     holdout: str | None = None
 
 
@@ -70,6 +121,9 @@ def write_words(recipe: Recipe, folder: Path, story: Story, notes: Sequence[str]
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     if story.samples:
         (folder / SAMPLES).write_text(json.dumps(story.samples) + "\n", encoding="utf-8")
+        if len(story.asking.folders) > 1:
+            folders = yaml.safe_dump({"include_path": story.asking.folders}, width=1000, allow_unicode=True)
+            (folder / FOLDERS).write_text(folders, encoding="utf-8")
     (folder / "README.md").write_text(model_card(recipe, story, notes), encoding="utf-8")
 
 
@@ -78,13 +132,15 @@ def lm_eval_commands(story: Story, dtype: str) -> list[str]:
     commands = []
     for shots in dict.fromkeys(story.tasks.values()):
         names = [task for task, n in story.tasks.items() if n == shots]
+        samples = SAMPLES if len(names) == len(story.tasks) else _only(story.samples, names)
         parts = [
-            f"lm_eval --model hf --model_args pretrained=.,dtype={dtype} --tasks {','.join(names)}",
-            f"--samples {SAMPLES}" if len(names) == len(story.tasks) else f"--samples '{_only(story.samples, names)}'",
-            *([f"--num_fewshot {shots}"] if shots is not None else []),
-            *([story.options] if story.options else []),
+            f"lm_eval --model hf --model_args pretrained=.,dtype={dtype}",
+            _option("--tasks", ",".join(names)),
+            _option("--samples", samples),
+            *([_option("--num_fewshot", shots)] if shots is not None else []),
+            story.asking.options(),
         ]
-        commands.append(" ".join(parts))
+        commands.append(" ".join(filter(None, parts)))
     return commands
 
 
@@ -137,8 +193,8 @@ def _by_hand(story: Story, dtype: str) -> str:
     return f"The same figures by hand, in this folder:\n\n```\n{commands}\n```"
 
 
-def _holdout(found: str) -> str:
-    return f"## Holdout\n\nMeasured on documents that the search never saw.\n\n{found}"
+def _holdout(figures: str) -> str:
+    return f"## Holdout\n\nMeasured on documents that the search never saw.\n\n{figures}"
 
 
 def _cell(score: TaskScore | None) -> str:

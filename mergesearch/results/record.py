@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mergesearch.config import Config
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
-from mergesearch.search.store import open_run
 from mergesearch.search.strategies import of_trial
 from mergesearch.search.trials import State, Trial
 
@@ -112,14 +109,3 @@ def records(history: History) -> list[Record]:
     several = history.objective is not None and len(history.study.directions) > 1
     front = {trial.number for trial in history.study.best_trials} if several else set()
     return [record_of(trial, history.objective, trial.number in front) for trial in history.trials]
-
-
-def read_records(path: str | Path) -> tuple[Config, list[Record], Objective | None]:
-    """What a run folder holds: its configuration, its records, its objective.
-
-    Raises:
-        UserError: it is no run folder, or its storage cannot be read.
-    """
-    config, study = open_run(path)
-    history = History(study, config)
-    return config, records(history), history.objective

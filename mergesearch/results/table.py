@@ -1,45 +1,87 @@
-"""The result table: one row for each candidate, baselines among them."""
+"""The result table: one row a trial, baselines among them; a DataFrame, and its faces as text.
+
+pandas is loaded when a table is asked for.
+"""
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mergesearch.errors import unknown
+from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.results.record import Record, ranked
+from mergesearch.results.states import FAILED, INFEASIBLE, PRUNED
 
-FORMATS = ("text", "csv", "md", "json")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.table import Table
+
+TEXT, CSV, MARKDOWN, JSON, PARQUET = "text", "csv", "md", "json", "parquet"
+FORMATS = (TEXT, CSV, MARKDOWN, JSON, PARQUET)
+# what a table may be sorted by, beside its tasks
 FIXED = ("rank", "trial", "objective", "method", "seconds", "state")
+FRONT = "front"
+# a file has no terminal's width to fit into
+WIDTH = 240
+
+_INTEGER, _NUMBER, _WORD, _TRUTH = "Int64", "float64", "string", "bool"
 
 
-def tasks_of(records: Sequence[Record]) -> dict[str, TaskScore]:
-    """The tasks that the records have scores for, each with one score that names its metric."""
-    found: dict[str, TaskScore] = {}
-    for record in records:
-        for task, score in record.scores.items():
-            found.setdefault(task, score)
-    return found
+def frame(records: Sequence[Record], top: int | None = None, sort: str = "rank") -> DataFrame:
+    """The table as a pandas DataFrame, one row a record, sorted by a column.
 
+    Columns, in this order: `rank` (Int64, from 1; missing for what cannot win), `front` (bool, only of a run with one
+    objective for each task: no other candidate dominates this one), `trial` (Int64), `objective` and
+    `objective_stderr` (float64), for each task TASK and TASK_stderr (float64, in the unit of its metric), `method` and
+    `strategy` (string), `seconds` and `merge_seconds` (float64), `state`, `error` (why it failed, was stopped or is
+    infeasible) and `recipe` (its id; string). What is missing is NaN or NA.
 
-def table_rows(records: Sequence[Record], top: int | None = None, sort: str = "rank") -> list[dict[str, Any]]:
-    """The rows of the table as plain data, sorted by a column; the best first where a column has a best.
+    Args:
+        records: of one run.
+        top: only the first rows.
+        sort: a column's name; the best come first where a column has a best, what is missing last.
 
     Raises:
         UserError: there is no column `sort`.
     """
+    import pandas
+
     tasks, fronts = tasks_of(records), has_front(records)
-    columns = (*FIXED, *["front"] * fronts, *tasks)
-    if sort not in columns:
-        raise unknown("column", sort, columns, "--sort")
+    sortable = (*FIXED, *[FRONT] * fronts, *tasks)
+    if sort not in sortable:
+        raise unknown("column", sort, sortable, "--sort")
+    types = _types(tasks, fronts)
     rows = [_row(position, record, tasks, fronts) for position, record in enumerate(ranked(records), start=1)]
-    known = [row for row in rows if row[sort] is not None]
-    best_first = sort in ("objective", "front") or (sort in tasks and tasks[sort].higher_is_better)
-    known.sort(key=lambda row: row[sort], reverse=best_first)
-    return (known + [row for row in rows if row[sort] is None])[:top]
+    columns = {name: pandas.Series([row[name] for row in rows], dtype=kind) for name, kind in types.items()}
+    whole = pandas.DataFrame(columns)
+    best_first = sort in ("objective", FRONT) or (sort in tasks and tasks[sort].higher_is_better)
+    # missing ones keep their order, and stand last
+    ordered = whole.sort_values(sort, ascending=not best_first, kind="stable", na_position="last")
+    return ordered.iloc[:top].reset_index(drop=True)
+
+
+def table_rows(records: Sequence[Record], top: int | None = None, sort: str = "rank") -> list[dict[str, Any]]:
+    """The rows of the table as plain data, None where something is missing.
+
+    Raises:
+        UserError: there is no column `sort`.
+    """
+    return _plain(frame(records, top, sort))
+
+
+def tasks_of(records: Sequence[Record]) -> dict[str, TaskScore]:
+    """The tasks that the records have scores for, each with one score that names its metric."""
+    tasks: dict[str, TaskScore] = {}
+    for record in records:
+        for task, score in record.scores.items():
+            tasks.setdefault(task, score)
+    return tasks
 
 
 def has_front(records: Sequence[Record]) -> bool:
@@ -47,10 +89,91 @@ def has_front(records: Sequence[Record]) -> bool:
     return any(record.front for record in records)
 
 
+def render(records: Sequence[Record], form: str = TEXT, top: int | None = None, sort: str = "rank") -> Any:
+    """The table in a format of `FORMATS`: a rich table for `text`, which the terminal lays out, else a text.
+
+    Raises:
+        UserError: there is no such format or column, or the format is Parquet, which is no text: see `write`.
+    """
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS, "--format")
+    if form == PARQUET:
+        raise UserError(f"--format {PARQUET} is no text: name the file to write with --out")
+    table = frame(records, top, sort)
+    if form == JSON:
+        return json.dumps(_plain(table), indent=1)
+    if form == CSV:
+        return "" if table.empty else table.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    rows, tasks = _plain(table), tasks_of(records)
+    columns = ["rank", *[FRONT] * has_front(records), "trial", "objective", *tasks, "method", "seconds", "state"]
+    titles = [_title(column, tasks) for column in columns]
+    if form == MARKDOWN:
+        return _markdown(titles, [[_cell(row, column) for column in columns] for row in rows])
+    # one error bar a row keeps the table within a terminal
+    cells = [[_cell(row, column, with_error=column == "objective") for column in columns] for row in rows]
+    return _rich([title.replace(" ", "\n", 1) for title in titles], cells, rows)
+
+
+def write(
+    records: Sequence[Record],
+    out: Path,
+    form: str = TEXT,
+    top: int | None = None,
+    sort: str = "rank",
+    words: Sequence[str] = (),
+) -> None:
+    """Writes the table to a file, in any format of `FORMATS`; a file that is there is replaced.
+
+    Args:
+        records: of one run.
+        out: the file.
+        form: the format.
+        top, sort: as for `frame`.
+        words: lines that follow a table as text.
+
+    Raises:
+        UserError: there is no such format or column, or the file cannot be written.
+    """
+    if form == PARQUET:
+        data = _parquet(frame(records, top, sort))
+    else:
+        rendered = render(records, form, top, sort)
+        data = (_as_text(rendered, words) if form == TEXT else f"{rendered}\n").encode()
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(out)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
+
+
+def _parquet(table: DataFrame) -> bytes:
+    file = io.BytesIO()
+    table.to_parquet(file, index=False)
+    return file.getvalue()
+
+
+def _types(tasks: Mapping[str, TaskScore], fronts: bool) -> dict[str, str]:
+    """Every column with its dtype."""
+    scored = {name: _NUMBER for task in tasks for name in (task, f"{task}_stderr")}
+    return {
+        "rank": _INTEGER,
+        **({FRONT: _TRUTH} if fronts else {}),
+        "trial": _INTEGER,
+        **dict.fromkeys(("objective", "objective_stderr"), _NUMBER),
+        **scored,
+        **dict.fromkeys(("method", "strategy"), _WORD),
+        **dict.fromkeys(("seconds", "merge_seconds"), _NUMBER),
+        **dict.fromkeys(("state", "error", "recipe"), _WORD),
+    }
+
+
 def _row(position: int, record: Record, tasks: Mapping[str, TaskScore], fronts: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
         "rank": position if record.objective is not None and not record.infeasible else None,
-        **({"front": record.front} if fronts else {}),
+        **({FRONT: record.front} if fronts else {}),
         "trial": record.number,
         "objective": record.objective,
         "objective_stderr": record.stderr,
@@ -59,39 +182,21 @@ def _row(position: int, record: Record, tasks: Mapping[str, TaskScore], fronts: 
         score = record.scores.get(task)
         row[task] = score.value if score else None
         row[f"{task}_stderr"] = score.stderr if score else None
-    seconds = record.seconds
     return {
         **row,
         "method": record.method,
         "strategy": record.strategy,
-        "seconds": seconds,
+        "seconds": record.seconds,
         "merge_seconds": record.merge_seconds,
-        "state": "infeasible" if record.infeasible else record.state,
+        "state": INFEASIBLE if record.infeasible else record.state,
         "error": record.error or record.stopped or record.infeasible,
         "recipe": record.recipe_id,
     }
 
 
-def render(records: Sequence[Record], form: str = "text", top: int | None = None, sort: str = "rank") -> str | Any:
-    """The table as text in a format of `FORMATS`; for `text` a rich table, which the terminal lays out."""
-    if form not in FORMATS:
-        raise unknown("format", form, FORMATS, "--format")
-    rows, tasks = table_rows(records, top, sort), tasks_of(records)
-    if form == "json":
-        return json.dumps(rows, indent=1)
-    if form == "csv":
-        return _csv(rows)
-    columns = _columns(tasks, has_front(records))
-    titles = [_title(column, tasks) for column in columns]
-    if form == "md":
-        return _markdown(titles, [[_cell(row, column) for column in columns] for row in rows])
-    # one error bar a row keeps the table within a terminal
-    cells = [[_cell(row, column, with_error=column == "objective") for column in columns] for row in rows]
-    return _rich([title.replace(" ", "\n", 1) for title in titles], cells, rows)
-
-
-def _columns(tasks: Mapping[str, TaskScore], fronts: bool) -> list[str]:
-    return ["rank", *["front"] * fronts, "trial", "objective", *tasks, "method", "seconds", "state"]
+def _plain(table: DataFrame) -> list[dict[str, Any]]:
+    plain = table.astype(object).where(table.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
 
 
 def _title(column: str, tasks: Mapping[str, TaskScore]) -> str:
@@ -107,7 +212,7 @@ def _cell(row: Mapping[str, Any], column: str, with_error: bool = True) -> str:
         return f"{value}: {row['error']}"
     if value is None:
         return "-"
-    if column == "front":
+    if column == FRONT:
         return "*" if value else ""
     if column == "seconds":
         return f"{value:.2f}"
@@ -117,21 +222,12 @@ def _cell(row: Mapping[str, Any], column: str, with_error: bool = True) -> str:
     return str(value)
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue().rstrip("\n")
-
-
 def _markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells])
 
 
-def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> Any:
+def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -140,6 +236,15 @@ def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[
         numeric = title not in ("method", "state")
         table.add_column(title, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row, line in zip(rows, cells, strict=True):
-        faint = "dim" if row["state"] in ("failed", "pruned", "infeasible") else None
+        faint = "dim" if row["state"] in (FAILED, PRUNED, INFEASIBLE) else None
         table.add_row(*line, style="bold" if row["rank"] == 1 else faint)
     return table
+
+
+def _as_text(table: Table, words: Sequence[str]) -> str:
+    from rich.console import Console
+
+    console = Console(width=WIDTH, file=io.StringIO(), force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get() + "".join(f"{line}\n" for line in words)

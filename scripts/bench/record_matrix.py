@@ -26,7 +26,7 @@ from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.evaluate.statistics import figure
 from mergesearch.recipe import BASE, Recipe
-from mergesearch.results.record import read_records
+from mergesearch.results.loading import load_run
 from mergesearch.search import objective as objectives
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import RunFolder
@@ -53,7 +53,8 @@ def main() -> None:
 
 
 def _of_run(run: Path, out: Path) -> None:
-    _, records, objective = read_records(run)
+    loaded = load_run(run)
+    records, objective = list(loaded.records), loaded.objective
     assert objective is not None, "the run has not scored its baselines yet"
     complete = sorted((r for r in records if r.objective is not None), key=lambda r: (r.name is None, r.number))
     documents = [load_documents(RunFolder(run).documents(record.number)) for record in complete]

@@ -21,7 +21,8 @@ from mergesearch.commands.score import score_recipes
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.statistics import Difference, difference
 from mergesearch.recipe import AVERAGE, BASE, Recipe
-from mergesearch.results.record import ranked, read_records
+from mergesearch.results.loading import load_run
+from mergesearch.results.record import ranked
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.strategies.baselines import baselines
 from mergesearch.search.worker import machine
@@ -36,7 +37,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/zoo.md"))
     arguments = parser.parse_args()
 
-    config, records, objective = read_records(arguments.run)
+    run = load_run(arguments.run)
+    config, records, objective = run.config, list(run.records), run.objective
     assert objective is not None, "the run has not scored its baselines yet"
     winner = ranked(records)[0]
     proposed = sum(record.name is None and record.state == "complete" for record in records)

@@ -17,7 +17,24 @@ import numpy as np
 from mergesearch.evaluate.resampling import DRAWS, TIE, Measure, Resampling, Sample, holm
 from mergesearch.evaluate.scores import Scores
 from mergesearch.results.record import Record
-from mergesearch.results.report.data import LEVEL, OBJECTIVE, Comparison, Figure, Kept, Noise, Report, Row, Section
+from mergesearch.results.report.data import (
+    BETTER,
+    BROKEN,
+    KEPT,
+    LEVEL,
+    NOISE,
+    OBJECTIVE,
+    UNSCORED,
+    UNTESTED,
+    WORSE,
+    Comparison,
+    Figure,
+    GuardOutcome,
+    Noise,
+    Report,
+    Row,
+    Section,
+)
 from mergesearch.results.report.words import sentence
 
 
@@ -78,16 +95,30 @@ def build(question: Question, entries: Sequence[Entry], draws: int = DRAWS) -> R
     return _Builder(question, entries, draws).report()
 
 
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """An entry that has scores."""
+
+    record: Record
+    label: str
+    scores: Scores
+    objective: float
+
+    @classmethod
+    def of(cls, entry: Entry, scores: Scores) -> _Scored:
+        return cls(entry.record, entry.label, scores, _known(entry.objective))
+
+
 class _Builder:
     def __init__(self, question: Question, entries: Sequence[Entry], draws: int):
         self.question = question
         self.entries = entries
-        self.scored = [entry for entry in entries if entry.scores is not None]
-        self.place = {entry.record.number: position for position, entry in enumerate(self.scored)}
+        self.scored = [_Scored.of(entry, entry.scores) for entry in entries if entry.scores is not None]
+        self.place = {scored.record.number: position for position, scored in enumerate(self.scored)}
         self.winner = next(entry for entry in entries if entry.record.number == question.winner)
-        tasks = {task: score for entry in self.scored[:1] for task, score in entry.scores.tasks.items()}
+        tasks = self.scored[0].scores.tasks if self.scored else {}
         self.tasks = {task: tasks[task] for task in (*question.factors, *question.guards) if task in tasks}
-        samples = {task: Sample.of([e.scores.documents[task] for e in self.scored]) for task in self.tasks}
+        samples = {task: Sample.of([s.scores.documents[task] for s in self.scored]) for task in self.tasks}
         self.documents = {task: sample.values.shape[1] for task, sample in samples.items()}
         self.resampling = Resampling(samples, question.seed, draws)
         # more is better in every measure
@@ -109,29 +140,30 @@ class _Builder:
         return Report(
             run=self.question.run,
             winner=self.winner.label,
+            winner_trial=self.question.winner,
             references={what: labels[number] for what, number in self.question.references.items()},
             sentence=sentence(self.winner.record, self.winner.error, claims, documents),
-            improvement=bool(claims) and self.winner.record.name is None and all(c.verdict == "better" for c in claims),
+            improvement=bool(claims) and self.winner.record.name is None and all(c.verdict == BETTER for c in claims),
             sections=sections,
             noise=self.noise,
             repeat=self.question.repeat,
             notes=(*self.question.notes, *missing),
-            guards=tuple(self._kept(task, *limit) for task, limit in self.question.guards.items()),
+            guards=tuple(self._guard(task, *limit) for task, limit in self.question.guards.items()),
         )
 
     def _all_documents(self) -> int:
         """Those of the objective."""
         return sum(count for task, count in self.documents.items() if task in self.question.factors)
 
-    def _kept(self, task: str, against: int, max_drop: float) -> Kept:
+    def _guard(self, task: str, against: int, max_drop: float) -> GuardOutcome:
         label = next((entry.label for entry in self.entries if entry.record.number == against), f"trial {against}")
         winner, reference = self.place.get(self.question.winner), self.place.get(against)
         if winner is None or reference is None:
-            return Kept(task, "", label, None, max_drop, "unscored")
+            return GuardOutcome(task, "", label, None, max_drop, UNSCORED)
         value = self._difference(task, (winner, reference))
         spread = self.resampling.difference_spread(self.measures[task], winner, reference)
-        verdict = "kept" if value >= -max_drop - TIE else "broken"
-        return Kept(task, self.tasks[task].metric, label, _around(value, spread), max_drop, verdict)
+        verdict = KEPT if value >= -max_drop - TIE else BROKEN
+        return GuardOutcome(task, self.tasks[task].metric, label, _around(value, spread), max_drop, verdict)
 
     def _section(self, name: str, compared: Mapping[tuple[str, int], list[Comparison]]) -> Section:
         score = self.tasks.get(name)
@@ -154,15 +186,17 @@ class _Builder:
             holdout=self._figure(name, entry),
             compared=tuple(compared.get((name, record.number), ())),
             error=entry.error,
+            baseline=record.name is not None,
         )
 
     def _figure(self, name: str, entry: Entry) -> Figure | None:
-        if entry.scores is None:
+        place = self.place.get(entry.record.number)
+        if place is None:
             return None
+        scored = self.scored[place]
         measure = self.question.factors if name == OBJECTIVE else {name: 1.0}
-        value = entry.objective if name == OBJECTIVE else entry.scores.tasks[name].value
-        spread = self.resampling.spread(measure, self.place[entry.record.number])
-        return _around(value, spread)
+        value = scored.objective if name == OBJECTIVE else scored.scores.tasks[name].value
+        return _around(value, self.resampling.spread(measure, place))
 
     # --- comparisons ---
 
@@ -177,12 +211,12 @@ class _Builder:
         places = [(self.place[entry.record.number], theirs[what]) for entry, what in pairs]
         raw = self.resampling.p_values([self.measures[name] for name in names], places)
         adjusted = self._adjusted(raw, names, [entry.record.number for entry, _ in pairs])
-        found: dict[tuple[str, int], list[Comparison]] = {}
+        compared: dict[tuple[str, int], list[Comparison]] = {}
         for row, name in enumerate(names):
             for column, ((entry, what), place) in enumerate(zip(pairs, places, strict=True)):
                 comparison = self._comparison(name, what, place, raw[row, column], adjusted[row, column])
-                found.setdefault((name, entry.record.number), []).append(comparison)
-        return found
+                compared.setdefault((name, entry.record.number), []).append(comparison)
+        return compared
 
     def _adjusted(self, raw: np.ndarray, names: Sequence[str], trials: Sequence[int]) -> np.ndarray:
         """Holm's correction, over the claims and over all the rest."""
@@ -203,7 +237,7 @@ class _Builder:
             difference=_around(value, self.resampling.difference_spread(measure, *place)),
             p_raw=float(raw) if tested else None,
             p=float(adjusted) if tested else None,
-            verdict=self._verdict(value, float(adjusted), self._floor(name)) if tested else "untested",
+            verdict=self._verdict(value, float(adjusted), self._floor(name)) if tested else UNTESTED,
         )
 
     def _difference(self, name: str, place: tuple[int, int]) -> float:
@@ -217,8 +251,8 @@ class _Builder:
     @staticmethod
     def _verdict(value: float, p: float, floor: float) -> str:
         if p >= LEVEL or abs(value) <= floor:
-            return "noise"
-        return "better" if value > 0 else "worse"
+            return NOISE
+        return BETTER if value > 0 else WORSE
 
     # --- the noise floor ---
 
@@ -227,17 +261,21 @@ class _Builder:
         if winner.scores is None or winner.repeated is None:
             return ()
         total = self._all_documents()
-        found = [Noise(OBJECTIVE, winner.objective, winner.repeated_objective, total)]
-        for task, score in self.tasks.items():
+        noise = [Noise(OBJECTIVE, _known(winner.objective), _known(winner.repeated_objective), total)]
+        for task in self.tasks:
             first, second = Sample.of([winner.scores.documents[task], winner.repeated.documents[task]]).values
             # a jackknife's values may be NaN in both
             same = np.isclose(first, second, rtol=0, atol=0, equal_nan=True).reshape(len(first), -1).all(axis=1)
-            figures = score.value, winner.repeated.tasks[task].value
-            found.append(Noise(task, *figures, documents=len(first), changed=int((~same).sum())))
-        return tuple(found)
+            figures = winner.scores.tasks[task].value, winner.repeated.tasks[task].value
+            noise.append(Noise(task, *figures, documents=len(first), changed=int((~same).sum())))
+        return tuple(noise)
 
     def _floor(self, name: str) -> float:
         return next((abs(noise.second - noise.first) for noise in self.noise if noise.name == name), 0.0)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _around(value: float, spread: tuple[float, float] | None) -> Figure:

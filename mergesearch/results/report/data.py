@@ -8,7 +8,12 @@ from typing import Any
 
 LEVEL = 0.05  # the share of false claims that is accepted
 OBJECTIVE = "objective"
+# what a candidate is compared with
 SINGLE, AVERAGE = "best single model", "plain average"
+# what a comparison says
+BETTER, WORSE, NOISE, UNTESTED = "better", "worse", "noise", "untested"
+# what becomes of a guard
+KEPT, BROKEN, UNSCORED = "kept", "broken", "unscored"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Comparison:
     p: float | None
     verdict: str
 
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether it is a difference beyond noise."""
+        return self.verdict in (BETTER, WORSE)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -47,6 +57,9 @@ class Row:
 
     Attributes:
         candidate: `trial N` or the baseline's name.
+        trial: its number.
+        method: what it was made by; a baseline's name again.
+        baseline: whether no search proposed it.
         search: its score on the search documents.
         holdout: its score on the holdout documents; None where it could not be scored.
         compared: differences to the references; empty for baselines.
@@ -59,6 +72,7 @@ class Row:
     holdout: Figure | None
     compared: tuple[Comparison, ...] = ()
     error: str | None = None
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Kept:
+class GuardOutcome:
     """One guard on the holdout.
 
     Attributes:
@@ -113,7 +127,8 @@ class Report:
 
     Attributes:
         run: the run's name.
-        winner: the candidate that the claim is about.
+        winner: the candidate that the claim is about, as `Row.candidate`.
+        winner_trial: its number.
         references: what it is compared with: what the reference is -> its label.
         sentence: the finding, in one sentence.
         improvement: whether the winner is better than every reference.
@@ -133,7 +148,8 @@ class Report:
     noise: tuple[Noise, ...]
     repeat: str
     notes: tuple[str, ...]
-    guards: tuple[Kept, ...] = ()
+    guards: tuple[GuardOutcome, ...] = ()
+    winner_trial: int = -1
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)
@@ -145,12 +161,12 @@ class Report:
             Section(**{**section, "rows": tuple(_row(row) for row in section["rows"])}) for section in data["sections"]
         )
         noise = tuple(Noise(**item) for item in data["noise"])
-        guards = tuple(_kept(item) for item in data.get("guards", ()))
+        guards = tuple(_guard(item) for item in data.get("guards", ()))
         return cls(**{**data, "sections": sections, "noise": noise, "notes": tuple(data["notes"]), "guards": guards})
 
 
-def _kept(data: Mapping[str, Any]) -> Kept:
-    return Kept(**{**data, "difference": Figure(**data["difference"]) if data["difference"] else None})
+def _guard(data: Mapping[str, Any]) -> GuardOutcome:
+    return GuardOutcome(**{**data, "difference": Figure(**data["difference"]) if data["difference"] else None})
 
 
 def _row(data: Mapping[str, Any]) -> Row:

@@ -14,10 +14,11 @@ from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.scores import Scores, load_documents
 from mergesearch.recipe import AVERAGE, Recipe
 from mergesearch.results.record import Record, ranked
+from mergesearch.results.report.data import SINGLE
 from mergesearch.search.store import write_atomically
 from mergesearch.search.worker import Builds
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 LOOKS = "looks.json"
 
@@ -71,8 +72,8 @@ def choose(records: Sequence[Record], config: Config, count: int) -> Finalists:
     )
 
 
-class Kept:
-    """The folder that keeps what was scored on the holdout, one candidate at a time, so that nothing is scored twice.
+class HoldoutScores:
+    """What was scored on the holdout, in a folder, one candidate at a time, so that nothing is scored twice.
 
     `NUMBER.json` and `NUMBER.npz` hold a trial's figures and documents, `NUMBER-again` those of the winner's second
     scoring, `looks.json` who the finalists were whenever the holdout was looked at.
@@ -89,7 +90,7 @@ class Kept:
         mine = {
             "trials": finalists.scored,
             "winner": finalists.winner.number,
-            "best single model": finalists.single.name if finalists.single else None,
+            SINGLE: finalists.single.name if finalists.single else None,
             "finalists": [record.number for record in finalists.records],
         }
         if mine not in looks:
@@ -119,7 +120,7 @@ class Kept:
 
 def score_finalists(
     records: Sequence[Record],
-    kept: Kept,
+    scored: HoldoutScores,
     engine: Builds,
     scorer: Any,
     *,
@@ -130,6 +131,8 @@ def score_finalists(
     the next report.
 
     Args:
+        records: whom to score.
+        scored: where their scores are kept.
         engine: builds candidates.
         scorer: scores the live model on the holdout documents.
         suffix: for a second scoring.
@@ -137,7 +140,7 @@ def score_finalists(
     """
     failed: dict[int, str] = {}
     for record in records:
-        if kept.load(record, suffix) is not None:
+        if scored.load(record, suffix) is not None:
             continue
         label = record.name or f"trial {record.number}"
         try:
@@ -151,6 +154,6 @@ def score_finalists(
             failed[record.number] = reason
             say(f"{label}: failed: {reason}")
             continue
-        kept.save(record, scores, suffix)
+        scored.save(record, scores, suffix)
         say(f"{label}: {scores.seconds:.1f} s")
     return failed

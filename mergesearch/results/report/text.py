@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergesearch.errors import unknown
-from mergesearch.results.report.data import AVERAGE, OBJECTIVE, Comparison, Figure, Kept, Report, Row, Section
+from mergesearch.results.report.data import AVERAGE, OBJECTIVE, Comparison, Figure, GuardOutcome, Report, Row, Section
 from mergesearch.results.report.words import p_text
 
-FORMATS = ("text", "md", "json")
+TEXT, MARKDOWN, JSON = "text", "md", "json"
+FORMATS = (TEXT, MARKDOWN, JSON)
 METHOD = (
     "Intervals: 95 %, paired bootstrap over documents, stratified by task. Differences: on the same documents, turned "
     "so that + is better; p by the paired randomisation test, two-sided, after Holm's correction (the winner's "
@@ -20,13 +21,13 @@ METHOD = (
 )
 
 
-def render(report: Report, form: str = "text") -> str | list[Any]:
+def render(report: Report, form: str = TEXT) -> str | list[Any]:
     """The report in a format of `FORMATS`; for `text` what rich prints, piece by piece."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS, "--format")
-    if form == "json":
+    if form == JSON:
         return json.dumps(report.to_data(), indent=1)
-    return _markdown(report) if form == "md" else _rich(report)
+    return _markdown(report) if form == MARKDOWN else _rich(report)
 
 
 def card(report: Report, trial: int) -> str | None:
@@ -37,13 +38,14 @@ def card(report: Report, trial: int) -> str | None:
     for section in report.sections[1:]:
         for row in section.rows:
             rows[row.trial].append(_score(row.holdout, " "))
-    names = {row.trial: row.candidate for row in report.sections[0].rows}
-    shown = [trial, *(n for n in rows if n != trial and not names[n].startswith("trial "))]
-    labels = {n: "**this model**" if n == trial else names[n] for n in shown}
+    first = {row.trial: row for row in report.sections[0].rows}
+    shown = [trial, *(n for n in rows if n != trial and first[n].baseline)]
+    labels = {n: "**this model**" if n == trial else first[n].candidate for n in shown}
     titles = ["candidate", *(_title(section) for section in report.sections)]
     table = _table(titles, [[labels[n], *rows[n]] for n in shown])
-    ours = f"trial {trial}" == report.winner or names[trial] == report.winner
-    return "\n\n".join([*([report.sentence] if ours else []), f"{table}", "In brackets: 95 % intervals."])
+    return "\n\n".join(
+        [*([report.sentence] if trial == report.winner_trial else []), f"{table}", "In brackets: 95 % intervals."]
+    )
 
 
 def _markdown(report: Report) -> str:
@@ -66,7 +68,7 @@ def _rich(report: Report) -> list[Any]:
         for position, title in enumerate(_titles(section)):
             table.add_column(Text(title), justify="left" if position == 0 else "right")
         for row, line in zip(section.rows, _lines(section), strict=True):
-            table.add_row(*map(Text, line), style="bold" if row.candidate == report.winner else None)
+            table.add_row(*map(Text, line), style="bold" if row.trial == report.winner_trial else None)
         pieces.append(table)
     texts = [*_guards(report), *_curse(report), *_noise(report), *_notes(report), METHOD]
     return [*pieces, *(Text(line + "\n") for line in texts), Text(report.sentence, style="bold")]
@@ -99,18 +101,17 @@ def _lines(section: Section) -> list[list[str]]:
 
 
 def _line(row: Row, references: Sequence[str]) -> list[str]:
-    label = row.candidate if row.method == row.candidate else f"{row.candidate} {row.method}"
+    label = row.candidate if row.baseline else f"{row.candidate} {row.method}"
     compared = {c.reference: c for c in row.compared}
     holdout = f"failed: {row.error}" if row.error else _score(row.holdout)
     return [label, _number(row.search), holdout, *(_difference(compared.get(what)) for what in references)]
 
 
-def _difference(found: Comparison | None) -> str:
-    if found is None:
+def _difference(comparison: Comparison | None) -> str:
+    if comparison is None:
         return "-"
-    mark = {"better": " *", "worse": " *"}.get(found.verdict, "")
-    p = f", {p_text(found.p)}{mark}" if found.p is not None else ""
-    return _score(found.difference, p + "\n", "+.4f")
+    p = f", {p_text(comparison.p)}{' *' * comparison.beyond_noise}" if comparison.p is not None else ""
+    return _score(comparison.difference, p + "\n", "+.4f")
 
 
 def _score(figure: Figure | None, between: str = "\n", form: str = ".4f") -> str:
@@ -127,27 +128,28 @@ def _number(value: float | None) -> str:
 def _curse(report: Report) -> list[str]:
     """The winner's search score beside what it is worth."""
     rows = report.sections[0].rows if report.sections else ()
-    changes = {row.candidate: row.holdout.value - row.search for row in rows if row.holdout and row.search is not None}
-    if report.winner not in changes:
+    scored = [row for row in rows if row.holdout and row.search is not None]
+    changes = {row.trial: row.holdout.value - row.search for row in scored if row.holdout and row.search is not None}
+    if report.winner_trial not in changes:
         return []
-    others = [change for name, change in changes.items() if not name.startswith("trial ") and name != report.winner]
+    others = [changes[row.trial] for row in scored if row.baseline and row.trial != report.winner_trial]
     beside = f"; the baselines changed by {sum(others) / len(others):+.4f} on average" if others else ""
     return [
         f"Winner's curse: from the search documents to the holdout the {OBJECTIVE} of {report.winner} changed by "
-        f"{changes[report.winner]:+.4f}{beside}."
+        f"{changes[report.winner_trial]:+.4f}{beside}."
     ]
 
 
 def _guards(report: Report) -> list[str]:
-    return [_guard(report.winner, kept) for kept in report.guards]
+    return [_guard(report.winner, outcome) for outcome in report.guards]
 
 
-def _guard(winner: str, kept: Kept) -> str:
-    allowed = f"allowed {-kept.max_drop:+.4f}" if kept.max_drop else "allowed 0"
-    if kept.difference is None:
-        return f"Guard {kept.task}: {winner} or {kept.against} could not be scored on the holdout."
-    against = f"{winner} against {kept.against} {_score(kept.difference, ' ', '+.4f')}, {allowed}"
-    return f"Guard {kept.task} ({kept.metric}), on the holdout, + is better: {against}: {kept.verdict}."
+def _guard(winner: str, outcome: GuardOutcome) -> str:
+    allowed = f"allowed {-outcome.max_drop:+.4f}" if outcome.max_drop else "allowed 0"
+    if outcome.difference is None:
+        return f"Guard {outcome.task}: {winner} or {outcome.against} could not be scored on the holdout."
+    against = f"{winner} against {outcome.against} {_score(outcome.difference, ' ', '+.4f')}, {allowed}"
+    return f"Guard {outcome.task} ({outcome.metric}), on the holdout, + is better: {against}: {outcome.verdict}."
 
 
 def _noise(report: Report) -> list[str]:

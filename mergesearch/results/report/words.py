@@ -1,11 +1,11 @@
-"""The finding in one sentence."""
+"""What a report says, in one sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from mergesearch.results.record import Record
-from mergesearch.results.report.data import AVERAGE, Comparison, Figure
+from mergesearch.results.report.data import AVERAGE, BETTER, NOISE, UNTESTED, WORSE, Comparison, Figure
 
 
 def sentence(winner: Record, error: str | None, claims: Sequence[Comparison], documents: int) -> str:
@@ -22,18 +22,18 @@ def sentence(winner: Record, error: str | None, claims: Sequence[Comparison], do
         return f"Nothing can be said: the winner, {who}, could not be scored on the holdout ({error})."
     where = f"on {documents:,} holdout documents"
     if winner.name:
-        found = f"No improvement by searching: the best on the search's own documents is the baseline {who}"
-        return f"{found}{_and_it_is(claims)}, {where}." if claims else f"{found}."
+        none = f"No improvement by searching: the best on the search's own documents is the baseline {who}"
+        return f"{none}{_and_it_is(claims)}, {where}." if claims else f"{none}."
     if not claims:
         return f"Nothing can be said: there is nothing to compare {who} with."
-    untested = [c.against for c in claims if c.verdict == "untested"]
+    untested = [c.against for c in claims if c.verdict == UNTESTED]
     if untested:
         return f"Nothing can be said: a task's documents have no values of their own, so {who} cannot be tested."
     return f"{_finding(who, claims)}, {where}."
 
 
 def _finding(who: str, claims: Sequence[Comparison]) -> str:
-    better, worse, noise = ([c for c in claims if c.verdict == verdict] for verdict in ("better", "worse", "noise"))
+    better, worse, noise = ([c for c in claims if c.verdict == verdict] for verdict in (BETTER, WORSE, NOISE))
     if not better and not worse:
         return f"No improvement beyond noise: {who} against {_list(noise)}"
     level = f" and no different beyond noise from {_list(noise)}" if noise else ""
@@ -47,7 +47,7 @@ def _finding(who: str, claims: Sequence[Comparison]) -> str:
 
 
 def _and_it_is(claims: Sequence[Comparison]) -> str:
-    words = {"better": "better than", "worse": "worse than", "noise": "no different beyond noise from"}
+    words = {BETTER: "better than", WORSE: "worse than", NOISE: "no different beyond noise from"}
     parts = [f"{words.get(c.verdict, 'not tested against')} {_list([c])}" for c in claims]
     return ", which is " + " and ".join(parts)
 
@@ -67,10 +67,10 @@ def difference(claim: Comparison) -> str:
     return f"{figure(claim.difference, '+.4f')}{p}"
 
 
-def figure(found: Figure, form: str = ".4f") -> str:
+def figure(shown: Figure, form: str = ".4f") -> str:
     """`0.5312 [0.5100, 0.5524]`."""
-    interval = f" [{found.low:{form}}, {found.high:{form}}]" if found.low is not None else ""
-    return f"{found.value:{form}}{interval}"
+    interval = f" [{shown.low:{form}}, {shown.high:{form}}]" if shown.low is not None else ""
+    return f"{shown.value:{form}}{interval}"
 
 
 def p_text(p: float) -> str:

@@ -33,6 +33,7 @@ class WarmStart(Strategy):
             Field(default=[], description="run folders of the same models, whose best recipes are tried first"),
         )
     }
+    paths = ("warm_start",)
     named = False
     order = -1
 

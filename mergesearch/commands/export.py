@@ -1,0 +1,80 @@
+"""`mergesearch export`: one candidate of a run as a checkpoint, or as a file for mergekit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mergesearch import mergekit
+from mergesearch.checkpoints import check_new_folder, check_shard_size
+from mergesearch.commands.inputs import load_pool
+from mergesearch.commands.story import story_of
+from mergesearch.engine.live import Engine
+from mergesearch.errors import UserError
+from mergesearch.results.card import write_checkpoint
+from mergesearch.results.loading import Run, load_run, recipe_of
+from mergesearch.results.record import Record
+
+CHECKPOINT, MERGEKIT = "checkpoint", "mergekit"
+FORMATS = (CHECKPOINT, MERGEKIT)
+BEST = "best"
+
+
+def export_trial(path: Path, out: Path, trial: str = BEST, max_shard_size: str = "5GB") -> Record:
+    """Writes one candidate of a run as a checkpoint, and returns its record.
+
+    Args:
+        path: the run folder.
+        out: the new folder.
+        trial: `best`, or a trial's number.
+        max_shard_size: of a safetensors file, as `5GB`.
+
+    Raises:
+        UserError: no such run or trial, or `out` is no new folder.
+    """
+    run = load_run(path)
+    record = _chosen(run, trial)
+    recipe = recipe_of(record)
+    check_shard_size(max_shard_size)
+    check_new_folder(out)  # before any model is loaded
+    engine = Engine(load_pool(run.config), run.config.dtype)
+    write_checkpoint(recipe, engine, out, story_of(run, record), max_shard_size)
+    return record
+
+
+def export_mergekit(path: Path, out: Path, trial: str = BEST) -> tuple[Record, list[str]]:
+    """Writes one candidate of a run as a file for mergekit; returns its record and what mergekit cannot reproduce.
+
+    Args:
+        path: the run folder.
+        out: the new file.
+        trial: `best`, or a trial's number.
+
+    Raises:
+        UserError: no such run or trial, a recipe that mergekit cannot express, or `out` exists or cannot be written.
+    """
+    run = load_run(path)
+    record = _chosen(run, trial)
+    if out.exists():
+        raise UserError(f"{out} exists already: name a new file")
+    text, notes = mergekit.export(recipe_of(record), trust_remote_code=run.config.trust_remote_code)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
+    return record, notes
+
+
+def _chosen(run: Run, trial: str) -> Record:
+    if trial == BEST:
+        best = run.best()
+        if best is None:
+            raise UserError(f"{run.path} has no finished trial to export: go on with `mergesearch run`")
+        return best
+    numbers = {str(record.number): record for record in run.records}
+    if trial not in numbers:
+        raise UserError(f"--trial {trial}: {run.path} has trials 0 to {len(numbers) - 1}: name one of them, or {BEST}")
+    record = numbers[trial]
+    if record.recipe is None:
+        raise UserError(f"--trial {trial} is {record.state} and has no recipe yet: name another")
+    return record

@@ -1,0 +1,58 @@
+"""What the model card of a run's candidate tells beside its recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mergesearch import zoo
+from mergesearch.config import Config
+from mergesearch.recipe import AVERAGE
+from mergesearch.results.card import Asking, Story
+from mergesearch.results.loading import Run
+from mergesearch.results.record import Record
+from mergesearch.results.report import Report, card
+from mergesearch.search.store import RunFolder
+from mergesearch.search.worker import machine
+
+
+def story_of(run: Run, record: Record) -> Story:
+    """What a run has to tell of one of its candidates."""
+    config = run.config
+    compared = (*config.parents, AVERAGE)
+    parents = [other for other in run.records if other.name in compared and other.objective is not None]
+    shown = [record, *(other for other in parents if other.number != record.number)] if record.scores else []
+    return Story(
+        title=f"{config.name}, trial {record.number}",
+        versions=dict(record.machine) or machine(config.device),
+        records=shown,
+        tasks={task.task: task.num_fewshot for task in config.scored},
+        samples=run.folder.search_documents() if record.scores else {},
+        asking=_asking(config),
+        holdout=_holdout(run.folder, record),
+    )
+
+
+def report_file(folder: RunFolder) -> Path:
+    """Where the last report on the holdout is."""
+    return folder.holdout / "report.json"
+
+
+def _holdout(folder: RunFolder, record: Record) -> str | None:
+    """The candidate's figures on the holdout, where a report has them."""
+    file = report_file(folder)
+    if not file.is_file():
+        return None
+    return card(Report.from_data(json.loads(file.read_text(encoding="utf-8"))), record.number)
+
+
+def _asking(config: Config) -> Asking:
+    return Asking(
+        task_folders=tuple(config.include_path),
+        zoo=any((zoo.folder() / "tasks" / f"{task.task}.yaml").is_file() for task in config.scored),
+        batch_size=config.batch_size,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.fewshot_as_multiturn,
+        system_instruction=config.system_instruction,
+        trust_remote_code=config.trust_remote_code,
+    )

@@ -1,0 +1,36 @@
+"""`mergesearch table`: the result table of a run, and what the run has to say beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mergesearch.results.loading import Run, load_run
+from mergesearch.results.table import TEXT, render, write
+
+
+def show(run: Run, form: str = TEXT, top: int | None = None, sort: str = "rank") -> list[Any]:
+    """What rich prints, piece by piece: the table, and as text the run's lines after it.
+
+    Raises:
+        UserError: there is no such format or column.
+    """
+    rendered = render(run.records, form, top, sort)
+    return [rendered, *run.words] if form == TEXT else [rendered]
+
+
+def write_table(path: Path, out: Path, form: str = TEXT, top: int | None = None, sort: str = "rank") -> None:
+    """Writes what `show` gives, or Parquet, to a file.
+
+    Args:
+        path: the run folder.
+        out: the file; one that is there is replaced.
+        form: one of `results.table.FORMATS`.
+        top: only the first rows.
+        sort: a column's name.
+
+    Raises:
+        UserError: no such run, format or column, or the file cannot be written.
+    """
+    run = load_run(path)
+    write(run.records, out, form, top, sort, run.words)
