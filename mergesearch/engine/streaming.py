@@ -64,7 +64,7 @@ def stream(
     check_shard_size(max_shard_size)
     form = form_of(recipe, pool)
     jobs = {job.piece.name: job for job in plan(recipe, pool, form)}
-    blank = _blank(form, pool, DTYPES[recipe.out_dtype])
+    blank = _blank(form, DTYPES[recipe.out_dtype])
     save_without_weights(blank, pool.tokenizer, folder)
     tensors = _in_files(blank)
     runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, torch.device("cpu"), compiled)

@@ -73,8 +73,13 @@ class Learner:
         self._losses: dict[str, Losses] = {}
         self._parent_scales: dict[str, dict[str, float]] = {}
 
-    @cached_property
+    @property
     def gradients(self) -> bool:
+        """Whether it learns by gradients, as far as the settings and the tasks allow it."""
+        return self._gradients
+
+    @cached_property
+    def _gradients(self) -> bool:
         """Adam where every task says what is right; else CMA-ES, which needs scores alone."""
         if self.settings.optimizer != "adam":
             return False
