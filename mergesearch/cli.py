@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the work failed or was interrupted, 2 the input is wrong.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -82,7 +83,7 @@ def _one_of(option: str, value: str, known: Sequence[str]) -> None:
 
 
 def _described(
-    as_json: Callable[[str | None], str],
+    described: Callable[[str | None], list[dict[str, Any]]],
     lines_of: Callable[[str | None], Iterable[Any]],
     name: str | None,
     form: str,
@@ -90,7 +91,7 @@ def _described(
     """Prints what a registry says of its entries, or of the one that is named."""
     _one_of("--format", form, ("text", "json"))
     if form == "json":
-        print(as_json(name))
+        print(json.dumps(described(name), indent=1))
         return
     for line in lines_of(name):
         out.print(line, soft_wrap=True)
@@ -245,9 +246,9 @@ def methods(
     format: TextOrJson = "text",
 ) -> None:
     """Every merge method with its parameters, their ranges, and the paper."""
-    from mergesearch.commands.methods import as_json, lines_of
+    from mergesearch.commands.methods import described, lines_of
 
-    _described(as_json, lines_of, name, format)
+    _described(described, lines_of, name, format)
 
 
 @app.command()
@@ -256,9 +257,9 @@ def strategies(
     format: TextOrJson = "text",
 ) -> None:
     """Every way to search, with its settings, their ranges and defaults."""
-    from mergesearch.commands.strategies import as_json, lines_of
+    from mergesearch.commands.strategies import described, lines_of
 
-    _described(as_json, lines_of, name, format)
+    _described(described, lines_of, name, format)
 
 
 @app.command()

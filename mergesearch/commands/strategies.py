@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Any
+from collections.abc import Iterator
 
 from rich.text import Text
 
 from mergesearch import registry
+from mergesearch.commands.listing import Row, lines, named
 from mergesearch.search import strategies
 
 
-def described(name: str | None = None) -> list[dict[str, Any]]:
+def described(name: str | None = None) -> list[Row]:
     """The strategies as plain data: all, or the one that is named.
 
     Raises:
@@ -20,35 +21,23 @@ def described(name: str | None = None) -> list[dict[str, Any]]:
     """
     if name:
         registry.get(name, "the command line")
-    return [row for row in strategies.describe() if name in (None, row["name"])]
-
-
-def as_json(name: str | None = None) -> str:
-    """The strategies as JSON; raises as `described`."""
-    return json.dumps(described(name), indent=1)
+    return named(strategies.describe(), name)
 
 
 def lines_of(name: str | None = None) -> list[Text]:
     """The strategies in words; the one that is named with all that it says of itself. Raises as `described`."""
-    lines = []
-    for row in described(name):
-        lines.append(Text.assemble((row["name"], "bold"), f"  {row['summary']}"))
-        lines.append(Text(f"    {_place(row)}"))
-        lines += [Text(f"    {_key(key)}") for key in row["keys"]]
-    if name:
-        lines.append(Text(f"\n{inspect.getdoc(registry.get(name, 'the command line')) or ''}"))
-    return lines
+    rows = described(name)
+    return lines(rows, _details, (inspect.getdoc(registry.get(name, "the command line")) or "") if name else None)
 
 
-def _place(row: dict[str, Any]) -> str:
-    if not row["named"]:
-        return "joins when its key asks for it"
-    parts = ["named in search.strategy"]
-    parts += ["part of auto"] * row["auto"]
-    parts += ["goes on until the budget ends"] * row["open_ended"]
-    return ", ".join(parts)
-
-
-def _key(key: dict[str, Any]) -> str:
-    default = json.dumps(key["default"]) if not isinstance(key["default"], str) else key["default"]
-    return f"{key['key']} = {default} ({key['allowed']}): {key['meaning']}"
+def _details(row: Row) -> Iterator[str]:
+    if row["named"]:
+        parts = ["named in search.strategy", *["part of auto"] * row["auto"]]
+        yield ", ".join([*parts, *["goes on until the budget ends"] * row["open_ended"]])
+    else:
+        yield "joins when its key asks for it"
+    for key in row["keys"]:
+        default = (
+            key["default"] if isinstance(key["default"], str) else json.dumps(key["default"]).replace("null", "none")
+        )
+        yield f"{key['key']} = {default} ({key['allowed']}): {key['meaning']}"
