@@ -40,6 +40,7 @@ def record(number: int, objective: float | None, recipe_id: str | None = None) -
         objective=objective,
         scores=scores if objective is not None else {},
         recipe=RECIPES[name or "average"],
+        method=name or "linear",
         recipe_id=recipe_id or f"id{number}",
     )
 

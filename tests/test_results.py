@@ -14,8 +14,9 @@ from support.table_records import RECORDS as EVERY_KIND
 
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scores import TaskScore
-from mergesearch.results.record import Record, ranked
+from mergesearch.results.record import Record, ranked, record_of
 from mergesearch.results.table import FORMATS, PARQUET, frame, render, table_rows, write
+from mergesearch.search.trials import State, Trial
 
 
 def record(number: int, objective: float | None, quiz: float = 0.5, bits: float = 2.0, **extra: object) -> Record:
@@ -25,7 +26,8 @@ def record(number: int, objective: float | None, quiz: float = 0.5, bits: float 
     }
     state = "complete" if objective is not None else "failed"
     recipe = {"rules": [{"method": "ties"}, {"method": "linear"}, {"method": "ties"}]}
-    fields = {"scores": scores if objective is not None else {}, "recipe": recipe, **extra}
+    method = extra.get("name") or "ties+linear"
+    fields = {"scores": scores if objective is not None else {}, "recipe": recipe, "method": method, **extra}
     return Record(number=number, name=fields.pop("name", None), state=state, objective=objective, **fields)
 
 
@@ -61,9 +63,33 @@ def test_sorting_puts_the_better_first(column: str, order: list[int]) -> None:
 
 
 def test_soups_are_known_by_their_names_and_proposals_by_their_methods() -> None:
-    made = [record(5, 0.1, strategy="learned soup per group"), record(6, 0.0, strategy="study")]
-    assert [row["method"] for row in table_rows(made)] == ["learned soup per group", "ties+linear"]
-    assert [row["strategy"] for row in json.loads(render(made, "json"))] == ["learned soup per group", "study"]
+    recipe = {"rules": [{"method": "ties"}, {"method": "linear"}, {"method": "ties"}]}
+    soup = {"per": "group", "loss": "cross_entropy", "gradients": True}
+    told = [
+        record_of(Trial(number, State.WAITING, strategy, name=name, key=key, recipe_data=recipe), None)
+        for number, (strategy, name, key) in enumerate(
+            [
+                ("learned_soup", None, soup),
+                ("learned_soup", None, soup | {"gradients": False}),
+                ("study", None, {"stage": "study", "sampler": "tpe"}),
+                ("greedy_soup", None, {}),
+                ("fisher", None, {}),
+                ("baselines", "average", {}),
+                ("random_control", None, {}),
+                ("gone_away", None, {}),
+            ]
+        )
+    ]
+    assert [(row["strategy"], row["method"]) for row in table_rows(told)] == [
+        ("learned soup per group by cross-entropy", "learned soup per group by cross-entropy"),
+        ("learned soup per group", "learned soup per group"),
+        ("study", "ties+linear"),
+        ("greedy soup", "greedy soup"),
+        ("fisher", "fisher"),
+        ("baselines", "average"),
+        ("random control", "ties+linear"),
+        ("gone away", "ties+linear"),
+    ]
 
 
 def test_top_cuts() -> None:

@@ -117,10 +117,10 @@ def test_published_defaults_are_scored_once_and_slerp_takes_the_two_best(tmp_pat
 
 def test_samplers_learn_from_baselines_and_warm_starts(tmp_path: Path) -> None:
     space = {"methods": ["linear", "task_arithmetic"], "layer_groups": 2}
-    config = settings(tmp_path / "run", space=space, search={"trials": 2, "warm_start": "other"})
+    config = settings(tmp_path / "run", space=space, search={"trials": 2, "warm_start": str(tmp_path)})
     study = store.open_study(config, RunFolder.prepare(config))
     store.note(study, "warm_start", [config.recipe(single_rule("task_arithmetic", weight=0.7)).dump()])
-    search = begin(tmp_path / "run", space=space, search={"trials": 2, "warm_start": "other"})
+    search = begin(tmp_path / "run", space=space, search={"trials": 2, "warm_start": str(tmp_path)})
     search.run()
     proposed = history(search).trials
     assert [trial.strategy for trial in proposed] == ["baselines"] * 4 + ["warm_start", "study"]

@@ -18,7 +18,9 @@ def scores(quiz: float, bits: float) -> dict[str, TaskScore]:
 
 def record(number: int, name: str | None, state: str, recipe: str | None, *methods: str, **fields: Any) -> Record:
     rules = {"rules": [{"method": method} for method in methods]} if methods else None
-    return Record(number=number, name=name, state=state, recipe=rules, recipe_id=recipe, **fields)
+    soup = fields.get("strategy") in ("greedy soup", "learned soup per group")
+    method = name or (fields["strategy"] if soup else "+".join(dict.fromkeys(methods)))
+    return Record(number=number, name=name, state=state, recipe=rules, recipe_id=recipe, method=method, **fields)
 
 
 RECORDS = [
