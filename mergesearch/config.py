@@ -188,7 +188,7 @@ class SpaceConfig(Strict):
 
 
 def _ranges(extra: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    found = {}
+    ranges = {}
     for key, value in extra.items():
         value = _as_range(value)
         if not (
@@ -196,8 +196,8 @@ def _ranges(extra: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         ):
             # a misspelt key of another kind: space.py names the nearest valid one
             value = (float("nan"), float("nan"))
-        found[key] = (value[0], value[1])
-    return found
+        ranges[key] = (value[0], value[1])
+    return ranges
 
 
 class SearchConfig(Strict):

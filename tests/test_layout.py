@@ -242,3 +242,32 @@ def test_scripts_import_no_tests(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_the_package_imports_neither_tests_nor_scripts(path: Path) -> None:
     assert not {name for name in _imports(path) if name.split(".")[0] in ("scripts", "tests", "support")}
+
+
+def test_a_class_name_means_one_thing() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
+def test_one_module_knows_how_trials_are_kept() -> None:
+    named = {str(path.relative_to(PACKAGE)) for path in MODULES if "user_attr" in path.read_text()}
+    assert named == {"search/trials.py", "search/store.py"}
+
+
+def test_no_module_but_theirs_knows_strategies_by_name() -> None:
+    from mergesearch.search.strategies import registered
+
+    names = set(registered()) - {"baselines", "random", "study"}  # these are plain words too
+    for path in MODULES:
+        if path.relative_to(PACKAGE).parts[:2] in (("search", "strategies"), ("search", "soup")):
+            continue
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not strings & names, f"{path} names {strings & names}"

@@ -79,6 +79,6 @@ def _fix(wanted: GuardConfig, base: Mapping[str, TaskScore] | None, models: Mapp
     if not there:
         who = "no model could" if wanted.against == "best" else "base could not"
         raise LookupError(f"guard {wanted.task} is against {wanted.against}, and {who} be scored")
-    scores = {name: found[wanted.task] for name, found in there.items()}
+    scores = {name: of[wanted.task] for name, of in there.items()}
     best = max(scores, key=lambda name: scores[name].value if scores[name].higher_is_better else -scores[name].value)
     return Guard(wanted.task, best, scores[best].value, wanted.max_drop, scores[best].higher_is_better)

@@ -138,19 +138,19 @@ def fix(config: Config, scores: Mapping[str, Scores], errors: Mapping[str, str])
     return with_conditions(objective, config, scores)
 
 
-def with_conditions(objective: Objective, config: Config, found: Mapping[str, Scores]) -> Objective:
+def with_conditions(objective: Objective, config: Config, scores: Mapping[str, Scores]) -> Objective:
     """The objective with the tie-break and the guards of a configuration.
 
     Args:
-        found: the scores of the parents that could be scored, by name.
+        scores: the scores of the parents that could be scored, by name.
 
     Raises:
         LookupError: whom a guard is against could not be scored.
     """
-    limits = guards.fix(config.guard, found.get(BASE), {name: s for name, s in found.items() if name != BASE})
-    if not found:
+    limits = guards.fix(config.guard, scores.get(BASE), {name: s for name, s in scores.items() if name != BASE})
+    if not scores:
         return objective
-    some = next(iter(found.values()))
+    some = next(iter(scores.values()))
     notes = tuple(guard.words(some[guard.task].metric) for guard in limits)
     objective = replace(objective, guards=limits, notes=(*objective.notes, *notes))
     return broken_by(config.objective.tie_break, objective, some)

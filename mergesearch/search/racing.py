@@ -96,8 +96,8 @@ def _part(
         return value, math.inf, 0.0
     u, v = (statistics.influence(values, aggregation) for values in (mine, theirs.values[place]))
     known = _regressors(theirs, others, aggregation)
-    found = predict(u - v, known[place], known.mean(axis=0))
-    return value + found.shift, _variance(found.residuals, u, v) * (1 - n / size), found.freedom
+    predicted = predict(u - v, known[place], known.mean(axis=0))
+    return value + predicted.shift, _variance(predicted.residuals, u, v) * (1 - n / size), predicted.freedom
 
 
 def _regressors(theirs: DocumentScores, others: Sequence[DocumentScores], aggregation: str) -> np.ndarray:
@@ -117,15 +117,15 @@ def spreads(candidates: Sequence[Documents], factors: Mapping[str, float]) -> di
         candidates: at least 2, scored on the same documents.
         factors: of each task's figure in the objective.
     """
-    found = {}
+    spread_of = {}
     for task, factor in factors.items():
         aggregation = candidates[0][task].aggregation
         values = np.stack([statistics.influence(each[task].values, aggregation) for each in candidates])
         # the mean over pairs of their difference's variance is twice the mean over documents of the variance between
         # candidates, what the candidates differ by on average left out
         centred = values - values.mean(axis=1, keepdims=True)
-        found[task] = abs(factor) * math.sqrt(2 * float(centred.var(axis=0, ddof=1).mean()))
-    return found
+        spread_of[task] = abs(factor) * math.sqrt(2 * float(centred.var(axis=0, ddof=1).mean()))
+    return spread_of
 
 
 def _freedom(parts: Sequence[tuple[float, float]]) -> float:
@@ -235,9 +235,9 @@ def race(
         if best is None or number == last:
             continue
         scores = scorer.collect(number + 1, seconds)
-        found = lead(scores.documents, best.documents, factors, scorer.sizes, best.others)
-        if found.upper(error) < 0:
-            return Outcome(scores, number + 1, _why(scores, scorer.sizes, found, best))
+        behind = lead(scores.documents, best.documents, factors, scorer.sizes, best.others)
+        if behind.upper(error) < 0:
+            return Outcome(scores, number + 1, _why(scores, scorer.sizes, behind, best))
     return Outcome(scorer.collect(scorer.count, seconds), scorer.count)
 
 
@@ -252,9 +252,9 @@ def _restored(scorer: Blocks, number: int, file: Path) -> bool:
     return True
 
 
-def _why(scores: Scores, sizes: Mapping[str, int], found: Lead, best: Best) -> str:
+def _why(scores: Scores, sizes: Mapping[str, int], behind: Lead, best: Best) -> str:
     seen = sum(len(documents.ids) for documents in scores.documents.values())
     return (
-        f"after {seen} of {sum(sizes.values())} documents: {found.value:+.4f} ± {found.stderr:.4f} "
+        f"after {seen} of {sum(sizes.values())} documents: {behind.value:+.4f} ± {behind.stderr:.4f} "
         f"against trial {best.number} on them"
     )

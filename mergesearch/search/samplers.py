@@ -72,25 +72,25 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The distributions of a space whose parameters do not depend on each other."""
     recorder = _Distributions()
     space.suggest(recorder)
-    return {name: d for name, d in recorder.found.items() if not d.single()}
+    return {name: d for name, d in recorder.distributions.items() if not d.single()}
 
 
 class _Distributions:
     """Stands in for a trial: notes every distribution, and answers with its middle."""
 
     def __init__(self) -> None:
-        self.found: dict[str, BaseDistribution] = {}
+        self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_float(self, name: str, low: float, high: float) -> float:
-        self.found[name] = FloatDistribution(low, high)
+        self.distributions[name] = FloatDistribution(low, high)
         return (low + high) / 2
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        self.found[name] = IntDistribution(low, high)
+        self.distributions[name] = IntDistribution(low, high)
         return (low + high) // 2
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self.found[name] = CategoricalDistribution(choices)
+        self.distributions[name] = CategoricalDistribution(choices)
         return choices[0]
 
 

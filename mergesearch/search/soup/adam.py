@@ -32,8 +32,8 @@ from mergesearch.search.soup.early_stopping import EarlyStopping
 from mergesearch.search.soup.learning import (
     SAVE_EVERY,
     Documents,
-    Learned,
     Score,
+    SoupResult,
     StateFile,
     fingerprint,
     hold_apart,
@@ -69,7 +69,7 @@ def learn(
     spent: Callable[[int], None] = lambda count: None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = log.info,
-) -> Learned:
+) -> SoupResult:
     """The latest weights that Adam passes through which do not do worse on the validation documents than the best that
     it passed through, the start included, see `EarlyStopping`.
 
@@ -139,14 +139,14 @@ def parent_scales(
     documents = _all_known(losses, documents)
     count = len(coefficients.models)
     rows = [np.zeros(count), *np.eye(count)]
-    found = []
+    losses_of = []
     whole = Coefficients(coefficients.template, engine.pool.infos)
     for row in rows:
         engine.load(whole.recipe(row[None]))
         with torch.no_grad():
-            found.append({label: loss.double().cpu() for label, loss in losses.loss(documents).items()})
+            losses_of.append({label: loss.double().cpu() for label, loss in losses.loss(documents).items()})
         spent(size(documents))
-    base, *models = found
+    base, *models = losses_of
     scales = {}
     for label in documents:
         gains = max((base[label] - model[label] for model in models), key=lambda gains: float(gains.mean()))
@@ -196,7 +196,7 @@ class _Run:
 
     def learn(
         self, start: np.ndarray, file: StateFile, stop: Callable[[], bool], say: Callable[[str], None]
-    ) -> Learned:
+    ) -> SoupResult:
         self._begin(start, file, say)
         optimizer = self._optimizer()
         with _checkpointing(self.engine.model, self.settings.checkpointing):
@@ -218,14 +218,14 @@ class _Run:
             return
         self.raw = self.coefficients.raw(start)
         self.engine.load(self.coefficients.recipe(start))
-        found = self._validate()
-        if not _finite(found):
+        losses = self._validate()
+        if not _finite(losses):
             raise CandidateError(
-                f"the start of the learned soup has losses that are no finite numbers: {_means(found)}"
+                f"the start of the learned soup has losses that are no finite numbers: {_means(losses)}"
             )
-        self.scales = {label: self.scales.get(label, max(loss, _LEAST_SCALE)) for label, loss in _means(found).items()}
+        self.scales = {label: self.scales.get(label, max(loss, _LEAST_SCALE)) for label, loss in _means(losses).items()}
         self._weigh()
-        self._note_look(found, start, say)
+        self._note_look(losses, start, say)
         file.save(self._data(self._optimizer()))
 
     def _go(self, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> None:
@@ -262,10 +262,10 @@ class _Run:
         factors = {label: self.shares[label] / self.scales[label] / len(ids) for label, ids in drawn.items()}
         with InnerProducts(cells, shape, jobs, self.engine.model, self.engine.pool) as products, torch.enable_grad():
 
-            def take(label: str, ids: Any, found: Tensor) -> None:
-                if not torch.isfinite(found).all():
+            def take(label: str, ids: Any, losses: Tensor) -> None:
+                if not torch.isfinite(losses).all():
                     raise _NotFinite(f"the loss of task {label!r} is no finite number")
-                (factors[label] * found.sum()).backward()
+                (factors[label] * losses.sum()).backward()
                 products.commit()
 
             self.losses.walk(drawn, take, products.undo)
@@ -289,10 +289,10 @@ class _Run:
     def _look(self, say: Callable[[str], None]) -> None:
         values = self.coefficients.values(self.raw)
         self._load(self.coefficients.recipe(values))
-        found = self._validate()
-        if not _finite(found):
+        losses = self._validate()
+        if not _finite(losses):
             raise _NotFinite("a validation loss is no finite number")
-        self._note_look(found, values, say)
+        self._note_look(losses, values, say)
 
     def _load(self, recipe: Any) -> None:
         try:
@@ -300,18 +300,18 @@ class _Run:
         except CandidateError as error:
             raise _NotFinite(str(error)) from error
 
-    def _note_look(self, found: Mapping[str, np.ndarray], values: np.ndarray, say: Callable[[str], None]) -> None:
-        loss, kept = self.stopping.loss(found), self.stopping.look(found, values)
-        look = {"step": self.step, "documents": self.cost, "validation": loss, "losses": _means(found), "kept": kept}
+    def _note_look(self, losses: Mapping[str, np.ndarray], values: np.ndarray, say: Callable[[str], None]) -> None:
+        loss, kept = self.stopping.loss(losses), self.stopping.look(losses, values)
+        look = {"step": self.step, "documents": self.cost, "validation": loss, "losses": _means(losses), "kept": kept}
         self.history.append(look)
         say(f"step {self.step}: validation loss {loss:.4f}" + ("" if kept else ", worse beyond noise"))
 
     @torch.no_grad()
     def _validate(self) -> dict[str, np.ndarray]:
         """The live model's loss on each validation document."""
-        found = self.losses.loss(self.validation)
+        losses_of = self.losses.loss(self.validation)
         self._pay(size(self.validation))
-        return {label: losses.double().cpu().numpy() for label, losses in found.items()}
+        return {label: each.double().cpu().numpy() for label, each in losses_of.items()}
 
     def _weigh(self) -> None:
         self.stopping.factors = {label: share / self.scales[label] for label, share in self.shares.items()}
@@ -349,10 +349,10 @@ class _Run:
             first, second = (torch.tensor(moment, dtype=torch.float64) for moment in data["moments"])
             self.moments = (first, second)
 
-    def _learned(self, note: str) -> Learned:
+    def _learned(self, note: str) -> SoupResult:
         kept = self.stopping.kept
         assert kept is not None
-        return Learned(kept, self.coefficients.recipe(kept), self.history, self.cost, note)
+        return SoupResult(kept, self.coefficients.recipe(kept), self.history, self.cost, note)
 
 
 _PLAIN = ("step", "cost", "scales", "history", "note")
@@ -363,11 +363,11 @@ class _NotFinite(Exception):
 
 
 def _means(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {label: float(found.mean()) for label, found in losses.items()}
+    return {label: float(each.mean()) for label, each in losses.items()}
 
 
 def _finite(losses: Mapping[str, np.ndarray]) -> bool:
-    return all(np.isfinite(found).all() for found in losses.values())
+    return all(np.isfinite(each).all() for each in losses.values())
 
 
 def _decay(step: int, steps: int) -> float:
@@ -408,4 +408,4 @@ def _without_training(layer: nn.Module, forward: Callable[..., Any], *args: Any)
     return checkpoint(run, *args, use_reentrant=False)
 
 
-__all__ = ["Learned", "hold_apart", "learn", "parent_scales"]
+__all__ = ["SoupResult", "hold_apart", "learn", "parent_scales"]

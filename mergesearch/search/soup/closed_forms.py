@@ -39,11 +39,11 @@ def own_documents(documents: Documents, scores: Mapping[str, Mapping[str, float]
     """
     scored = [model for model in scores if set(documents) <= set(scores[model])]
     best = {label: max(scored, key=lambda model: scores[model][label]) for label in documents} if scored else {}
-    found = {}
+    own_of = {}
     for model in scores:
         own = {label: list(ids) for label, ids in documents.items() if best.get(label) == model}
-        found[model] = own or {label: list(ids) for label, ids in documents.items()}
-    return found
+        own_of[model] = own or {label: list(ids) for label, ids in documents.items()}
+    return own_of
 
 
 def fisher(
@@ -74,16 +74,16 @@ def fisher(
         UserError: a model without documents.
         CandidateError: gradients that are no finite numbers.
     """
-    found = np.zeros(coefficients.shape)
+    fishers = np.zeros(coefficients.shape)
     for number, (model, own) in enumerate(_each_model(coefficients, documents, losses)):
-        found[:, number] = _fisher_of(coefficients, engine, losses, number, own)
+        fishers[:, number] = _fisher_of(coefficients, engine, losses, number, own)
         spent(3 * size(own))
-        if not np.isfinite(found[:, number]).all():
+        if not np.isfinite(fishers[:, number]).all():
             raise CandidateError(f"the Fisher information of {model} is no finite number")
     if normalize:
-        found = found / np.maximum(found.sum(0, keepdims=True), np.finfo(np.float64).tiny)
-    total = found.sum(1, keepdims=True)
-    shares = np.divide(found, total, out=np.full_like(found, 1 / found.shape[1]), where=total > 0)
+        fishers = fishers / np.maximum(fishers.sum(0, keepdims=True), np.finfo(np.float64).tiny)
+    total = fishers.sum(1, keepdims=True)
+    shares = np.divide(fishers, total, out=np.full_like(fishers, 1 / fishers.shape[1]), where=total > 0)
     return coefficients.limit(shares)
 
 
@@ -211,14 +211,14 @@ def _portions(layers: Mapping[str, nn.Module], most: int) -> Iterator[list[str]]
 def _grams(model: Any, losses: Losses, documents: Documents, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """X^T X of each layer's inputs per token, float32, [inputs, inputs]."""
     device = model.device
-    found = {name: torch.zeros(_inputs(m), _inputs(m), device=device) for name, m in layers.items()}
+    grams = {name: torch.zeros(_inputs(m), _inputs(m), device=device) for name, m in layers.items()}
     mask = torch.zeros(0)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def take(_: nn.Module, args: tuple[Any, ...]) -> None:
             inputs = args[0].float()
             rows = inputs[mask.bool()] if inputs.shape[:2] == mask.shape else inputs.reshape(-1, inputs.shape[-1])
-            found[name].addmm_(rows.T, rows)
+            grams[name].addmm_(rows.T, rows)
 
         return take
 
@@ -231,7 +231,7 @@ def _grams(model: Any, losses: Losses, documents: Documents, layers: Mapping[str
     finally:
         for handle in handles:
             handle.remove()
-    return {name: gram / max(1, tokens) for name, gram in found.items()}
+    return {name: gram / max(1, tokens) for name, gram in grams.items()}
 
 
 @torch.no_grad()
@@ -246,12 +246,12 @@ def _products(
     vectors = [pool.models[model].tensors[job.info.name].to(gram.device, torch.float32) - base for model in models]
     if isinstance(layer, Conv1D):
         vectors = [vector.T for vector in vectors]
-    found = np.zeros((len(models), len(models)))
+    products = np.zeros((len(models), len(models)))
     for i, one in enumerate(vectors):
         through = one @ shrunk
         for j in range(i, len(vectors)):
-            found[i, j] = found[j, i] = float((through * vectors[j]).sum(dtype=torch.float64))
-    return found
+            products[i, j] = products[j, i] = float((through * vectors[j]).sum(dtype=torch.float64))
+    return products
 
 
 def _solve(left: np.ndarray, right: np.ndarray, sums_to_one: bool) -> np.ndarray:

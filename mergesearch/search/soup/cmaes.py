@@ -19,7 +19,7 @@ from cmaes import CMA, SepCMA
 from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.soup.coefficients import Coefficients
-from mergesearch.search.soup.learning import SAVE_EVERY, Documents, Learned, Score, StateFile, fingerprint, size
+from mergesearch.search.soup.learning import SAVE_EVERY, Documents, Score, SoupResult, StateFile, fingerprint, size
 from mergesearch.search.soup.settings import SoupSettings
 
 # a full covariance matrix takes its square in memory and its cube in time
@@ -40,7 +40,7 @@ def search(
     spent: Callable[[int], None],
     stop: Callable[[], bool],
     say: Callable[[str], None],
-) -> Learned:
+) -> SoupResult:
     """The weights with the best score of all candidates, the start included; population 4 + 3 ln n.
 
     Every candidate is scored on all the documents. One that cannot be made or scored counts as worse than all others.
@@ -69,11 +69,11 @@ def search(
             spent(each)
             if (number + 1) % SAVE_EVERY == 0 or number + 1 == settings.candidates:
                 file.save({"scores": known})
-        found = known[number]
-        walk.tell(found)
-        if found is not None and found > best:
-            best, best_values = found, values
-        history.append({"step": number, "documents": each * (number + 1), "score": found, "best": best})
+        reached = known[number]
+        walk.tell(reached)
+        if reached is not None and reached > best:
+            best, best_values = reached, values
+        history.append({"step": number, "documents": each * (number + 1), "score": reached, "best": best})
         if number % SAVE_EVERY == 0:
             say(f"candidate {number}: best score {best:.4f}")
     return _learned(coefficients, best_values, history, each * len(known), f"all {settings.candidates} candidates")
@@ -90,14 +90,14 @@ def _score(
     """None where the candidate cannot be made or scored."""
     try:
         engine.load(coefficients.recipe(values))
-        found = float(score(documents))
+        reached = float(score(documents))
     except CandidateError:
         if number == 0:
             raise
         return None
-    if number == 0 and not math.isfinite(found):
-        raise CandidateError(f"the start of the learned soup has the score {found}")
-    return found if math.isfinite(found) else None
+    if number == 0 and not math.isfinite(reached):
+        raise CandidateError(f"the start of the learned soup has the score {reached}")
+    return reached if math.isfinite(reached) else None
 
 
 class _Walk:
@@ -148,5 +148,5 @@ class _Walk:
 
 def _learned(
     coefficients: Coefficients, values: np.ndarray, history: list[dict[str, Any]], documents: int, note: str
-) -> Learned:
-    return Learned(values, coefficients.recipe(values), history, documents, note)
+) -> SoupResult:
+    return SoupResult(values, coefficients.recipe(values), history, documents, note)

@@ -229,16 +229,16 @@ def _cells(blocks: Sequence[Block | str], infos: Sequence[TensorInfo]) -> dict[s
     if blocks and isinstance(blocks[0], str):
         return {info.name: number for number, info in enumerate(infos)}
     rules = [Rule(layers=b.layers, components=b.members, method="linear") for b in blocks if isinstance(b, Block)]
-    found = {}
+    cell_of = {}
     for info in infos:
         number = next((number for number, rule in enumerate(rules) if rule.covers(info)), None)
         if number is None:
             raise UserError(f"no cell covers tensor {info.name!r} (layer {info.layer}, {info.component}): add one")
-        found[info.name] = number
-    empty = sorted(set(range(len(rules))) - set(found.values()))
+        cell_of[info.name] = number
+    empty = sorted(set(range(len(rules))) - set(cell_of.values()))
     if empty:
         raise UserError(f"the cell {rules[empty[0]].label} has no tensors: leave it out")
-    return found
+    return cell_of
 
 
 # --- derivatives ----------------------------------------------------------------------------------------------------
@@ -305,9 +305,9 @@ class InnerProducts:
 
     def take(self) -> np.ndarray:
         """The committed inner products, float64, [C, K]; the count starts again."""
-        found = self._total.cpu().numpy().copy()
+        taken = self._total.cpu().numpy().copy()
         self._total.zero_()
-        return found
+        return taken
 
     def _hook(self, name: str) -> Any:
         @torch.no_grad()

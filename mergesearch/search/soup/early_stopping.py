@@ -68,9 +68,9 @@ class EarlyStopping:
         """The standard error of `loss`; a task with a single document says nothing about it."""
         return math.sqrt(
             sum(
-                self.factors[task] ** 2 * float(found.var(ddof=1)) / len(found)
-                for task, found in losses.items()
-                if len(found) > 1
+                self.factors[task] ** 2 * float(each.var(ddof=1)) / len(each)
+                for task, each in losses.items()
+                if len(each) > 1
             )
         )
 
@@ -80,13 +80,13 @@ class EarlyStopping:
         """All but the settings, for JSON, after the first look."""
         assert self.kept is not None, "nothing was looked at yet"
         return {
-            "best": {task: found.tolist() for task, found in (self.best or {}).items()},
+            "best": {task: each.tolist() for task, each in (self.best or {}).items()},
             "kept": self.kept.tolist(),
             "worse": self.worse,
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Puts back what `data` gave."""
-        self.best = {task: np.array(found, dtype=np.float64) for task, found in data["best"].items()}
+        self.best = {task: np.array(each, dtype=np.float64) for task, each in data["best"].items()}
         self.kept = np.array(data["kept"], dtype=np.float64)
         self.worse = data["worse"]

@@ -188,10 +188,10 @@ class Learner:
     def _unit(self, task: str, history: History) -> float | None:
         """Of an expected loss, from what the parents' scores say; None where they say nothing."""
         unit = abs(objective_of(history).scales[task].unit)
-        found = {name: history.scores(name).get(task) for name in (BASE, *self.config.models)}
-        gold = {name: score.gold for name, score in found.items() if score is not None and score.gold is not None}
+        scores = {name: history.scores(name).get(task) for name in (BASE, *self.config.models)}
+        gold = {name: score.gold for name, score in scores.items() if score is not None and score.gold is not None}
         if BASE not in gold or len(gold) < 2:
-            metrics = {score[task].metric for name in found if task in (score := history.scores(name))}
+            metrics = {score[task].metric for name in scores if task in (score := history.scores(name))}
             return unit if metrics <= set(LIKE_EXPECTED_LOSS) else None
         gain = max(value for name, value in gold.items() if name != BASE) - gold[BASE]
         # a gain within noise would let its task drown the others
@@ -217,11 +217,11 @@ class Learner:
 
     def start(self, coefficients: Coefficients, recipe: Recipe | None) -> np.ndarray:
         """The first weights: those of a mix, for each cell the mean over its tensors; else the configured one."""
-        found = affine_of(recipe, coefficients.models) if recipe is not None else None
-        if recipe is None or found is None:
+        mix = affine_of(recipe, coefficients.models) if recipe is not None else None
+        if recipe is None or mix is None:
             return coefficients.full(START if self.settings.start is None else self.settings.start)
         free = [info for info in self.infos if info.name in coefficients.cell_of]
-        rows = [found.values[recipe.rules.index(recipe.rule_for(info))] for info in free]
+        rows = [mix.values[recipe.rules.index(recipe.rule_for(info))] for info in free]
         cells = np.array([coefficients.cell_of[info.name] for info in free])
         values = np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
         return np.maximum(values, LEAST_SOFTMAX) if coefficients.parameterisation == "softmax" else values

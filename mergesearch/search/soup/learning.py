@@ -29,7 +29,7 @@ SAVE_EVERY = 5
 
 
 @dataclass(frozen=True)
-class Learned:
+class SoupResult:
     """What learning found.
 
     Attributes:
@@ -85,8 +85,8 @@ def minibatch(documents: Documents, step: int, size: int, seed: int) -> dict[str
         count = min(size, len(ids))
         places = range(step * count, (step + 1) * count)
         orders = {place // len(ids): None for place in places}
-        found = {epoch: shuffled(ids, "soup", seed, label, epoch) for epoch in orders}
-        drawn[label] = [found[place // len(ids)][place % len(ids)] for place in places]
+        ordered = {epoch: shuffled(ids, "soup", seed, label, epoch) for epoch in orders}
+        drawn[label] = [ordered[place // len(ids)][place % len(ids)] for place in places]
     return drawn
 
 
