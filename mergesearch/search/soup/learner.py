@@ -19,7 +19,7 @@ from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.soup.adam import learn, parent_scales
 from mergesearch.search.soup.affine import affine_of
-from mergesearch.search.soup.closed_forms import fisher, own_documents, regmean
+from mergesearch.search.soup.closed_forms import Averaging, fisher, own_documents, regmean
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.learning import Documents, hold_apart, shuffled
 from mergesearch.search.soup.settings import Loss, SoupSettings
@@ -28,7 +28,7 @@ from mergesearch.space import frozen_rules, groups_of
 
 log: logging.Logger = logging.getLogger(__name__)
 
-CLOSED_FORMS = {"fisher": fisher, "regmean": regmean}
+CLOSED_FORMS: dict[str, Averaging] = {"fisher": fisher, "regmean": regmean}
 # of the metric's unit, the least that the probability of what is right counts as
 LEAST_SHARE = 0.25
 # the loss of a likelihood: every task that has any loss has it
