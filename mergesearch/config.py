@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -114,7 +114,7 @@ class Freeze(Selector):
 class Narrow(Selector):
     """Ranges of their own for some of the tensors: further keys are method parameters, as in `space`."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         return _ranges(self.model_extra or {})
@@ -140,7 +140,7 @@ class StackConfig(Strict):
 class SpaceConfig(Strict):
     """What the study may propose. Further keys are ranges of method parameters: `t: [0.2, 0.8]`."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
 
     methods: list[str] = Field(default=["linear", "task_arithmetic", "ties", "dare_ties"], min_length=1)
     layer_groups: int = Field(default=1, ge=1, description="consecutive ranges of layers with parameters of their own")
@@ -203,7 +203,7 @@ def _ranges(extra: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 class SearchConfig(Strict):
     """What is run, in what order, and how long. Further keys are the strategies' own, see `mergesearch strategies`."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
 
     strategy: Annotated[list[str], ONE_OR_MORE] = Field(
         default=[AUTO], min_length=1, description="one or a list, each starting from what the earlier ones found"

@@ -38,7 +38,8 @@ class Engine:
     """
 
     def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None):
-        self.runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, pool.device, compiled)
+        parents = len(pool.models) + 1
+        self.runner: kernels.Runner = kernels.runner_for(pool.parameters, parents, pool.device, compiled)
         self._identities: dict[tuple[str, int], Any] = {}
         self._merges: dict[tuple[str, int], tuple[Any, kernels.TensorMerge]] = {}
         self._merge_sets: OrderedDict[Any, kernels.MergeSet] = OrderedDict()

@@ -4,15 +4,76 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import clear_torch_cache
 
-# lm-eval registers its models by a decorator without types, which hides from type checkers what HFLM has
-_HFLM = cast(Any, HFLM)
+if TYPE_CHECKING:
+
+    class _HFLM:
+        """What is used of HFLM, with HFLM's own types.
+
+        lm-eval registers its models by a decorator without types, and says nowhere that it is typed: whoever checks
+        code that uses this package would see neither HFLM nor what is made of it.
+        """
+
+        tokenizer: Any
+        backend: str
+        batch_size_per_gpu: int
+        _device: torch.device
+
+        def __init__(self, pretrained: Any, *, tokenizer: Any, batch_size: int) -> None: ...
+        @property
+        def model(self) -> Any: ...
+        @property
+        def device(self) -> torch.device: ...
+        @property
+        def batch_size(self) -> int: ...
+        @property
+        def max_length(self) -> int: ...
+        @property
+        def max_gen_toks(self) -> int: ...
+        @property
+        def eot_token_id(self) -> int: ...
+        @property
+        def prefix_token_id(self) -> int: ...
+        @property
+        def tokenizer_name(self) -> str: ...
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str: ...
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **kwargs: Any,
+        ) -> list[int]: ...
+        def tok_batch_encode(
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> tuple[torch.Tensor, torch.Tensor]: ...
+        def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str: ...
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]: ...
+        def _model_call(self, inps: torch.Tensor) -> torch.Tensor: ...
+        def _model_generate(
+            self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+        ) -> torch.Tensor: ...
+        def _loglikelihood_tokens(
+            self, requests: list[tuple[Any, ...]], disable_tqdm: bool = False, override_bs: int | None = None
+        ) -> list[tuple[float, bool]]: ...
+        def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]: ...
+        def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]: ...
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]: ...
+
+else:
+    _HFLM = HFLM
 
 
 class RememberingLM(_HFLM):
@@ -55,7 +116,7 @@ class RememberingLM(_HFLM):
         clear_torch_cache()
         if self.batch_size_per_gpu == 1:
             return None
-        self.batch_size_per_gpu //= 2
+        self.batch_size_per_gpu: int = self.batch_size_per_gpu // 2
         return f"batch size is now {self.batch_size_per_gpu}"
 
     def was_truncated(self, request: Instance) -> bool:

@@ -29,7 +29,10 @@ class Races:
     """
 
     def __init__(self, config: Config, settings: RacingConfig, folder: RunFolder, scorer: Blocks):
-        self.config, self.settings, self.folder, self.scorer = config, settings, folder, scorer
+        self.config = config
+        self.settings = settings
+        self.folder = folder
+        self.scorer = scorer
         self._arranged = False
 
     def run(self, recipe: Recipe, history: History, load: Callable[[], None]) -> Outcome:

@@ -30,7 +30,7 @@ class RunFolder:
     `workers/` (locks)."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path: Path = Path(path)
 
     @classmethod
     def prepare(cls, config: Config) -> RunFolder:
@@ -292,7 +292,7 @@ class Presence:
 
     def __init__(self, folder: RunFolder):
         self.folder = folder
-        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.id: str = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock = FileLock(self._path(self.id))
 
     def __enter__(self) -> Presence:

@@ -34,7 +34,7 @@ from mergesearch.search.trials import Kind, State, Trial
 from mergesearch.search.work import Work
 from mergesearch.space import Space
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 LIBRARIES = ("mergesearch", "torch", "transformers", "lm_eval", "optuna")
 WAIT_SECONDS = 1.0  # between looks at what other workers are doing
@@ -105,7 +105,7 @@ class Search:
         self._machine = machine(device)
         self._races = Races(config, config.racing, folder, cast(Blocks, scorer)) if config.racing else None
         storage = store.open_storage(config, folder)
-        self.study = store.open_study(config, folder, storage=storage)
+        self.study: optuna.Study = store.open_study(config, folder, storage=storage)
         self._sampler = self.study.sampler = SeededPerTrial(
             config.search.seed,
             self._choice,
@@ -114,7 +114,7 @@ class Search:
         )
         self._last: History | None = None
         began = len(self.study.get_trials(deepcopy=False))
-        self.run_of = Surroundings(config, self.study, space, coarse, infos, layers, learner, began)
+        self.run_of: Surroundings = Surroundings(config, self.study, space, coarse, infos, layers, learner, began)
         self.strategies: list[Strategy] = strategies_of(self.run_of)
 
     def run(self) -> None:

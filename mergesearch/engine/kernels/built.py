@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from mergesearch.engine.kernels.notices import once
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # how many libraries this process had "compiled", and how many it "found" on disk
 counts: Counter[str] = Counter()

@@ -23,7 +23,7 @@ from mergesearch.engine.kernels.notices import Unavailable, once, without_kernel
 from mergesearch.engine.kernels.program import Program
 from mergesearch.engine.kernels.symbols import Unsupported
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 When = Literal["never", "background", "now"]
 # below this many parameters a candidate in blocks (up to 0.1 microseconds for a parameter) is done before the compiler,

@@ -93,8 +93,8 @@ def divide(a, b):
 
 
 class Triton(Writer):
-    types: ClassVar = _TYPES
-    forms: ClassVar = {
+    types: ClassVar[dict[torch.dtype, str]] = _TYPES
+    forms: ClassVar[dict[Any, str]] = {
         **{sign: f"{{0}} {sign} {{1}}" for sign in ("+", "-", "*", "&", "|", "^", ">>", "<<", "<", "<=", ">", ">=",
                                                     "==", "!=")},
         ("/", torch.float32): "divide({0}, {1})", ("/", torch.float64): "{0} / {1}",
@@ -203,7 +203,7 @@ class TritonKernel:
 
     def __init__(self, code: Code, out: torch.dtype):
         self._source = text(code, out)
-        self.work = load(self._source).work
+        self.work: Any = load(self._source).work
         self._code, self._out = code, out
 
     def try_on(self, device: torch.device) -> None:

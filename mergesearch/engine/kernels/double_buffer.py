@@ -24,7 +24,8 @@ class DoubleBuffer:
     """
 
     def __init__(self, device: torch.device, size: int = SIZE):
-        self.device, self.size = device, size
+        self.device = device
+        self.size = size
         self._buffers: list[Tensor] = []
         self._copied: list[Any] = []
         self._read: list[Any] = []

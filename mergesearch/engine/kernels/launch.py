@@ -28,15 +28,16 @@ class AlikeMerges:
     """Merges of one shape, one set of dtypes and devices."""
 
     def __init__(self, merges: Sequence[TensorMerge]):
-        self.merges = list(merges)
-        self.operands = [merge.operands for merge in merges]
-        self.out = merges[0].out
+        self.merges: list[TensorMerge] = list(merges)
+        self.operands: list[Operands] = [merge.operands for merge in merges]
+        self.out: Tensor = merges[0].out
         first = self.operands[0]
         named = repr([(tuple(one.names), tuple(one.masks)) for one in self.operands])
-        self.token = hashlib.blake2b(named.encode(), digest_size=16).digest()
+        self.token: bytes = hashlib.blake2b(named.encode(), digest_size=16).digest()
         outs = [merge.out for merge in merges]
         parents = [t for one in self.operands for t in (*one.models, one.base) if t is not None]
-        self.whole = first.models[0].numel() > 0 and all(t.is_contiguous() for t in (*outs, *parents))
+        contiguous = all(t.is_contiguous() for t in (*outs, *parents))
+        self.whole: bool = first.models[0].numel() > 0 and contiguous
 
 
 class MergeSet:
@@ -52,7 +53,7 @@ class MergeSet:
             by_kind.setdefault(_kind(merge), []).append(merge)
         groups = [AlikeMerges(alike) for alike in by_kind.values()]
         # the most work first: a device is busy with it while the other groups are prepared
-        self.groups = sorted(groups, key=lambda g: -len(g.merges) * g.out.numel())
+        self.groups: list[AlikeMerges] = sorted(groups, key=lambda g: -len(g.merges) * g.out.numel())
         self.launches: dict[Any, Launch] = {}
 
     def __iter__(self) -> Iterator[TensorMerge]:
@@ -81,18 +82,19 @@ class Launch:
                  device: torch.device, span: int = WINDOW):  # fmt: skip
         self.device = device
         cuts = [(i, start, min(span, n - start)) for i, n in enumerate(sizes) for start in range(0, n, span)]
-        self.owners = torch.tensor([i for i, _, _ in cuts])
-        self.starts = [start for _, start, _ in cuts]
-        self.counts = torch.tensor([n for _, _, n in cuts])
-        self.firsts = torch.zeros(len(cuts) + 1, dtype=torch.int64)
+        self.owners: Tensor = torch.tensor([i for i, _, _ in cuts])
+        self.starts: list[int] = [start for _, start, _ in cuts]
+        self.counts: Tensor = torch.tensor([n for _, _, n in cuts])
+        self.firsts: Tensor = torch.zeros(len(cuts) + 1, dtype=torch.int64)
         chunks = (self.counts + chunk - 1) // chunk
         self.firsts[1:] = chunks.cumsum(0)
         keys = torch.tensor([program.keys(masks[i], start) for i, start, _ in cuts], dtype=torch.int32)
-        self.keys = keys.to(device)
-        self.aligned = False
+        self.keys: Tensor = keys.to(device)
+        self.aligned: bool = False
         self._held: list[list[int]] = []
         if device.type != "cpu":
-            self.places = torch.repeat_interleave(torch.arange(len(cuts), dtype=torch.int32), chunks).to(device)
+            places = torch.repeat_interleave(torch.arange(len(cuts), dtype=torch.int32), chunks)
+            self.places: Tensor = places.to(device)
 
     def set(self, tensors: Sequence[Sequence[Tensor]], scalars: Tensor) -> None:
         """Points to these tensors (for each merge the result, then the arguments) with these scalars."""
@@ -107,15 +109,15 @@ class Launch:
             scalars = scalars[self.owners]
         if pointers != self._held:
             self._point(pointers)
-        self.scalars = scalars.contiguous().to(self.device, non_blocking=True)
+        self.scalars: Tensor = scalars.contiguous().to(self.device, non_blocking=True)
 
     def _point(self, pointers: list[list[int]]) -> None:
         self._held = pointers
-        self.pointers = torch.tensor(pointers)
+        self.pointers: Tensor = torch.tensor(pointers)
         self.aligned = all(p % 16 == 0 for row in pointers for p in row)
         if self.device.type != "cpu":
             rows = torch.cat([self.firsts[:-1, None], self.counts[:, None], self.pointers], 1)
-            self.rows = rows.to(self.device)
+            self.rows: Tensor = rows.to(self.device)
 
 
 class Kernel(Protocol):

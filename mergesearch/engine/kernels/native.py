@@ -108,11 +108,11 @@ extern "C" void work(int64_t tensors, const int64_t* counts, const int64_t* poin
 
 
 class Cpp(Writer):
-    types: ClassVar = {
+    types: ClassVar[dict[torch.dtype, str]] = {
         torch.float32: "float", torch.float64: "double", torch.int16: "int16_t", torch.int32: "int32_t",
         torch.int64: "int64_t", torch.bool: "int32_t",
     }  # fmt: skip
-    forms: ClassVar = {
+    forms: ClassVar[dict[Any, str]] = {
         **{sign: f"{{0}} {sign} {{1}}" for sign in ("+", "-", "*", "/", "&", "|", "^", ">>", "<<")},
         **{sign: f"-(int32_t)({{0}} {sign} {{1}})" for sign in ("<", "<=", ">", ">=", "==", "!=")},
         "where": "pick({0}, {1}, {2})", "not": "~{0}", "neg": "-{0}", "cast": "({T}){0}",

@@ -16,7 +16,7 @@ from torch import Tensor
 from mergesearch.engine.kernels import native
 from mergesearch.engine.kernels.notices import Unavailable, once, without_kernels
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _SOURCE = """
 #include <algorithm>
@@ -79,10 +79,11 @@ class Counts:
     """Which float32 values occur how often, as long as they are no more than `most`."""
 
     def __init__(self, most: int):
-        self.most, self.used = most, 0
+        self.most = most
+        self.used: int = 0
         slots = 1 << max(10, (2 * most - 1).bit_length())
-        self.keys = torch.zeros(slots, dtype=torch.int32)
-        self.counts = torch.zeros(slots, dtype=torch.int64)
+        self.keys: Tensor = torch.zeros(slots, dtype=torch.int32)
+        self.counts: Tensor = torch.zeros(slots, dtype=torch.int64)
 
     def add(self, values: Tensor) -> bool:
         """Whether the values, flat and contiguous, still fit."""

@@ -17,7 +17,7 @@ from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.program import Program, cut, make, spans
 from mergesearch.engine.kernels.symbols import Symbol, replace, symbols_in
 from mergesearch.engine.kernels.tables import Table
-from mergesearch.methods.listening import listening
+from mergesearch.methods.listening import Statistic, listening
 from mergesearch.methods.sparse import rank_sums
 
 # elements at a time: on the CPU few enough that torch leaves them to the one thread, on a device many
@@ -31,7 +31,7 @@ class Cache:
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.nbytes = 0
+        self.nbytes: int = 0
         self._held: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -84,16 +84,17 @@ class Request:
 
     def __init__(self, symbol: Symbol):
         self.symbol = symbol
-        self.statistic = symbol.what
+        self.statistic: Statistic = symbol.what
         tree = (symbol.args, symbol.kwargs)
-        self.big = list({s.number: s for s in symbols_in(tree) if s.big}.values())
-        self.parents = leaves(self.big)
+        self.big: list[Symbol] = list({s.number: s for s in symbols_in(tree) if s.big}.values())
+        self.parents: list[Any] = leaves(self.big)
         self.program: Program | None = make(self.big, self.parents) if self.big else None
         scalars = [*self.program.scalars, *self.program.rows] if self.program else []
-        self.small = [s for s in (*symbols_in(tree), *scalars) if isinstance(s, Symbol) and not s.big]
-        self.elements = [Request(e) for e in self.program.elements] if self.program else []
-        self.identity = self._identity(tree, [s for s in scalars if isinstance(s, Tensor)])
-        self.masked = bool(self.program and self.program.words) or any(e.masked for e in self.elements)
+        asked = [s for s in (*symbols_in(tree), *scalars) if isinstance(s, Symbol)]
+        self.small: list[Symbol] = [s for s in asked if not s.big]
+        self.elements: list[Request] = [Request(e) for e in self.program.elements] if self.program else []
+        self.identity: bytes = self._identity(tree, [s for s in scalars if isinstance(s, Tensor)])
+        self.masked: bool = bool(self.program and self.program.words) or any(e.masked for e in self.elements)
 
     def _identity(self, tree: Any, numbers: Sequence[Tensor]) -> bytes:
         places = {s.number: i for i, s in enumerate(self.big)}
@@ -135,7 +136,8 @@ class Statistics:
     """
 
     def __init__(self, limit: int, elements: int):
-        self.small, self.elements = Cache(limit), Cache(elements)
+        self.small: Cache = Cache(limit)
+        self.elements: Cache = Cache(elements)
 
     @property
     def nbytes(self) -> int:

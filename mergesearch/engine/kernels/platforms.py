@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import platform
+from typing import Any
 
 import torch
 
 from mergesearch.engine.kernels.notices import Unavailable
 
 # by kind of device; (9, 0) is the compute capability of the H100
-TRIED = {
+TRIED: dict[str, dict[str, Any]] = {
     "cpu": {"system": "Linux", "machine": "x86_64", "compiler": "gcc"},
     "cuda": {"system": "Linux", "machine": "x86_64", "compiler": "Triton", "capability": (9, 0)},
 }

@@ -23,7 +23,7 @@ from torch.overrides import resolve_name
 
 from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.parent_statistics import Request, Statistics, leaves
-from mergesearch.engine.kernels.program import make
+from mergesearch.engine.kernels.program import Program, make
 from mergesearch.engine.kernels.symbols import Symbol, Unsupported, numbers, part_of, record, replace, symbols_in
 from mergesearch.methods import Method
 
@@ -72,20 +72,20 @@ class Recording:
             return answers[-1]
 
         result, reads = _record(call, first, answer)
-        self.program = make([result], leaves([result]) or [0])
-        self.elements = [Request(e) for e in self.program.elements]
+        self.program: Program = make([result], leaves([result]) or [0])
+        self.elements: list[Request] = [Request(e) for e in self.program.elements]
         if self.program.rows and self.program.words:
             raise Unsupported("random numbers beside values for each row")
         if not self._holds_for_others(call, first, given, reads, iter(answers)):
             reads = frozenset(given)
-        self.read = {place: given[place] for place in reads}
+        self.read: dict[Place, float] = {place: given[place] for place in reads}
         # the statistics' answers hold parents; a kept recording must not
         result.tape.answer = None
         wanted = [v for v in (*self.program.scalars, *self.program.rows) if isinstance(v, Symbol)]
         wanted += [s for request in (*self.requests, *self.elements) for s in request.small]
-        self.wanted = list({s.number: s for s in wanted}.values())
-        self.parameters = _parameters_in(self.wanted)
-        self.identity = object()
+        self.wanted: list[Symbol] = list({s.number: s for s in wanted}.values())
+        self.parameters: list[Symbol] = _parameters_in(self.wanted)
+        self.identity: object = object()
 
     def serves(self, given: Mapping[Place, float]) -> bool:
         return all(given[place] == value for place, value in self.read.items())
@@ -260,8 +260,9 @@ class Values:
             kept = (self._columns(program.scalars), {n: v for n, v in self._stacked.items() if n in wanted})
             if not recording.parameters:
                 statistics.small.put(key, kept)
+        self.scalars: Tensor
         self.scalars, self._stacked = kept
-        self.rows = [[self.value(row, i) for row in program.rows] for i in range(len(operands))]
+        self.rows: list[list[Tensor]] = [[self.value(row, i) for row in program.rows] for i in range(len(operands))]
 
     def value(self, item: Any, number: int) -> Tensor:
         """What a small symbol or a constant is for one tensor."""

@@ -70,8 +70,10 @@ class Runner:
     """
 
     def __init__(self, statistics: Statistics, compiler: Compiler, block: int = BLOCK):
-        self.statistics, self.compiler, self.block = statistics, compiler, block
-        self.recordings = Recordings(statistics)
+        self.statistics = statistics
+        self.compiler = compiler
+        self.block = block
+        self.recordings: Recordings = Recordings(statistics)
         self._buffers: dict[torch.device, DoubleBuffer] = {}
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ got.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,15 +56,20 @@ class Symbol:
     def __init__(self, tape: Tape, kind: str, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any], big: bool):
         # a number's symbol stands for it, so that what is kept holds no numbers
         args, kwargs = replace((args, kwargs), lambda s: s)
-        self.tape, self.kind, self.what, self.args, self.kwargs, self.big = tape, kind, what, args, kwargs, big
+        self.tape = tape
+        self.kind = kind
+        self.what = what
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.big = big
         self.value: Any = None
-        self.simple = not kwargs and not any(isinstance(a, (list, tuple, dict)) for a in args)
-        self.inputs = symbols_in((args, kwargs))
-        self.differing = [s for s in self.inputs if not s.alike]
-        self.alike = kind == "parameter" or (kind == "step" and not big and not self.differing)
+        self.simple: bool = not kwargs and not any(isinstance(a, (list, tuple, dict)) for a in args)
+        self.inputs: list[Symbol] = symbols_in((args, kwargs))
+        self.differing: list[Symbol] = [s for s in self.inputs if not s.alike]
+        self.alike: bool = kind == "parameter" or (kind == "step" and not big and not self.differing)
         self._dtype: torch.dtype | None = None
         self.specimens: dict[bool, Tensor] = {}
-        self.number = tape.count()
+        self.number: int = tape.count()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,9 +79,17 @@ class Symbol:
             self._dtype = self.tape.dtype_of(self)
         return self._dtype
 
-    shape = property(lambda self: self.tape.shape if self.big else self.value.shape)
-    ndim = property(lambda self: len(self.shape))
-    device = property(lambda self: self.tape.device if self.big else self.value.device)
+    @property
+    def shape(self) -> torch.Size:
+        return self.tape.shape if self.big else self.value.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tape.device if self.big else self.value.device
 
     def numel(self) -> int:
         return self.shape.numel()
@@ -105,8 +118,12 @@ class Symbol:
     def _refuse(self, *_: Any) -> Any:
         raise Unsupported("a value that differs from tensor to tensor decides what is done")
 
-    __bool__ = __float__ = __int__ = __index__ = __array__ = _refuse
-    __hash__ = object.__hash__
+    __bool__: ClassVar[Callable[..., Any]] = _refuse
+    __float__: ClassVar[Callable[..., Any]] = _refuse
+    __int__: ClassVar[Callable[..., Any]] = _refuse
+    __index__: ClassVar[Callable[..., Any]] = _refuse
+    __array__: ClassVar[Callable[..., Any]] = _refuse
+    __hash__: ClassVar[Callable[[Any], int]] = object.__hash__
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -160,7 +177,8 @@ class Tape:
     """One recording: the shape of the tensors, and what answers a statistic for the first of them."""
 
     def __init__(self, shape: torch.Size, device: torch.device, answer: Callable[[Symbol], Tensor]):
-        self.shape, self.device = shape, device
+        self.shape = shape
+        self.device = device
         self.answer: Callable[[Symbol], Tensor] | None = answer
         self.reads: set[Any] = set()
         self._count = 0

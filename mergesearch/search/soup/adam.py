@@ -42,7 +42,7 @@ from mergesearch.search.soup.learning import (
 )
 from mergesearch.search.soup.settings import SoupSettings
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # a task's losses are divided by its loss at the start, but by no less than this: what is learned already stays small
 _LEAST_SCALE = 0.1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,20 @@ Spent = Callable[[int], None]
 
 # what Gram matrices may take at a time; with more layers the documents are passed through again
 _MOST_BYTES = 2 << 30
+
+
+class Averaging(Protocol):
+    """What `fisher` and `regmean` have in common: the weights, float64 [C, K], that documents of each model give."""
+
+    def __call__(
+        self,
+        coefficients: Coefficients,
+        engine: Engine,
+        losses: Losses,
+        documents: Mapping[str, Documents],
+        *,
+        spent: Spent = ...,
+    ) -> np.ndarray: ...
 
 
 def own_documents(documents: Documents, scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, list[int]]]:

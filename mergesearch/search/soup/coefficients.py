@@ -84,13 +84,17 @@ class Coefficients:
             raise UserError(f"a soup's method is {method!r}: use task_arithmetic or linear")
         if parameterisation not in ("free", "softmax"):
             raise UserError(f"a soup's parameterisation is {parameterisation!r}: use free or softmax")
-        self.template, self.method, self.parameterisation = template, method, parameterisation
-        self.models = tuple(template.models)
+        self.template = template
+        self.method: Method = method
+        self.parameterisation: Parameterisation = parameterisation
+        self.models: tuple[str, ...] = tuple(template.models)
         self._frozen = tuple(frozen)
         infos = [info for info in infos if not any(rule.covers(info) for rule in self._frozen)]
         self._blocks = _blocks(cells, infos)
-        self.cell_of = _cells(self._blocks, infos)
-        self.shape = (len(self._blocks), len(self.models))
+        self.cell_of: dict[str, int] = _cells(self._blocks, infos)
+        self.shape: tuple[int, int] = (len(self._blocks), len(self.models))
+        self.low: np.ndarray
+        self.high: np.ndarray
         self.low, self.high = (np.broadcast_to(np.asarray(end, dtype=np.float64), self.shape) for end in (low, high))
         self._check_range()
 

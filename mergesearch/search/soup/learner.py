@@ -19,16 +19,16 @@ from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.soup.adam import learn, parent_scales
 from mergesearch.search.soup.affine import affine_of
-from mergesearch.search.soup.closed_forms import fisher, own_documents, regmean
+from mergesearch.search.soup.closed_forms import Averaging, fisher, own_documents, regmean
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.learning import Documents, hold_apart, shuffled
 from mergesearch.search.soup.settings import Loss, SoupSettings
 from mergesearch.search.work import Work
 from mergesearch.space import frozen_rules, groups_of
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
-CLOSED_FORMS = {"fisher": fisher, "regmean": regmean}
+CLOSED_FORMS: dict[str, Averaging] = {"fisher": fisher, "regmean": regmean}
 # of the metric's unit, the least that the probability of what is right counts as
 LEAST_SHARE = 0.25
 # the loss of a likelihood: every task that has any loss has it
@@ -63,12 +63,16 @@ class Learner:
         documents: Mapping[str, Sequence[int]],
         say: Callable[[str], None] = log.info,
     ):
-        self.config, self.engine, self.scorer, self.say = config, engine, scorer, say
-        self.settings = config.search.key("learned_soup", SoupSettings)
-        self.infos, self.layers = list(infos), layers
+        self.config = config
+        self.engine = engine
+        self.scorer = scorer
+        self.say = say
+        self.settings: SoupSettings = config.search.key("learned_soup", SoupSettings)
+        self.infos: list[TensorInfo] = list(infos)
+        self.layers = layers
         self._frozen = frozen_rules(config.space, tuple(config.models))
         wanted = {task.task: task.weight for task in config.tasks}
-        self.documents = {label: list(ids) for label, ids in documents.items() if label in wanted}
+        self.documents: dict[str, list[int]] = {label: list(ids) for label, ids in documents.items() if label in wanted}
         self.weights = wanted
         self._losses: dict[str, Losses] = {}
         self._parent_scales: dict[str, dict[str, float]] = {}

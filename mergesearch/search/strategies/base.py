@@ -149,7 +149,7 @@ class Strategy(Declared, ABC):
 
     def __init__(self, run: Surroundings):
         self.run = run
-        self.config = run.config
+        self.config: Config = run.config
 
     # --- before a run ---
 

@@ -5,8 +5,8 @@ The parents come first, since they fix the scale of the objective; then what any
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -42,10 +42,10 @@ class Baselines(Strategy):
     """
 
     name = "baselines"
-    keys: ClassVar = {
+    keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "defaults": (bool, Field(default=True, description="each method's published defaults are among the baselines"))
     }
-    auto = 0
+    auto: ClassVar[int | None] = 0
     order = -2
     counts = False
     budgeted = False

@@ -5,9 +5,9 @@ Wortsman et al., "Model soups", 2022, arXiv:2203.05482, recipe 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -36,8 +36,10 @@ class GreedySoup(Strategy):
     """
 
     name = "greedy_soup"
-    keys: ClassVar = {"greedy_soup": (GreedySoupSettings, Field(default_factory=GreedySoupSettings))}
-    auto = 1
+    keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
+        "greedy_soup": (GreedySoupSettings, Field(default_factory=GreedySoupSettings))
+    }
+    auto: ClassVar[int | None] = 1
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         soups = _Soups(history)

@@ -38,12 +38,14 @@ class LearnedSoups(Strategy):
     """
 
     name = "learned_soup"
-    keys: ClassVar = {"learned_soup": (SoupSettings, Field(default_factory=SoupSettings))}
-    auto = 2
+    keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
+        "learned_soup": (SoupSettings, Field(default_factory=SoupSettings))
+    }
+    auto: ClassVar[int | None] = 2
 
     def __init__(self, run: Surroundings):
         super().__init__(run)
-        self.settings = settings_of(run.config)
+        self.settings: SoupSettings = settings_of(run.config)
 
     @classmethod
     def refuse(cls, config: Config) -> None:

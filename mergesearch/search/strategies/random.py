@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -35,7 +35,7 @@ class RandomControl(Random):
     """At the end as many random proposals as all other strategies made, on top of the budget."""
 
     name = "random_control"
-    keys: ClassVar = {
+    keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "random_control": (
             bool,
             Field(

@@ -70,10 +70,10 @@ class Study(Strategy):
     """
 
     name = "study"
-    keys: ClassVar = {
+    keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "sampler": (Sampler, Field(default="auto", description="of the study; `auto`: TPE, then CMA-ES or a GP"))
     }
-    auto = 3
+    auto: ClassVar[int | None] = 3
     open_ended = True
 
     def __init__(self, run: Surroundings):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -27,13 +28,13 @@ class WarmStart(Strategy):
     """The three best proposals of each run that `search.warm_start` names, tried first."""
 
     name = "warm_start"
-    keys: ClassVar = {
+    keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "warm_start": (
             Annotated[list[str], ONE_OR_MORE],
             Field(default=[], description="run folders of the same models, whose best recipes are tried first"),
         )
     }
-    paths = ("warm_start",)
+    paths: ClassVar[tuple[str, ...]] = ("warm_start",)
     named = False
     order = -1
 
@@ -41,7 +42,9 @@ class WarmStart(Strategy):
         super().__init__(run)
         if not store.has_note(run.study, _NOTE):
             store.note(run.study, _NOTE, [recipe.dump() for recipe in warm_recipes(run.config)])
-        self.recipes = [Recipe.from_data(data, "search.warm_start") for data in store.noted(run.study, _NOTE)]
+        self.recipes: list[Recipe] = [
+            Recipe.from_data(data, "search.warm_start") for data in store.noted(run.study, _NOTE)
+        ]
 
     @classmethod
     def joins(cls, search: SearchConfig) -> bool:
