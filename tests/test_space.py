@@ -9,11 +9,12 @@ import pytest
 import torch
 from support.tiny_models import make_pool
 
-from mergesearch import config, methods
+from mergesearch import methods
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.schema import validate
 from mergesearch.search.strategies.baselines import DEFAULTS, baselines
 from mergesearch.space import RefineSpace, SearchSpace, StackSpace, TogetherSpace, check_space, space_of, split_rules
 from mergesearch.space.around import WIDTH
@@ -38,7 +39,7 @@ def make(**space: Any) -> Config:
         "space": space,
         "search": {"seed": 5},
     }
-    return config.validate(Config, data, "test")
+    return validate(Config, data, "test")
 
 
 def space(**keys: Any) -> SearchSpace:
@@ -340,7 +341,7 @@ def stacks(folder: Path, **stack: Any) -> tuple[StackSpace, Engine]:
         "space": {"stack": stack},
         "dtype": "float32",
     }
-    made = space_of(config.validate(Config, data, "test"), pool.infos, pool.layers)
+    made = space_of(validate(Config, data, "test"), pool.infos, pool.layers)
     assert isinstance(made, StackSpace)
     return made, Engine(pool, "float32")
 

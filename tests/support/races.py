@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mergesearch import config
 from mergesearch.config import Config
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
+from mergesearch.schema import validate
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace
@@ -77,7 +77,7 @@ def settings(folder: Path, trials: int = 12, **changes: Any) -> Config:
         "output": str(folder),
         "racing": {"blocks": 6},
     }
-    return config.validate(Config, {**data, **changes}, "test")
+    return validate(Config, {**data, **changes}, "test")
 
 
 def start(folder: Path, live: Live | None = None, **changes: Any) -> Search:

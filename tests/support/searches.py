@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mergesearch import config
 from mergesearch.config import Config
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.schema import validate
 
 INFOS = [TensorInfo(f"layers.{i}.mlp", i, "mlp", (2, 2)) for i in range(2)]
 
@@ -77,4 +77,4 @@ def settings(folder: Path, **changes: Any) -> Config:
         "output": str(folder),
     }
     search = {"trials": 14, "seed": 3, "strategy": "study", "sampler": "tpe", "defaults": False}
-    return config.validate(Config, {**data, **changes, "search": {**search, **changes.get("search", {})}}, "test")
+    return validate(Config, {**data, **changes, "search": {**search, **changes.get("search", {})}}, "test")

@@ -1,0 +1,122 @@
+"""`space`: what a study may propose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from mergesearch.schema import Strict
+
+
+def _as_range(value: Any) -> Any:
+    """A single number is a range of one value: the parameter is fixed, not searched."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (value, value)
+    return value
+
+
+Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
+
+
+class Selector(Strict):
+    """Some of the tensors: what `layers` and `components` both select; left out, each selects everything."""
+
+    layers: tuple[int, int] | None = Field(default=None, description="first and last layer, both included")
+    components: list[str] | None = None
+
+
+class Freeze(Selector):
+    """Tensors that the search leaves as one of its parents has them."""
+
+    at: str = Field(default="base", description="`base`, `average` or a model's name")
+
+
+class Narrow(Selector):
+    """Ranges of their own for some of the tensors: further keys are method parameters, as in `space`."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return _ranges(self.model_extra or {})
+
+
+class StackConfig(Strict):
+    """The search for a stack: which model's layer stands at each depth, how often, and how loud."""
+
+    repeats: tuple[int, int] = Field(
+        default=(1, 2), description="the fewest and the most times a layer is there; 0 skips it"
+    )
+    scale: Range = Field(default=(1.0, 1.0), description="of what a repeated layer adds to the residual stream")
+    base: bool = Field(default=True, description="whether the base's layers may be taken too")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StackConfig:
+        low, high = self.repeats
+        if not 0 <= low <= high or high < 1:
+            raise ValueError(f"repeats: [{low}, {high}]: give the fewest and the most, as in [1, 2]")
+        return self
+
+
+class SpaceConfig(Strict):
+    """What the study may propose. Further keys are ranges of method parameters: `t: [0.2, 0.8]`."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
+
+    methods: list[str] = Field(default=["linear", "task_arithmetic", "ties", "dare_ties"], min_length=1)
+    layer_groups: int = Field(default=1, ge=1, description="consecutive ranges of layers with parameters of their own")
+    components: list[str] = Field(
+        default=["all"],
+        min_length=1,
+        description="each group of layers splits into these; `other`: all that is not named",
+    )
+    method_per: Literal["recipe", "group"] = "recipe"
+    depth: Literal["groups", "control_points", "split"] = Field(
+        default="groups",
+        description="how parameters vary over depth: by groups of layers; interpolated between control points; one mix "
+        "up to a layer that is searched and another above",
+    )
+    control_points: int = Field(default=3, ge=2)
+    freeze: list[Freeze] = Field(default=[])
+    ranges_for: list[Narrow] = Field(default=[])
+    grow: bool = Field(
+        default=False, description="begin with one group for the whole model, then refine around the best"
+    )
+    stack: StackConfig | None = Field(default=None, description="search a stack of layers instead of merging tensors")
+    weight: Range | None = None
+    density: Range | None = None
+    lam: Range | None = Field(default=None, alias="lambda")
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> SpaceConfig:
+        for key, (low, high) in self.ranges().items():
+            if low > high:
+                raise ValueError(f"{key}: [{low}, {high}]: the first number must not exceed the second")
+        return self
+
+    @field_validator("methods", "components")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        twice = next((v for v in value if value.count(v) > 1), None)
+        if twice:
+            raise ValueError(f"{twice!r} is listed twice: name it once")
+        return value
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Every range that the file gives, by the parameter's YAML name; `space.py` refuses what is no parameter."""
+        named = {"weight": self.weight, "density": self.density, "lambda": self.lam}
+        return {**{key: value for key, value in named.items() if value is not None}, **_ranges(self.model_extra or {})}
+
+
+def _ranges(extra: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    ranges = {}
+    for key, value in extra.items():
+        value = _as_range(value)
+        if not (
+            isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
+        ):
+            # a misspelt key of another kind: space.py names the nearest valid one
+            value = (float("nan"), float("nan"))
+        ranges[key] = (value[0], value[1])
+    return ranges
