@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
             session.search.run()
         except KeyboardInterrupt:
             progress.stop()
-            again = " ".join(["mergesearch run", str(config), *(f"--set {item}" for item in override)])
+            again = shlex.join(["mergesearch", "run", str(config), *(f"--set={item}" for item in override)])
             _say([*show(session.read()), f"interrupted; what was scored is kept. To go on: {again}"])
             raise typer.Exit(1) from None
         except SearchFailed as error:
@@ -129,20 +130,21 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
 @app.command()
 def table(
     run: RunPath,
-    format: Annotated[str, typer.Option(help="text, csv, md, json or parquet")] = "text",
+    format: Annotated[str | None, typer.Option(help="text, csv, md, json or parquet; else by FILE's ending")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="only the first N rows")] = None,
     sort: Annotated[str, typer.Option(metavar="COLUMN", help="a column's name")] = "rank",
     file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="write it there")] = None,
 ) -> None:
     """The result table of a run."""
-    from mergesearch.commands.table import show, write_table
+    from mergesearch.commands.table import form_of, show, write_table
     from mergesearch.results.loading import load_run
 
+    form = format or (form_of(file) if file is not None else "text")
     if file is not None:
-        write_table(run, file, format, top, sort)
+        write_table(run, file, form, top, sort)
         return
-    pieces = show(load_run(run), format, top, sort)
-    if format == "text":
+    pieces = show(load_run(run), form, top, sort)
+    if form == "text":
         _say(pieces)
     else:
         print(*pieces)

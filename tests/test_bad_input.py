@@ -1,4 +1,4 @@
-"""Every mistake of DESIGN.md's last section: exit status 2, one sentence with the value and a remedy, nothing written.
+"""Every mistake that users make: exit status 2, one sentence with the value and a remedy, nothing written.
 
 The table below is the documentation of what is refused. Each case is a function that makes the mistake in a folder of
 its own and returns the command's arguments; its docstring says in words what the mistake is.

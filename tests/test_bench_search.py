@@ -189,7 +189,7 @@ def test_a_failed_candidate_is_charged_and_the_search_goes_on(tmp_path, strategy
 
 def trial(number: int, state: State = State.COMPLETE, minute: int | None = None, **values: Any) -> Trial:
     when = datetime.datetime(2026, 1, 1, 0, number if minute is None else minute) if state.ended else None
-    return Trial(number, state, recipe_id=f"r{number}", recipe_data={"n": number}, ended=when, **values)
+    return Trial(number, state, recipe_id=f"r{number}", recipe_data={"n": number}, ended_at=when, **values)
 
 
 def counted(*numbers: int) -> dict[str, TaskScore]:

@@ -20,9 +20,12 @@ from mergesearch.space import SearchSpace
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
 
 
-def start(folder: Path, scorer: Scorer | None = None, **search: Any) -> Search:
-    space = {"methods": ["task_arithmetic"]}
-    config = settings(folder, space=space, search={"sampler": "cmaes", "trials": 10, **search})
+def start(folder: Path, sampler: str = "cmaes", scorer: Scorer | None = None, **search: Any) -> Search:
+    # no baseline is a point of it, so that the first proposals are drawn one number after another
+    space = (
+        {"methods": ["task_arithmetic"], "weight": [0.1, 0.9]} if sampler == "gp" else {"methods": ["task_arithmetic"]}
+    )
+    config = settings(folder, space=space, search={"sampler": sampler, "trials": 10, **search})
     scorer = scorer or Scorer(Engine())
     return Search(config, RunFolder.prepare(config), SearchSpace(config, INFOS, 2), scorer.engine, scorer)
 
@@ -50,12 +53,13 @@ def test_a_stage_knows_every_trial_that_is_a_point_of_its_space(tmp_path: Path) 
     assert not any(key.startswith("cma:") for trial in search.study.get_trials() for key in trial.system_attrs)
 
 
+@pytest.mark.parametrize("sampler", ["cmaes", "gp"])
 @pytest.mark.parametrize("moment", ["add_trial", "suggest_float"])
-@pytest.mark.parametrize("at", [1, 4, 9])
+@pytest.mark.parametrize("at", [1, 2, 5])
 def test_killed_while_a_stage_is_asked_it_proposes_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, moment: str, at: int
 ) -> None:
-    whole = start(tmp_path / "whole")
+    whole = start(tmp_path / "whole", sampler, trials=6)
     whole.run()
     owner: Any = optuna.Study if moment == "add_trial" else optuna.Trial
     original, calls = getattr(owner, moment), []
@@ -69,9 +73,9 @@ def test_killed_while_a_stage_is_asked_it_proposes_the_same(
 
     monkeypatch.setattr(owner, moment, killed)
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "cut").run()
+        start(tmp_path / "cut", sampler, trials=6).run()
     monkeypatch.undo()
-    again = start(tmp_path / "cut")
+    again = start(tmp_path / "cut", sampler, trials=6)
     again.run()
     assert [t.params for t in again.study.get_trials()] == [t.params for t in whole.study.get_trials()]
     numbers = [trial.number for trial in stage_of(again).get_trials()]
@@ -107,6 +111,27 @@ def test_a_stage_is_told_what_came_of_what_it_proposed() -> None:
     assert [told[n].state for n in range(3)] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
     assert told[0].value == 0.5 and told[1].value == 0.3
     assert all(told[n].constraints == {"guard": 0.1} for n in range(3))
+
+
+def test_a_proposal_does_not_depend_on_the_order_in_which_copies_came() -> None:
+    """CMA-ES seeds with the trial's number: that of the run counts, not that in the stage's study."""
+    proposals = []
+    for order in ((0, 1), (1, 0)):
+        stage = optuna.create_study()
+        for number in order:
+            stage.add_trial(trials.copy_of(_ended(number), SPACE))
+        stage.add_trial(trials.begin_copy(7))
+        inner = optuna.samplers.CmaEsSampler(seed=3, warn_independent_sampling=False)
+        stage.sampler = samplers._OfOneSpace(inner, {**SPACE, "y": FloatDistribution(0.0, 1.0)}, 7)
+        asked = optuna.Trial(stage, trials.copies(stage)[7]._trial_id)
+        proposals.append([asked.suggest_float(name, 0.0, 1.0) for name in ("x", "y")])
+    assert proposals[0] == proposals[1]
+
+
+def _ended(number: int) -> optuna.trial.FrozenTrial:
+    trial = optuna.trial.create_trial(value=0.5, params={"x": 0.1 * number}, distributions=SPACE)
+    trial.number = number
+    return trial
 
 
 def test_each_trial_has_a_seed_of_its_own() -> None:

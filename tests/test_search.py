@@ -116,6 +116,27 @@ def test_stopped_anywhere_the_same_command_ends_as_if_it_had_not_been(
     assert len(first.scored) + len(second.scored) == 18  # none scored twice, none lost
 
 
+@pytest.mark.parametrize(
+    "key", ["worker", "taken", "recipe_id", "recipe_data", "machine", "identity", "merge_seconds", "scores"]
+)
+def test_killed_after_any_write_it_ends_as_if_it_had_not_been(
+    tmp_path: Path, key: str, whole: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = optuna.Trial.set_user_attr
+
+    def killed(self: optuna.Trial, name: str, value: Any) -> None:
+        write(self, name, value)
+        if (self.number, name) == (7, key):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "cut").run()
+    monkeypatch.undo()
+    start(tmp_path / "cut").run()
+    assert proposals(tmp_path / "cut") == whole and None not in [recipe for _, recipe, _ in whole]
+
+
 @pytest.mark.parametrize("at", [2, 5, 40, 60])
 def test_killed_while_a_trial_is_proposed_it_gets_the_same_parameters(
     tmp_path: Path, at: int, whole: list[Any], monkeypatch: pytest.MonkeyPatch
@@ -239,8 +260,8 @@ def test_hours_count_work_alone(tmp_path: Path) -> None:
     trials.write(handle, taken=handle.datetime_start)
     search.study.tell(handle, 0.0)
     done = trials.read(search.study.get_trials()[0])
-    assert done.began is not None
-    done = replace(done, began=done.began - timedelta(hours=14))  # a worker that was killed had begun it
+    assert done.begun_at is not None
+    done = replace(done, begun_at=done.begun_at - timedelta(hours=14))  # a worker that was killed had begun it
     assert worked_hours([done]) < 0.01 and 0 <= hours_at_work(done) < 0.01
 
 

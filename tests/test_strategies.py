@@ -365,7 +365,7 @@ def test_what_is_kept_for_a_soup_stays_so_while_it_is_learned(tmp_path: Path) ->
     wanted = {"strategy": ["study", "learned_soup"], "learned_soup": soup, "documents": 200, "trials": 0}
     search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), **ONE_TASK, search=wanted)
     search.run()
-    soups, past = LearnedSoups(replace(search.run_of, learner=Teacher(search.config))), history(search)
+    soups, past = LearnedSoups(replace(search.surroundings, learner=Teacher(search.config))), history(search)
     cost = search.config.search.learned_soup.cost("expected", 2, [10])
     assert soups.wants(past) == (2, 2 * cost)
     assert Budget(past, soups.wants(past)).kept == min(2 * cost + 20, 100)  # no more than half of the budget
@@ -376,7 +376,7 @@ def test_what_is_kept_for_a_soup_stays_so_while_it_is_learned(tmp_path: Path) ->
     trials.write(handle, scores={"quiz": TaskScore(0.5, 0.1, 10, "acc")})
     assert soups.wants(history(search)) == (1, cost)
     search.study.tell(handle, 0.5)
-    without = LearnedSoups(replace(search.run_of, learner=Teacher(search.config, gradients=False)))
+    without = LearnedSoups(replace(search.surroundings, learner=Teacher(search.config, gradients=False)))
     assert without.wants(history(search)) == (1, 100 * 10)
     assert Budget(history(search), Wanted(1, 1000)).kept == 100
 
@@ -394,7 +394,7 @@ def test_the_study_plans_with_what_is_left_to_it(tmp_path: Path) -> None:
     soup = {"per": ["recipe"], "loss": "expected", "steps": 4, "documents": 2}
     wanted = {"sampler": "auto", "trials": 99, "documents": 400, "learned_soup": soup}
     config = settings(tmp_path / "run", search=wanted, **ONE_TASK)
-    run = replace(search.run_of, config=config, learner=Teacher(config))
+    run = replace(search.surroundings, config=config, learner=Teacher(config))
     study, past = Study(run), History(search.study, config)
     assert study.stage(past, Budget(past)).until == (400 - 40) // 10 // 2
     kept = 10 + config.search.learned_soup.cost("expected", 2, [10])
@@ -409,7 +409,7 @@ def test_hours_are_kept_as_long_as_one_worker_has_taken(tmp_path: Path) -> None:
     # two workers side by side, 8 trials of 10 documents, 0.1 hours each
     begun = [datetime(2026, 1, 1) + timedelta(hours=0.1 * (trial.number // 2)) for trial in past.trials]
     past.trials = [
-        replace(trial, began=start, taken=start, ended=start + timedelta(hours=0.1))
+        replace(trial, begun_at=start, taken=start, ended_at=start + timedelta(hours=0.1))
         for trial, start in zip(past.trials, begun, strict=True)
     ]
     assert past.hours == pytest.approx(0.4) and past.documents == 80 and not Budget(past).used_up
@@ -423,7 +423,7 @@ def test_hours_are_kept_as_long_as_one_worker_has_taken(tmp_path: Path) -> None:
 def test_a_second_worker_waits_until_the_first_says_whether_there_are_gradients(tmp_path: Path) -> None:
     soup = {"per": ["recipe"], "loss": ["expected", "cross_entropy"]}
     search = begin(tmp_path / "run", None, None, search={"strategy": "learned_soup", "learned_soup": soup})
-    asked = LearnedSoups(replace(search.run_of, learner=Teacher(search.config)))
+    asked = LearnedSoups(replace(search.surroundings, learner=Teacher(search.config)))
 
     def proposed() -> Any:
         past = history(search)
@@ -631,7 +631,7 @@ def test_a_run_begins_with_the_best_of_another(tmp_path: Path, monkeypatch: pyte
     assert all(t.params for t in made_by(search, "warm_start")) and len(made_by(search, "study")) == 1
     (tmp_path / "other").rename(tmp_path / "away")
     refuse(config)  # a run that has begun goes on without them
-    assert WarmStart(search.run_of).recipes == warm
+    assert WarmStart(search.surroundings).recipes == warm
     (tmp_path / "away").rename(tmp_path / "other")
     third = settings(tmp_path / "third", models={"a": "a", "z": "z"}, search={"warm_start": str(tmp_path / "other")})
     with pytest.raises(UserError, match=r"search.warm_start: .*other merges other models \(a, b\)"):

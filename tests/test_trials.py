@@ -58,7 +58,7 @@ def test_what_was_written_is_read(study: optuna.Study, tmp_path: Path) -> None:
     assert trial.state is State.SCORED and trial.state.settled and not trial.state.ended and trial.at_work is None
     study.tell(0, 0.5)
     done = read(study)
-    assert done.state is State.COMPLETE and done.at_work == (taken, done.ended)
+    assert done.state is State.COMPLETE and done.at_work == (taken, done.ended_at)
 
 
 def test_each_state_is_told_from_what_stands_in_the_study(study: optuna.Study) -> None:
@@ -108,6 +108,43 @@ def test_a_run_of_version_0_1_is_refused_in_one_sentence(tmp_path: Path) -> None
         with pytest.raises(UserError, match=r"holds a run of mergesearch 0\.1, whose trials this version") as caught:
             opened()
         assert "\n" not in str(caught.value)
+
+
+def test_a_later_format_is_not_called_0_1(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run")
+    study = store.open_study(config, RunFolder.prepare(config))
+    store.note(study, "format", 9)
+    with pytest.raises(UserError, match=r"a run of another version of mergesearch \(format 9\)"):
+        store.open_run(tmp_path / "run")
+
+
+def test_a_run_in_another_storage_is_looked_at_before_its_folder_is_there(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    old = optuna.create_study(study_name="test", storage=url, direction="maximize")
+    old.set_user_attr("config", {})
+    with pytest.raises(UserError, match=r"mergesearch 0\.1"):
+        store.begun(settings(tmp_path / "run", storage=url))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_a_run_folder_from_the_first_file_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(tmp_path / "run")
+
+    def killed(self: Path, *arguments: object, **options: object) -> None:
+        if self.name == "scores":
+            raise KeyboardInterrupt
+        original(self, *arguments, **options)
+
+    original = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder.prepare(config)
+    monkeypatch.undo()
+    (tmp_path / "run" / "start.lock").touch()
+    RunFolder.prepare(config)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "take.lock").touch()  # of a worker that begins at the same moment
+    RunFolder.prepare(settings(tmp_path / "other"))
 
 
 def test_a_run_folder_without_a_study_has_not_begun(tmp_path: Path) -> None:

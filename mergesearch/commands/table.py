@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch.results.loading import Run, load_run
-from mergesearch.results.table import TEXT, render, write
+from mergesearch.results.table import FORMATS, TEXT, render, write
 
 
 def show(run: Run, form: str = TEXT, top: int | None = None, sort: str = "rank") -> list[Any]:
@@ -17,6 +17,12 @@ def show(run: Run, form: str = TEXT, top: int | None = None, sort: str = "rank")
     """
     rendered = render(run.records, form, top, sort)
     return [rendered, *run.words] if form == TEXT else [rendered]
+
+
+def form_of(file: Path) -> str:
+    """The format that a file's ending names; text for every other ending."""
+    ending = file.suffix.removeprefix(".").lower()
+    return ending if ending in FORMATS else TEXT
 
 
 def write_table(path: Path, out: Path, form: str = TEXT, top: int | None = None, sort: str = "rank") -> None:

@@ -45,6 +45,8 @@ class SearchConfig(Strict):
     def _strategies_are_known(cls, value: list[str]) -> list[str]:
         known = [AUTO, *(name for name, strategy in registry.strategies().items() if strategy.named)]
         for name in value:
+            if name not in known and name in registry.strategies():
+                raise ValueError(f"{name!r} is not named here: it joins where its own key asks for it, search.{name}")
             if name not in known:
                 close = nearest(name, known)
                 hint = f"did you mean {close!r}? " if close else ""

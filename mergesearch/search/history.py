@@ -126,5 +126,5 @@ def worked_hours(trials: Iterable[Trial]) -> float:
 
 def hours_at_work(trial: Trial) -> float:
     """Hours since a worker took a trial."""
-    start = trial.taken or trial.began
+    start = trial.taken or trial.begun_at
     return 0.0 if start is None else (datetime.now() - start).total_seconds() / 3600

@@ -44,8 +44,7 @@ class Races:
         """
         self._arrange(history)
         blocks = self.folder.blocks(recipe.id)
-        outcome = race(self.scorer, self._best(history), _factors(history), self.settings.error, blocks, load)
-        return outcome
+        return race(self.scorer, self._best(history), _factors(history), self.settings.error, blocks, load)
 
     def forget(self, recipe: Recipe) -> None:
         """Removes the answers to a candidate's blocks, once its scores are recorded."""

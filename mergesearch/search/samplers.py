@@ -7,6 +7,7 @@ propose the same.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -164,12 +165,10 @@ class SeededPerTrial(BaseSampler):
             warnings.simplefilter("ignore")  # CMA-ES says that it takes no notice of constraints
             stage = self._stages(self._choice.stage)
             bring_up_to_date(stage, study, search_space)
-            stage.sampler = _OfOneSpace(self._inner, search_space)
-            copy = trials.copies(stage).get(trial.number)
-            if copy is None:
+            stage.sampler = _OfOneSpace(self._inner, search_space, trial.number)
+            if trial.number not in trials.copies(stage):
                 stage.add_trial(trials.begin_copy(trial.number))
-                copy = trials.copies(stage)[trial.number]
-            asked = optuna.Trial(stage, copy._trial_id)
+            asked = optuna.Trial(stage, trials.copies(stage)[trial.number]._trial_id)
             return {name: _suggest(asked, name, search_space[name]) for name in search_space}
 
     def sample_independent(
@@ -196,10 +195,16 @@ class SeededPerTrial(BaseSampler):
 
 
 class _OfOneSpace(BaseSampler):
-    """A sampler that is asked for all parameters of one space at once."""
+    """A sampler that is asked for all parameters of one space at once.
 
-    def __init__(self, inner: BaseSampler, space: dict[str, BaseDistribution]):
-        self._inner, self._space = inner, space
+    Args:
+        number: of the run's trial that is proposed. CMA-ES seeds each proposal with it: the trial's own number in the
+            stage's study depends on the order in which copies came there.
+    """
+
+    def __init__(self, inner: BaseSampler, space: dict[str, BaseDistribution], number: int):
+        self._inner, self._space, self._number = inner, space, number
+        self._known: set[str] = set()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space
@@ -207,11 +212,19 @@ class _OfOneSpace(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._inner.sample_relative(study, trial, search_space)
+        numbered = copy.copy(trial)
+        numbered.number = self._number
+        return self._inner.sample_relative(study, numbered, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        # as in `SeededPerTrial`: what a killed worker drew is drawn again first
+        for name, distribution in trial.distributions.items():
+            if name not in self._known:
+                self._known.add(name)
+                self._inner.sample_independent(study, trial, name, distribution)
+        self._known.add(param_name)
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
 
 
@@ -234,21 +247,21 @@ def bring_up_to_date(stage: Study, study: Study, names: Iterable[str]) -> None:
     """
     wanted, there = set(names), trials.copies(stage)
     for trial in study.get_trials(deepcopy=False):
-        copy = there.get(trial.number)
-        if not trial.state.is_finished() or (copy is not None and copy.state.is_finished()):
+        known = there.get(trial.number)
+        if not trial.state.is_finished() or (known is not None and known.state.is_finished()):
             continue
-        if copy is not None:
-            _tell(stage, copy, trial)
+        if known is not None:
+            _tell(stage, known, trial)
         elif trial.state != TrialState.FAIL and wanted <= trial.params.keys():
             stage.add_trial(trials.copy_of(trial, wanted))
 
 
-def _tell(stage: Study, copy: FrozenTrial, trial: FrozenTrial) -> None:
-    asked = optuna.Trial(stage, copy._trial_id)
+def _tell(stage: Study, known: FrozenTrial, trial: FrozenTrial) -> None:
+    asked = optuna.Trial(stage, known._trial_id)
     for task, excess in trial.constraints.items():
-        if task not in copy.constraints:
+        if task not in known.constraints:
             asked.set_constraint(task, excess)
     for step, value in trial.intermediate_values.items():
         asked.report(value, step)
     values = trial.values if trial.state == TrialState.COMPLETE else None
-    stage.tell(copy.number, values, trial.state, skip_if_finished=True)
+    stage.tell(known.number, values, trial.state, skip_if_finished=True)

@@ -14,9 +14,9 @@ import optuna
 from filelock import FileLock, Timeout
 from sqlalchemy import event
 
-from mergesearch import config as configuration
 from mergesearch.config import Config
 from mergesearch.errors import UserError
+from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
@@ -42,9 +42,11 @@ class RunFolder:
         folder = cls(config.folder)
         folder.check(config)
         try:
-            folder.scores.mkdir(parents=True, exist_ok=True)
-            folder.workers.mkdir(exist_ok=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            # first, since a folder that has it is a run folder
             write_atomically(folder.path / CONFIG, config.to_yaml())
+            folder.scores.mkdir(exist_ok=True)
+            folder.workers.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"cannot write the run folder {folder.path} ({error.strerror}): set output to another"
@@ -67,13 +69,14 @@ class RunFolder:
         if not self.path.is_dir():
             raise UserError(f"output {self.path} is a file: set output to a folder")
         if not (self.path / CONFIG).is_file():
-            if any(self.path.iterdir()):
+            if any(_is_foreign(entry.name) for entry in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and no run folder: set output to a new folder")
             return
         check_same(config, self.config(), str(self.path))
 
     def config(self) -> Config:
-        return configuration.read(self.path / CONFIG)
+        """The configuration of the run; its paths are absolute."""
+        return validate(Config, read_yaml(self.path / CONFIG), str(self.path / CONFIG))
 
     @property
     def scores(self) -> Path:
@@ -120,6 +123,11 @@ class RunFolder:
 
     def lock(self, name: str) -> FileLock:
         return FileLock(self.path / f"{name}.lock")
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a file is none that a worker leaves before it writes the configuration."""
+    return not name.endswith(".lock") and not name.startswith(f".{CONFIG}.")
 
 
 def check_same(ours: Config, theirs: Config, where: str) -> None:
@@ -186,10 +194,12 @@ def open_study(
     except Exception as error:
         raise _unreachable(url, error) from None
     if noted(study, "config") is not None:
-        if noted(study, "format") != FORMAT:
+        form = noted(study, "format")
+        if form != FORMAT:
+            version = "mergesearch 0.1" if form is None else f"another version of mergesearch (format {form})"
             raise UserError(
-                f"storage {url} holds a run of mergesearch 0.1, whose trials this version does not read: set output "
-                "and name to new ones, or go on with 0.1"
+                f"storage {url} holds a run of {version}, whose trials this version does not read: set output and name "
+                "to new ones, or go on with that version"
             )
         check_same(config, Config.model_validate(noted(study, "config")), f"storage {url}")
     elif create:
@@ -236,7 +246,7 @@ def begun(config: Config) -> optuna.Study | None:
         UserError: it cannot be read, or is of another configuration or version.
     """
     folder = RunFolder(config.folder)
-    if not (folder.path / CONFIG).is_file() or (not config.storage and not folder.database.is_file()):
+    if not config.storage and not folder.database.is_file():
         return None
     try:
         return open_study(config, folder, create=False)

@@ -89,7 +89,7 @@ class Trial:
         machine: the device and the versions it was scored with.
         worker: who is at it.
         taken: when that worker took it, local time.
-        began, ended: when it was proposed and when the study was told, local time.
+        begun_at, ended_at: when it was proposed and when the study was told, local time.
         params: the parameters that samplers know it by.
         excess: for each guard, by task, how far its scores are beyond the limit, in the metric's unit; 0 or less keeps
             it.
@@ -116,8 +116,8 @@ class Trial:
     machine: Mapping[str, str] = field(default_factory=dict)
     worker: str | None = None
     taken: datetime | None = None
-    began: datetime | None = None
-    ended: datetime | None = None
+    begun_at: datetime | None = None
+    ended_at: datetime | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     excess: Mapping[str, float] = field(default_factory=dict)
 
@@ -152,8 +152,8 @@ class Trial:
     def at_work(self) -> tuple[datetime, datetime] | None:
         """From when to when a worker was at a trial that has ended. One that a killed worker left counts from when the
         worker that ended it took it: in between nobody was at it."""
-        start = self.taken or self.began
-        return (start, self.ended) if start is not None and self.ended is not None else None
+        start = self.taken or self.begun_at
+        return (start, self.ended_at) if start is not None and self.ended_at is not None else None
 
 
 def _scores(data: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskScore]:
@@ -174,7 +174,7 @@ _FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "taken": (datetime.isoformat, datetime.fromisoformat),
 }
 # what Optuna itself knows of a trial
-_OPTUNAS = frozenset({"number", "state", "began", "ended", "params", "excess"})
+_OPTUNAS = frozenset({"number", "state", "begun_at", "ended_at", "params", "excess"})
 _KEPT = tuple(each.name for each in fields(Trial) if each.name not in _OPTUNAS)
 
 
@@ -190,8 +190,8 @@ def read(trial: FrozenTrial) -> Trial:
     return Trial(
         number=trial.number,
         state=state,
-        began=trial.datetime_start,
-        ended=trial.datetime_complete,
+        begun_at=trial.datetime_start,
+        ended_at=trial.datetime_complete,
         params=trial.params,
         excess=trial.constraints,
         **kept,

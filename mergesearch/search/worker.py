@@ -104,8 +104,9 @@ class Search:
         self._finished = finished
         self._machine = machine(device)
         self._races = Races(config, config.racing, folder, cast(Blocks, scorer)) if config.racing else None
-        storage = store.open_storage(config, folder)
-        self.study: optuna.Study = store.open_study(config, folder, storage=storage)
+        with folder.lock("start"):  # workers that begin a run together would each make its tables
+            storage = store.open_storage(config, folder)
+            self.study: optuna.Study = store.open_study(config, folder, storage=storage)
         self._sampler = self.study.sampler = SeededPerTrial(
             config.search.seed,
             self._choice,
@@ -114,8 +115,8 @@ class Search:
         )
         self._last: History | None = None
         began = len(self.study.get_trials(deepcopy=False))
-        self.run_of: Surroundings = Surroundings(config, self.study, space, coarse, infos, layers, learner, began)
-        self.strategies: list[Strategy] = strategies_of(self.run_of)
+        self.surroundings: Surroundings = Surroundings(config, self.study, space, coarse, infos, layers, learner, began)
+        self.strategies: list[Strategy] = strategies_of(self.surroundings)
 
     def run(self) -> None:
         """Scores what the budget allows; called again, goes on from what is in the storage.
@@ -193,13 +194,16 @@ class Search:
         trial = trials.read(frozen)
         if trial.kind is not Kind.SAMPLED or trial.recipe_data is not None:
             return Choice("random")  # it is not sampled
-        proposal = self._strategy(trial).again(trial, self.history())
+        try:
+            proposal = self._strategy(trial).again(trial, self.history())
+        except CandidateError:  # the trial fails with the same error once a worker is at it
+            return Choice("random")
         return proposal.choice if isinstance(proposal, Sampled) else Choice("random")
 
     def _strategy(self, trial: Trial) -> Strategy:
         """The strategy that proposed a trial, whether or not it is one of this worker's list."""
         mine = next((strategy for strategy in self.strategies if strategy.name == trial.strategy), None)
-        return mine or of_trial(trial)(self.run_of)
+        return mine or of_trial(trial)(self.surroundings)
 
     # --- one trial ---
 
@@ -243,7 +247,8 @@ class Search:
         else:
             recipe = proposal.find(self._work_for(trial, handle, history))
             self._state_parameters(strategy.known_in(trial, history), handle, recipe)
-        trials.write(handle, recipe_data=recipe.dump(), recipe_id=recipe.id)
+        # last what says that the recipe is known
+        trials.write(handle, recipe_id=recipe.id, recipe_data=recipe.dump())
         return recipe
 
     def _state_parameters(self, space: Space, handle: optuna.Trial, recipe: Recipe) -> None:
@@ -366,7 +371,8 @@ class Search:
         for name in self.config.parents:
             trial = next((trial for trial in reversed(history.trials) if trial.name == name), None)
             failed = trial is not None and trial.state is State.FAILED
-            if trial is None or (failed and trial.number < self.run_of.began):  # it is scored again by this worker
+            # one that failed before this worker began is scored again by it
+            if trial is None or (failed and trial.number < self.surroundings.began):
                 return None
             if not failed and not trial.scores:
                 return None

@@ -393,7 +393,7 @@ Measured = tuple[Candidate, Mapping[str, Any]]
 def curve_of(trials: Sequence[Trial], value_of: Callable[[Trial], float]) -> list[Measured]:
     """(candidate, recipe) of each trial that has ended, by the time it ended. A trial that was stopped early has no
     value and costs what it was scored on."""
-    ended = [(trial.ended, trial) for trial in trials if trial.ended and (trial.recipe_data or trial.documents)]
+    ended = [(trial.ended_at, trial) for trial in trials if trial.ended_at and (trial.recipe_data or trial.documents)]
     curve = []
     for _, trial in sorted(ended, key=lambda pair: (pair[0], pair[1].number)):
         value = value_of(trial) if trial.state is State.COMPLETE else None

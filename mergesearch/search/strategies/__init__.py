@@ -11,7 +11,7 @@ from mergesearch import registry
 from mergesearch.config import Config, SearchConfig
 from mergesearch.schema import Strict, words_of_type
 from mergesearch.search.history import History
-from mergesearch.search.strategies.base import Strategy, Surroundings
+from mergesearch.search.strategies.base import Strategy, Surroundings, gone
 from mergesearch.search.trials import Trial
 
 
@@ -39,9 +39,7 @@ def refuse(config: Config) -> None:
 
 def of_trial(trial: Trial) -> type[Strategy]:
     """The strategy that proposed a trial; one that is not there any more leaves the words that all have in common."""
-    return registered().get(trial.strategy) or cast(
-        "type[Strategy]", type("Gone", (Strategy,), {"name": trial.strategy})
-    )
+    return registered().get(trial.strategy) or gone(trial.strategy)
 
 
 def words(history: History) -> list[str]:

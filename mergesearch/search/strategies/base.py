@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 import optuna
 
 from mergesearch.config import Config
+from mergesearch.errors import CandidateError
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.registry import Declared
 from mergesearch.search.budget import Budget, Wanted
@@ -217,3 +218,19 @@ class Strategy(Declared, ABC):
     def words(cls, history: History) -> list[str]:
         """What there is to say beside the table of a run that it was part of."""
         return []
+
+
+def gone(strategy: str) -> type[Strategy]:
+    """What stands for a strategy whose file is not there any more: its trials keep the words that all have in common,
+    and one that was not finished fails."""
+
+    class Gone(Strategy):
+        name = strategy
+
+        def next(self, history: History, budget: Budget) -> None:
+            return None
+
+        def again(self, trial: Trial, history: History) -> Sampled | Learned:
+            raise CandidateError(f"strategy {strategy} is not there any more, so this trial cannot be gone on with")
+
+    return Gone

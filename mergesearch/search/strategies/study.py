@@ -90,7 +90,8 @@ class Study(Strategy):
             )
         if config.objective.pareto and sampler == "cmaes":
             raise UserError(
-                f"search.sampler is {sampler}, which takes one objective: with pareto use auto, tpe or nsga2"
+                f"search.sampler is {sampler}, which takes one objective: with pareto use auto, tpe, gp, nsga2 or "
+                "random"
             )
 
     # --- which stage ---
