@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,12 @@ def test_killed_between_the_two_renames_the_new_one_takes_the_name(
 def test_without_a_winner_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = install(monkeypatch)
     assert refresh(tmp_path) is None and writer.wrote == [] and not (tmp_path / "best").exists()
+
+
+def test_a_card_written_anew_keeps_the_notes_on_the_parents(tmp_path: Path) -> None:
+    note = "models.b: its config.json has rope_theta 500000.0, the base 10000.0; the result has the base's"
+    run = replace(run_with(tmp_path / "run", 0.1), notes=(note,))
+    run.folder.best.mkdir(parents=True)
+    (run.folder.best / "recipe.yaml").write_text(RECIPES[0].to_yaml())
+    best.refresh_card(run, run.records[0])
+    assert f"- {note}" in (run.folder.best / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from dataclasses import replace
 from datetime import timedelta
@@ -251,6 +252,26 @@ def test_a_worker_of_another_host_is_gone_only_where_its_lock_says_so(tmp_path: 
     with pytest.raises(KeyboardInterrupt), Presence(search.folder) as stopped:
         raise KeyboardInterrupt
     assert (search.folder.workers / f"{stopped.id}.lock").is_file()  # what it left may be taken up, on any host
+
+
+def test_workers_may_begin_a_run_together(tmp_path: Path) -> None:
+    for attempt in range(3):
+        barrier, faults = threading.Barrier(4), []
+
+        def begin(folder: Path, barrier: threading.Barrier, faults: list[BaseException]) -> None:
+            try:
+                barrier.wait()
+                start(folder)
+            except BaseException as error:
+                faults.append(error)
+
+        folder = tmp_path / f"run{attempt}"
+        workers = [threading.Thread(target=begin, args=(folder, barrier, faults)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert faults == []
 
 
 def test_hours_count_work_alone(tmp_path: Path) -> None:

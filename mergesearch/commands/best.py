@@ -45,7 +45,7 @@ def refresh_card(run: Run, winner: Record) -> None:
     recipe = recipe_of(winner)
     with run.folder.lock("best"):
         if _holds(run.folder.best, recipe):
-            write_atomically(run.folder.best / "README.md", model_card(recipe, story_of(run, winner)))
+            write_atomically(run.folder.best / "README.md", model_card(recipe, story_of(run, winner), run.notes))
 
 
 def _tidy(folder: RunFolder) -> None:

@@ -21,7 +21,7 @@ from mergesearch.commands.inputs import (
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.blocks import BlockScorer
-from mergesearch.results.loading import Run, run_of
+from mergesearch.results.loading import NOTES, Run, run_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import store, strategies
 from mergesearch.search.soup.learner import Learner
@@ -113,6 +113,7 @@ def prepare(
         finished=lambda trial: finished(record_of(trial, store.objective_of(search.study))),
         device=str(pool.device),
     )
+    store.note(search.study, NOTES, list(pool.notes))
     store.note(search.study, "tokens_per_document", scorer.prompt_tokens / max(1, each))
     return Session(config, folder, pool, engine, search)
 

@@ -10,7 +10,7 @@ from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.results import table
 from mergesearch.results.record import Record, ranked, records
-from mergesearch.search import strategies
+from mergesearch.search import store, strategies
 from mergesearch.search.budget import costs
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
@@ -18,6 +18,10 @@ from mergesearch.search.store import RunFolder, open_run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+# where a study notes what its parents do not have in common
+NOTES = "pool_notes"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Run:
         config: the configuration.
         records: one for each trial, by number.
         objective: what the study maximises; None until the baselines are scored.
+        notes: on what the parents do not have in common.
         words: lines to be shown beside the table: notes, what the run has cost, what is left of its budget.
     """
 
@@ -37,6 +42,7 @@ class Run:
     records: tuple[Record, ...]
     objective: Objective | None
     words: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> RunFolder:
@@ -85,7 +91,8 @@ def run_of(history: History, folder: RunFolder) -> Run:
     objective_notes = objective.notes if objective else ()
     words = [f"note: {note}" for note in (*objective_notes, *strategies.words(history))]
     every = tuple(records(history))
-    return Run(folder.path, history.config, every, objective, (*words, *costs(history)))
+    notes = tuple(store.noted(history.study, NOTES) or ())
+    return Run(folder.path, history.config, every, objective, (*words, *costs(history)), notes)
 
 
 def recipe_of(record: Record) -> Recipe:

@@ -19,7 +19,7 @@ from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.soup.adam import learn, parent_scales
 from mergesearch.search.soup.affine import affine_of
-from mergesearch.search.soup.closed_forms import Averaging, fisher, own_documents, regmean
+from mergesearch.search.soup.closed_forms import Averaging, own_documents
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.learning import Documents, hold_apart, shuffled
 from mergesearch.search.soup.settings import Loss, SoupSettings
@@ -28,7 +28,6 @@ from mergesearch.space import frozen_rules, groups_of
 
 log: logging.Logger = logging.getLogger(__name__)
 
-CLOSED_FORMS: dict[str, Averaging] = {"fisher": fisher, "regmean": regmean}
 # of the metric's unit, the least that the probability of what is right counts as
 LEAST_SHARE = 0.25
 # the loss of a likelihood: every task that has any loss has it
@@ -146,11 +145,12 @@ class Learner:
         )
         return learned.recipe
 
-    def closed_form(self, name: str, work: Work) -> Recipe:
-        """Fisher-weighted averaging or RegMean, from as many documents of each task as the soups look at.
+    def closed_form(self, name: str, solve: Averaging, work: Work) -> Recipe:
+        """The weights that a closed form gives, from as many documents of each task as the soups look at.
 
         Args:
-            name: `fisher` or `regmean`.
+            name: the strategy's.
+            solve: of `closed_forms`.
             work: the run so far, with the models' scores, and where to tell what it costs.
 
         Raises:
@@ -162,7 +162,7 @@ class Learner:
         few = {label: sorted(shuffled(ids, "closed form", seed, label)[:most]) for label, ids in self.documents.items()}
         own = own_documents(few, {model: work.history.signed(model) for model in self.config.models})
         coefficients = Coefficients(self.config.average, self.infos, "tensor", method="linear")
-        values = CLOSED_FORMS[name](coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=work.spent)
+        values = solve(coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=work.spent)
         recipe = coefficients.recipe(values)
         return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
 

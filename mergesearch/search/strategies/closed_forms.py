@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError
@@ -14,6 +16,9 @@ from mergesearch.search.strategies.base import Cost, Learned, Proposal, Strategy
 from mergesearch.search.strategies.learned_soup import searched, settings_of
 from mergesearch.search.trials import Trial
 from mergesearch.search.work import Work
+
+if TYPE_CHECKING:
+    from mergesearch.search.soup.closed_forms import Averaging
 
 
 class ClosedForm(Strategy):
@@ -44,7 +49,12 @@ class ClosedForm(Strategy):
     def _find(self, work: Work) -> Recipe:
         if self.run.learner is None:
             raise CandidateError("soups cannot be learned here")
-        return self.run.learner.closed_form(self.name, work)
+        return self.run.learner.closed_form(self.name, self.solve(), work)
+
+    @classmethod
+    @abstractmethod
+    def solve(cls) -> Averaging:
+        """What gives the weights; read when it is needed, since it needs torch."""
 
 
 @register
@@ -57,6 +67,12 @@ class Fisher(ClosedForm):
 
     name = "fisher"
 
+    @classmethod
+    def solve(cls) -> Averaging:
+        from mergesearch.search.soup.closed_forms import fisher
+
+        return fisher
+
 
 @register
 class RegMean(ClosedForm):
@@ -67,3 +83,9 @@ class RegMean(ClosedForm):
     """
 
     name = "regmean"
+
+    @classmethod
+    def solve(cls) -> Averaging:
+        from mergesearch.search.soup.closed_forms import regmean
+
+        return regmean
