@@ -142,7 +142,7 @@ def check_same(ours: Config, theirs: Config, where: str) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
