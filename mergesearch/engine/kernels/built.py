@@ -10,6 +10,9 @@ Each key has a lock. Who holds it looks, builds and loads; the others wait and t
 written beside their place and renamed, so that none is ever seen half written. A key that nothing loaded for `DAYS`
 days, or that is older than the newest `MOST`, goes at the next build: it is deleted under its lock, so never between
 another process's check and its loading, and a library that is loaded already stays mapped without its file.
+
+What Triton compiles lies in Triton's own cache, which keeps no digests: a private folder in this one, and where the
+user has set TRITON_CACHE_DIR that folder, which is then trusted as its owner trusts it.
 """
 
 from __future__ import annotations
