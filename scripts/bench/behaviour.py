@@ -20,6 +20,8 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,12 @@ def studied(folder: Path, name: str) -> list[dict[str, Any]]:
     return [{"params": t.params, "values": t.values, "state": t.state.name} for t in study.get_trials()]
 
 
+def merge(file: Path, folder: Path) -> dict[str, Any]:
+    """One recipe's tensors."""
+    command("merge", file, folder)
+    return {"tensors": tensors(folder)}
+
+
 def search(file: Path, folder: Path, sets: list[str]) -> dict[str, Any]:
     """One search, its table, its study and its winner."""
     command("run", file, *(f"--set={item}" for item in [*sets, f"output={folder}"]))
@@ -98,22 +106,27 @@ def search(file: Path, folder: Path, sets: list[str]) -> dict[str, Any]:
     }
 
 
-def record(only: str | None) -> dict[str, Any]:
-    """All of it, by kind and name."""
-    found: dict[str, Any] = {}
+def recordings(scratch: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """What there is to record, by name."""
+    for file in sorted((ROOT / "configs" / "recipes").glob("*.yaml")):
+        yield f"recipe {file.stem}", partial(merge, file, scratch / file.stem)
+    for file in sorted((ROOT / "configs" / "search").glob("*.yaml")):
+        sets = [*SMALL, f"search.trials={TRIALS.get(file.stem, 4)}", *MORE.get(file.stem, [])]
+        yield f"search {file.stem}", partial(search, file, scratch / f"search-{file.stem}", sets)
+    yield "quickstart", partial(search, ROOT / "configs" / "quickstart.yaml", scratch / "quickstart", [])
+
+
+def record(out: Path, only: str) -> None:
+    """Writes each recording whose name holds `only` as soon as it is made; what the file has is not made again."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lm_eval", "optuna"))
+    about = f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, {libraries}"
+    data = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"about": about, "found": {}}
     with tempfile.TemporaryDirectory() as scratch:
-        for file in sorted((ROOT / "configs" / "recipes").glob("*.yaml")):
-            if only is None or only in f"recipe {file.stem}":
-                command("merge", file, Path(scratch) / file.stem)
-                found[f"recipe {file.stem}"] = {"tensors": tensors(Path(scratch) / file.stem)}
-        for file in sorted((ROOT / "configs" / "search").glob("*.yaml")):
-            if only is None or only in f"search {file.stem}":
-                sets = [*SMALL, f"search.trials={TRIALS.get(file.stem, 4)}", *MORE.get(file.stem, [])]
-                found[f"search {file.stem}"] = search(file, Path(scratch) / f"search-{file.stem}", sets)
-                print(f"search {file.stem}", file=sys.stderr, flush=True)
-        if only is None or only in "quickstart":
-            found["quickstart"] = search(ROOT / "configs" / "quickstart.yaml", Path(scratch) / "quickstart", [])
-    return found
+        for name, make in recordings(Path(scratch)):
+            if only in name and name not in data["found"]:
+                data["found"][name] = make()
+                out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+                print(name, file=sys.stderr, flush=True)
 
 
 def first_difference(before: Any, after: Any, place: str = "") -> str | None:
@@ -156,7 +169,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("record")
     one.add_argument("out", type=Path)
-    one.add_argument("--only", help="what to record: names that hold this")
+    one.add_argument("--only", default="", help="what to record: names that hold this")
     two = verbs.add_parser("compare")
     two.add_argument("before", type=Path)
     two.add_argument("after", type=Path)
@@ -165,10 +178,7 @@ def main() -> None:
         sys.exit(bool(compare(options.before, options.after)))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    found = record(options.only)
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lm_eval", "optuna"))
-    about = f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, {libraries}"
-    options.out.write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n", encoding="utf-8")
+    record(options.out, options.only)
 
 
 if __name__ == "__main__":
