@@ -117,7 +117,9 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
             session.search.run()
         except KeyboardInterrupt:
             progress.stop()
-            again = shlex.join(["mergesearch", "run", str(config), *(f"--set={item}" for item in override)])
+            again = shlex.join(
+                ["mergesearch", "run", str(config), *(part for item in override for part in ("--set", item))]
+            )
             _say([*show(session.read()), f"interrupted; what was scored is kept. To go on: {again}"])
             raise typer.Exit(1) from None
         except SearchFailed as error:

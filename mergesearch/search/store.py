@@ -68,8 +68,9 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise UserError(f"output {self.path} is a file: set output to a folder")
-        if not (self.path / CONFIG).is_file():
-            if any(_is_foreign(entry.name) for entry in self.path.iterdir()):
+        foreign = any(_is_foreign(entry.name) for entry in self.path.iterdir())
+        if not (self.path / CONFIG).is_file():  # looked for last: another worker may begin the run at this moment
+            if foreign:
                 raise UserError(f"{self.path} is not empty and no run folder: set output to a new folder")
             return
         check_same(config, self.config(), str(self.path))
