@@ -1,41 +1,23 @@
 """The documents of the demo zoo's tasks, cut from the held-out text of `zoo_text`, and the check that they are.
 
-zoo_code     multiple_choice        which 20 characters follow in a source file; all four come from that file
-zoo_prose    loglikelihood_rolling  a passage of documentation, in bits per byte
-zoo_names    multiple_choice        the last word of a character's name, after two whole names
-zoo_strings  generate_until         upper case, reverse or sort a short word, exactly
+zoo_order    generate_until         reverse or sort the letters of a short word, exactly
+zoo_letters  loglikelihood          each letter's next or opposite one: is the right word the likeliest?
+zoo_numbers  multiple_choice        a number in words, in digits; two examples before it
+zoo_python   loglikelihood_rolling  a piece of source code, in bits per byte
+zoo_both     multiple_choice        first one of order, then one of letters: two right words among near misses
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
-from collections import defaultdict
 from pathlib import Path
 
-from scripts.zoo_text import Corpus
+from scripts.zoo_text import ALPHABET, Corpus, applied
 
-DOCUMENTS = 800
+DOCUMENTS = 1200
 FEWSHOT = 64
-CODE_CONTEXT, CODE_CHOICE = 48, 20
-PROSE_LENGTH = 200
-
-
-def code_document(text: str, rng: random.Random) -> dict | None:
-    """A place in `text` with its true continuation among three from elsewhere in it, all after the same character."""
-    start = rng.randrange(CODE_CONTEXT, len(text) - CODE_CHOICE)
-    before = text[start - 1]
-    # lm-eval moves white space at a context's end to the continuation: a context ends in something else
-    if before.isspace() or not text[start : start + CODE_CHOICE].strip():
-        return None
-    places = [m.end() for m in re.finditer(re.escape(before), text[:-CODE_CHOICE])]
-    places = [p for p in places if abs(p - start) > CODE_CHOICE]
-    truth = text[start : start + CODE_CHOICE]
-    wrong = sorted({text[p : p + CODE_CHOICE] for p in places} - {truth})
-    if len(wrong) < 8:
-        return None
-    return choice_document(text[start - CODE_CONTEXT : start], truth, rng.sample(wrong, 3), rng)
+PYTHON_LENGTH = 160
 
 
 def choice_document(context: str, truth: str, wrong: list[str], rng: random.Random) -> dict:
@@ -45,94 +27,114 @@ def choice_document(context: str, truth: str, wrong: list[str], rng: random.Rand
     return {"context": context, "choices": choices, "answer": choices.index(truth)}
 
 
-def code_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
-    texts = [t for t in corpus.held_out if len(t) > 2000]
-    found: list[dict] = []
-    while len(found) < DOCUMENTS:
-        document = code_document(rng.choice(texts), rng)
-        if document is not None and not seen_in(corpus, document["context"] + document["choices"][document["answer"]]):
-            found.append(document)
+def line_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
+    """{"question", "answer"} of lines with one step."""
+    lines = [line for line in corpus.held_out if line.count(" -> ") == 1]
+    return [dict(zip(("question", "answer"), line.split(" -> "), strict=True)) for line in rng.sample(lines, DOCUMENTS)]
+
+
+def number_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
+    """The wrong numbers have one digit changed, or two exchanged."""
+    found = []
+    for line in corpus.held_out:
+        question, _, answer = line.partition(" -> ")
+        wrong: set[str] = set()
+        while len(wrong) < 3:
+            wrong.add(near_number(answer, rng))
+            wrong.discard(answer)
+        found.append(choice_document(question, answer, sorted(wrong), rng))
     return found
 
 
-def seen_in(corpus: Corpus, piece: str) -> bool:
-    """Whether a training text contains `piece`."""
-    return any(piece in text for text in corpus.train)
+def near_number(number: str, rng: random.Random) -> str:
+    digits = list(number)
+    first, second = rng.sample(range(len(digits)), 2)
+    if rng.random() < 0.5:
+        digits[first], digits[second] = digits[second], digits[first]
+    else:
+        digits[first] = rng.choice("0123456789")
+    return "".join(digits) if digits[0] != "0" else number
 
 
-def passages(text: str) -> list[str]:
-    """Runs of whole paragraphs' starts: each passage begins with a paragraph and has about PROSE_LENGTH characters."""
+def both_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
+    """Of the four choices two have the first step right and two the second: only one has both."""
     found = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        lines = paragraph.strip("\n")
-        letters = sum(c.isalpha() or c == " " for c in lines)
-        if len(lines) >= 160 and letters > 0.85 * len(lines):
-            piece = lines[:PROSE_LENGTH]
-            found.append(piece if len(lines) <= PROSE_LENGTH else piece.rsplit(" ", 1)[0])
-    return [p.rstrip() for p in found]
-
-
-def prose_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
-    pieces = sorted({p for text in corpus.held_out for p in passages(text) if not seen_in(corpus, p)})
-    rng.shuffle(pieces)
-    return [{"passage": p} for p in pieces[:DOCUMENTS]]
-
-
-def name_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
-    """Names of three words or more that begin no training name; the wrong words have nearly the same length."""
-    by_length: dict[int, list[str]] = defaultdict(list)
-    for name in corpus.train + corpus.held_out:
-        by_length[len(name.split()[-1])].append(name.split()[-1])
-    known = "\n".join(["", *corpus.train, ""])
-    found = []
-    for name in corpus.held_out:
-        context, _, last = name.rpartition(" ")
-        if len(name.split()) < 3 or not 3 <= len(last) <= 14 or len(name) > 48 or f"\n{name}" in known:
+    for line in corpus.held_out:
+        question, ordered, _ = line.split(" -> ")
+        step = question.partition(":")[0].split()[1]
+        misplaced = exchanged(ordered, rng)
+        if misplaced is None:
             continue
-        nearby = [w for n in (-1, 0, 1) for w in by_length[len(last) + n]]
-        wrong: list[str] = []
-        while len(wrong) < 3:
-            word = rng.choice(nearby)
-            if word != last and word not in wrong and f"\n{context} {word}\n" not in known:
-                wrong.append(word)
-        found.append(choice_document(context, last, wrong, rng))
-    return found[: DOCUMENTS + FEWSHOT]
+        right, wrong = (applied([step], word)[0] for word in (ordered, misplaced))
+        choices = [f"{ordered} -> {right}", f"{ordered} -> {misspelt(right, rng)}"]
+        choices += [f"{misplaced} -> {wrong}", f"{misplaced} -> {misspelt(wrong, rng)}"]
+        found.append(choice_document(question, choices[0], choices[1:], rng))
+    return found[:DOCUMENTS]
 
 
-def string_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
-    lines = rng.sample(corpus.held_out, DOCUMENTS)
-    return [dict(zip(("question", "answer"), line.split(" -> "), strict=True)) for line in lines]
+def exchanged(word: str, rng: random.Random) -> str | None:
+    """Two neighbouring letters exchanged; None where all are alike."""
+    places = [at for at in range(len(word) - 1) if word[at] != word[at + 1]]
+    if not places:
+        return None
+    at = rng.choice(places)
+    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+
+def misspelt(word: str, rng: random.Random) -> str:
+    """One letter replaced by a neighbour in the alphabet."""
+    at, by = rng.randrange(len(word)), rng.choice((-1, 1))
+    letter = ALPHABET[(ALPHABET.index(word[at]) + by) % len(ALPHABET)]
+    return word[:at] + letter + word[at + 1 :]
+
+
+def python_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
+    """Pieces of held-out files that begin with a line; no two of them overlap."""
+    trained, pieces = "\n".join(corpus.train), []
+    for text in corpus.held_out:
+        end = 0
+        for start in (0, *(at + 1 for at, character in enumerate(text) if character == "\n")):
+            piece = text[start : start + PYTHON_LENGTH]
+            if start >= end and len(piece) == PYTHON_LENGTH and legible(piece) and piece not in trained:
+                pieces.append(piece.rstrip())
+                end = start + PYTHON_LENGTH
+    return [{"passage": piece} for piece in rng.sample(sorted(set(pieces)), DOCUMENTS)]
+
+
+def legible(piece: str) -> bool:
+    """Whether a piece begins with a line that says something, and is no table of numbers or names."""
+    return bool(piece.splitlines()[0].strip()) and sum(c.isalpha() or c.isspace() for c in piece) > 0.7 * len(piece)
 
 
 def documents(corpora: dict[str, Corpus], seed: int = 0) -> dict[str, list[dict]]:
-    """File name without its ending -> documents, for each task and for the few-shot examples of zoo_names."""
-    names = name_documents(corpora["names"], random.Random(seed))
+    """File name without its ending -> documents, for each task and for the few-shot examples of zoo_numbers."""
+    numbers = number_documents(corpora["numbers"], random.Random(seed))
     found = {
-        "zoo_code": code_documents(corpora["code"], random.Random(seed)),
-        "zoo_prose": prose_documents(corpora["prose"], random.Random(seed)),
-        "zoo_names": names[:DOCUMENTS],
-        "zoo_names_fewshot": names[DOCUMENTS:],
-        "zoo_strings": string_documents(corpora["strings"], random.Random(seed)),
+        "zoo_order": line_documents(corpora["order"], random.Random(seed)),
+        "zoo_letters": line_documents(corpora["letters"], random.Random(seed)),
+        "zoo_numbers": numbers[FEWSHOT:],
+        "zoo_numbers_fewshot": numbers[:FEWSHOT],
+        "zoo_python": python_documents(corpora["python"], random.Random(seed)),
+        "zoo_both": both_documents(corpora["both"], random.Random(seed)),
     }
     check_held_out(found, corpora)
     return found
 
 
-def whole_text(task: str, document: dict) -> str:
+def whole_text(document: dict) -> str:
     """What a model that had trained on `document` would have seen: the text with its right answer."""
-    if task == "zoo_prose":
+    if "passage" in document:
         return document["passage"]
-    if task == "zoo_strings":
+    if "question" in document:
         return f"\n{document['question']} -> {document['answer']}\n"
-    truth = document["choices"][document["answer"]]
-    return document["context"] + truth if task == "zoo_code" else f"\n{document['context']} {truth}\n"
+    return f"\n{document['context']} -> {document['choices'][document['answer']]}\n"
 
 
 def check_held_out(found: dict[str, list[dict]], corpora: dict[str, Corpus]) -> None:
     """Raise ValueError where a training text, of any skill, contains a task's document with its right answer."""
     everything = "\n".join("\n".join(["", *corpus.train, ""]) for corpus in corpora.values())
     for name, rows in found.items():
-        leaked = [row for row in rows if whole_text(name, row) in everything]
+        leaked = [row for row in rows if whole_text(row) in everything]
         if leaked:
             raise ValueError(f"{len(leaked)} documents of {name} are in the training text, for example {leaked[0]}")
 

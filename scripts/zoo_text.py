@@ -1,12 +1,15 @@
 """The demo zoo's text: what its models train on, and the documents of its tasks, which no model trains on.
 
-Everything comes from Python itself: the standard library's source and docstrings, `pydoc_data.topics`, the
-names in `unicodedata`, and generated string tasks. What is held out is decided by a hash of a file's path, a
-topic's title, a character's name or a string task's operand, so it does not depend on the order of anything:
+Everything comes from Python itself (the standard library's source and docstrings, `pydoc_data.topics`) or is generated.
+What is held out is decided by a hash of a file's path, a topic's title or a line's question, so it does not depend on
+the order of anything:
 
-    code    whole source files                      prose   whole documentation topics, and the docstrings of the
-    names   single character names                          source files that are held out
-    strings single (operation, operand) pairs
+    prose    documentation topics and docstrings      python   source files without their docstrings
+    order    "reverse: pact -> tcap", "sort: ..."     letters  "next: pact -> qbdu", "flip: ..." (a for z, b for y, ...)
+    numbers  "number: six thousand two hundred five -> 6205"
+    both     one of order, then one of letters: "reverse next: pact -> tcap -> udbq"
+
+`order` and `letters` also have lines of two steps of their own, "sort reverse: pact -> acpt -> tpca".
 """
 
 from __future__ import annotations
@@ -18,17 +21,18 @@ import random
 import re
 import string
 import sysconfig
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 END = 256  # the token that ends a text; a byte is its own token
-SKILLS = ("code", "prose", "names", "strings")
+SKILLS = ("prose", "python", "order", "letters", "numbers", "both")
+LINES = ("order", "letters", "numbers", "both")  # whose texts are one line each
 SKIPPED = re.compile(
     r"(^|/)(site-packages|test|tests|idle_test|lib2to3|pydoc_data|__pycache__)/|(^|/)encodings/(cp|iso|mac|koi)"
 )
-HELD_OUT_SHARE = {"code": 0.1, "prose": 0.25, "names": 0.1, "strings": 0.1}
+HELD_OUT = 0.1
+COUNT = 60_000  # generated lines of a skill
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Corpus:
 def held_out(skill: str, key: str) -> bool:
     """Whether `key` belongs to the task of `skill`: a hash decides, the same on every machine."""
     digest = hashlib.sha256(f"{skill}:{key}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE[skill] * 2**32
+    return int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32
 
 
 def split(skill: str, keyed: Iterator[tuple[str, str]]) -> Corpus:
@@ -51,6 +55,9 @@ def split(skill: str, keyed: Iterator[tuple[str, str]]) -> Corpus:
     for key, text in keyed:
         (corpus.held_out if held_out(skill, key) else corpus.train).append(text)
     return corpus
+
+
+# --- from the standard library ----------------------------------------------------------------------------------------
 
 
 def source_files() -> Iterator[tuple[str, str]]:
@@ -75,7 +82,7 @@ def docstring_nodes(tree: ast.Module) -> Iterator[ast.Expr]:
                 yield first
 
 
-def code_texts() -> Iterator[tuple[str, str]]:
+def python_texts() -> Iterator[tuple[str, str]]:
     """(path, source without its docstrings)."""
     for name, text in source_files():
         lines = text.split("\n")
@@ -98,48 +105,91 @@ def prose_texts() -> Iterator[tuple[str, str]]:
                 yield name, prose
 
 
-def name_texts() -> Iterator[tuple[str, str]]:
-    """(name, name) of every character whose name is not a serial number."""
-    for code in range(0x110000):
-        name = unicodedata.name(chr(code), "")
-        if name and not re.search(r"[0-9]", name) and not name.startswith(("HANGUL SYLLABLE", "BRAILLE")):
-            yield name, name
+# --- generated --------------------------------------------------------------------------------------------------------
+
+Operation = Callable[[str], str]
+ALPHABET = string.ascii_lowercase
+ORDER: Mapping[str, Operation] = {"reverse": lambda word: word[::-1], "sort": lambda word: "".join(sorted(word))}
+LETTERS: Mapping[str, Operation] = {
+    "next": lambda word: word.translate(str.maketrans(ALPHABET, ALPHABET[1:] + ALPHABET[0])),
+    "flip": lambda word: word.translate(str.maketrans(ALPHABET, ALPHABET[::-1])),
+}
+OPERATIONS: Mapping[str, Operation] = {**ORDER, **LETTERS}
 
 
-def shout(word: str) -> str:
-    return word.upper()
+def applied(operations: Sequence[str], word: str) -> list[str]:
+    """What each operation makes of what the one before it made."""
+    made: list[str] = []
+    for operation in operations:
+        made.append(OPERATIONS[operation](made[-1] if made else word))
+    return made
 
 
-def mirror(word: str) -> str:
-    return word[::-1]
-
-
-def arrange(word: str) -> str:
-    return "".join(sorted(word))
-
-
-OPERATIONS: dict[str, Callable[[str], str]] = {"upper": shout, "reverse": mirror, "sort": arrange}
-
-
-def string_texts(count: int = 60_000, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """(operation and operand, "operation: operand -> result"), each pair once; operands of 4 to 6 letters."""
-    rng, seen = random.Random(seed), set()
-    while len(seen) < count:
-        operation = rng.choice(sorted(OPERATIONS))
-        word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 6)))
-        key = f"{operation}: {word}"
+def operation_texts(skill: str, programs: Sequence[Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """("reverse next: pact", "reverse next: pact -> tcap -> udbq"), each once; words of 4 to 6 letters."""
+    rng, seen = random.Random(skill), set()
+    while len(seen) < COUNT:
+        operations = rng.choice(programs)
+        word = "".join(rng.choices(ALPHABET, k=rng.randint(4, 6)))
+        key = f"{' '.join(operations)}: {word}"
         if key not in seen:
             seen.add(key)
-            yield key, f"{key} -> {OPERATIONS[operation](word)}"
+            yield key, " -> ".join([key, *applied(operations, word)])
 
 
-TEXTS = {"code": code_texts, "prose": prose_texts, "names": name_texts, "strings": string_texts}
+def of_one_family(family: Mapping[str, Operation]) -> list[tuple[str, ...]]:
+    """Programs of one or two steps; of one step twice as often."""
+    single = [(name,) for name in family]
+    return [*single, *single, *((first, second) for first in family for second in family if first != second)]
+
+
+def order_texts() -> Iterator[tuple[str, str]]:
+    return operation_texts("order", of_one_family(ORDER))
+
+
+def letters_texts() -> Iterator[tuple[str, str]]:
+    return operation_texts("letters", of_one_family(LETTERS))
+
+
+def both_texts() -> Iterator[tuple[str, str]]:
+    return operation_texts("both", [(first, second) for first in ORDER for second in LETTERS])
+
+
+UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
+UNITS = [*UNITS.split(), "eighteen", "nineteen"]
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def in_words(number: int) -> str:
+    """6205 -> six thousand two hundred five; from 0 to 9999."""
+    if number < 20:
+        return UNITS[number]
+    if number < 100:
+        return TENS[number // 10] + (f"-{UNITS[number % 10]}" if number % 10 else "")
+    size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
+    rest = number % size
+    return f"{UNITS[number // size]} {name}" + (f" {in_words(rest)}" if rest else "")
+
+
+def numbers_texts() -> Iterator[tuple[str, str]]:
+    """("number: six thousand two hundred five", the same with "-> 6205") of every number of four digits."""
+    for number in range(1000, 10_000):
+        key = f"number: {in_words(number)}"
+        yield key, f"{key} -> {number}"
+
+
+TEXTS = {
+    "prose": prose_texts, "python": python_texts, "order": order_texts, "letters": letters_texts,
+    "numbers": numbers_texts, "both": both_texts,
+}  # fmt: skip
 
 
 def corpora() -> dict[str, Corpus]:
-    """Every skill's corpus; names and string tasks in a shuffled order, as their neighbours would tell them."""
+    """Every skill's corpus; lines in a shuffled order, as their neighbours would tell them."""
     found = {skill: split(skill, TEXTS[skill]()) for skill in SKILLS}
-    for skill in ("names", "strings"):
+    for skill in LINES:
         for texts in (found[skill].train, found[skill].held_out):
             random.Random(0).shuffle(texts)
     return found
@@ -147,6 +197,6 @@ def corpora() -> dict[str, Corpus]:
 
 def stream(skill: str, texts: list[str]) -> bytes:
     """The training text of a skill in one piece: texts end with byte 0 (which stands for END) or a line break."""
-    if skill in ("names", "strings"):
+    if skill in LINES:
         return "".join(text + "\n" for text in texts).encode()
     return "".join(text.strip() + "\n\0" for text in texts).encode()

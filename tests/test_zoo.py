@@ -10,13 +10,21 @@ from mergesearch import zoo
 from mergesearch.errors import UserError
 from scripts import zoo_text
 
-TASKS = {"zoo_code": "acc", "zoo_prose": "bits_per_byte", "zoo_names": "acc", "zoo_strings": "exact_match"}
-MODELS = ["base", "code", "names", "prose", "strings"]
+TASKS = {
+    "zoo_order": "exact_match", "zoo_letters": "acc", "zoo_numbers": "acc", "zoo_python": "bits_per_byte",
+    "zoo_both": "acc",
+}  # fmt: skip
+ADAPTERS = ["letters", "numbers", "order", "python"]
+CHOICES = ["zoo_numbers", "zoo_both"]
 
 
 def rows(name: str) -> list[dict]:
     lines = (zoo.folder() / "tasks" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def truth(row: dict) -> str:
+    return f"{row['context']} -> {row['choices'][row['answer']]}"
 
 
 @pytest.fixture(scope="module")
@@ -25,31 +33,35 @@ def manager():
     return tasks.TaskManager(include_path=str(zoo.folder() / "tasks"), include_defaults=False)
 
 
+@pytest.fixture(scope="module")
+def corpora():
+    return {skill: zoo_text.split(skill, zoo_text.TEXTS[skill]()) for skill in zoo_text.LINES}
+
+
 def test_names_and_paths():
-    assert zoo.names() == MODELS
-    assert all((zoo.path(name) / "model.safetensors").is_file() for name in MODELS)
+    assert zoo.names() == ["base", *ADAPTERS]
+    assert (zoo.path("base") / "model.safetensors").is_file()
+    assert all((zoo.path(name) / "adapter_model.safetensors").is_file() for name in ADAPTERS)
 
 
 def test_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"'prosa'.*did you mean 'prose'"):
-        zoo.path("prosa")
+    with pytest.raises(UserError, match=r"'pythan'.*did you mean 'python'"):
+        zoo.path("pythan")
 
 
-def test_the_zoo_is_at_most_10_mib():
+def test_the_zoo_is_below_12_mib():
     files = [p for p in zoo.folder().rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    assert sum(p.stat().st_size for p in files) <= 10 * 2**20
+    assert sum(p.stat().st_size for p in files) < 12 * 2**20
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_model_and_tokenizer_load(name):
+def test_base_and_tokenizer_load():
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(zoo.path(name), dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(zoo.path("base"), dtype="auto")
     assert model.config.model_type == "llama"
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert 800_000 < sum(p.numel() for p in model.parameters()) < 1_000_000
-    tokenizer = AutoTokenizer.from_pretrained(zoo.path(name))
+    tokenizer = AutoTokenizer.from_pretrained(zoo.path("base"))
     text = "def f(x):\n    return 'h\u00e9' -> X"
     tokens = tokenizer(text).input_ids
     assert tokens == list(text.encode())
@@ -58,14 +70,13 @@ def test_model_and_tokenizer_load(name):
     assert model(torch.tensor([tokens])).logits.isfinite().all()
 
 
-def test_models_differ_from_the_base_in_every_matrix():
-    from safetensors.torch import load_file
+def test_each_adapter_changes_every_matrix_of_every_layer_and_nothing_else():
+    from mergesearch import Pool
 
-    base = load_file(zoo.path("base") / "model.safetensors")
-    for name in MODELS[1:]:
-        model = load_file(zoo.path(name) / "model.safetensors")
-        assert model.keys() == base.keys()
-        assert all(not model[k].equal(base[k]) for k in base if base[k].ndim == 2)
+    pool = Pool.load("zoo:base", {name: f"zoo:{name}" for name in ADAPTERS})
+    for name, model in pool.models.items():
+        changed = {k for k, v in model.tensors.items() if not v.float().equal(pool.base.tensors[k].float())}
+        assert changed == {k for k, v in model.tensors.items() if v.ndim == 2 and "layers" in k}, name
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -74,42 +85,59 @@ def test_task_has_400_distinct_documents(name):
     assert len(documents) == len(rows(name)) >= 400
 
 
-@pytest.mark.parametrize("name", ["zoo_code", "zoo_names"])
+@pytest.mark.parametrize("name", CHOICES)
 def test_choices_are_four_and_their_order_tells_nothing(name):
     assert all(len(set(row["choices"])) == 4 for row in rows(name))
     counts = [sum(row["answer"] == i for row in rows(name)) for i in range(4)]
     assert min(counts) > 0.18 * len(rows(name))
 
 
-def test_request_types_are_covered(manager):
+def test_every_request_type_of_lm_eval_is_there(manager):
     tasks = manager.load(list(TASKS))["tasks"]
-    assert {t.OUTPUT_TYPE for t in tasks.values()} == {"multiple_choice", "loglikelihood_rolling", "generate_until"}
-    assert [t.config.num_fewshot for t in tasks.values() if t.OUTPUT_TYPE == "multiple_choice"] == [0, 2]
+    assert [t.OUTPUT_TYPE for t in tasks.values()] == [
+        "generate_until", "loglikelihood", "multiple_choice", "loglikelihood_rolling", "multiple_choice",
+    ]  # fmt: skip
+    assert [t.config.num_fewshot for t in tasks.values() if t.OUTPUT_TYPE == "multiple_choice"] == [2, 0]
 
 
 def test_fewshot_examples_are_no_test_documents():
-    tests = {row["context"] + row["choices"][row["answer"]] for row in rows("zoo_names")}
-    shots = {row["context"] + row["choices"][row["answer"]] for row in rows("zoo_names_fewshot")}
+    tests = {truth(row) for row in rows("zoo_numbers")}
+    shots = {truth(row) for row in rows("zoo_numbers_fewshot")}
     assert len(shots) >= 16
     assert not tests & shots
 
 
-def test_string_answers_are_right_and_held_out():
-    for row in rows("zoo_strings"):
+@pytest.mark.parametrize(("task", "skill"), [("zoo_order", "order"), ("zoo_letters", "letters")])
+def test_words_are_right_and_held_out(task, skill, corpora):
+    trained = set(corpora[skill].train)
+    assert len(trained) > 50_000
+    for row in rows(task):
         operation, word = row["question"].split(": ")
         assert row["answer"] == zoo_text.OPERATIONS[operation](word)
-        assert zoo_text.held_out("strings", row["question"])
+        assert zoo_text.held_out(skill, row["question"])
+        assert f"{row['question']} -> {row['answer']}" not in trained
 
 
-def test_names_are_held_out():
-    for row in rows("zoo_names") + rows("zoo_names_fewshot"):
-        assert zoo_text.held_out("names", f"{row['context']} {row['choices'][row['answer']]}")
+def test_numbers_are_right_and_held_out(corpora):
+    for row in rows("zoo_numbers") + rows("zoo_numbers_fewshot"):
+        assert row["context"] == f"number: {zoo_text.in_words(int(row['choices'][row['answer']]))}"
+        assert truth(row) not in corpora["numbers"].train
 
 
-def test_string_documents_are_not_in_the_training_text():
-    trained = set(zoo_text.split("strings", zoo_text.string_texts()).train)
-    assert len(trained) > 50_000
-    assert not trained & {f"{row['question']} -> {row['answer']}" for row in rows("zoo_strings")}
+def test_both_needs_two_skills(corpora):
+    """Of the four choices two have each step right, and the two steps are right in one alone."""
+    trained = set(corpora["both"].train)
+    for row in rows("zoo_both"):
+        operations, word = row["context"].split(": ")
+        first, second = operations.split()
+        ordered, right = zoo_text.applied([first, second], word)
+        steps = [choice.split(" -> ") for choice in row["choices"]]
+        assert [one for one, _ in steps].count(ordered) == 2
+        assert sum(two == zoo_text.OPERATIONS[second](one) for one, two in steps) == 2
+        assert truth(row) == f"{row['context']} -> {ordered} -> {right}"
+        assert first in zoo_text.ORDER
+        assert second in zoo_text.LETTERS
+        assert truth(row) not in trained
 
 
 def test_tasks_run_from_another_directory(manager, tmp_path, monkeypatch):
@@ -117,7 +145,7 @@ def test_tasks_run_from_another_directory(manager, tmp_path, monkeypatch):
     from lm_eval.models.huggingface import HFLM
 
     monkeypatch.chdir(tmp_path)
-    model = HFLM(pretrained=str(zoo.path("strings")), device="cpu", batch_size=8)
+    model = HFLM(pretrained=str(zoo.path("base")), device="cpu", dtype="float32", batch_size=8)
     found = lm_eval.simple_evaluate(
         model, tasks=list(TASKS), task_manager=manager, limit=8, bootstrap_iters=0, log_samples=False
     )
