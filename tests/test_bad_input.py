@@ -236,9 +236,9 @@ def a_hub_id_out_of_reach(folder: Path, pool: TinyPool) -> list[Any]:
     return merging(folder, pool, models={"a": "nobody/nothing"})
 
 
-@case("zoo:coed", "'coed'", "did you mean 'code'")
+@case("zoo:bass", "'bass'", "did you mean 'base'")
 def an_unknown_zoo_model(folder: Path, pool: TinyPool) -> list[Any]:
-    return merging(folder, pool, models={"a": "zoo:coed"})
+    return merging(folder, pool, models={"a": "zoo:bass"})
 
 
 @case("no rule", "model.embed_tokens.weight", "neither layers nor components")

@@ -313,9 +313,9 @@ def test_a_comparison_is_not_mixed_with_another(tmp_path, monkeypatch):
 
 
 def test_the_yardsticks_measure_real_candidates(tmp_path):
-    """On the demo zoo, on few documents."""
+    """On the demo zoo of version 0.1, on few documents."""
     arguments = [str(tmp_path), "--seeds", "1", "--candidates", "2", "--only", "cmaes"]
-    changes = [f"tasks.{n}.limit=4" for n in range(4)] + ["holdout=0.01", "device=cpu"]
+    changes = [f"tasks.{n}.limit=4" for n in range(4)] + ["holdout=0.01", "device=cpu", "dtype=float32"]
     search.main(arguments + [part for change in changes for part in ("--set", change)])
     found = search.read_all(tmp_path)
     assert {name: len(seeds[1]) for name, seeds in found.items()} == {"cmaes": 2}

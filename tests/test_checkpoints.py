@@ -84,9 +84,10 @@ def test_shards_are_written(tmp_path: Path) -> None:
 
 
 def test_zoo_models_by_name() -> None:
-    assert resolve("zoo:code", "models.a") == zoo.path("code")
-    with pytest.raises(UserError, match=r"unknown zoo model 'kode' .* did you mean 'code'"):
-        locate("zoo:kode", "models.a")
+    for name in zoo.names():
+        assert locate(f"zoo:{name}", "models.a").path == zoo.path(name)
+    with pytest.raises(UserError, match=r"unknown zoo model 'bass' .* did you mean 'base'"):
+        locate("zoo:bass", "models.a")
 
 
 def test_hub_references_go_through_the_hub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command, as its users meet it, over the demo zoo."""
+"""The command, as its users meet it, over the demo zoo of version 0.1."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from mergesearch import load_run, zoo
 from mergesearch import recipe as recipes
 from mergesearch.errors import UserError
 from mergesearch.search import store
+from scripts.bench.shared import zoo1
 
 TRIALS = 6
 
@@ -105,7 +106,7 @@ def test_per_document_scores_lie_beside(finished: tuple[Path, Done]) -> None:
     folder, _ = finished
     for row in rows(folder):
         documents = load_documents(folder / "scores" / f"{row['trial']:05d}.npz")
-        assert set(documents) == {"zoo_code", "zoo_prose", "zoo_names", "zoo_strings"}
+        assert set(documents) == set(zoo1.METRICS)
         assert sum(documents["zoo_code"].values) / 12 == pytest.approx(row["zoo_code"])
 
 
@@ -160,7 +161,7 @@ def test_a_recipe_file_scores_and_merges_as_its_trial(
     settings = finished[0] / "config.yaml"
     scored = mergesearch("score", out / "recipe.yaml", "--config", settings, "--format", "json")
     assert {task: found["value"] for task, found in json.loads(scored.out)["tasks"].items()} == {
-        task: row[task] for task in ("zoo_code", "zoo_prose", "zoo_names", "zoo_strings")
+        task: row[task] for task in zoo1.METRICS
     }
     assert mergesearch("merge", out / "recipe.yaml", tmp_path / "merged").status == 0
     ours, theirs = load_file(tmp_path / "merged" / "model.safetensors"), load_file(out / "model.safetensors")
@@ -169,7 +170,7 @@ def test_a_recipe_file_scores_and_merges_as_its_trial(
 
 def test_merge_says_nothing_but_where_the_result_is(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("base: zoo:base\nmodels: {code: zoo:code}\nrules: [{method: linear}]\n")
+    recipe.write_text(f"base: zoo:base\nmodels: {{one: 'zoo:{zoo.names()[-1]}'}}\nrules: [{{method: linear}}]\n")
     command = [sys.executable, "-m", "mergesearch", "merge", str(recipe), str(tmp_path / "out"), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
@@ -185,7 +186,7 @@ def test_an_export_is_complete(exports: dict[str, tuple[Path, dict[str, object]]
         assert opened.metadata()["mergesearch_recipe_id"] == row["recipe"]
         assert opened.metadata()["mergesearch_recipe"] == (out / "recipe.yaml").read_text()
     card = (out / "README.md").read_text()
-    others = {"base", "code", "prose", "names", "strings", "average"} - {row["method"]}
+    others = {"base", *zoo1.MODELS, "average"} - {row["method"]}
     assert all(f"\n| {name} |" in card for name in others) and "\n| **this model** |" in card
     assert "torch: " in card and "base_model:" in card
 
@@ -201,14 +202,14 @@ def test_shards_carry_the_recipe_too(finished: tuple[Path, Done], tmp_path: Path
 
 
 def test_score_on_search_holdout_and_all(finished: tuple[Path, Done]) -> None:
-    size = sum(1 for _ in (zoo.folder() / "tasks" / "zoo_names.jsonl").open())
+    size = sum(1 for _ in (zoo1.TASKS / "zoo_names.jsonl").open())
     held_out = math.ceil(0.05 * size)
     tasks = ["--set", "tasks=[{task: zoo_names, limit: 12}]", "--set", "holdout=0.05"]
     options = ["--config", finished[0] / "config.yaml", *tasks]
     for side, count in {"search": 12, "holdout": held_out, "all": 12 + held_out}.items():
-        done = mergesearch("score", "zoo:names", *options, "--on", side, "--format", "json")
+        done = mergesearch("score", zoo1.MODELS["names"], *options, "--on", side, "--format", "json")
         assert json.loads(done.out)["tasks"]["zoo_names"]["documents"] == count
-    text = mergesearch("score", "zoo:names", *options).out
+    text = mergesearch("score", zoo1.MODELS["names"], *options).out
     assert re.match(r"zoo_names acc: 0\.\d{4} ± 0\.\d{4} on 12 documents\n", text)
 
 
@@ -295,7 +296,7 @@ def test_ctrl_c_prints_the_table_and_how_to_go_on(tmp_path: Path, monkeypatch: p
         (["export", "nowhere", "out"], ["nowhere", "no run folder"]),
         (["merge", "none.yaml", "out"], ["none.yaml", "no such file"]),
         (["score", "./nowhere", "--config", QUICKSTART], ["./nowhere"]),
-        (["score", "zoo:code", "--config", QUICKSTART, "--on", "serach"], ["'serach'", "'search'"]),
+        (["score", "zoo:base", "--config", QUICKSTART, "--on", "serach"], ["'serach'", "'search'"]),
         (["tabel", "x"], ["tabel"]),
         (["run"], ["CONFIG"]),
     ],

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 SMALL = """
 name: small
 base_model: zoo:base
-models: {code: zoo:code, prose: zoo:prose}
+models: {one: me/one, two: me/two}
 tasks:
-  - {task: zoo_code, metric: acc, limit: 200}
+  - {task: quiz, metric: acc, limit: 200}
 """
 
 
@@ -66,8 +66,8 @@ def test_round_trip(path: Path) -> None:
 
 
 def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
-    read = config.read(path, ["search.trials=7", "tasks.0.limit=null", "models.third=zoo:names"])
-    assert read.search.trials == 7 and read.tasks[0].limit is None and read.models["third"] == "zoo:names"
+    read = config.read(path, ["search.trials=7", "tasks.0.limit=null", "models.third=me/third"])
+    assert read.search.trials == 7 and read.tasks[0].limit is None and read.models["third"] == "me/third"
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
         ("guard=[{task: g, max_drop: 0, agianst: base}]", ["'agianst'", "did you mean 'against'"]),
         ("guard=[{task: g, max_drop: 0, against: bast}]", ["against", "'bast'", "'base'"]),
         ("guard=[{task: g, max_drop: 0}, {task: g, max_drop: 1}]", ["'g'", "twice"]),
-        ("guard=[{task: zoo_code, max_drop: 0, limit: 3}]", ["'zoo_code'", "limit", "set it there"]),
+        ("guard=[{task: quiz, max_drop: 0, limit: 3}]", ["'quiz'", "limit", "set it there"]),
         ("objective.tie_break=god_prob", ["objective.tie_break", "'god_prob'", "'gold_prob'"]),
-        ("models={base: zoo:code}", ["'base'", "cannot name a model"]),
+        ("models={base: me/one}", ["'base'", "cannot name a model"]),
         ("tasks=[{task: a}, {task: a}]", ["'a'", "twice"]),
         ("tasks.5.limit=3", ["'5'", "list of 1"]),
         ("trials", ["'trials'", "key=value"]),
@@ -122,8 +122,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_guards_are_scored_beside_the_tasks(path: Path) -> None:
-    read = config.read(path, ["guard=[{task: zoo_code, max_drop: 0.1}, {task: other, metric: acc, max_drop: 0}]"])
-    assert [(task.task, task.metric) for task in read.scored] == [("zoo_code", "acc"), ("other", "acc")]
+    read = config.read(path, ["guard=[{task: quiz, max_drop: 0.1}, {task: other, metric: acc, max_drop: 0}]"])
+    assert [(task.task, task.metric) for task in read.scored] == [("quiz", "acc"), ("other", "acc")]
     assert read.guard[0].against == "base"
 
 
@@ -138,7 +138,7 @@ def test_only_budget_and_machine_may_change_in_a_run_folder(path: Path) -> None:
 
 PATHS = """
 base_model: ./base
-models: {a: a, b: ../far/b, hub: owner/name, zoo: "zoo:code"}
+models: {a: a, b: ../far/b, hub: owner/name, zoo: "zoo:base"}
 tasks: [{task: quiz}]
 include_path: tasks
 search: {warm_start: [old, /abs/old]}
@@ -162,7 +162,7 @@ def test_paths_in_a_file_are_relative_to_the_file(placed: Path) -> None:
         "a": str(folder / "a"),
         "b": str(folder.parent / "far" / "b"),
         "hub": "owner/name",
-        "zoo": "zoo:code",
+        "zoo": "zoo:base",
     }
     assert read.include_path == [str(folder / "tasks")]
     assert read.search.warm_start == [str(folder / "old"), "/abs/old"]

@@ -13,6 +13,7 @@ from support.evaluate_tiny import metric, write_task, write_tasks
 from mergesearch.config import TaskConfig
 from mergesearch.evaluate.gold import gold_choice, gold_text
 from mergesearch.evaluate.tasks import load
+from scripts.bench.shared import zoo1
 
 ROWS = [
     {
@@ -70,7 +71,7 @@ def leaves(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def zoo() -> dict:
-    tasks = load([TaskConfig(task=f"zoo_{name}") for name in ("names", "code", "strings", "prose")])
+    tasks = load([TaskConfig(task=name) for name in zoo1.METRICS], [str(zoo1.TASKS)])
     return {task.label: task.leaves[task.label] for task in tasks}
 
 

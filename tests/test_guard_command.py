@@ -1,4 +1,4 @@
-"""A run with a guard, a tie-break, a smooth metric and a race, over the demo zoo."""
+"""A run with a guard, a tie-break, a smooth metric and a race, over the demo zoo of version 0.1."""
 
 from __future__ import annotations
 

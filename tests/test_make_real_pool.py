@@ -1,17 +1,15 @@
-"""scripts/make_real_pool.py in small, with the demo zoo's base in place of SmolLM2."""
+"""scripts/make_real_pool.py in small, with the base of a demo zoo in place of SmolLM2."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
 from mergesearch import config
 from scripts import make_real_pool
+from scripts.bench.shared import zoo1
 
-ROOT = Path(__file__).resolve().parents[1]
-BASE = ROOT / "mergesearch" / "zoo" / "models" / "base"
+BASE = zoo1.BASE
 
 
 @pytest.fixture(autouse=True)

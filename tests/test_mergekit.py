@@ -280,9 +280,9 @@ def test_int8_mask_is_ignored_and_said(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_names_are_short_and_unique() -> None:
-    models = [{"model": name} for name in ("/x/one", "y/one", "z/base", "z/two@v1", "z/two@v1+w/lora", "zoo:code")]
+    models = [{"model": name} for name in ("/x/one", "y/one", "z/base", "z/two@v1", "z/two@v1+w/lora", "zoo:x")]
     recipe = mergekit.from_data({"merge_method": "karcher", "models": models, "dtype": "float32"}, "FILE")
-    assert list(recipe.models) == ["one", "one-2", "base-model", "two", "two+lora", "code"]
+    assert list(recipe.models) == ["one", "one-2", "base-model", "two", "two+lora", "x"]
     assert recipe.models["two+lora"] == "z/two@v1+w/lora"
 
 

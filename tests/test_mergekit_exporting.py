@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.commands import mergesearch, small
+from support.commands import QUICKSTART, mergesearch, small
 from support.mergekit_runs import LAYERS, need_mergekit, ours, theirs, theirs_multi, units_apart, written
 from support.tiny_models import MOE, TinyPool, make_pool
 
@@ -20,8 +20,6 @@ from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.mergekit.placement import of
 from mergesearch.recipe import Recipe, Rule, TensorInfo
-
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -305,10 +303,10 @@ def _meaning(recipe: Recipe, info: TensorInfo) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over the demo zoo with a candidate of several groups."""
+    """A run over the demo zoo of version 0.1 with a candidate of several groups."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     space = {"space__methods": "[linear, task_arithmetic]", "space__layer_groups": 2, "dtype": "bfloat16"}
-    done = mergesearch("run", CONFIG, *small(folder, 2, 6, **space))
+    done = mergesearch("run", QUICKSTART, *small(folder, 2, 6, **space))
     assert done.status == 0, done.err
     return folder
 

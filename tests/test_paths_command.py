@@ -1,4 +1,7 @@
-"""A run with models and tasks of its own, named by relative paths: what comes of it works from any folder."""
+"""A run with models and tasks of its own, named by relative paths: what comes of it works from any folder.
+
+One task is the package's, which needs no path.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,15 @@ from support.commands import Done, mergesearch
 from mergesearch import config, zoo
 from mergesearch import recipe as recipes
 from mergesearch.results.loading import load_run
+from scripts.bench.shared import zoo1
 
+# the first of them: any will do
+PACKAGED = min((zoo.folder() / "tasks").glob("*.yaml")).stem
 CONFIG = """
 name: mine
 base_model: models/base
 models: {code: ./models/code, names: models/names}
-tasks: [{task: my_names, limit: 4}, {task: zoo_code, limit: 4}]
+tasks: [{task: my_names, limit: 4}, {task: PACKAGED, limit: 4}]
 guard: [{task: more_names, max_drop: 1.0, limit: 4}]
 include_path: [my tasks, ../more]
 system_instruction: "It's a \\"quiz\\""
@@ -32,19 +38,19 @@ space: {methods: [linear]}
 search: {strategy: random, trials: 1, defaults: false}
 dtype: float32
 device: cpu
-"""
+""".replace("PACKAGED", PACKAGED)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`project/run.yaml`, its models and one folder of tasks beside it, another folder of tasks above."""
     top = tmp_path_factory.mktemp("paths")
-    shutil.copytree(zoo.folder() / "models", top / "project" / "models")
+    shutil.copytree(zoo1.FOLDER / "models", top / "project" / "models")
     for folder, name in (("project/my tasks", "my_names"), ("more", "more_names")):
         (top / folder).mkdir(parents=True)
         for file in ("utils.py", "zoo_names.jsonl", "zoo_names_fewshot.jsonl"):
-            shutil.copy(zoo.folder() / "tasks" / file, top / folder)
-        task = (zoo.folder() / "tasks" / "zoo_names.yaml").read_text().replace("task: zoo_names", f"task: {name}")
+            shutil.copy(zoo1.TASKS / file, top / folder)
+        task = (zoo1.TASKS / "zoo_names.yaml").read_text().replace("task: zoo_names", f"task: {name}")
         (top / folder / f"{name}.yaml").write_text(task)
     (top / "project" / "run.yaml").write_text(CONFIG)
     (top / "elsewhere").mkdir()
@@ -106,14 +112,14 @@ def test_the_cards_command_gives_the_scores_from_inside_the_export(run: Path, ex
     (file,) = out.rglob("results_*.json")
     results = json.loads(file.read_text())["results"]
     best = load_run(run).best()
-    assert best is not None and set(best.scores) == {"my_names", "zoo_code", "more_names"}
+    assert best is not None and set(best.scores) == {"my_names", PACKAGED, "more_names"}
     for task, score in best.scores.items():
         assert results[task][f"{score.metric},none"] == score.value
 
 
 def test_the_report_works_from_another_folder(run: Path, project: Path) -> None:
     done = at(project / "elsewhere", "report", "../runs/mine", "--finalists", 1, "--format", "json")
-    assert [s["name"] for s in json.loads(done.out)["sections"]] == ["objective", "my_names", "zoo_code", "more_names"]
+    assert [s["name"] for s in json.loads(done.out)["sections"]] == ["objective", "my_names", PACKAGED, "more_names"]
 
 
 def test_a_native_recipes_paths_are_relative_to_its_file(project: Path, tmp_path: Path) -> None:

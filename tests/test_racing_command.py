@@ -1,4 +1,4 @@
-"""A run that races, over the demo zoo."""
+"""A run that races, over the demo zoo of version 0.1."""
 
 from __future__ import annotations
 

@@ -24,9 +24,13 @@ from mergesearch.search import store
 from mergesearch.search.soup.settings import SoupSettings
 
 FOLDER = Path(__file__).parent.parent / "configs" / "search"
+# the first two models, and the first two tasks measured by accuracy: cheap, and every strategy takes them
+WHOLE = config.read(FOLDER / "auto.yaml")
+MODELS = list(WHOLE.models)[:2]
+TASKS = [task.task for task in WHOLE.tasks if task.metric == "acc"][:2]
 SMALL = [
-    "models={code: zoo:code, names: zoo:names}",
-    "tasks=[{task: zoo_code, metric: acc, limit: 2}, {task: zoo_names, metric: acc, limit: 2}]",
+    f"models={ {name: WHOLE.models[name] for name in MODELS} }",
+    f"tasks={[{'task': task, 'metric': 'acc', 'limit': 2} for task in TASKS]}",
     "dtype=float32",
     "device=cpu",
     "search.defaults=false",
@@ -38,7 +42,7 @@ SMALL = [
 # what is set besides, for each file
 TRIALS = {"auto": 4, "grow": 4, "greedy_soup": 5, "study-cmaes": 4, "random_control": 2, "racing": 4}
 OVERRIDES = {
-    "guard": ["guard.0.task=zoo_code", "guard.0.metric=null", "guard.0.limit=null", "guard.0.max_drop=0.0"],
+    "guard": [f"guard.0.task={TASKS[0]}", "guard.0.metric=null", "guard.0.limit=null", "guard.0.max_drop=0.0"],
     "documents": ["search.documents=17", "search.strategy=[greedy_soup, study]"],
 }
 
@@ -89,7 +93,7 @@ def recipes(found: list[Record]) -> list[Recipe]:
 def test_each_file_runs(name: str, tmp_path: Path, shared: Any) -> None:
     session, found = run(name, tmp_path / "run")
     assert {r.state for r in found} <= {"complete", "pruned"}, [r.error for r in found if r.error]
-    assert [r.name for r in found[:4]] == ["base", "code", "names", "average"]
+    assert [r.name for r in found[:4]] == ["base", *MODELS, "average"]
     assert len(found) > 4 or name == "baselines"
     assert render(found, "md").count("\n") == len(found) + 1
     assert "cost: " in "\n".join(load_run(tmp_path / "run").words)
@@ -99,6 +103,12 @@ def test_each_file_runs(name: str, tmp_path: Path, shared: Any) -> None:
 def test_check_looks_at_the_runs_to_start_from(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder"):
         preview(FOLDER / "random.yaml", [f"search.warm_start={tmp_path}"])
+
+
+def _baselines(session: Session, found: list[Record], folder: Path) -> None:
+    export_trial(folder, folder.parent / "out", "0")
+    card = (folder.parent / "out" / "README.md").read_text()
+    assert '--include_path "$(mergesearch zoo)/tasks"' in card  # the package's tasks are elsewhere on another machine
 
 
 def _auto(session: Session, found: list[Record], folder: Path) -> None:
@@ -134,7 +144,7 @@ def _pareto(session: Session, found: list[Record], folder: Path) -> None:
 
 def _control_points(session: Session, found: list[Record], folder: Path) -> None:
     for trial in session.search.study.get_trials()[4:]:
-        assert all(f"depth{n}.attention.task_arithmetic.weight.code" in trial.params for n in range(3))
+        assert all(f"depth{n}.attention.task_arithmetic.weight.{MODELS[0]}" in trial.params for n in range(3))
 
 
 def _split(session: Session, found: list[Record], folder: Path) -> None:
@@ -156,7 +166,7 @@ def _stack(session: Session, found: list[Record], folder: Path) -> None:
 
 
 def _guard(session: Session, found: list[Record], folder: Path) -> None:
-    assert all("zoo_code" in t.constraints for t in session.search.study.get_trials())
+    assert all(TASKS[0] in t.constraints for t in session.search.study.get_trials())
 
 
 def _documents(session: Session, found: list[Record], folder: Path) -> None:
@@ -164,6 +174,7 @@ def _documents(session: Session, found: list[Record], folder: Path) -> None:
 
 
 CHECKS: dict[str, Callable[[Session, list[Record], Path], None]] = {
+    "baselines": _baselines,
     "auto": _auto,
     "greedy_soup": _greedy_soup,
     "learned_soup": _learned,

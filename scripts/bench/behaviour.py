@@ -3,8 +3,9 @@
     python scripts/bench/behaviour.py record before.json          # with the version that is installed
     python scripts/bench/behaviour.py compare before.json after.json > results/behaviour.md
 
-Recorded are the quickstart, every file of configs/search in small and every recipe of configs/recipes: each trial with
-its parameters, recipe, state, scores and the value that the study got, and the hashes of the exported files' tensors.
+Recorded are the quickstart of version 0.1, every file of configs/search in small and every recipe of configs/recipes,
+all over the demo zoo of version 0.1, which every version reads: each trial with its parameters, recipe, state, scores
+and the value that the study got, and the hashes of the exported files' tensors.
 Everything goes through the command, so any version that has one can be recorded: PYTHONPATH chooses it. Seconds and
 texts are not compared. Two machines may differ in the last bits of a score: record both versions on one.
 """
@@ -17,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,8 +29,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
+# scripts.bench.shared.zoo1 has these too: it is out of reach where PYTHONPATH chooses the version
+ZOO1 = ROOT / "tests" / "data" / "zoo1"
+BASE = f"base_model={ZOO1 / 'models' / 'base'}"
+INCLUDE = f"include_path=[{ZOO1 / 'tasks'}]"
 SMALL = [
-    "models={code: zoo:code, names: zoo:names}",
+    BASE,
+    INCLUDE,
+    f"models={{code: {ZOO1 / 'models' / 'code'}, names: {ZOO1 / 'models' / 'names'}}}",
     "tasks=[{task: zoo_code, metric: acc, limit: 4}, {task: zoo_names, metric: acc, limit: 4}]",
     "dtype=float32",
     "device=cpu",
@@ -83,8 +91,18 @@ def studied(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def merge(file: Path, folder: Path) -> dict[str, Any]:
     """One recipe's tensors."""
-    command("merge", file, folder)
+    copy = folder.with_suffix(".yaml")
+    copy.write_text(over_zoo1(file.read_text(encoding="utf-8")), encoding="utf-8")
+    command("merge", copy, folder)
     return {"tensors": tensors(folder)}
+
+
+def over_zoo1(text: str) -> str:
+    """A recipe over the package's zoo as one over that of version 0.1, whose models take the places in turn."""
+    text = re.sub(r"zoo:base\+(?=zoo:)", "", text)  # those are no adapters
+    named = sorted({name for name in re.findall(r"\bzoo:(\w+)", text) if name != "base"})
+    places = {**dict(zip(named, ("code", "prose", "names", "strings"), strict=False)), "base": "base"}
+    return re.sub(r"\bzoo:(\w+)", lambda found: str(ZOO1 / "models" / places[found[1]]), text)
 
 
 def search(file: Path, folder: Path, sets: list[str]) -> dict[str, Any]:
@@ -113,7 +131,9 @@ def recordings(scratch: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]
     for file in sorted((ROOT / "configs" / "search").glob("*.yaml")):
         sets = [*SMALL, f"search.trials={TRIALS.get(file.stem, 4)}", *MORE.get(file.stem, [])]
         yield f"search {file.stem}", partial(search, file, scratch / f"search-{file.stem}", sets)
-    yield "quickstart", partial(search, ROOT / "configs" / "quickstart.yaml", scratch / "quickstart", [])
+    models = ", ".join(f"{name}: {ZOO1 / 'models' / name}" for name in ("code", "prose", "names", "strings"))
+    sets = [BASE, INCLUDE, f"models={{{models}}}"]
+    yield "quickstart", partial(search, ZOO1 / "quickstart.yaml", scratch / "quickstart", sets)
 
 
 def record(out: Path, only: str) -> None:

@@ -1,9 +1,9 @@
 """What racing saves and what it costs, over recorded scores: prints results/racing.md.
 
-    mergesearch run configs/quickstart.yaml          # without racing: every document of every trial
+    mergesearch run tests/data/zoo1/quickstart.yaml  # without racing: every document of every trial
     python -m scripts.bench.record_matrix results/quickstart tests/data/raced.npz
-    python -m scripts.bench.record_matrix configs/quickstart.yaml tests/data/zoo_matrix.npz --random 40 --tpe 30 \\
-        --set tasks.0.limit=null tasks.1.limit=null tasks.2.limit=null tasks.3.limit=null
+    python -m scripts.bench.record_matrix tests/data/zoo1/quickstart.yaml tests/data/zoo_matrix.npz \\
+        --random 40 --tpe 30 --set tasks.0.limit=null tasks.1.limit=null tasks.2.limit=null tasks.3.limit=null
     python -m scripts.bench.racing
 
 Every simulated search takes the baselines first and draws blocks of its own.

@@ -1,6 +1,6 @@
 """Scoring by token tries against lm-eval's own model: parity first, then speed. Writes results/scoring.md and .csv.
 
-    python -m scripts.bench.scoring                       # a random Llama of 6.6 M parameters, and the demo zoo's base
+    python -m scripts.bench.scoring                       # a random Llama of 6.6 M parameters, and a demo zoo's base
     python -m scripts.bench.scoring --real models/smollm2 # and a real model, see scripts/fetch_smollm2.py
 
 Every task is answered by both on the same live model. lm-eval's side keeps its tokenized requests too, so it is a
@@ -44,6 +44,7 @@ from mergesearch.config import TaskConfig
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import load
 from scripts.bench import rank_correlation
+from scripts.bench.shared import zoo1
 
 BATCH_SIZES = (8, 32)
 CHOICE = {
@@ -95,7 +96,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "metric_list": [{"metric": "bits_per_byte"}],
     },
 }
-ZOO = ("zoo_names", "zoo_code", "zoo_strings", "zoo_prose")
+ZOO = ("zoo_names", "zoo_code", "zoo_strings", "zoo_prose")  # of version 0.1
 
 
 @dataclass
@@ -143,15 +144,13 @@ def subjects(arguments: argparse.Namespace) -> Any:
     if "random" in arguments.only:
         yield ("random Llama, 6.6 M", *random_llama(), list(TASKS), arguments.documents)
     if "zoo" in arguments.only:
-        from mergesearch import zoo
-
-        yield ("demo zoo, base", *pretrained(zoo.path("base"), torch.float32), list(ZOO), 2 * arguments.documents)
+        yield ("demo zoo, base", *pretrained(zoo1.BASE, torch.float32), list(ZOO), 2 * arguments.documents)
     if "real" in arguments.only and arguments.real:
         name = arguments.real.name
         yield (name, *pretrained(arguments.real, torch.bfloat16), list(TASKS), arguments.real_documents)
 
 
-def pretrained(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def pretrained(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval(), AutoTokenizer.from_pretrained(folder)
 
 
@@ -218,7 +217,7 @@ def _passage(words: list[str], rng: random.Random) -> dict[str, Any]:
 
 def measure(name: str, model: Any, tokenizer: Any, task: str, documents: int, folder: Path, repeats: int) -> Row:
     label = task if task in ZOO else f"bench_{list(TASKS).index(task)}"
-    loaded = load([TaskConfig(task=label)], [str(folder)])
+    loaded = load([TaskConfig(task=label)], [str(folder), str(zoo1.TASKS)])
     chosen = {label: range(min(documents, loaded[0].size))}
     scorer = lambda scoring, size: Scorer(model, tokenizer, loaded, chosen, batch_size=size, scoring=scoring)  # noqa: E731
     theirs = {size: scorer("lm_eval", size) for size in BATCH_SIZES}

@@ -7,7 +7,8 @@
 A unit is one search with one seed; the seed also splits the documents, so all searches of one seed see the same ones.
 Units run side by side in --jobs processes, each with a live model of its own. Everything is recorded as it happens:
 with --stop-after SECONDS the command ends in time, and the same command goes on. --set changes the
-configuration for all searches (`--set batch_size=256`), --only chooses among them, --list names them.
+configuration for all searches (`--set batch_size=256`), --only chooses among them, --list names them. The pool is the
+demo zoo of version 0.1 unless --config names another.
 
 Cost is counted in document evaluations of the search documents; a backward pass counts as two more. The scores of the
 base and the models, which fix the scale of the objective, are charged to mergesearch's runs, which score them as
@@ -39,6 +40,7 @@ from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
 from mergesearch.search.trials import State, Trial
 from scripts.bench import search_report
+from scripts.bench.shared import zoo1
 from scripts.bench.yardstick import (
     LAYER_GROUPS,
     STRATEGIES,
@@ -50,7 +52,6 @@ from scripts.bench.yardstick import (
     read_candidates,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 # What a search of people's today is: (strategy, method).
 YARDSTICKS: dict[str, tuple[str, str]] = {
     "cmaes": ("cmaes", "ties"),
@@ -152,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?", default=Path("results/bench-search"))
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "zoo.yaml")
+    parser.add_argument("--config", type=Path, default=zoo1.SEARCH)
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="key=value, for every search")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--candidates", type=int, default=400, help="of the yardstick; others get as many documents")

@@ -10,8 +10,9 @@ from pathlib import Path
 from unittest import mock
 
 from mergesearch import cli
+from scripts.bench.shared import zoo1
 
-QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+QUICKSTART = str(zoo1.QUICKSTART)
 
 
 @dataclass(frozen=True)
