@@ -137,7 +137,10 @@ def table(
     sort: Annotated[str, typer.Option(metavar="COLUMN", help="a column's name")] = "rank",
     file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="write it there")] = None,
 ) -> None:
-    """The result table of a run."""
+    """The result table of a run, as wide as the terminal; into a pipe or a file as wide as need be.
+
+    Where there is no room, columns are left out in this order: the bars, seconds, rank, ±, vs, the tasks from the last.
+    """
     from mergesearch.commands.table import form_of, show, write_table
     from mergesearch.results.loading import load_run
 
@@ -146,10 +149,10 @@ def table(
         write_table(run, file, form, top, sort)
         return
     pieces = show(load_run(run), form, top, sort)
-    if form == "text":
+    if form == "text" and out.is_terminal:
         _say(pieces)
     else:
-        print(*pieces)
+        print(*pieces, sep="\n")
 
 
 @app.command()

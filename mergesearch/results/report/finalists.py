@@ -13,7 +13,7 @@ from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.scores import Scores, load_documents
 from mergesearch.recipe import AVERAGE, Recipe
-from mergesearch.results.record import Record, ranked
+from mergesearch.results.record import Record, best_single, ranked
 from mergesearch.results.report.data import SINGLE
 from mergesearch.search.store import write_atomically
 from mergesearch.search.worker import Builds
@@ -54,8 +54,6 @@ def choose(records: Sequence[Record], config: Config, count: int) -> Finalists:
     if complete[0].infeasible:
         raise UserError("every finished trial breaks a guard, so there is no winner to report on: raise a max_drop")
     baselines = [record for record in complete if record.name]
-    # the reference is the best of them, though a guard may keep it from winning
-    singles = sorted((r for r in baselines if r.name in config.models), key=lambda r: (-(r.objective or 0.0), r.number))
     known = {record.recipe_id for record in baselines}
     proposed: list[Record] = []
     for record in complete:
@@ -65,7 +63,7 @@ def choose(records: Sequence[Record], config: Config, count: int) -> Finalists:
     chosen = {record.number for record in (complete[0], *baselines, *proposed)}
     return Finalists(
         winner=complete[0],
-        single=next(iter(singles), None),
+        single=best_single(baselines, config.models),
         average=next((record for record in baselines if record.name == AVERAGE), None),
         records=tuple(record for record in complete if record.number in chosen),
         scored=len(complete),
