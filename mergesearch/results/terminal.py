@@ -24,7 +24,7 @@ from mergesearch.evaluate.scores import TaskScore
 from mergesearch.evaluate.statistics import Difference
 from mergesearch.recipe import BASE
 from mergesearch.results.bars import bars
-from mergesearch.results.grid import Column, Arrangement, lay_out, lines_of, width_of_all
+from mergesearch.results.grid import Arrangement, Column, lay_out, lines_of, width_of_all
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record
 from mergesearch.results.states import FAILED, INFEASIBLE, PRUNED
