@@ -40,7 +40,7 @@ class TerminalReport:
             heading = f"Figures on the holdout, {report.sections[0].documents:,} documents"
             yield from _table(heading, list(_figures(report)), styles, width)
             yield from self._differences(width)
-        for text in remarks(report):
+        for text in (*_failures(report), *remarks(report)):
             yield Text(text)
             yield Text()
         yield Text(METHOD, style="dim")
@@ -95,6 +95,11 @@ def _compared(rows: Sequence[tuple[Section, Row]]) -> Iterator[Column]:
         title = f"against {label}" if what == AVERAGE else f"against {label},\n{what}"
         cells = [difference_cell(_with(row, what)) for _, row in rows]
         yield Column(f"against {label}", title, cells, drop=len(references) - place)
+
+
+def _failures(report: Report) -> list[str]:
+    rows = report.sections[0].rows if report.sections else ()
+    return [f"{row.candidate} could not be scored on the holdout: {row.error}." for row in rows if row.error]
 
 
 def _with(row: Row, reference: str) -> Comparison | None:

@@ -49,7 +49,7 @@ def card(report: Report, trial: int) -> str | None:
 def _markdown(report: Report) -> str:
     parts = [f"# {report.run}: report on the holdout", f"**{report.sentence}**"]
     for section in report.sections:
-        lines = [[cell.replace("\n", " ") for cell in line] for line in _lines(section)]
+        lines = [[part.replace("\n", " ") for part in line] for line in _lines(section)]
         parts += [f"## {_heading(section)}", _table(_titles(section), lines)]
     parts += [*remarks(report), METHOD]
     return "\n\n".join(parts)
@@ -94,6 +94,6 @@ def _number(value: float | None) -> str:
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(part.replace("\n", " ").replace("|", "\\|") for part in cells) + " |"
 
     return "\n".join([row(titles), "|" + "---|" * len(titles), *(row(line) for line in lines)])
