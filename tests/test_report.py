@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from dataclasses import replace
@@ -14,12 +15,14 @@ from rich.console import Console
 
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
+from mergesearch.evaluate import statistics
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
 from mergesearch.recipe import Recipe
 from mergesearch.results.record import Record
 from mergesearch.results.report import FORMATS, Entry, Question, Report, build, card, render
 from mergesearch.results.report.data import AVERAGE, SINGLE
-from mergesearch.results.report.finalists import HoldoutScores, choose, score_finalists
+from mergesearch.results.report.finalists import choose
+from mergesearch.results.report.holdout import HoldoutScores, drawn, score_finalists
 from mergesearch.search.strategies.baselines import baselines
 
 CONFIG = Config(base_model="base", models={"a": "a", "b": "b"}, tasks=[{"task": "quiz"}, {"task": "bits"}])
@@ -96,17 +99,55 @@ class Engine:
         return 0.0
 
 
+ALL = {"quiz": list(range(300)), "bits": list(range(300))}
+
+
 class Scorer:
-    """Answers as told: scores, an error to raise."""
+    """Stands in for a scorer of documents: answers as told, scores or an error to raise, and notes what it is asked."""
 
     def __init__(self, *answers: Any):
-        self.answers = list(answers)
+        self.told = list(answers)
+        self.asked: list[dict[str, list[int]]] = []
+        self.there: dict[str, dict[int, Any]] = {"quiz": {}, "bits": {}}
+        self.part: dict[str, list[int]] = ALL
+
+    def only(self, documents: Any) -> Scorer:
+        part = copy.copy(self)
+        part.part = {task: list(ids) for task, ids in documents.items()}
+        return part
+
+    def answer(self) -> None:
+        told = self.told.pop(0) if self.told else scores()
+        if isinstance(told, BaseException):
+            raise told
+        self.asked.append(self.part)
+        for task, ids in self.part.items():
+            self.there[task].update({i: told.documents[task].values[i].tolist() for i in ids})
+
+    def answers(self) -> list[list[Any]]:
+        return [[task, i, self.there[task][i]] for task, ids in self.part.items() for i in ids]
+
+    def restore(self, answers: Any) -> None:
+        for task, i, value in answers:
+            self.there[task][i] = value
+
+    def collect(self) -> Scores:
+        whole = scores()
+        values = {task: np.array([self.there[task][i] for i in ids]) for task, ids in self.part.items()}
+        documents = {t: DocumentScores(self.part[t], v, whole.documents[t].aggregation) for t, v in values.items()}
+        tasks = {
+            task: replace(
+                whole.tasks[task],
+                value=statistics.figure(found.values, found.aggregation),
+                documents=len(found.ids),
+            )
+            for task, found in documents.items()
+        }
+        return Scores(tasks, documents, 1.0)
 
     def score(self) -> Scores:
-        answer = self.answers.pop(0) if self.answers else scores()
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        self.answer()
+        return self.collect()
 
 
 def scores(right: float = 0.5, seed: int = 0, count: int = 300) -> Scores:
@@ -130,20 +171,22 @@ def scores(right: float = 0.5, seed: int = 0, count: int = 300) -> Scores:
 
 def test_what_was_scored_is_not_scored_again(tmp_path: Path) -> None:
     kept = HoldoutScores(tmp_path / "holdout")
-    assert score_finalists(PARENTS, kept, Engine(), Scorer()) == {}
+    assert score_finalists(PARENTS, kept, Engine(), Scorer(), ALL) == {}
     again = Engine()
-    assert score_finalists(PARENTS, kept, again, Scorer()) == {} and again.loaded == []
+    assert score_finalists(PARENTS, kept, again, Scorer(), ALL) == {} and again.loaded == []
     found = kept.load(PARENTS[0])
-    assert found.tasks == scores().tasks
+    assert {t: s.value for t, s in found.tasks.items()} == pytest.approx(
+        {t: s.value for t, s in scores().tasks.items()}
+    )
     assert np.array_equal(found.documents["bits"].values, scores().documents["bits"].values)
 
 
 def test_killed_it_goes_on(tmp_path: Path) -> None:
     kept = HoldoutScores(tmp_path / "holdout")
     with pytest.raises(KeyboardInterrupt):
-        score_finalists(PARENTS, kept, Engine(), Scorer(scores(), scores(), KeyboardInterrupt()))
+        score_finalists(PARENTS, kept, Engine(), Scorer(scores(), scores(), KeyboardInterrupt()), ALL)
     rest = Engine()
-    score_finalists(PARENTS, kept, rest, Scorer())
+    score_finalists(PARENTS, kept, rest, Scorer(), ALL)
     assert len(rest.loaded) == 2
 
 
@@ -162,14 +205,14 @@ def test_another_recipe_under_the_same_number_is_scored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [CandidateError("made NaN"), RuntimeError("odd")])
 def test_one_that_fails_is_named_and_tried_again_next_time(tmp_path: Path, error: Exception) -> None:
     kept = HoldoutScores(tmp_path)
-    failed = score_finalists(PARENTS, kept, Engine(), Scorer(scores(), error))
+    failed = score_finalists(PARENTS, kept, Engine(), Scorer(scores(), error), ALL)
     assert list(failed) == [1] and str(error) in failed[1]
-    assert score_finalists(PARENTS, kept, Engine(), Scorer()) == {}
+    assert score_finalists(PARENTS, kept, Engine(), Scorer(), ALL) == {}
 
 
 def test_a_full_disk_is_not_the_candidates_fault(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
-        score_finalists(PARENTS, HoldoutScores(tmp_path), Engine(), Scorer(OSError(28, "No space left on device")))
+        score_finalists(PARENTS, HoldoutScores(tmp_path), Engine(), Scorer(OSError(28, "No space left on device")), ALL)
 
 
 def test_looks_are_noted_before_scoring_and_told_when_another_had_won(tmp_path: Path) -> None:
@@ -180,6 +223,53 @@ def test_looks_are_noted_before_scoring_and_told_when_another_had_won(tmp_path: 
     assert kept.look(choose([*PARENTS, record(4, 0.7), record(5, 0.6)], CONFIG, 2)) == []
     (earlier, _) = kept.look(choose([*PARENTS, record(4, 0.7), record(5, 0.9)], CONFIG, 1))
     assert earlier["winner"] == 4 and earlier["trials"] == 5
+
+
+# --- on how many documents ---
+
+
+def test_a_part_of_the_holdout_is_drawn_by_the_seed_and_nested() -> None:
+    few, more = drawn(ALL, 10, 0), drawn(ALL, 40, 0)
+    assert {task: len(ids) for task, ids in few.items()} == {"quiz": 10, "bits": 10}
+    assert all(set(few[task]) < set(more[task]) and few[task] == sorted(few[task]) for task in ALL)
+    assert few["quiz"] != few["bits"] and drawn(ALL, 10, 1) != few and drawn(ALL, 10, 0) == few
+    assert drawn(ALL, None, 0) == drawn(ALL, 999, 0) == ALL
+
+
+@pytest.mark.parametrize("later", [40, None])
+def test_more_documents_ask_only_for_those_that_are_missing(tmp_path: Path, later: int | None) -> None:
+    kept, first, second = HoldoutScores(tmp_path), Scorer(), Scorer()
+    few, more = drawn(ALL, 10, 0), drawn(ALL, later, 0)
+    score_finalists(PARENTS[:1], kept, Engine(), first, few, most=10)
+    assert first.asked == [few] and kept.load(PARENTS[0], "", later) is None
+    assert kept.load(PARENTS[0], "", 10).documents["quiz"].ids == few["quiz"]
+    score_finalists(PARENTS[:1], kept, Engine(), second, more, most=later)
+    assert second.asked == [{task: [i for i in more[task] if i not in few[task]] for task in ALL}]
+    found, whole = kept.load(PARENTS[0], "", later), Scorer()
+    whole.answer()
+    assert found.tasks == whole.only(more).collect().tasks
+    assert score_finalists(PARENTS[:1], kept, Engine(), Scorer(RuntimeError()), more, most=later) == {}
+    # what was answered is kept only as long as more may be asked
+    assert (tmp_path / "00000.answers.json").is_file() == (later is not None)
+
+
+def test_a_report_goes_by_no_fewer_documents_than_an_earlier_one(tmp_path: Path) -> None:
+    kept, found = HoldoutScores(tmp_path), choose([*PARENTS, record(4, 0.7)], CONFIG, 1)
+    assert kept.at_least(10) == 10
+    assert kept.look(found, 40) == [] and kept.at_least(10) == 40 and kept.at_least(None) is None
+    (earlier,) = kept.look(found, None)
+    assert earlier["documents"] == 40 and kept.at_least(10) is None
+
+
+def test_looks_of_an_older_version_were_at_all_documents(tmp_path: Path) -> None:
+    (tmp_path / "looks.json").write_text(json.dumps([{"trials": 5, "winner": 4, "finalists": [4]}]))
+    kept = HoldoutScores(tmp_path)
+    assert kept.looks[0]["documents"] is None and kept.at_least(10) is None
+    kept.save(PARENTS[0], scores())
+    data = json.loads((tmp_path / "00000.json").read_text())
+    del data["most"]
+    (tmp_path / "00000.json").write_text(json.dumps(data))
+    assert kept.load(PARENTS[0]) is not None and kept.most(PARENTS[0]) is None and kept.most(PARENTS[1]) == 0
 
 
 # --- what is claimed ---
@@ -354,14 +444,29 @@ def test_markdown_is_tables_and_the_sentence() -> None:
     assert set(tables) == {6}
 
 
-def test_text_fits_a_terminal() -> None:
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_text_fits_a_terminal_and_cuts_no_digit(width: int) -> None:
     report = made(winner=0.7, repeated=scores(0.7, seed=4))
-    console = Console(width=100, file=io.StringIO(), force_terminal=False)
-    for piece in render(report):
-        console.print(piece)
+    table = render(report)
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    console.print(table)
     text = console.file.getvalue()
-    assert max(len(line) for line in text.splitlines()) <= 100 and "…" not in text
-    assert "Improvement: trial 4" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    assert " ".join(text.split()).startswith(report.sentence)
+    words = text.split()
+    for row in report.sections[0].rows:
+        assert f"{row.holdout.value:.4f}" in words
+    if width >= 80:
+        (single, average) = report.sections[0].rows[0].compared
+        for figure in (single.difference, average.difference):
+            assert f"{figure.value:+.4f}," in words and f"{figure.high:+.4f}]" in words
+
+
+def test_the_text_is_whole_where_there_is_no_width() -> None:
+    report = made(winner=0.7)
+    text = str(render(report))
+    assert "left out" not in text and text.splitlines()[0] == report.sentence
+    assert text.index("Figures on the holdout") < text.index("Differences on the holdout") < text.index("Intervals:")
 
 
 def test_the_card_shows_the_candidate_and_the_baselines() -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import QUICKSTART, Done, mergesearch, small
 
+from mergesearch.commands.holdout import duration
+from mergesearch.commands.report import cost, report_at_end
+from mergesearch.config import ReportConfig
 from mergesearch.engine.live import Engine
 from mergesearch.results.loading import load_run
 from scripts.bench.shared import zoo1
@@ -102,3 +108,58 @@ def test_documents_that_changed_since_the_search_are_refused(run: Path, reported
     finally:
         (run / "documents.json").write_text(json.dumps(documents))
     assert done.status == 2 and "no longer those" in done.err
+
+
+def figures(section: dict[str, Any]) -> dict[str, float]:
+    return {row["candidate"]: row["holdout"]["value"] for row in section["rows"]}
+
+
+def test_a_part_of_the_holdout_first_and_the_rest_later(run: Path, reported: Done, tmp_path: Path) -> None:
+    """The figures are those of a report on everything, the cost is said, and two looks are called two."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("holdout", "best", "workers"))
+    cost_before = cost(load_run(folder), 1, 4)
+    assert cost_before.each == 16 and cost_before.again and cost_before.seconds > 0
+    few = mergesearch("report", folder, "--finalists", 1, "--documents", 4, "--format", "json")
+    assert few.status == 0 and str(cost_before).partition(": ")[2] in few.err
+    assert few.err.count(" s\n") == cost_before.candidates + 1
+    data = json.loads(few.out)
+    assert {section["documents"] for section in data["sections"][1:]} == {4}
+    assert any("at most 4 documents of each task" in note for note in data["notes"])
+    assert cost(load_run(folder), 1, 4).documents == 0
+    whole = mergesearch("report", folder, "--finalists", 1, "--format", "json")
+    found, alone = json.loads(whole.out), json.loads(reported.out)
+    for ours, theirs in zip(found["sections"], alone["sections"], strict=True):
+        # other documents beside it in a batch move a document's last bits
+        assert figures(ours) == pytest.approx(figures(theirs), abs=1e-5) and ours["documents"] == theirs["documents"]
+    assert any("this is look 2 at the holdout, after one on at most 4 documents" in note for note in found["notes"])
+    assert [look["documents"] for look in json.loads((folder / "holdout" / "looks.json").read_text())] == [4, None]
+    again = mergesearch("report", folder, "--finalists", 1, "--documents", 4, "--format", "json")
+    assert again.err == "" and json.loads(again.out)["sections"] == found["sections"]
+
+
+def test_the_block_in_the_configuration_may_change_and_the_command_line_overrides_it(run: Path) -> None:
+    config = load_run(run).config
+    other = config.model_copy(update={"report": ReportConfig(finalists=1, documents=3, at_end=True)})
+    assert config.report == ReportConfig() and config.differences(other) == []
+    changed = replace(load_run(run), config=other, path=run / "nowhere")
+    with pytest.raises(FileNotFoundError):
+        cost(changed)
+    assert cost(replace(load_run(run), config=config.model_copy(update={"holdout": 0.0}))) is None
+
+
+def test_a_run_ends_with_the_report_where_it_is_asked_to(run: Path, reported: Done, tmp_path: Path) -> None:
+    loaded = load_run(run)
+    wanted = replace(loaded, config=loaded.config.model_copy(update={"report": ReportConfig(finalists=1, at_end=True)}))
+    nothing: Any = None  # everything was scored, so that no engine is needed
+    assert report_at_end(loaded, nothing) is None
+    assert report_at_end(wanted, nothing).sentence == json.loads(reported.out)["sentence"]
+    busy = replace(wanted, records=(*wanted.records, replace(wanted.records[-1], state="running")))
+    assert report_at_end(busy, nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "1 s"), (45.4, "45 s"), (80, "1 min 20 s"), (120, "2 min"), (7500, "2 h 5 min")]
+)
+def test_durations_are_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mergesearch.checkpoints import choose_device, load_reference
-from mergesearch.commands.inputs import load_pool, load_tasks, pool_of, read_recipe, samples_of, scorer_of, splits
+from mergesearch.commands.inputs import load_pool, load_tasks, pool_of, read_recipe, scorer_of, splits
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES, check
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import Scores
-from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import Split
 from mergesearch.recipe import Recipe
-from mergesearch.search.store import RunFolder
-
-log: logging.Logger = logging.getLogger(__name__)
 
 SEARCH, HOLDOUT, ALL = "search", "holdout", "all"
 SIDES = (SEARCH, HOLDOUT, ALL)
@@ -63,31 +58,6 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = HO
         engine.load(recipe)
         scores[name] = scorer.score()
     return scores
-
-
-def holdout_scorers(
-    config: Config, folder: RunFolder, other_batch_size: int, say: Callable[[str], None] = log.info
-) -> tuple[Engine, Scorer, Scorer]:
-    """An engine, a scorer of its live model on the holdout, and one that asks in another order and batch size.
-
-    Raises:
-        UserError: what is wrong with the input; a task's documents are not those that the run split.
-    """
-    say(f"loading {len(config.scored)} tasks")
-    tasks = load_tasks(config)
-    parts = splits(config, tasks)
-    if samples_of(tasks, parts)["holdout"] != folder.holdout_documents():
-        raise UserError(
-            f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' data"
-        )
-    say(f"loading the base and {len(config.models)} models")
-    engine = Engine(load_pool(config), config.dtype)
-    say("building requests")
-    holdout = {label: part.holdout for label, part in parts.items()}
-    live, tokenizer = engine.model, engine.pool.tokenizer
-    other = config.model_copy(update={"batch_size": other_batch_size, "scoring": "lm_eval"})
-    first = scorer_of(config, live, tokenizer, tasks, holdout)
-    return engine, first, scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
 
 
 def lines_of(scores: Scores) -> list[str]:

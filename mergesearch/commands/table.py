@@ -12,10 +12,12 @@ from mergesearch.results.table import FORMATS, TEXT, render, write
 def show(run: Run, form: str = TEXT, top: int | None = None, sort: str = "rank") -> list[Any]:
     """What rich prints, piece by piece: the table, and as text the run's lines after it.
 
+    The table as text fits the width that rich has; `str` of it is as wide as need be, for a pipe.
+
     Raises:
         UserError: there is no such format or column.
     """
-    rendered = render(run.records, form, top, sort)
+    rendered = render(run.records, form, top, sort, run.margins() if form == TEXT else None)
     return [rendered, *run.words] if form == TEXT else [rendered]
 
 
@@ -39,4 +41,4 @@ def write_table(path: Path, out: Path, form: str = TEXT, top: int | None = None,
         UserError: no such run, format or column, or the file cannot be written.
     """
     run = load_run(path)
-    write(run.records, out, form, top, sort, run.words)
+    write(run.records, out, form, top, sort, run.words, run.margins())

@@ -1,9 +1,10 @@
-"""The configuration of one run. models: what it holds; space, search: two of its parts; file: how it is read."""
+"""The configuration of one run. models: what it holds; space, search, report: parts of it; file: how it is read."""
 
 from __future__ import annotations
 
 from mergesearch.config.file import read
 from mergesearch.config.models import Config, GuardConfig, ObjectiveConfig, RacingConfig, TaskConfig
+from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import Freeze, Narrow, Selector, SpaceConfig, StackConfig
 
@@ -14,6 +15,7 @@ __all__ = [
     "Narrow",
     "ObjectiveConfig",
     "RacingConfig",
+    "ReportConfig",
     "SearchConfig",
     "Selector",
     "SpaceConfig",

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
 from mergesearch.schema import ONE_OR_MORE, Strict
 
-# What may differ when a run folder is taken up again: the budget and the machine, not the search.
+# What may differ when a run folder is taken up again: the budget, the machine and the report, not the search.
 RESUMABLE = (
     ("search", "trials"),
     ("search", "hours"),
@@ -23,6 +24,9 @@ RESUMABLE = (
     ("device",),
     ("batch_size",),
     ("scoring",),
+    ("report", "finalists"),
+    ("report", "documents"),
+    ("report", "at_end"),
 )
 
 
@@ -115,6 +119,7 @@ class Config(Strict):
     racing: RacingConfig | None = Field(
         default=None, description="left out: every candidate is scored on all documents"
     )
+    report: ReportConfig = Field(default=ReportConfig(), description="what the report on the holdout may cost")
     storage: str | None = None
     output: str | None = Field(default=None, description="the run folder; default: results/NAME")
     device: str = "auto"

@@ -109,6 +109,7 @@ class Scorer:
         _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
         self._tasks = list(tasks)
         self.chat: bool = apply_chat_template
+        self._shuffle = shuffle
         with quiet():
             self._lm = _language_model(scoring)(model, copy.deepcopy(tokenizer), batch_size)
             options = {
@@ -207,7 +208,7 @@ class Scorer:
         part = copy.copy(self)
         some = [each.only(documents[each.task.label]) for each in self._parts]
         part._parts = [each for each in some if each.instances]
-        part._requests = _by_type(part._parts)
+        part._requests = _by_type(part._parts, self._shuffle)
         part._truncated = part._truncated_shares()
         return part
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.results import table
+from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
 from mergesearch.search import store, strategies
 from mergesearch.search.budget import costs
@@ -60,6 +61,10 @@ class Run:
             UserError: there is no column `sort`.
         """
         return table.frame(self.records, top, sort)
+
+    def margins(self) -> Margins:
+        """How far the candidates are ahead of the best single model."""
+        return Margins.of_run(self.records, list(self.config.models), self.folder, self.objective)
 
     def best(self) -> Record | None:
         """The record of the best candidate that breaks no guard, what `export --trial best` gives; None where there is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,17 @@ def ranked(records: Sequence[Record]) -> list[Record]:
     others = [record for record in records if record.objective is None]
     complete.sort(key=lambda r: (bool(r.infeasible), -(r.objective or 0.0), r.number))
     return complete + sorted(others, key=lambda r: r.number)
+
+
+def best_single(records: Sequence[Record], models: Iterable[str]) -> Record | None:
+    """The model that alone has the best objective, the earlier one among equals; None where none could be scored.
+
+    Args:
+        models: the names of the run's models. A guard may keep the best of them from winning, and it is the best.
+    """
+    names = set(models)
+    scored = [record for record in records if record.name in names and record.objective is not None]
+    return min(scored, key=lambda record: (-(record.objective or 0.0), record.number), default=None)
 
 
 def record_of(trial: Trial, objective: Objective | None, front: bool = False) -> Record:

@@ -1,4 +1,5 @@
-"""The result table: one row a trial, baselines among them; a DataFrame, and its faces as text.
+"""The result table: one row a trial, baselines among them; a DataFrame, and its faces as text, of which `terminal` has
+the one for a terminal.
 
 pandas is loaded when a table is asked for.
 """
@@ -16,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.results.record import Record, ranked
-from mergesearch.results.states import FAILED, INFEASIBLE, PRUNED
+from mergesearch.results.states import INFEASIBLE
+from mergesearch.results.terminal import TerminalTable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from rich.table import Table
+
+    from mergesearch.results.margins import Margins
 
 TEXT, CSV, MARKDOWN, JSON, PARQUET = "text", "csv", "md", "json", "parquet"
 FORMATS = (TEXT, CSV, MARKDOWN, JSON, PARQUET)
 # what a table may be sorted by, beside its tasks
 FIXED = ("rank", "trial", "objective", "method", "seconds", "state")
 FRONT = "front"
-# a file has no terminal's width to fit into
-WIDTH = 240
 
 _INTEGER, _NUMBER, _WORD, _TRUTH = "Int64", "float64", "string", "bool"
 
@@ -89,8 +90,21 @@ def has_front(records: Sequence[Record]) -> bool:
     return any(record.front for record in records)
 
 
-def render(records: Sequence[Record], form: str = TEXT, top: int | None = None, sort: str = "rank") -> Any:
-    """The table in a format of `FORMATS`: a rich table for `text`, which the terminal lays out, else a text.
+def render(
+    records: Sequence[Record],
+    form: str = TEXT,
+    top: int | None = None,
+    sort: str = "rank",
+    margins: Margins | None = None,
+) -> Any:
+    """The table in a format of `FORMATS`: for `text` a `TerminalTable`, which rich prints in the width there is, else a
+    text.
+
+    Args:
+        records: of one run.
+        form: the format.
+        top, sort: as for `frame`.
+        margins: over the best single model, for a table as text.
 
     Raises:
         UserError: there is no such format or column, or the format is Parquet, which is no text: see `write`.
@@ -105,13 +119,11 @@ def render(records: Sequence[Record], form: str = TEXT, top: int | None = None, 
     if form == CSV:
         return "" if table.empty else table.to_csv(index=False, lineterminator="\n").rstrip("\n")
     rows, tasks = _plain(table), tasks_of(records)
+    if form == TEXT:
+        return TerminalTable.of(rows, records, tasks, margins)
     columns = ["rank", *[FRONT] * has_front(records), "trial", "objective", *tasks, "method", "seconds", "state"]
     titles = [_title(column, tasks) for column in columns]
-    if form == MARKDOWN:
-        return _markdown(titles, [[_cell(row, column) for column in columns] for row in rows])
-    # one error bar a row keeps the table within a terminal
-    cells = [[_cell(row, column, with_error=column == "objective") for column in columns] for row in rows]
-    return _rich([title.replace(" ", "\n", 1) for title in titles], cells, rows)
+    return _markdown(titles, [[_cell(row, column) for column in columns] for row in rows])
 
 
 def write(
@@ -121,6 +133,7 @@ def write(
     top: int | None = None,
     sort: str = "rank",
     words: Sequence[str] = (),
+    margins: Margins | None = None,
 ) -> None:
     """Writes the table to a file, in any format of `FORMATS`; a file that is there is replaced.
 
@@ -128,7 +141,7 @@ def write(
         records: of one run.
         out: the file.
         form: the format.
-        top, sort: as for `frame`.
+        top, sort, margins: as for `render`.
         words: lines that follow a table as text.
 
     Raises:
@@ -137,8 +150,9 @@ def write(
     if form == PARQUET:
         data = _parquet(frame(records, top, sort))
     else:
-        rendered = render(records, form, top, sort)
-        data = (_as_text(rendered, words) if form == TEXT else f"{rendered}\n").encode()
+        rendered = render(records, form, top, sort, margins)
+        text = "".join(f"{line}\n" for line in (str(rendered), *words)) if form == TEXT else f"{rendered}\n"
+        data = text.encode()
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         partial.write_bytes(data)
@@ -206,7 +220,9 @@ def _title(column: str, tasks: Mapping[str, TaskScore]) -> str:
     return f"{column} {score.metric}{'' if score.higher_is_better else ' ↓'}"
 
 
-def _cell(row: Mapping[str, Any], column: str, with_error: bool = True) -> str:
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """A figure of a task with its standard error, as lm-eval gives it. The objective's own would say how hard the
+    documents are, and nothing of who is better: see `margins`."""
     value = row[column]
     if column == "state" and row["error"]:
         return f"{value}: {row['error']}"
@@ -217,34 +233,16 @@ def _cell(row: Mapping[str, Any], column: str, with_error: bool = True) -> str:
     if column == "seconds":
         return f"{value:.2f}"
     if isinstance(value, float):
-        error = row.get(f"{column}_stderr") if with_error else None
+        error = row.get(f"{column}_stderr") if column != "objective" else None
         return f"{value:.4f} ±{error:.4f}" if error is not None else f"{value:.4f}"
     return str(value)
 
 
 def _markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells])
+    return "\n".join(lines + ["| " + " | ".join(_inside(cell) for cell in row) + " |" for row in cells])
 
 
-def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
-    for title in titles:
-        numeric = title not in ("method", "state")
-        table.add_column(title, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for row, line in zip(rows, cells, strict=True):
-        faint = "dim" if row["state"] in (FAILED, PRUNED, INFEASIBLE) else None
-        table.add_row(*line, style="bold" if row["rank"] == 1 else faint)
-    return table
-
-
-def _as_text(table: Table, words: Sequence[str]) -> str:
-    from rich.console import Console
-
-    console = Console(width=WIDTH, file=io.StringIO(), force_terminal=False)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get() + "".join(f"{line}\n" for line in words)
+def _inside(cell: str) -> str:
+    """A cell as a Markdown table takes it: one line, without its own bars."""
+    return " ".join(cell.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Records of every kind. tests/data/table holds what the table of them printed before it was built on a DataFrame."""
+"""Records of every kind. tests/data/table holds what the table of them is in each format that is a text."""
 
 from __future__ import annotations
 

@@ -1,11 +1,30 @@
-"""What a report says, in one sentence."""
+"""What a report says in words: its finding in one sentence, and its remarks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from mergesearch.results.record import Record
-from mergesearch.results.report.data import AVERAGE, BETTER, NOISE, UNTESTED, WORSE, Comparison, Figure
+from mergesearch.results.report.data import (
+    AVERAGE,
+    BETTER,
+    NOISE,
+    OBJECTIVE,
+    UNTESTED,
+    WORSE,
+    Comparison,
+    Figure,
+    GuardOutcome,
+    Report,
+)
+
+METHOD = (
+    "Intervals: 95 %, paired bootstrap over documents, stratified by task. Differences: on the same documents, turned "
+    "so that + is better; p by the paired randomisation test, two-sided, after Holm's correction (the winner's "
+    "objective against the references together, everything else together); * is beyond noise at 5 %. The winner and "
+    "the best single model were fixed on the search documents; a search score is biased upwards for whatever was "
+    "chosen by it."
+)
 
 
 def sentence(winner: Record, error: str | None, claims: Sequence[Comparison], documents: int) -> str:
@@ -75,3 +94,63 @@ def figure(shown: Figure, form: str = ".4f") -> str:
 
 def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def difference_cell(comparison: Comparison | None) -> str:
+    """`+0.0312, p = 0.002 *`, and the interval on a line of its own."""
+    if comparison is None:
+        return "-"
+    p = f", {p_text(comparison.p)}{' *' * comparison.beyond_noise}" if comparison.p is not None else ""
+    return cell(comparison.difference, p + "\n", "+.4f")
+
+
+def cell(figure: Figure | None, between: str = "\n", form: str = ".4f") -> str:
+    """`0.5312`, and the interval after `between`."""
+    if figure is None:
+        return "-"
+    interval = f"[{figure.low:{form}}, {figure.high:{form}}]" if figure.low is not None else ""
+    return f"{figure.value:{form}}{between}{interval}".rstrip()
+
+
+def remarks(report: Report) -> list[str]:
+    """What a report says beside its tables: guards, the winner's curse, the noise floor, notes."""
+    return [*_guards(report), *_curse(report), *_noise(report), *_notes(report)]
+
+
+def _curse(report: Report) -> list[str]:
+    """The winner's search score beside what it is worth."""
+    rows = report.sections[0].rows if report.sections else ()
+    scored = [row for row in rows if row.holdout and row.search is not None]
+    changes = {row.trial: row.holdout.value - row.search for row in scored if row.holdout and row.search is not None}
+    if report.winner_trial not in changes:
+        return []
+    others = [changes[row.trial] for row in scored if row.baseline and row.trial != report.winner_trial]
+    beside = f"; the baselines changed by {sum(others) / len(others):+.4f} on average" if others else ""
+    return [
+        f"Winner's curse: from the search documents to the holdout the {OBJECTIVE} of {report.winner} changed by "
+        f"{changes[report.winner_trial]:+.4f}{beside}."
+    ]
+
+
+def _guards(report: Report) -> list[str]:
+    return [_guard(report.winner, outcome) for outcome in report.guards]
+
+
+def _guard(winner: str, outcome: GuardOutcome) -> str:
+    allowed = f"allowed {-outcome.max_drop:+.4f}" if outcome.max_drop else "allowed 0"
+    if outcome.difference is None:
+        return f"Guard {outcome.task}: {winner} or {outcome.against} could not be scored on the holdout."
+    against = f"{winner} against {outcome.against} {cell(outcome.difference, ' ', '+.4f')}, {allowed}"
+    return f"Guard {outcome.task} ({outcome.metric}), on the holdout, + is better: {against}: {outcome.verdict}."
+
+
+def _noise(report: Report) -> list[str]:
+    if not report.noise:
+        return []
+    parts = [f"{n.name} {n.second - n.first:+.2g}{f' ({n.changed} documents changed)' * (n.changed is not None)}"
+             for n in report.noise]  # fmt: skip
+    return [f"Noise floor: {report.winner} built and scored again ({report.repeat}) differs by {', '.join(parts)}."]
+
+
+def _notes(report: Report) -> list[str]:
+    return [f"Note: {note}." for note in report.notes]

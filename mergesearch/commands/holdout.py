@@ -1,0 +1,261 @@
+"""Scoring on the holdout: what it costs, what is loaded for it, and how it is told while it goes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mergesearch.commands.inputs import load_pool, load_tasks, samples_of, scorer_of, splits
+from mergesearch.config import Config
+from mergesearch.engine.live import Engine
+from mergesearch.errors import UserError
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.results.loading import Run
+from mergesearch.results.record import Record
+from mergesearch.results.report.finalists import Finalists, choose
+from mergesearch.results.report.holdout import HoldoutScores, drawn, score_finalists
+from mergesearch.search.store import RunFolder
+
+log: logging.Logger = logging.getLogger(__name__)
+
+AGAIN = "-again"
+
+
+# --- on what, and what that costs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReportCost:
+    """What a report still has to score.
+
+    Attributes:
+        candidates: that are missing documents; the winner's second scoring is not counted.
+        again: whether the winner is still to be scored a second time.
+        documents: document evaluations, that of the second scoring among them.
+        seconds: how long they take, by what a document took in the search; loading the models is not in it.
+        each: documents of each candidate, where all of them are missing as many.
+    """
+
+    candidates: int
+    again: bool
+    documents: int
+    seconds: float
+    each: int | None = None
+
+    def __str__(self) -> str:
+        """`about 1 min 20 s: 17 candidates on 400 documents each, the winner twice`."""
+        who = f"{self.candidates} candidate{'s' * (self.candidates != 1)}"
+        if not self.candidates:
+            what = f"the winner a second time, on {self.documents:,} documents"
+        elif self.each is None:
+            what = f"{who}, {self.documents:,} document evaluations"
+        else:
+            several = " each" if self.candidates > 1 else ""
+            what = f"{who} on {self.each:,} documents{several}{', the winner twice' * self.again}"
+        return f"about {duration(self.seconds)}: {what}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `1 min 20 s`, `2 h 5 min`."""
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min{f' {whole % 60} s' if whole % 60 else ''}"
+    minutes = round(whole / 60)
+    return f"{minutes // 60} h{f' {minutes % 60} min' if minutes % 60 else ''}"
+
+
+def most_documents(run: Run, asked: int | None = None) -> int | None:
+    """How many holdout documents of each task a report goes by at most; None for all of them.
+
+    Args:
+        run: the run.
+        asked: on the command line; None for what the configuration says. A report never goes by fewer than an earlier
+            one did.
+    """
+    most = run.config.report.documents if asked is None else asked
+    largest = max(_sizes(run).values(), default=0)
+    most = None if most is not None and most >= largest else most
+    return HoldoutScores(run.folder.holdout).at_least(most)
+
+
+def cost(run: Run, finalists: int | None = None, documents: int | None = None) -> ReportCost | None:
+    """What `mergesearch report` would cost now; None where there is nothing to report on.
+
+    Args:
+        run: as it stands.
+        finalists: how many of the best proposals; None for what the configuration says.
+        documents: the most of each task; None for what the configuration says.
+    """
+    if not run.config.holdout or run.objective is None:
+        return None
+    try:
+        chosen = choose(run.records, run.config, finalists or run.config.report.finalists)
+    except UserError:
+        return None
+    return cost_of(run, chosen, most_documents(run, documents))
+
+
+def cost_of(run: Run, chosen: Finalists, most: int | None) -> ReportCost:
+    """What is still to be scored of chosen finalists, on at most so many documents of each task."""
+    scored, sizes = HoldoutScores(run.folder.holdout), _sizes(run)
+
+    def missing(record: Record, suffix: str = "") -> int:
+        return max(0, _total(sizes, most) - _total(sizes, scored.most(record, suffix)))
+
+    each = [count for record in chosen.records if (count := missing(record))]
+    again = missing(chosen.winner, AGAIN)
+    documents, builds = sum(each) + again, len(each) + bool(again)
+    of_a_document, of_a_merge = _measured(run.records)
+    uniform = each[0] if each and set(each) == {each[0]} and again in (0, each[0]) else None
+    return ReportCost(len(each), bool(again), documents, documents * of_a_document + builds * of_a_merge, each=uniform)
+
+
+def _total(sizes: Mapping[str, int], most: int | None) -> int:
+    return sum(size if most is None else min(most, size) for size in sizes.values())
+
+
+def _sizes(run: Run) -> dict[str, int]:
+    """How many holdout documents each task has, before anything is loaded.
+
+    The run folder counts them by lm-eval's tasks: those of a group, which goes by a name of its own, are what is left
+    over, and several groups are taken to share them.
+    """
+    left = {task: len(ids) for task, ids in run.folder.holdout_documents().items()}
+    labels = [task.task for task in run.config.scored]
+    sizes = {label: left.pop(label) for label in labels if label in left}
+    groups = [label for label in labels if label not in sizes]
+    return sizes | {label: round(sum(left.values()) / len(groups)) for label in groups}
+
+
+def _measured(records: Sequence[Record]) -> tuple[float, float]:
+    """Seconds of a document and of building a candidate, as most candidates of the search took them."""
+    timed = [
+        (record.score_seconds / sum(score.documents for score in record.scores.values()), record.merge_seconds or 0.0)
+        for record in records
+        if record.scores and record.score_seconds
+    ]
+    if not timed:
+        return 0.0, 0.0
+    return median(each for each, _ in timed), median(merge for _, merge in timed)
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def score_missing(
+    run: Run,
+    chosen: Finalists,
+    most: int | None,
+    *,
+    engine: Engine | None = None,
+    say: Callable[[str], None] = log.info,
+    finished: Callable[[str, str | None], None] = lambda text, error: None,
+) -> dict[int, str]:
+    """Scores what is missing, and loads the models only where something is. Returns why trials could not be scored.
+
+    Args:
+        run: the run.
+        chosen: its finalists.
+        most: documents of each task; None for all.
+        engine: of this run, if one is loaded already.
+        say: told in a few words what is being done.
+        finished: told of each candidate, and why where it failed.
+
+    Raises:
+        UserError: what is wrong with the input; a task's documents are not those that the run split.
+    """
+    scored, config = HoldoutScores(run.folder.holdout), run.config
+    first = [record for record in chosen.records if scored.load(record, "", most) is None]
+    again = [chosen.winner] if scored.load(chosen.winner, AGAIN, most) is None else []
+    if not first and not again:
+        return {}
+    say(f"report on the holdout, {cost_of(run, chosen, most)}")
+    engine, scorer, other, holdout = _scorers(config, run.folder, engine, say)
+    documents = drawn(holdout, most, config.search.seed)
+    failed = score_finalists(first, scored, engine, scorer, documents, most=most, finished=finished)
+    if chosen.winner.number not in failed:
+        score_finalists(again, scored, engine, other, documents, most=most, suffix=AGAIN, finished=finished)
+    return failed
+
+
+def _scorers(
+    config: Config, folder: RunFolder, engine: Engine | None, say: Callable[[str], None]
+) -> tuple[Engine, Scorer, Scorer, dict[str, list[int]]]:
+    """An engine, a scorer of its live model on the holdout, one that asks in another order and batch size, and the
+    holdout documents. Both scorers are of all documents, also where only some are asked: the few-shot examples of a
+    document depend on the others."""
+    say(f"loading {len(config.scored)} tasks")
+    tasks = load_tasks(config)
+    parts = splits(config, tasks)
+    if samples_of(tasks, parts)["holdout"] != folder.holdout_documents():
+        raise UserError(
+            f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' data"
+        )
+    if engine is None:
+        say(f"loading the base and {len(config.models)} models")
+        engine = Engine(load_pool(config), config.dtype)
+    say("building requests")
+    holdout = {label: part.holdout for label, part in parts.items()}
+    live, tokenizer = engine.model, engine.pool.tokenizer
+    size = other_batch_size(config.batch_size)
+    other = config.model_copy(update={"batch_size": size, "scoring": "lm_eval"})
+    first = scorer_of(config, live, tokenizer, tasks, holdout)
+    again = scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
+    return engine, first, again, holdout
+
+
+def other_batch_size(batch_size: int) -> int:
+    """For the second scoring of the winner."""
+    return batch_size * 2 // 3 if batch_size > 1 else 2
+
+
+# --- told while it goes -----------------------------------------------------------------------------------------------
+
+
+class ReportProgress:
+    """A context in which a report tells how far it is: a bar on a terminal, a line for each candidate elsewhere.
+
+    Args:
+        console: where to, mostly the one for errors, so that the report alone goes to a pipe.
+    """
+
+    def __init__(self, console: Console):
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._console = console
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("starting", total=None, visible=False)
+
+    def __enter__(self) -> ReportProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def expect(self, scorings: int) -> None:
+        """How many candidates there will be."""
+        self._bar.update(self._task, total=scorings, visible=scorings > 0, description="scoring")
+
+    def say(self, text: str) -> None:
+        """What is being done."""
+        self._console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def finished(self, text: str, error: str | None) -> None:
+        """A candidate was scored, or could not be."""
+        self._bar.update(self._task, advance=1, description=text if error is None else "scoring")
+        if error is not None or not self._console.is_terminal:
+            self.say(text)
