@@ -1,0 +1,446 @@
+"""`mergesearch init`: a configuration for the user's models, from options and from answers on a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergesearch import zoo
+from mergesearch.commands.given import FILE, Given
+from mergesearch.commands.inputs import splits
+from mergesearch.commands.proposals import (
+    Parent,
+    base_of,
+    compare,
+    differs,
+    dtype_for,
+    limit_for,
+    look,
+    name_of,
+    seconds_of,
+    written,
+)
+from mergesearch.commands.questions import Questions
+from mergesearch.config import Config, SearchConfig, TaskConfig
+from mergesearch.errors import UserError
+from mergesearch.evaluate import catalog
+from mergesearch.evaluate.leaves import aggregations, filters
+from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
+from mergesearch.evaluate.tasks import Task, load
+from mergesearch.schema import parse_yaml, validate
+
+ALL = "all"
+_TRIALS: int = SearchConfig.model_fields["trials"].default
+# so that a run which shall end by the clock does not end by the number before
+_MANY = 1000
+_MODEL = re.compile(r"([\w-]+)=(.+)")
+
+
+@dataclass
+class Draft:
+    """A configuration on its way: what was found of base, models and tasks, and what was chosen."""
+
+    given: Given
+    base: Parent
+    models: Mapping[str, Parent]
+    include_path: Sequence[str]
+    tasks: Sequence[Task]
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def write_configuration(
+    given: Given, file: Path, questions: Questions | None, say: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """Finds out what `given` leaves open, writes the file, and returns what it states.
+
+    Args:
+        questions: asks for the rest; None takes what is proposed.
+        say: told what is being done, and what the user should know.
+
+    Raises:
+        UserError: a reference, a task or a value will not do, or nothing is proposed for what is missing.
+        KeyboardInterrupt, EOFError: the user had enough; nothing was written.
+    """
+    models = _models(given, questions, say)
+    base = _base(given, models, questions, say)
+    named = _named(models, base, questions)
+    for name, model in named.items():
+        compare(base, model, f"models.{name}")
+        if differs(model, base):
+            say(f"note: {name} says that it was trained on {model.trained_on}")
+    include_path = _include_path(given, questions)
+    tasks = _Tasks(include_path, str(base.source.path), questions, say).chosen(given, base)
+    draft = Draft(given, base, named, include_path, tasks)
+    draft.data = _data(draft, file)
+    config = validate(Config, _absolute(draft), str(file))
+    _limits(draft, config, questions, say)
+    _budget(draft, questions)
+    text = "\n".join(_lines(draft, config, file)) + "\n"
+    validate(Config, parse_yaml(text, str(file)), str(file))
+    file.write_text(text, encoding="utf-8")
+    return draft.data
+
+
+# --- base and models ----------------------------------------------------------------------------------------------
+
+
+def _models(given: Given, questions: Questions | None, say: Callable[[str], None]) -> list[tuple[str | None, Parent]]:
+    """The models, those that were named with their names."""
+    found: list[tuple[str | None, Parent]] = []
+
+    def add(typed: str) -> None:
+        split = _MODEL.fullmatch(typed)
+        name, reference = split.groups() if split else (None, typed)
+        where = f"models.{name}" if name else f"model {len(found) + 1}"
+        if any(other.reference == reference or (name and other_name == name) for other_name, other in found):
+            raise UserError(f"{where}: {typed} is there already: give each model once, each with a name of its own")
+        if name:
+            _check_name(name, reference)
+        _tell_download(reference, say)
+        found.append((name, look(reference, where)))
+
+    for typed in given.models:
+        add(typed)
+    if not found and (given.base or "").startswith("zoo:"):
+        names = zoo.names()[1:]
+        if questions is None or questions.yes(f"Merge the demo models {', '.join(names)}?"):
+            for name in names:
+                add(f"{name}=zoo:{name}")
+    if not found and questions is not None:
+        questions.say(
+            "\nThe models to merge, one by one: a folder (of a model or a LoRA adapter), a hub id\n"
+            "(owner/name), or zoo:NAME. An empty line ends the list.",
+        )
+
+        def one(typed: str) -> bool:
+            if not typed and not found:
+                raise UserError("one model at least: give the folder or the hub id of a fine-tuned model")
+            if typed:
+                add(typed)
+            return bool(typed)
+
+        while questions.text(f"  model {len(found) + 1}", one):
+            pass
+    return found
+
+
+def _tell_download(reference: str, say: Callable[[str], None]) -> None:
+    for part in reference.rsplit("+", 1):
+        if not part.startswith("zoo:") and not Path(part).expanduser().exists() and part.count("/") == 1:
+            say(f"fetching {part} from the hub, unless it is in the cache")
+
+
+def _base(
+    given: Given,
+    models: Sequence[tuple[str | None, Parent]],
+    questions: Questions | None,
+    say: Callable[[str], None],
+) -> Parent:
+    """The base, which every model fits."""
+
+    def check(typed: str) -> Parent:
+        if not typed:
+            raise UserError("a base is needed: what all the models were fine-tuned from")
+        _tell_download(typed, say)
+        base = look(typed, "base_model")
+        for position, (name, model) in enumerate(models, start=1):
+            compare(base, model, f"models.{name}" if name else f"model {position}, {model.reference}")
+        return base
+
+    proposed = base_of(model for _, model in models)
+    if given.base:
+        return check(given.base)
+    if questions is not None:
+        return questions.text("\nThe base that they were fine-tuned from", check, proposed or "")
+    if proposed is None:
+        raise UserError("the models do not say what they were fine-tuned from: give --base")
+    say(f"the base is {proposed}, which the models name")
+    return check(proposed)
+
+
+def _named(models: Sequence[tuple[str | None, Parent]], base: Parent, questions: Questions | None) -> dict[str, Parent]:
+    taken = [name for name, _ in models if name]
+    for name, model in models:
+        if name is None:
+            taken.append(name_of(model.reference, base.reference, taken))
+    proposed = iter(taken[sum(1 for name, _ in models if name) :])
+    names = [name or next(proposed) for name, _ in models]
+    if questions is not None and any(name is None for name, _ in models):
+        names = questions.text(
+            "Their names in tables, in this order", lambda typed: _names(typed, models), ", ".join(names)
+        )
+    return dict(zip(names, (model for _, model in models), strict=True))
+
+
+def _names(typed: str, models: Sequence[tuple[str | None, Parent]]) -> list[str]:
+    names = [name for name in re.split(r"[,\s]+", typed) if name]
+    if len(names) != len(models) or len(set(names)) != len(names):
+        raise UserError(f"{typed!r} is not {len(models)} different names: separate them by commas")
+    for name, (_, model) in zip(names, models, strict=True):
+        _check_name(name, model.reference)
+    return names
+
+
+def _check_name(name: str, reference: str) -> None:
+    """Raises the configuration's own `UserError` for what cannot name a model."""
+    validate(Config, {"base_model": "base", "models": {name: reference}, "tasks": [{"task": "any"}]}, "the name")
+
+
+# --- tasks --------------------------------------------------------------------------------------------------------
+
+
+def _include_path(given: Given, questions: Questions | None) -> list[str]:
+    def check(typed: str) -> list[str]:
+        folders = [typed] if typed else []
+        gone = next((folder for folder in folders if not Path(folder).expanduser().is_dir()), None)
+        if gone is not None:
+            raise UserError(f"no folder {gone!r}: give the folder of your tasks' YAML files, or nothing")
+        return folders
+
+    if given.include_path or given.tasks or questions is None:
+        return [folder for typed in given.include_path for folder in check(typed)]
+    if (given.base or "").startswith("zoo:"):
+        return []
+    return questions.text("\nA folder with lm-eval tasks of your own (empty: none)", check)
+
+
+class _Tasks:
+    """Tasks by the names that were typed, each loaded as the run will load it."""
+
+    def __init__(
+        self,
+        include_path: Sequence[str],
+        tokenizer: str,
+        questions: Questions | None,
+        say: Callable[[str], None],
+    ):
+        self.include_path: list[str] = [str(Path(folder).expanduser().absolute()) for folder in include_path]
+        self.tokenizer: str = tokenizer
+        self.questions: Questions | None = questions
+        self.say: Callable[[str], None] = say
+        self.found: list[Task] = []
+
+    def chosen(self, given: Given, base: Parent) -> list[Task]:
+        for typed in given.tasks:
+            self.add(typed)
+        here = [] if self.found else self._here(base)
+        if here and (self.questions is None or self.questions.yes(f"\nScore candidates on {', '.join(here)}?")):
+            for name in here:
+                self.add(name)
+        if not self.found and self.questions is not None:
+            self._ask(here)
+        return self.found
+
+    def _ask(self, here: Sequence[str]) -> None:
+        assert self.questions is not None
+        also = f", or of these: {', '.join(here)}" if here else ""
+        self.questions.say(
+            f"\nThe tasks that a merge shall be good at, one by one: a name that lm-eval knows (gsm8k,\n"
+            f"hellaswag, ...){also}. Their mean counts. An empty line ends the list."
+        )
+
+        def one(typed: str) -> bool:
+            if not typed and not self.found:
+                raise UserError("one task at least: `lm_eval ls tasks` lists what lm-eval has")
+            if typed:
+                self.add(typed)
+            return bool(typed)
+
+        while self.questions.text(f"  task {len(self.found) + 1}", one):
+            pass
+
+    def _here(self, base: Parent) -> list[str]:
+        """The tasks in the user's folders, and the zoo's for a base of the zoo."""
+        folders = [Path(folder).resolve() for folder in self.include_path]
+        if base.reference.startswith("zoo:"):
+            folders.append(zoo.folder() / "tasks")
+        manager = catalog.find([], self.include_path)
+        paths = {name: manager.task_index[name].yaml_path for name in manager.all_subtasks}
+        return [
+            name
+            for name, path in sorted(paths.items())
+            if path is not None and any(path.resolve().is_relative_to(folder) for folder in folders)
+        ]
+
+    def add(self, typed: str) -> None:
+        """Loads a task, asking for its metric where it has several; `UserError` where that cannot be."""
+        name, metric = self._parsed(typed)
+        if any(task.label == name for task in self.found):
+            raise UserError(f"task {name!r} is there already: list each task once")
+        self.say(f"loading {name}")
+        try:
+            self.found = self._load(name, metric)
+        except UserError as error:
+            choices = [] if metric else self._metrics(name)
+            if len(choices) < 2:
+                raise
+            if self.questions is None:
+                raise UserError(f"{error} (--task {name}:{choices[0]})") from None
+            self.found = self._load(name, self.questions.one_of(f"    which metric of {name} counts?", choices))
+
+    def _parsed(self, typed: str) -> tuple[str, str | None]:
+        name, colon, metric = (part.strip() for part in typed.rpartition(":"))
+        if not colon or Path(typed).is_file():
+            name, metric = typed.strip(), ""
+        # where a run is started from is not known, and a task's own file is looked for from there
+        return (str(Path(name).absolute()) if Path(name).is_file() else name), metric or None
+
+    def _load(self, name: str, metric: str | None) -> list[Task]:
+        config = TaskConfig(task=name, metric=metric)
+        return load([*(task.config for task in self.found), config], self.include_path, tokenizer=self.tokenizer)
+
+    def _metrics(self, name: str) -> list[str]:
+        """What the task may be counted by, as `metric` states it; nothing where it cannot be loaded."""
+        try:
+            with quiet(), lm_eval_seeds():
+                leaf = next(iter(catalog.find([name], self.include_path).load([name])["tasks"].values()))
+            several = filters(leaf)
+            return [f"{m},{f}" if len(several) > 1 else m for m in aggregations(leaf) for f in several]
+        except Exception:
+            return []
+
+
+# --- documents and budget -----------------------------------------------------------------------------------------
+
+
+def _data(draft: Draft, file: Path) -> dict[str, Any]:
+    """What the file states, in its order, before documents and budget are chosen."""
+    given, folder = draft.given, file.parent
+    stem = given.name or ("" if file.name == FILE else re.sub(r"[^\w.-]", "-", file.stem))
+    dtype = dtype_for(given.device)
+    keys: dict[str, Any] = {
+        "name": stem,
+        "base_model": written(draft.base.reference, folder),
+        "models": {name: written(model.reference, folder) for name, model in draft.models.items()},
+        "tasks": [task.config.model_dump(exclude_defaults=True) for task in draft.tasks],
+        "include_path": [written(path, folder) for path in draft.include_path],
+        "device": given.device,
+        "dtype": dtype,
+        "trust_remote_code": given.trust_remote_code,
+    }
+    usual = {key: Config.model_fields[key].get_default(call_default_factory=True) for key in keys}
+    return {key: value for key, value in keys.items() if value != usual[key] and value != ""}
+
+
+def _absolute(draft: Draft) -> dict[str, Any]:
+    """The same with what was typed in place of what the file states: for the folder that the command runs in."""
+    typed = {"base_model": draft.base.reference, "models": {n: m.reference for n, m in draft.models.items()}}
+    return {**draft.data, **typed, "include_path": list(draft.include_path)}
+
+
+def _limits(draft: Draft, config: Config, questions: Questions | None, say: Callable[[str], None]) -> None:
+    """Sets how many documents of each task a candidate is scored on, where a task has more."""
+    limit = _limit(draft.given.limit) if draft.given.limit is not None else None
+    if draft.given.limit is None:
+        say("estimating how long a document takes")
+        seconds = seconds_of(config, draft.tasks, draft.base.source)
+        proposed = limit_for(seconds.values())
+        takes = f"{proposed} of each task take a candidate some {_about(proposed * sum(seconds.values()))} here"
+        if questions is None:
+            limit = proposed
+            say(takes)
+        else:
+            limit = questions.text(
+                f"\nDocuments of each task to score a candidate on: a number, or {ALL}\n({takes})",
+                _limit,
+                str(proposed),
+            )
+    for task, stated in zip(draft.tasks, draft.data["tasks"], strict=True):
+        there = len(splits(config, [task])[task.label].search)
+        if limit is not None and limit < there:
+            stated["limit"] = limit
+
+
+def _limit(typed: str) -> int | None:
+    if typed == ALL:
+        return None
+    if not typed.isdigit() or int(typed) < 2:
+        raise UserError(f"the limit is {typed!r}: give a number of documents, 2 or more, or {ALL}")
+    return int(typed)
+
+
+def _about(seconds: float) -> str:
+    """A time as roughly as it is known."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(1, round(seconds / 10) * 10 if seconds > 10 else round(seconds))} seconds"
+
+
+def _budget(draft: Draft, questions: Questions | None) -> None:
+    given = draft.given
+    chosen: dict[str, Any] = {"trials": given.trials, **({"hours": given.hours} if given.hours is not None else {})}
+    if given.hours is not None and given.trials is None:
+        chosen["trials"] = _MANY
+    if questions is not None and given.trials is None and given.hours is None:
+        chosen = questions.text(
+            "Candidates to try beside the base, the models and the published defaults; or hours, as 2h",
+            _parsed_budget,
+            str(_TRIALS),
+        )
+    search = {key: value for key, value in chosen.items() if value is not None and (key, value) != ("trials", _TRIALS)}
+    if search:
+        draft.data["search"] = search
+
+
+def _parsed_budget(typed: str) -> dict[str, Any]:
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(h|hours?)", typed)
+    if number and float(number[1]) > 0:
+        return {"trials": _MANY, "hours": float(number[1])}
+    if not typed.isdigit():
+        raise UserError(f"{typed!r} is no budget: give a number of candidates, or hours, for example 2h")
+    return {"trials": int(typed)}
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def _lines(draft: Draft, config: Config, file: Path) -> Iterator[str]:
+    data = draft.data
+    yield f"# Search for the best merge of these models: mergesearch run {file.name}"
+    yield f"# What that may cost: mergesearch check {file.name}. Paths are relative to this file."
+    if "name" in data:
+        yield f"name: {_scalar(data['name'])}  # what is found lies in results/{data['name']}"
+    yield f"base_model: {_scalar(data['base_model'])}  # what the models were fine-tuned from"
+    yield "models:"
+    yield from (f"  {_scalar(name)}: {_scalar(reference)}" for name, reference in data["models"].items())
+    yield "tasks:  # what a merge shall be good at; the mean of all counts"
+    for task, stated in zip(draft.tasks, data["tasks"], strict=True):
+        parts = splits(config, [task])[task.label]
+        used = min(stated.get("limit", len(parts.search)), len(parts.search))
+        yield f"  - {_flow(stated)}"
+        yield (
+            f"    # {task.metric}: on {used} of {len(parts.search)} documents; "
+            f"{len(parts.holdout)} more are kept for the report"
+        )
+    if "include_path" in data:
+        paths = [_scalar(path) for path in data["include_path"]]
+        yield f"include_path: {paths[0] if len(paths) == 1 else '[' + ', '.join(paths) + ']'}  # tasks of your own"
+    if "search" in data:
+        yield f"search: {_flow(data['search'])}"
+    else:
+        yield f"# {_TRIALS} candidates are tried; for more, or for an end: search: {{trials: 100, hours: 2}}"
+    if "device" in data:
+        yield f"device: {_scalar(data['device'])}"
+    if "dtype" in data:
+        yield f"dtype: {data['dtype']}  # this machine is slow in bfloat16, the usual one"
+    if "trust_remote_code" in data:
+        yield "trust_remote_code: true  # run code from the models' folders"
+
+
+def _flow(data: Mapping[str, Any]) -> str:
+    pairs = (f"{key}: {_scalar(value) if isinstance(value, str) else value}" for key, value in data.items())
+    return f"{{{', '.join(pairs)}}}"
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML states it, in quotes where it would be read as something else."""
+    try:
+        plain = parse_yaml(f"[{text}]", text) == [text] and parse_yaml(f"{text}: {text}", text) == {text: text}
+    except UserError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
