@@ -74,7 +74,18 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
 OutPath = Annotated[Path, typer.Argument(metavar="OUT", help="the new checkpoint folder")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a key: search.trials=10")]
 ShardSize = Annotated[str, typer.Option(help="the largest safetensors file")]
-TextOrJson = Annotated[str, typer.Option(help="text or json")]
+TextOrJson = Annotated[str, typer.Option(help="text or json", autocompletion=lambda: ["text", "json"])]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:N", autocompletion=lambda: ["auto", "cpu", "cuda", "cuda:0"])
+]
+MethodName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="one method, with its mathematics", autocompletion=completing.methods),
+]
+StrategyName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="one strategy, with all it says", autocompletion=completing.strategies),
+]
 
 
 def main() -> None:
@@ -169,24 +180,36 @@ def start(
 
 @app.command()
 def init(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="the file to write; else mergesearch.yaml")
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="what to write; else mergesearch.yaml")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="what they were fine-tuned from", autocompletion=completing.models),
     ] = None,
-    base: Annotated[str | None, typer.Option(metavar="MODEL", help="what the models were fine-tuned from")] = None,
-    model: Annotated[list[str], typer.Option(metavar="[NAME=]MODEL", help="a folder, a hub id, zoo:NAME")] = [],  # noqa: B006
-    task: Annotated[list[str], typer.Option(metavar="TASK[:METRIC]", help="one that lm-eval knows, or yours")] = [],  # noqa: B006
+    model: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]MODEL",
+            help="a folder, a hub id or zoo:NAME; again for each",
+            autocompletion=completing.models,
+        ),
+    ] = [],  # noqa: B006 - typer reads the default
+    task: Annotated[
+        list[str], typer.Option(metavar="TASK[:METRIC]", help="one that lm-eval knows, or yours; again for each")
+    ] = [],  # noqa: B006
     include_path: Annotated[list[str], typer.Option(metavar="FOLDER", help="with tasks of your own")] = [],  # noqa: B006
-    name: Annotated[str | None, typer.Option(help="of the run, and of the file where FILE is left out")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of the run, and of the file where FILE is left out")
+    ] = None,
     limit: Annotated[str | None, typer.Option(metavar="N|all", help="documents of each task to score on")] = None,
-    trials: Annotated[int | None, typer.Option(min=0, help="how many candidates to try")] = None,
-    hours: Annotated[float | None, typer.Option(help="when to end")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    trials: Annotated[int | None, typer.Option(metavar="N", min=0, help="how many candidates to try")] = None,
+    hours: Annotated[float | None, typer.Option(metavar="H", help="when to end")] = None,
+    device: Device = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run code from the models' folders")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="ask nothing, take what is proposed")] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite FILE")] = False,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="say what the run may cost")] = True,
+    check: Annotated[bool, typer.Option(help="say what the run may cost")] = True,
 ) -> None:
     """Write a configuration for your models, from questions or options."""
     from mergesearch.commands.given import Given, missing, target
@@ -198,8 +221,9 @@ def init(
     else:
         missing(given, yes)
     try:
-        from mergesearch.commands.init import write_configuration
-        from mergesearch.commands.questions import Questions
+        with out.status("loading torch and lm-eval"):
+            from mergesearch.commands.init import write_configuration
+            from mergesearch.commands.questions import Questions
 
         write_configuration(given, path, Questions(out) if asks else None, _note)
     except (KeyboardInterrupt, EOFError):
@@ -298,7 +322,12 @@ def export(
     out_folder: OutPath,
     trial: Annotated[str, typer.Option(metavar="best|N", help="which candidate")] = "best",
     max_shard_size: ShardSize = "5GB",
-    format: Annotated[str, typer.Option(help="checkpoint (a folder) or mergekit (its YAML file)")] = "checkpoint",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="checkpoint (a folder) or mergekit (its YAML file)", autocompletion=lambda: ["checkpoint", "mergekit"]
+        ),
+    ] = "checkpoint",
 ) -> None:
     """A candidate of a run as a checkpoint, or as a file for mergekit."""
     from mergesearch.commands.export import FORMATS, MERGEKIT, export_mergekit, export_trial
@@ -315,7 +344,7 @@ def export(
 def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe's YAML file, native or mergekit's")],
     out_folder: OutPath,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    device: Device = "auto",
     max_shard_size: ShardSize = "5GB",
     allow_unrelated: Annotated[bool, typer.Option(help="merge models that share no base")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="run code from the models' folders")] = False,
@@ -331,9 +360,16 @@ def merge(
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(metavar="MODEL|RECIPE", help="a checkpoint, or a recipe's YAML file")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RECIPE", help="a checkpoint, or a recipe's YAML file", autocompletion=completing.models
+        ),
+    ],
     config: Annotated[Path, typer.Option(help="the run's YAML file: tasks, documents, batch size")],
-    on: Annotated[str, typer.Option(help="search, holdout or all documents")] = "search",
+    on: Annotated[
+        str, typer.Option(help="search, holdout or all documents", autocompletion=lambda: ["search", "holdout", "all"])
+    ] = "search",
     format: TextOrJson = "text",
     override: Sets = [],  # noqa: B006 - typer reads the default
 ) -> None:
@@ -364,7 +400,7 @@ def check(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one method, with its mathematics")] = None,
+    name: MethodName = None,
     format: TextOrJson = "text",
 ) -> None:
     """Every merge method: its parameters, their ranges, the paper."""
@@ -375,7 +411,7 @@ def methods(
 
 @app.command()
 def strategies(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one strategy, with all it says")] = None,
+    name: StrategyName = None,
     format: TextOrJson = "text",
 ) -> None:
     """Every way to search: its settings, their ranges and defaults."""
@@ -385,8 +421,11 @@ def strategies(
 
 
 @app.command()
-def zoo() -> None:
+def zoo(
+    format: Annotated[str, typer.Option(help="text: the folder alone; json: what is in it")] = "text",
+) -> None:
     """Where the demo models and their tasks are."""
-    from mergesearch.commands.zoo import folder
+    from mergesearch.commands.zoo import described, folder
 
-    print(folder())
+    _one_of("--format", format, ("text", "json"))
+    print(json.dumps(described(), indent=1) if format == "json" else folder())

@@ -73,7 +73,7 @@ def write_configuration(
         if differs(model, base):
             say(f"note: {name} says that it was trained on {model.trained_on}")
     include_path = _include_path(given, questions)
-    tasks = _Tasks(include_path, str(base.source.path), questions, say).chosen(given, base)
+    tasks = _Tasks(include_path, str(base.source.path.absolute()), questions, say).chosen(given, base)
     draft = Draft(given, base, named, include_path, tasks)
     draft.data = _data(draft, file)
     config = validate(Config, _absolute(draft), str(file))
@@ -112,8 +112,8 @@ def _models(given: Given, questions: Questions | None, say: Callable[[str], None
                 add(f"{name}=zoo:{name}")
     if not found and questions is not None:
         questions.say(
-            "\nThe models to merge, one by one: a folder (of a model or a LoRA adapter), a hub id\n"
-            "(owner/name), or zoo:NAME. An empty line ends the list.",
+            "\nThe models to merge, one by one: the folder of a model or of a LoRA adapter, a hub id (owner/name), or "
+            "zoo:NAME. An empty line ends the list."
         )
 
         def one(typed: str) -> bool:
@@ -223,6 +223,8 @@ class _Tasks:
         self.questions: Questions | None = questions
         self.say: Callable[[str], None] = say
         self.found: list[Task] = []
+        # what is known without lm-eval's own tasks
+        self.light: Any = catalog.find([], self.include_path)
 
     def chosen(self, given: Given, base: Parent) -> list[Task]:
         for typed in given.tasks:
@@ -239,8 +241,8 @@ class _Tasks:
         assert self.questions is not None
         also = f", or of these: {', '.join(here)}" if here else ""
         self.questions.say(
-            f"\nThe tasks that a merge shall be good at, one by one: a name that lm-eval knows (gsm8k,\n"
-            f"hellaswag, ...){also}. Their mean counts. An empty line ends the list."
+            f"\nThe tasks that a merge shall be good at, one by one: a name that lm-eval knows (gsm8k, hellaswag, "
+            f"...){also}. Their mean counts. An empty line ends the list."
         )
 
         def one(typed: str) -> bool:
@@ -258,8 +260,7 @@ class _Tasks:
         folders = [Path(folder).resolve() for folder in self.include_path]
         if base.reference.startswith("zoo:"):
             folders.append(zoo.folder() / "tasks")
-        manager = catalog.find([], self.include_path)
-        paths = {name: manager.task_index[name].yaml_path for name in manager.all_subtasks}
+        paths = {name: self.light.task_index[name].yaml_path for name in self.light.all_subtasks}
         return [
             name
             for name, path in sorted(paths.items())
@@ -271,7 +272,8 @@ class _Tasks:
         name, metric = self._parsed(typed)
         if any(task.label == name for task in self.found):
             raise UserError(f"task {name!r} is there already: list each task once")
-        self.say(f"loading {name}")
+        own = name not in self.light.task_index and not Path(name).is_file()
+        self.say(f"loading {name}{', after the index of lm-eval: half a minute, once' if own else ''}")
         try:
             self.found = self._load(name, metric)
         except UserError as error:
@@ -297,7 +299,9 @@ class _Tasks:
         """What the task may be counted by, as `metric` states it; nothing where it cannot be loaded."""
         try:
             with quiet(), lm_eval_seeds():
-                leaf = next(iter(catalog.find([name], self.include_path).load([name])["tasks"].values()))
+                metadata = {"pretrained": self.tokenizer, "tokenizer": self.tokenizer}
+                manager = catalog.find([name], self.include_path, metadata)
+                leaf = next(iter(manager.load([name])["tasks"].values()))
             several = filters(leaf)
             return [f"{m},{f}" if len(several) > 1 else m for m in aggregations(leaf) for f in several]
         except Exception:
@@ -334,24 +338,24 @@ def _absolute(draft: Draft) -> dict[str, Any]:
 
 def _limits(draft: Draft, config: Config, questions: Questions | None, say: Callable[[str], None]) -> None:
     """Sets how many documents of each task a candidate is scored on, where a task has more."""
-    limit = _limit(draft.given.limit) if draft.given.limit is not None else None
-    if draft.given.limit is None:
+    there = {label: len(part.search) for label, part in splits(config, draft.tasks).items()}
+    if draft.given.limit is not None:
+        limit = _limit(draft.given.limit)
+    else:
         say("estimating how long a document takes")
         seconds = seconds_of(config, draft.tasks, draft.base.source)
-        proposed = limit_for(seconds.values())
-        takes = f"{proposed} of each task take a candidate some {_about(proposed * sum(seconds.values()))} here"
+        limit, whole = limit_for(seconds, there)
+        words = f"{limit} of each task" if limit else "all"
+        takes = f"{words} take a candidate about {_about(whole)} here"
         if questions is None:
-            limit = proposed
-            say(takes)
+            say(f"documents to score on: {takes}")
         else:
+            questions.say("")
             limit = questions.text(
-                f"\nDocuments of each task to score a candidate on: a number, or {ALL}\n({takes})",
-                _limit,
-                str(proposed),
+                f"Documents of each task to score candidates on, a number or {ALL}; {takes}", _limit, str(limit or ALL)
             )
     for task, stated in zip(draft.tasks, draft.data["tasks"], strict=True):
-        there = len(splits(config, [task])[task.label].search)
-        if limit is not None and limit < there:
+        if limit is not None and limit < there[task.label]:
             stated["limit"] = limit
 
 
@@ -368,7 +372,9 @@ def _about(seconds: float) -> str:
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, round(seconds / 10) * 10 if seconds > 10 else round(seconds))} seconds"
+    if seconds < 2:
+        return "a second"
+    return f"{seconds:.0f} seconds" if seconds < 10 else f"{round(seconds, -1):.0f} seconds"
 
 
 def _budget(draft: Draft, questions: Questions | None) -> None:
@@ -408,20 +414,17 @@ def _lines(draft: Draft, config: Config, file: Path) -> Iterator[str]:
     yield f"base_model: {_scalar(data['base_model'])}  # what the models were fine-tuned from"
     yield "models:"
     yield from (f"  {_scalar(name)}: {_scalar(reference)}" for name, reference in data["models"].items())
-    yield "tasks:  # what a merge shall be good at; the mean of all counts"
+    yield "tasks:  # what a merge shall be good at; their mean counts"
     for task, stated in zip(draft.tasks, data["tasks"], strict=True):
         parts = splits(config, [task])[task.label]
-        used = min(stated.get("limit", len(parts.search)), len(parts.search))
-        yield f"  - {_flow(stated)}"
-        yield (
-            f"    # {task.metric}: on {used} of {len(parts.search)} documents; "
-            f"{len(parts.holdout)} more are kept for the report"
-        )
+        there, kept = len(parts.search), len(parts.holdout)
+        used = f"{stated['limit']} of {there}" if "limit" in stated else f"all {there}"
+        yield f"  - {_flow(stated)}  # {task.metric} on {used} search documents; {kept} are kept for the report"
     if "include_path" in data:
         paths = [_scalar(path) for path in data["include_path"]]
         yield f"include_path: {paths[0] if len(paths) == 1 else '[' + ', '.join(paths) + ']'}  # tasks of your own"
     if "search" in data:
-        yield f"search: {_flow(data['search'])}"
+        yield f"search: {_flow(data['search'])}  # beside the base, the models and published defaults"
     else:
         yield f"# {_TRIALS} candidates are tried; for more, or for an end: search: {{trials: 100, hours: 2}}"
     if "device" in data:
@@ -433,7 +436,9 @@ def _lines(draft: Draft, config: Config, file: Path) -> Iterator[str]:
 
 
 def _flow(data: Mapping[str, Any]) -> str:
-    pairs = (f"{key}: {_scalar(value) if isinstance(value, str) else value}" for key, value in data.items())
+    pairs = (
+        f"{key}: {_scalar(value) if isinstance(value, str) else format(value, 'g')}" for key, value in data.items()
+    )
     return f"{{{', '.join(pairs)}}}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,15 @@ def _generated(task: Task) -> int:
     return max(told, default=0)
 
 
-def limit_for(seconds: Iterable[float]) -> int:
-    """How many documents of each task let a candidate be scored in about a minute: a round number, 20 at least."""
-    each = sum(seconds)
-    return max((limit for limit in _LIMITS if limit * each <= _SECONDS), default=_LIMITS[0])
+def limit_for(seconds: Mapping[str, float], there: Mapping[str, int]) -> tuple[int | None, float]:
+    """How many documents of each task to score a candidate on, so that it takes about a minute, and how long it takes.
+
+    A round number, 20 at least; None where that is all that there are.
+
+    Args:
+        seconds: of one document of each task.
+        there: the search documents of each task.
+    """
+    takes = {limit: sum(seconds[task] * min(limit, there[task]) for task in there) for limit in _LIMITS}
+    limit = max((limit for limit, total in takes.items() if total <= _SECONDS), default=_LIMITS[0])
+    return (limit if limit < max(there.values()) else None), takes[limit]
