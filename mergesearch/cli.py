@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from mergesearch.commands import usage
+from mergesearch.commands import completing, usage
 from mergesearch.errors import CandidateError, UserError, unknown
 
 
@@ -26,17 +26,9 @@ class Verbs(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the page of bare `mergesearch` and of `mergesearch -h`."""
-        formatter.write(f"{usage.SUMMARY}\n\n{usage.USAGE}\n")
-        with formatter.section(_bold("Examples")):
-            for words, lines in usage.EXAMPLES:
-                formatter.write(f"  {words}\n{''.join(f'    {line}{chr(10)}' for line in lines)}")
-        width = max(map(len, self.commands))
-        for title, names in usage.GROUPS.items():
-            with formatter.section(_bold(title)):
-                formatter.write_dl([(name.ljust(width), self.commands[name].help or "") for name in names])
-        with formatter.section(_bold("Options")):
-            formatter.write_dl([row for option in self.get_params(ctx) if (row := option.get_help_record(ctx))])
-        formatter.write(f"\n{usage.STATUSES}\n")
+        options = [row for option in self.get_params(ctx) if (row := option.get_help_record(ctx))]
+        verbs = {name: command.help or "" for name, command in self.commands.items()}
+        usage.write_page(formatter, verbs, options, lambda text: typer.style(text, bold=True))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb that is meant; `UserError` with the nearest for one that there is not."""
@@ -50,10 +42,6 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Abort() from None
-
-
-def _bold(text: str) -> str:
-    return typer.style(text, bold=True)
 
 
 app: typer.Typer = typer.Typer(
@@ -75,9 +63,7 @@ OutPath = Annotated[Path, typer.Argument(metavar="OUT", help="the new checkpoint
 Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a key: search.trials=10")]
 ShardSize = Annotated[str, typer.Option(help="the largest safetensors file")]
 TextOrJson = Annotated[str, typer.Option(help="text or json", autocompletion=lambda: ["text", "json"])]
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda or cuda:N", autocompletion=lambda: ["auto", "cpu", "cuda", "cuda:0"])
-]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 MethodName = Annotated[
     str | None,
     typer.Argument(metavar="NAME", help="one method, with its mathematics", autocompletion=completing.methods),
@@ -322,12 +308,7 @@ def export(
     out_folder: OutPath,
     trial: Annotated[str, typer.Option(metavar="best|N", help="which candidate")] = "best",
     max_shard_size: ShardSize = "5GB",
-    format: Annotated[
-        str,
-        typer.Option(
-            help="checkpoint (a folder) or mergekit (its YAML file)", autocompletion=lambda: ["checkpoint", "mergekit"]
-        ),
-    ] = "checkpoint",
+    format: Annotated[str, typer.Option(help="checkpoint (a folder) or mergekit (its YAML file)")] = "checkpoint",
 ) -> None:
     """A candidate of a run as a checkpoint, or as a file for mergekit."""
     from mergesearch.commands.export import FORMATS, MERGEKIT, export_mergekit, export_trial
@@ -367,9 +348,7 @@ def score(
         ),
     ],
     config: Annotated[Path, typer.Option(help="the run's YAML file: tasks, documents, batch size")],
-    on: Annotated[
-        str, typer.Option(help="search, holdout or all documents", autocompletion=lambda: ["search", "holdout", "all"])
-    ] = "search",
+    on: Annotated[str, typer.Option(help="search, holdout or all documents")] = "search",
     format: TextOrJson = "text",
     override: Sets = [],  # noqa: B006 - typer reads the default
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mergesearch.errors import unknown
@@ -32,6 +32,29 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "Learn": ("methods", "strategies", "zoo"),
 }
 STATUSES = "Exit status: 0 done, 1 the work failed or was interrupted, 2 the input is wrong."
+
+
+def write_page(
+    formatter: Any, verbs: Mapping[str, str], options: Sequence[tuple[str, str]], bold: Callable[[str], str]
+) -> None:
+    """Writes the first page: what it is, examples, the verbs in their groups, options, exit statuses.
+
+    Args:
+        formatter: the library's, which knows how wide the terminal is.
+        verbs: what each verb does.
+        options: what each option does.
+    """
+    formatter.write(f"{SUMMARY}\n\n{USAGE}\n")
+    with formatter.section(bold("Examples")):
+        for words, lines in EXAMPLES:
+            formatter.write("".join([f"  {words}\n", *(f"    {line}\n" for line in lines)]))
+    width = max(map(len, verbs))
+    for title, names in GROUPS.items():
+        with formatter.section(bold(title)):
+            formatter.write_dl([(name.ljust(width), verbs[name]) for name in names])
+    with formatter.section(bold("Options")):
+        formatter.write_dl(options)
+    formatter.write(f"\n{STATUSES}\n")
 
 
 def sentence(error: Any) -> str:
