@@ -67,7 +67,7 @@ def sentence(error: Any) -> str:
     context, kind = getattr(error, "ctx", None), type(error).__name__
     where = context.command_path if context is not None else COMMAND
     see = f"see `{where} -h`"
-    if kind == "NoSuchOption":
+    if kind == "NoSuchOption" and context is not None:
         options = [name for parameter in context.command.get_params(context) for name in _written(parameter)]
         return str(unknown("option", error.option_name, options, where))
     if kind == "MissingParameter":
