@@ -51,6 +51,7 @@ class ChosenTasks:
         self.found: list[Task] = []
         # what is known without lm-eval's own tasks
         self.light: Any = catalog.find([], self.include_path)
+        self._indexed: bool = False
 
     def choose(self, given: Given, base: str) -> list[Task]:
         """Those that were given; else those that are proposed or answered, for a base of that reference."""
@@ -99,8 +100,9 @@ class ChosenTasks:
         name, metric = self._parsed(typed)
         if any(task.label == name for task in self.found):
             raise UserError(f"task {name!r} is there already: list each task once")
-        own = name not in self.light.task_index and not Path(name).is_file()
-        self.say(f"loading {name}{', after the index of lm-eval: half a minute, once' if own else ''}")
+        slow = not self._indexed and name not in self.light.task_index and not Path(name).is_file()
+        self._indexed = self._indexed or slow
+        self.say(f"loading {name}{', after the index of lm-eval: half a minute, once' if slow else ''}")
         try:
             self.found = self._load(name, metric)
         except UserError as error:
