@@ -15,14 +15,41 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
+from mergesearch.commands import completing, usage
 from mergesearch.errors import CandidateError, UserError, unknown
 
+
+class Verbs(TyperGroup):
+    """The verbs, as the first page shows them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the page of bare `mergesearch` and of `mergesearch -h`."""
+        options = [row for option in self.get_params(ctx) if (row := option.get_help_record(ctx))]
+        verbs = {name: command.help or "" for name, command in self.commands.items()}
+        usage.write_page(formatter, verbs, options, lambda text: typer.style(text, bold=True))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that is meant; `UserError` with the nearest for one that there is not."""
+        if not args[0].startswith("-") and args[0] not in self.commands and not ctx.resilient_parsing:
+            raise unknown("verb", args[0], self.commands, usage.COMMAND)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the verb; an interruption has the exit status of this command and not the library's own."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort() from None
+
+
 app: typer.Typer = typer.Typer(
-    name="mergesearch",
-    help="Search for the best way to merge fine-tuned language models.",
-    no_args_is_help=True,
-    add_completion=False,
+    name=usage.COMMAND,
+    cls=Verbs,
+    help=usage.SUMMARY,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -35,7 +62,16 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
 OutPath = Annotated[Path, typer.Argument(metavar="OUT", help="the new checkpoint folder")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a key: search.trials=10")]
 ShardSize = Annotated[str, typer.Option(help="the largest safetensors file")]
-TextOrJson = Annotated[str, typer.Option(help="text or json")]
+TextOrJson = Annotated[str, typer.Option(help="text or json", autocompletion=lambda: ["text", "json"])]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+MethodName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="one method, with its mathematics", autocompletion=completing.methods),
+]
+StrategyName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="one strategy, with all it says", autocompletion=completing.strategies),
+]
 
 
 def main() -> None:
@@ -48,11 +84,9 @@ def main() -> None:
 def status() -> int:
     """Runs the verb in `sys.argv` and returns its exit status."""
     try:
-        return app(standalone_mode=False) or 0
+        return app(prog_name=usage.COMMAND, standalone_mode=False) or 0
     except UserError as error:
         return _say_error(str(error), 2)
-    except typer.TyperException as error:
-        return _say_error(error.format_message() if hasattr(error, "format_message") else str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         return _say_error("interrupted", 1)
     except BrokenPipeError:
@@ -61,6 +95,8 @@ def status() -> int:
     except CandidateError as error:
         return _say_error(str(error), 1)
     except Exception as error:
+        if hasattr(error, "format_message"):  # of the library that reads the command line
+            return _say_error(usage.sentence(error), 2)
         if os.environ.get("MERGESEARCH_DEBUG"):
             raise
         reason = " ".join(str(error).split())
@@ -76,6 +112,21 @@ def _say(lines: Iterable[Any]) -> None:
     """Prints lines as they are, and whatever else rich lays out."""
     for line in lines:
         out.print(line, soft_wrap=isinstance(line, str), markup=False, highlight=False)
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _labelled(lines: Iterable[tuple[str, str]]) -> None:
+    for label, text in lines:
+        out.print(f"[bold]{label}[/bold]: ", end="", highlight=False)
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _note(text: str) -> None:
+    """What is being done, beside the result."""
+    err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:
@@ -96,6 +147,85 @@ def _described(
         return
     for line in lines_of(name):
         out.print(line, soft_wrap=True)
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the versions and end.")] = False,
+) -> None:
+    """Prints the first page where no verb is given."""
+    if version:
+        from mergesearch.commands.version import lines
+
+        print(*lines(), sep="\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def init(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="what to write; else mergesearch.yaml")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="what they were fine-tuned from", autocompletion=completing.models),
+    ] = None,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]MODEL",
+            help="a folder, a hub id or zoo:NAME; again for each",
+            autocompletion=completing.models,
+        ),
+    ] = [],  # noqa: B006 - typer reads the default
+    task: Annotated[
+        list[str], typer.Option(metavar="TASK[:METRIC]", help="one that lm-eval knows, or yours; again for each")
+    ] = [],  # noqa: B006
+    include_path: Annotated[list[str], typer.Option(metavar="FOLDER", help="with tasks of your own")] = [],  # noqa: B006
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of the run, and of the file where FILE is left out")
+    ] = None,
+    limit: Annotated[str | None, typer.Option(metavar="N|all", help="documents of each task to score on")] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", min=0, help="how many candidates to try")] = None,
+    hours: Annotated[float | None, typer.Option(metavar="H", help="when to end")] = None,
+    device: Device = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code from the models' folders")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="ask nothing, take what is proposed")] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite FILE")] = False,
+    check: Annotated[bool, typer.Option(help="say what the run may cost")] = True,
+) -> None:
+    """Write a configuration for your models, from questions or options."""
+    from mergesearch.commands.given import Given, missing, target
+
+    path, asks = target(file, name, force), _on_terminal() and not yes
+    given = Given(base, model, task, include_path, name, limit, trials, hours, device, trust_remote_code)
+    if asks:
+        _say([f"A few questions, then {path} is written. Enter takes what stands in brackets, Ctrl-C ends."])
+    else:
+        missing(given, yes)
+    try:
+        with out.status("loading torch and lm-eval"):
+            from mergesearch.commands.init import write_configuration
+            from mergesearch.commands.questions import Questions
+
+        write_configuration(given, path, Questions(out) if asks else None, _note)
+    except (KeyboardInterrupt, EOFError):
+        err.print()
+        _say_error(f"interrupted; {path} was not written", 1)
+        raise typer.Exit(1) from None
+    _say([f"{path} is written."])
+    if check:
+        from mergesearch.commands.check import preview
+
+        _note("checking it as `mergesearch check` does")
+        try:
+            _labelled(preview(path))
+        except UserError as error:
+            raise UserError(f"{path} is written and cannot be run yet: {error}") from None
+    _say([f"Next: {shlex.join([usage.COMMAND, 'run', str(path)])}"])
 
 
 @app.command()
@@ -191,7 +321,7 @@ def export(
     max_shard_size: ShardSize = "5GB",
     format: Annotated[str, typer.Option(help="checkpoint (a folder) or mergekit (its YAML file)")] = "checkpoint",
 ) -> None:
-    """A candidate of a run as a complete checkpoint, or as a file that mergekit runs."""
+    """A candidate of a run as a checkpoint, or as a file for mergekit."""
     from mergesearch.commands.export import FORMATS, MERGEKIT, export_mergekit, export_trial
 
     _one_of("--format", format, FORMATS)
@@ -206,7 +336,7 @@ def export(
 def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe's YAML file, native or mergekit's")],
     out_folder: OutPath,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    device: Device = "auto",
     max_shard_size: ShardSize = "5GB",
     allow_unrelated: Annotated[bool, typer.Option(help="merge models that share no base")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="run code from the models' folders")] = False,
@@ -222,7 +352,12 @@ def merge(
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(metavar="MODEL|RECIPE", help="a checkpoint, or a recipe's YAML file")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RECIPE", help="a checkpoint, or a recipe's YAML file", autocompletion=completing.models
+        ),
+    ],
     config: Annotated[Path, typer.Option(help="the run's YAML file: tasks, documents, batch size")],
     on: Annotated[str, typer.Option(help="search, holdout or all documents")] = "search",
     format: TextOrJson = "text",
@@ -247,20 +382,18 @@ def check(
     override: Sets = [],  # noqa: B006 - typer reads the default
     allow_unrelated: Annotated[bool, typer.Option(help="for a recipe: merge models that share no base")] = False,
 ) -> None:
-    """Run every check on a recipe or a configuration and say what it would do, merging nothing."""
+    """What a configuration or a recipe would do and cost; merges nothing."""
     from mergesearch.commands.check import preview
 
-    for label, text in preview(file, override, allow_unrelated):
-        out.print(f"[bold]{label}[/bold]: ", end="", highlight=False)
-        out.print(text, highlight=False, markup=False, soft_wrap=True)
+    _labelled(preview(file, override, allow_unrelated))
 
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one method, with its mathematics")] = None,
+    name: MethodName = None,
     format: TextOrJson = "text",
 ) -> None:
-    """Every merge method with its parameters, their ranges, and the paper."""
+    """Every merge method: its parameters, their ranges, the paper."""
     from mergesearch.commands.methods import described, lines_of
 
     _described(described, lines_of, name, format)
@@ -268,18 +401,21 @@ def methods(
 
 @app.command()
 def strategies(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one strategy, with all it says")] = None,
+    name: StrategyName = None,
     format: TextOrJson = "text",
 ) -> None:
-    """Every way to search, with its settings, their ranges and defaults."""
+    """Every way to search: its settings, their ranges and defaults."""
     from mergesearch.commands.strategies import described, lines_of
 
     _described(described, lines_of, name, format)
 
 
 @app.command()
-def zoo() -> None:
+def zoo(
+    format: Annotated[str, typer.Option(help="text: the folder alone; json: what is in it")] = "text",
+) -> None:
     """Where the demo models and their tasks are."""
-    from mergesearch.commands.zoo import folder
+    from mergesearch.commands.zoo import described, folder
 
-    print(folder())
+    _one_of("--format", format, ("text", "json"))
+    print(json.dumps(described(), indent=1) if format == "json" else folder())

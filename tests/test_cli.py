@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,8 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support.commands import QUICKSTART, Done, mergesearch, small
 
-from mergesearch import load_run, zoo
+from mergesearch import __version__, cli, load_run, methods, registry, zoo
 from mergesearch import recipe as recipes
+from mergesearch.commands import usage
 from mergesearch.errors import UserError
 from mergesearch.search import store
 from scripts.bench.shared import zoo1
@@ -213,15 +217,120 @@ def test_score_on_search_holdout_and_all(finished: tuple[Path, Done]) -> None:
     assert re.match(r"zoo_names acc: 0\.\d{4} ± 0\.\d{4} on 12 documents\n", text)
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        ([], {}),
+        (["--help"], {}),
+        (["-h"], {}),
+        (["init", "-h"], {}),
+        (["--version"], {}),
+        (["zoo"], {}),
+        (["init"], {}),
+        (["tabel"], {}),
+        ([], {"_MERGESEARCH_COMPLETE": "complete_bash", "COMP_WORDS": "mergesearch methods t", "COMP_CWORD": "2"}),
+        ([], {"_MERGESEARCH_COMPLETE": "complete_bash", "COMP_WORDS": "mergesearch strategies s", "COMP_CWORD": "2"}),
+    ],
+)
+def test_what_is_quick_loads_nothing_heavy(arguments: list[str], environment: dict[str, str]) -> None:
     heavy = ("torch", "transformers", "lm_eval", "optuna", "numpy", "pandas", "pyarrow")
-    code = f"import sys; from mergesearch import cli; cli.status(); print([m for m in {heavy!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
-    assert "methods" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+    code = (
+        "import atexit, sys\nfrom mergesearch import cli\n"
+        f"atexit.register(lambda: print([m for m in {heavy!r} if m in sys.modules]))\ncli.status()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_first_page_fits_a_small_terminal_and_names_every_verb_once() -> None:
+    bare = mergesearch()
+    assert bare.status == 0 and bare.err == ""
+    assert mergesearch("-h").out == mergesearch("--help").out == bare.out
+    lines = bare.out.splitlines()
+    assert lines[0] == "Search for the best way to merge fine-tuned language models."
+    assert max(map(len, lines)) <= 80 and "\x1b" not in bare.out
+    grouped = [name for names in usage.GROUPS.values() for name in names]
+    verbs = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert len(grouped) == len(set(grouped)) and set(grouped) == verbs
+    for name in grouped:
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
+    assert len(usage.EXAMPLES) == 3 and all(f"    {line}" in lines for _, each in usage.EXAMPLES for line in each)
+    assert "Exit status: 0 done" in lines[-1]
+
+
+def test_the_examples_are_commands_that_there_are() -> None:
+    for line in (line for _, lines in usage.EXAMPLES for line in lines):
+        command, verb, *options = shlex.split(line)
+        assert command == "mergesearch"
+        help_of = mergesearch(verb, "-h").out
+        assert all(f"{option} " in help_of for option in options if option.startswith("--"))
+
+
+def test_every_verb_has_help() -> None:
+    for name in (name for names in usage.GROUPS.values() for name in names):
+        done = mergesearch(name, "-h")
+        assert done.status == 0 and done.out.startswith(f"Usage: mergesearch {name} ")
+        assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_the_version() -> None:
+    done = mergesearch("--version")
+    assert done.status == 0 and done.out.splitlines()[0] == f"mergesearch {__version__}"
+    assert f"torch {torch.__version__}" in done.out
+
+
+def completed(words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What bash is told at the end of a command line."""
+    monkeypatch.setenv("_MERGESEARCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        cli.app(prog_name="mergesearch")
+    return out.getvalue().split()
+
+
+def test_shells_complete_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert completed("mergesearch t", monkeypatch) == ["table"]
+    assert sorted(completed("mergesearch methods ", monkeypatch)) == sorted(row["name"] for row in methods.describe())
+    assert sorted(completed("mergesearch strategies ", monkeypatch)) == sorted(registry.strategies())
+    assert completed("mergesearch score zoo:b", monkeypatch) == ["zoo:base"]
+    assert completed("mergesearch methods --format j", monkeypatch) == ["json"]
+    assert "--include-path" in completed("mergesearch init --", monkeypatch)
+
+
+def test_a_script_for_the_shell_is_shown() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mergesearch", "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+    )
+    assert done.returncode == 0 and "_MERGESEARCH_COMPLETE=complete_bash" in done.stdout
+
+
+def test_ctrl_c_has_the_exit_status_of_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mergesearch.commands.zoo.folder", interrupted)
+    done = mergesearch("zoo")
+    assert done.status == 1 and done.err == "error: interrupted\n"
 
 
 def test_zoo_prints_its_folder() -> None:
     assert mergesearch("zoo").out == f"{zoo.folder()}\n"
+    found = json.loads(mergesearch("zoo", "--format", "json").out)
+    assert found["folder"] == str(zoo.folder()) and list(found["models"]) == [f"zoo:{name}" for name in zoo.names()]
+    assert all(Path(folder).is_dir() for folder in found["models"].values())
+    assert found["tasks"] and all((zoo.folder() / "tasks" / f"{task}.yaml").is_file() for task in found["tasks"])
 
 
 def test_killed_in_the_middle_nothing_is_lost_and_nothing_scored_twice(tmp_path: Path) -> None:
@@ -297,8 +406,17 @@ def test_ctrl_c_prints_the_table_and_how_to_go_on(tmp_path: Path, monkeypatch: p
         (["merge", "none.yaml", "out"], ["none.yaml", "no such file"]),
         (["score", "./nowhere", "--config", QUICKSTART], ["./nowhere"]),
         (["score", "zoo:base", "--config", QUICKSTART, "--on", "serach"], ["'serach'", "'search'"]),
-        (["tabel", "x"], ["tabel"]),
-        (["run"], ["CONFIG"]),
+        (["tabel", "x"], ["unknown verb 'tabel'", "'table'"]),
+        (["run"], ["mergesearch run needs CONFIG", "mergesearch run -h"]),
+        (["export", "run"], ["mergesearch export needs OUT"]),
+        (["score", "zoo:base"], ["mergesearch score needs --config"]),
+        (["table", "run", "--formt", "csv"], ["'--formt' in mergesearch table", "'--format'"]),
+        (["--versoin"], ["'--versoin'", "'--version'"]),
+        (["table", "run", "--top", "many"], ["mergesearch table", "'--top'", "integer", "-h"]),
+        (["table", "run", "--top", "0"], ["'--top'", "greater than or equal to 1"]),
+        (["table", "run", "--format"], ["'--format'", "requires an argument"]),
+        (["zoo", "more"], ["mergesearch zoo", "(more)", "-h"]),
+        (["zoo", "--format", "yaml"], ["'yaml'", "json, text"]),
     ],
 )
 def test_mistakes_end_with_status_2_and_one_sentence(

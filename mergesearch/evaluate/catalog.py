@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,16 +33,29 @@ def find(names: Sequence[str], include_path: Sequence[str], metadata: Mapping[st
     missing = next((folder for folder in folders if not Path(folder).is_dir()), None)
     if missing is not None:
         raise UserError(f"include_path names {missing!r}, which is no folder: give the folder of the tasks' YAML files")
-    options = {"include_path": folders, "metadata": dict(metadata or {})}
-    manager = TaskManager(include_defaults=False, **options)
+    manager = TaskManager(include_defaults=False, include_path=[*folders], metadata=dict(metadata or {}))
     if not all(_complete(manager.task_index, name) for name in names):
-        manager = TaskManager(include_defaults=True, **options)
+        manager = _with_lm_evals_own(tuple(folders), tuple((metadata or {}).items()), _stamps(folders))
     for name in names:
         if name not in manager.task_index and not Path(name).is_file():
             raise _unknown_task(name, manager, folders)
         for entry in _leaves(manager.task_index, name):
             _check_metrics(entry)
     return manager
+
+
+@functools.lru_cache(maxsize=1)
+def _with_lm_evals_own(
+    folders: tuple[str, ...], metadata: tuple[tuple[str, Any], ...], stamps: frozenset[tuple[str, int]]
+) -> TaskManager:
+    """The index of all tasks, kept while none of the user's files changes: one command may ask for it several times."""
+    return TaskManager(include_defaults=True, include_path=[*folders], metadata=dict(metadata))
+
+
+def _stamps(folders: Sequence[str]) -> frozenset[tuple[str, int]]:
+    """When each task file of the user's was last written."""
+    files = (path for folder in folders for path in Path(folder).glob("**/*.yaml"))
+    return frozenset((str(path), path.lstat().st_mtime_ns) for path in files)
 
 
 def _zoo_tasks() -> list[str]:
