@@ -236,19 +236,30 @@ _SIZES, _BYTES, _MODELS = (1, 7, 8), 2, 4
 
 def memory() -> str:
     """What a base, four models and a candidate take in bfloat16, by the rule of engine/residency.py."""
-    rows = []
-    for billions in _SIZES:
-        one = billions * 1e9 * _BYTES
-        pool = (1 + _MODELS) * one
-        whole = (pool + one) * (1 + OVERHEAD)
-        alone = one + OVERHEAD * (pool + one)
-        figures = (pool, one, whole, whole / SHARE, alone, pool / SHARE)
-        rows.append([f"{billions} B", *(_gib(size) for size in figures)])
     titles = (
         "parameters", "base and 4 models", "candidate", "all on the device", "free memory for it",
         "candidate alone on the device", "free host memory for the rest",
     )  # fmt: skip
-    return _table(titles, rows)
+    return _table(titles, [[f"{billions} B", *map(_gib, _taken(billions))] for billions in _SIZES])
+
+
+def memory_short() -> str:
+    """The same for whoever has not begun yet."""
+    sizes = {billions: _taken(billions) for billions in _SIZES}
+    rows = [
+        ("all on the device", *(_gib(sizes[billions][2]) for billions in _SIZES)),
+        ("the same with a fifth left free for scoring", *(_gib(sizes[billions][3]) for billions in _SIZES)),
+    ]
+    return _table(("four models and their base, bfloat16", *(f"{billions} B each" for billions in _SIZES)), rows)
+
+
+def _taken(billions: int) -> tuple[float, ...]:
+    """Bytes: the pool, a candidate, both together, the memory in which they leave room for scoring, a candidate whose
+    parents lie elsewhere, the host memory that these want free."""
+    one = billions * 1e9 * _BYTES
+    pool = (1 + _MODELS) * one
+    whole = (pool + one) * (1 + OVERHEAD)
+    return pool, one, whole, whole / SHARE, one + OVERHEAD * (pool + one), pool / SHARE
 
 
 def _gib(size: float) -> str:
@@ -281,6 +292,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "configuration": configuration,
     "defaults": defaults,
     "memory": memory,
+    "memory-short": memory_short,
     "method-list": method_list,
     "methods": method_pages,
     "real": real,
