@@ -216,8 +216,10 @@ def _called(argument: Any) -> str:
 
 
 def _flag(option: Any) -> str:
-    value = "" if getattr(option, "is_flag", False) else f" {option.metavar or option.name.upper()}"
-    return ", ".join(option.opts) + value
+    if getattr(option, "is_flag", False):
+        # of what is on by itself, the word that turns it off is the one to know
+        return ", ".join([*option.opts, *(option.secondary_opts if option.default else ())])
+    return f"{', '.join(option.opts)} {option.metavar or option.name.upper()}"
 
 
 def _given(option: Any) -> str:
