@@ -63,13 +63,16 @@ class Rule(Strict):
     """
 
     layers: tuple[int, int] | None = Field(default=None, description="first and last layer, both included")
-    components: tuple[str, ...] | None = None
+    components: tuple[str, ...] | None = Field(default=None, description="`attention`, `mlp` and so on")
     tensors: str | None = Field(default=None, description="a pattern over tensor names, with *, ? and [...]")
-    method: str
+    method: str = Field(description="the merge method, see `mergesearch methods`")
     models: tuple[str, ...] | None = Field(
         default=None, description="the models that take part, in order; default: all"
     )
-    parameters: dict[str, Any] = Field(default={})
+    parameters: dict[str, Any] = Field(
+        default={},
+        description="the method's; one for each model as one value for all, a list in the models' order, or by name",
+    )
 
     @field_validator("layers")
     @classmethod
@@ -114,12 +117,16 @@ class Recipe(Strict):
     models; a row that does not name `base` takes the base's layers where the row's first source has them.
     """
 
-    base: str | None = None
-    models: dict[str, str] = Field(min_length=1)
-    rules: tuple[Rule, ...] = Field(min_length=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    dtype: Literal["float32"] = "float32"
-    out_dtype: DType = "bfloat16"
+    base: str | None = Field(
+        default=None, description="the checkpoint that the models were fine-tuned from, where a method needs it"
+    )
+    models: dict[str, str] = Field(min_length=1, description="the fine-tuned models, each under a name of your choice")
+    rules: tuple[Rule, ...] = Field(
+        min_length=1, description="tried in order for each tensor; the first that covers it merges it"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the masks of random methods")
+    dtype: Literal["float32"] = Field(default="float32", description="of the arithmetic")
+    out_dtype: DType = Field(default="bfloat16", description="of the result, which is rounded to it once")
     tokenizer: str = Field(default=BASE, description="`base`, `union`, or the model whose tokenizer the result gets")
     stack: tuple[dict[str, tuple[int, int]], ...] | None = Field(
         default=None, description="the layers of the result, row upon row: for each source its first and last layer"

@@ -27,6 +27,7 @@ def _as_list(value: Any) -> Any:
 
 # of a list of names, for which one name may stand alone
 ONE_OR_MORE = pydantic.BeforeValidator(_as_list)
+_OR_NONE = " or none"
 _OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -128,29 +129,33 @@ def _inside(where: str, location: tuple[Any, ...]) -> str:
 def _keys_at(model: Any, location: tuple[Any, ...]) -> list[str]:
     """The keys that are valid at a place inside `model`."""
     for part in location:
-        if not isinstance(part, int) and part in _fields(model):
-            model = _inner_model(_fields(model)[part].annotation) or model
-    return list(_fields(model))
+        if not isinstance(part, int) and part in fields_of(model):
+            model = inner_model(fields_of(model)[part].annotation) or model
+    return list(fields_of(model))
 
 
 def _field_at(model: type[Strict], location: tuple[Any, ...]) -> FieldInfo:
     """The field that a place inside `model` belongs to."""
     *parents, last = [part for part in location if isinstance(part, str)]
     for part in parents:
-        model = _inner_model(_fields(model)[part].annotation) or model
-    return _fields(model)[last]
+        model = inner_model(fields_of(model)[part].annotation) or model
+    return fields_of(model)[last]
 
 
-def _fields(model: type[Strict]) -> dict[str, FieldInfo]:
+def fields_of(model: type[Strict]) -> dict[str, FieldInfo]:
+    """The keys of a model as a file names them, with those that it takes beside its fields."""
     further = model.further()
     own = {field.alias or name: field for name, field in model.model_fields.items()}
-    return own if further is None else {**own, **_fields(further)}
+    return own if further is None else {**own, **fields_of(further)}
 
 
 def words_of_type(field: FieldInfo) -> str:
     """What a field takes, in words: `a number in (0, 1)`, `one of free, softmax`, `a list of text`."""
-    bounded = any(_is_bound(metadata) for metadata in field.metadata)
-    return _words_of(field.annotation) + (f" in {_allowed_range(field)}" if bounded else "")
+    words = _words_of(field.annotation)
+    if not any(_is_bound(metadata) for metadata in field.metadata):
+        return words
+    plain = words.removesuffix(_OR_NONE)
+    return f"{plain} in {_allowed_range(field)}{_OR_NONE if plain != words else ''}"
 
 
 def _words_of(annotation: Any) -> str:
@@ -161,9 +166,24 @@ def _words_of(annotation: Any) -> str:
         return "one of " + ", ".join(str(argument) for argument in arguments)
     if origin is list:
         return f"a list of {_words_of(arguments[0])}"
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list of {_words_of(arguments[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(_words_of, arguments))}]"
+    if origin is dict:
+        return f"a mapping of {' to '.join(map(_words_of, arguments))}"
+    if _is_model(annotation):
+        return "keys of its own"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_words_of(argument) for argument in arguments)
-    plain = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "none"}
+    plain = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        type(None): "none",
+        Any: "any value",
+    }
     return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -183,11 +203,12 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
-def _inner_model(annotation: Any) -> type[Strict] | None:
+def inner_model(annotation: Any) -> type[Strict] | None:
+    """The model that a field holds, alone, in a list or as one of several types; None where there is none."""
     if _is_model(annotation):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        inner = _inner_model(argument)
+        inner = inner_model(argument)
         if inner is not None:
             return inner
     return None

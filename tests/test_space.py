@@ -52,7 +52,7 @@ def trials(searched: SearchSpace, count: int = 12) -> list[tuple[optuna.Trial, A
     return [(trial, searched.suggest(trial)) for trial in asked]
 
 
-def test_parameter_names_read_as_the_readme_says() -> None:
+def test_parameter_names_read_as_they_are_written() -> None:
     searched = space(methods=["ties"], layer_groups=2, components=["attention", "mlp", "other"])
     trial, recipe = trials(searched, 1)[0]
     assert "layers0-1.attention.ties.weight.a" in trial.params

@@ -33,12 +33,15 @@ RESUMABLE = (
 class TaskConfig(Strict):
     """One lm-eval task, or group of tasks, and its part in the objective."""
 
-    task: str = Field(min_length=1)
+    task: str = Field(
+        min_length=1, description="a task or a group of tasks that lm-eval knows, or that `include_path` holds"
+    )
     metric: str | None = Field(
         default=None,
-        description="as lm-eval names it (`acc`, or `exact_match,strict-match`); default: the task's only one",
+        description="as lm-eval names it (`acc`, or `exact_match,strict-match`), or `gold_prob` or `gold_logprob`, the "
+        "probability of the right answer; default: the task's only one",
     )
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, description="its part in the mean of the tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="default: what the task says")
     limit: int | None = Field(
         default=None, ge=1, description="the most documents that the search scores a candidate on"
@@ -48,7 +51,7 @@ class TaskConfig(Strict):
 class GuardConfig(Strict):
     """A task that no winner may get worse on; scored like the others and no part of the objective."""
 
-    task: str = Field(min_length=1)
+    task: str = Field(min_length=1, description="as for tasks")
     metric: str | None = Field(default=None, description="as for tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
     limit: int | None = Field(default=None, ge=1, description="as for tasks")
@@ -69,9 +72,16 @@ class ObjectiveConfig(Strict):
     base is 0 and the best single model is 1, then the weighted mean.
     """
 
-    scale: Literal["raw", "parents"] = "parents"
+    scale: Literal["raw", "parents"] = Field(
+        default="parents",
+        description="`parents`: each task on the scale where the base is 0 and the best single model 1, then the "
+        "weighted mean; `raw`: the weighted mean of the metrics, lower-is-better ones negated. A task whose best "
+        "single model is not better than the base keeps its raw metric, and the table says so",
+    )
     pareto: bool = Field(
-        default=False, description="keep one objective for each task, and look for the front they trade along"
+        default=False,
+        description="keep one objective for each task, and look for the front they trade along; `objective: pareto` "
+        "for short",
     )
 
     metric: str | None = Field(default=None, description="of every task that has it and names no metric of its own")
@@ -101,42 +111,69 @@ class RacingConfig(Strict):
 
 
 class Config(Strict):
-    """One run. See README.md for the file and `configs/` for examples."""
+    """One run. See docs/configuration.md for the file and `configs/` for examples."""
 
-    name: str = Field(default="run", pattern=r"^[\w.-]+$")
-    base_model: str = Field(min_length=1)
-    models: dict[str, str] = Field(min_length=1)
-    tasks: list[TaskConfig] = Field(min_length=1)
-    include_path: Annotated[list[str], ONE_OR_MORE] = Field(default=[])
-    guard: list[GuardConfig] = Field(default=[], description="tasks that no winner may get worse on")
-    objective: ObjectiveConfig = ObjectiveConfig()
+    name: str = Field(
+        default="run", pattern=r"^[\w.-]+$", description="names the study, and the run folder where `output` does not"
+    )
+    base_model: str = Field(
+        min_length=1,
+        description="the checkpoint that the models were fine-tuned from: a folder with safetensors, a hub id "
+        "(`owner/name` or `owner/name@revision`), or `zoo:NAME`",
+    )
+    models: dict[str, str] = Field(
+        min_length=1,
+        description="the fine-tuned models, each under a name of your choice: checkpoints or LoRA adapters, given as "
+        "the base is, or `MODEL+ADAPTER`",
+    )
+    tasks: list[TaskConfig] = Field(min_length=1, description="what is maximised")
+    include_path: Annotated[list[str], ONE_OR_MORE] = Field(
+        default=[], description="folders with lm-eval tasks of your own, one or a list"
+    )
+    guard: list[GuardConfig] = Field(
+        default=[], description="tasks that no winner may get worse on; scored like tasks and no part of the objective"
+    )
+    objective: ObjectiveConfig = Field(
+        default=ObjectiveConfig(), description="how task scores become the one number that is maximised"
+    )
     holdout: float = Field(
         default=0.5, ge=0, lt=1, description="share of each task's documents that the search never sees"
     )
-    space: SpaceConfig = SpaceConfig()
+    space: SpaceConfig = Field(default=SpaceConfig(), description="what the study may propose")
     # made when it is needed: the strategies, which it asks, read this file first
-    search: SearchConfig = Field(default_factory=SearchConfig)
+    search: SearchConfig = Field(
+        default_factory=SearchConfig, description="which strategies are run, in what order, and how long"
+    )
     racing: RacingConfig | None = Field(
-        default=None, description="left out: every candidate is scored on all documents"
+        default=None,
+        description="score proposals block by block and stop those that can no longer win; left out: every candidate "
+        "is scored on all documents",
+    )
+    storage: str | None = Field(
+        default=None,
+        description="any Optuna storage URL, for workers on several hosts, who share the run folder too, so that one "
+        "can take up what another left; left out: SQLite in the run folder",
     )
     report: ReportConfig = Field(default=ReportConfig(), description="what the report on the holdout may cost")
-    storage: str | None = None
     output: str | None = Field(default=None, description="the run folder; default: results/NAME")
-    device: str = "auto"
-    dtype: DType = "bfloat16"
+    device: str = Field(default="auto", description="where candidates live: `auto`, `cpu`, `cuda` or `cuda:N`")
+    dtype: DType = Field(
+        default="bfloat16", description="of the candidates, as they are scored and as they are exported"
+    )
     tokenizer: str = Field(
         default="base", description="`base`, `union`, or the model whose tokenizer the candidates get"
     )
     batch_size: int = Field(default=64, ge=1, description="requests at once where lm-eval's own model answers")
     scoring: Literal["auto", "lm_eval"] = Field(
         default="lm_eval",
-        description="`auto`: shared prompts are computed once where the model allows it; `lm_eval`: never",
+        description="`lm_eval`: lm-eval's own model answers everything, so that its command gives the same figures to "
+        "the last bit; `auto`: a prompt that requests share is computed once, wherever the model takes that",
     )
-    apply_chat_template: bool = False
-    fewshot_as_multiturn: bool = False
-    system_instruction: str | None = None
-    trust_remote_code: bool = False
-    allow_unrelated: bool = False
+    apply_chat_template: bool = Field(default=False, description="as the option of `lm_eval`")
+    fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")
+    system_instruction: str | None = Field(default=None, description="as the option of `lm_eval`")
+    trust_remote_code: bool = Field(default=False, description="run code from the models' folders")
+    allow_unrelated: bool = Field(default=False, description="accept models that were hardly fine-tuned from the base")
 
     @field_validator("models")
     @classmethod

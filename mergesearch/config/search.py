@@ -26,9 +26,12 @@ class SearchConfig(Strict):
         default=[AUTO], min_length=1, description="one or a list, each starting from what the earlier ones found"
     )
     trials: int = Field(default=40, ge=0, description="how many candidates, those of the baselines not counted")
-    hours: float | None = Field(default=None, gt=0, description="of work, over all starts and workers")
+    hours: float | None = Field(default=None, gt=0, description="hours of work, over all starts and workers")
     documents: int | None = Field(
-        default=None, ge=1, description="document evaluations; a backward pass counts as two more"
+        default=None,
+        ge=1,
+        description="document evaluations, the baselines' too; in learning a backward pass counts as two more. The "
+        "first of the three budgets to be used up ends the run",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of samplers, soups and random masks")
 

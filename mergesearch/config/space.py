@@ -24,7 +24,7 @@ class Selector(Strict):
     """Some of the tensors: what `layers` and `components` both select; left out, each selects everything."""
 
     layers: tuple[int, int] | None = Field(default=None, description="first and last layer, both included")
-    components: list[str] | None = None
+    components: list[str] | None = Field(default=None, description="`attention`, `mlp` and so on, as in `space`")
 
 
 class Freeze(Selector):
@@ -64,29 +64,53 @@ class SpaceConfig(Strict):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
 
-    methods: list[str] = Field(default=["linear", "task_arithmetic", "ties", "dare_ties"], min_length=1)
-    layer_groups: int = Field(default=1, ge=1, description="consecutive ranges of layers with parameters of their own")
+    methods: list[str] = Field(
+        default=["linear", "task_arithmetic", "ties", "dare_ties"],
+        min_length=1,
+        description="the merge methods to choose from, see `mergesearch methods`",
+    )
+    layer_groups: int = Field(
+        default=1,
+        ge=1,
+        description="consecutive ranges of layers with parameters of their own; the embedding belongs to the first, "
+        "the final norm and the head to the last",
+    )
     components: list[str] = Field(
         default=["all"],
         min_length=1,
-        description="each group of layers splits into these; `other`: all that is not named",
+        description="each group of layers splits into these: `attention`, `mlp`, `norm`, `embedding`, `head`, "
+        "`router`, `experts`; `other`: all that is not named; `[all]`: no split",
     )
-    method_per: Literal["recipe", "group"] = "recipe"
+    method_per: Literal["recipe", "group"] = Field(
+        default="recipe", description="one method for the whole recipe, or one for each group"
+    )
     depth: Literal["groups", "control_points", "split"] = Field(
         default="groups",
-        description="how parameters vary over depth: by groups of layers; interpolated between control points; one mix "
-        "up to a layer that is searched and another above",
+        description="how parameters vary over depth. `groups`: by `layer_groups`; `control_points`: stated at a few "
+        "depths and interpolated between them; `split`: one mix up to a layer that is searched, another above it",
     )
-    control_points: int = Field(default=3, ge=2)
-    freeze: list[Freeze] = Field(default=[])
-    ranges_for: list[Narrow] = Field(default=[])
+    control_points: int = Field(default=3, ge=2, description="how many, first and last layer included")
+    freeze: list[Freeze] = Field(
+        default=[],
+        description="`[{layers: [0, 3], components: [norm], at: base}]`: tensors that the study and the learned soups "
+        "leave as they are in the base, the average or a model",
+    )
+    ranges_for: list[Narrow] = Field(
+        default=[],
+        description="`[{components: [attention], weight: [0.2, 0.6]}]`: ranges of their own for whole groups",
+    )
     grow: bool = Field(
-        default=False, description="begin with one group for the whole model, then refine around the best"
+        default=False,
+        description="begin with one group for the whole model, then refine every group of the best recipe",
     )
-    stack: StackConfig | None = Field(default=None, description="search a stack of layers instead of merging tensors")
-    weight: Range | None = None
-    density: Range | None = None
-    lam: Range | None = Field(default=None, alias="lambda")
+    stack: StackConfig | None = Field(
+        default=None,
+        description="`{repeats: [1, 2], scale: [0.5, 1.0], base: true}`: search a stack of layers instead of merging "
+        "tensors",
+    )
+    weight: Range | None = Field(default=None, description="range of each model's weight; one number fixes it")
+    density: Range | None = Field(default=None, description="range of the share of each task vector that is kept")
+    lam: Range | None = Field(default=None, alias="lambda", description="range of the scale of the merged task vector")
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> SpaceConfig:

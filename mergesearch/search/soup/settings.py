@@ -19,21 +19,26 @@ class SoupSettings(Strict):
         default="task_arithmetic", description="whose weights are learned"
     )
     per: list[Literal["recipe", "group", "tensor"]] = Field(
-        default=["tensor"], min_length=1, description="a list, one soup each: what has weights of its own"
+        default=["tensor"],
+        min_length=1,
+        description="a list, one soup each: what has weights of its own, the whole model, a group or a tensor",
     )
     loss: Annotated[list[Loss], ONE_OR_MORE] = Field(
         default=["expected", "cross_entropy"],
         min_length=1,
-        description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong",
+        description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong, "
+        "nearest to what is counted; `cross_entropy`: does not give up a task of which hardly anything is right yet",
     )
-    coefficients: Literal["free", "softmax"] = Field(default="free", description="`softmax`: positive, with sum 1")
+    coefficients: Literal["free", "softmax"] = Field(
+        default="free", description="`free`: any number; `softmax`: positive, with sum 1"
+    )
     optimizer: Literal["adam", "cmaes"] = Field(
         default="adam", description="`adam`, by gradients of the losses; `cmaes`, without gradients, by the objective"
     )
     start: float | None = Field(
         default=None, description="the weight of each model at the start; default: the best mix so far"
     )
-    steps: int = Field(default=100, ge=1, description="of adam, at most")
+    steps: int = Field(default=100, ge=1, description="steps of adam, at most")
     learning_rate: float = Field(default=0.03, gt=0, description="of adam, falling to a tenth along half a cosine")
     documents: int = Field(default=4, ge=1, description="of each task, drawn for each step")
     validation: float = Field(
@@ -44,9 +49,11 @@ class SoupSettings(Strict):
     patience: int = Field(
         default=4, ge=1, description="looks in a row that are worse than the best beyond noise end it"
     )
-    layer_groups: int = Field(default=3, ge=1, description="of per: group")
-    components: list[str] = Field(default=["attention", "mlp", "other"], min_length=1, description="of per: group")
-    candidates: int = Field(default=100, ge=1, description="of cmaes")
+    layer_groups: int = Field(default=3, ge=1, description="of `per: group`: how many ranges of layers")
+    components: list[str] = Field(
+        default=["attention", "mlp", "other"], min_length=1, description="of `per: group`: into what each range splits"
+    )
+    candidates: int = Field(default=100, ge=1, description="how many candidates cmaes scores")
     checkpointing: bool = Field(default=False, description="compute activations twice rather than keep them")
     batch_size: int = Field(default=16, ge=1, description="documents at once")
 

@@ -43,7 +43,10 @@ class Baselines(Strategy):
 
     name = "baselines"
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
-        "defaults": (bool, Field(default=True, description="each method's published defaults are among the baselines"))
+        "defaults": (
+            bool,
+            Field(default=True, description="whether each method's published defaults are among the baselines"),
+        )
     }
     auto: ClassVar[int | None] = 0
     order = -2

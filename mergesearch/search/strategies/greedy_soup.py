@@ -37,7 +37,10 @@ class GreedySoup(Strategy):
 
     name = "greedy_soup"
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
-        "greedy_soup": (GreedySoupSettings, Field(default_factory=GreedySoupSettings))
+        "greedy_soup": (
+            GreedySoupSettings,
+            Field(default_factory=GreedySoupSettings, description="settings of greedy soups"),
+        )
     }
     auto: ClassVar[int | None] = 1
 

@@ -39,7 +39,7 @@ class LearnedSoups(Strategy):
 
     name = "learned_soup"
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
-        "learned_soup": (SoupSettings, Field(default_factory=SoupSettings))
+        "learned_soup": (SoupSettings, Field(default_factory=SoupSettings, description="settings of learned soups"))
     }
     auto: ClassVar[int | None] = 2
 

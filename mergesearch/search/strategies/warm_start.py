@@ -31,7 +31,10 @@ class WarmStart(Strategy):
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "warm_start": (
             Annotated[list[str], ONE_OR_MORE],
-            Field(default=[], description="run folders of the same models, whose best recipes are tried first"),
+            Field(
+                default=[],
+                description="run folders of the same base and models: the three best of each are tried first",
+            ),
         )
     }
     paths: ClassVar[tuple[str, ...]] = ("warm_start",)
