@@ -27,7 +27,7 @@ from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
 from mergesearch.search import store, strategies
-from mergesearch.search.budget import costs
+from mergesearch.search.costs import costs
 from mergesearch.search.history import History
 from mergesearch.search.store import RunFolder
 from mergesearch.space import SearchSpace, Space, StackSpace, check_space
