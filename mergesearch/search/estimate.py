@@ -86,7 +86,7 @@ def estimate(
     if not documents:
         return None
     speed = speed_of(config, history, documents, probe)
-    walk = _Walk(config, history, documents, speed)
+    walk = _Forecast(config, history, documents, speed)
     walk.finish_begun(now)
     walk.begin_more()
     seconds = max(walk.wall, walk.longest) if speed else None
@@ -106,7 +106,7 @@ class _Kept(NamedTuple):
     seconds: float = 0.0
 
 
-class _Walk:
+class _Forecast:
     """Goes through what is to come, as a worker would, and adds up what it takes."""
 
     def __init__(self, config: Config, history: History | None, documents: Mapping[str, int], speed: Speed | None):
