@@ -20,6 +20,8 @@ from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.speed import Probe, Speed, probe_of, speed_of
 from mergesearch.search.strategies import of_trial, registered
 from mergesearch.search.strategies.base import Strategy
+
+
 @dataclass(frozen=True)
 class Part:
     """What one strategy will still take.
@@ -259,4 +261,4 @@ def workers_of(history: History | None) -> int:
     return max(1, len({t.worker for t in history.trials if not t.state.settled and t.worker})) if history else 1
 
 
-__all__ = ["Estimate", "Part", "Probe", "estimate", "probe_of"]
+__all__ = ["Estimate", "Part", "estimate"]

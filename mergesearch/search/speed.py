@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from mergesearch.config import Config
@@ -153,7 +154,7 @@ def _beside(trials: Sequence[Trial]) -> float:
     gaps = []
     for mine in by_worker.values():
         ordered = sorted(mine, key=lambda trial: (trial.taken, trial.number))
-        for one, following in zip(ordered, ordered[1:], strict=False):
+        for one, following in pairwise(ordered):
             if one.taken is None or following.taken is None or not one.state.settled:
                 continue
             wall = (following.taken - one.taken).total_seconds()

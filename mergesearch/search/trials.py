@@ -90,8 +90,8 @@ class Trial:
         machine: the device and the versions it was scored with.
         worker: who is at it.
         taken: when that worker took it, local time.
-        settled_at: when it was scored or stopped, local time; the study is told of the parents only once all of them are
-            scored. None of one that a version scored that did not note it.
+        settled_at: when it was scored or stopped, local time; the study is told of the parents only once all of them
+            are scored. None of one that a version scored that did not note it.
         begun_at, ended_at: when it was proposed and when the study was told, local time.
         params: the parameters that samplers know it by.
         excess: for each guard, by task, how far its scores are beyond the limit, in the metric's unit; 0 or less keeps

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,6 +158,43 @@ def parent_scales(
         gain, noise = float(gains.mean()), float(gains.std(correction=0)) / math.sqrt(len(gains))
         scales[label] = max(gain, 2 * noise) if gain > 0 else max(float(base[label].mean()), _LEAST_SCALE)
     return scales
+
+
+def step_seconds(
+    coefficients: Coefficients,
+    start: np.ndarray,
+    engine: Engine,
+    losses: Losses,
+    settings: SoupSettings,
+    documents: Documents,
+) -> float:
+    """The seconds that a document evaluation takes in learning, on one step after a smaller one that is no measure.
+
+    Nothing is learned; the live model is the start's candidate afterwards.
+    """
+    start = coefficients.limit(coefficients.full(0.0) + start)
+    seconds, taken = 0.0, 0
+    try:
+        for few in (1, settings.documents):
+            run = _Run(
+                coefficients,
+                engine,
+                losses,
+                settings.model_copy(update={"documents": few}),
+                0,
+                _shares(None, documents),
+                lambda count: None,
+                EarlyStopping(settings.patience),
+                documents=documents,
+                raw=coefficients.raw(start),
+                scales=dict.fromkeys(documents, 1.0),
+            )
+            begun = time.perf_counter()
+            run._gradient()
+            seconds, taken = time.perf_counter() - begun, run.cost
+    finally:
+        engine.model.eval()
+    return seconds / max(1, taken)
 
 
 def _shares(weights: Mapping[str, float] | None, documents: Documents) -> dict[str, float]:
@@ -416,4 +454,4 @@ def _without_training(layer: nn.Module, forward: Callable[..., Any], *args: Any)
     return checkpoint(run, *args, use_reentrant=False)
 
 
-__all__ = ["SoupResult", "hold_apart", "learn", "parent_scales"]
+__all__ = ["SoupResult", "hold_apart", "learn", "parent_scales", "step_seconds"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from mergesearch.evaluate.scoring import Scorer
 from mergesearch.recipe import BASE, Recipe, TensorInfo
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
-from mergesearch.search.soup.adam import learn, parent_scales
+from mergesearch.search.soup.adam import learn, parent_scales, step_seconds
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import Averaging, own_documents
 from mergesearch.search.soup.coefficients import Coefficients
@@ -148,6 +148,15 @@ class Learner:
             stepped=self.stepped,
         )
         return learned.recipe
+
+    def seconds_a_document(self) -> float | None:
+        """What a document evaluation takes in learning, on a step of the first soup; None without gradients."""
+        per, loss = self.settings.soups[0]
+        if not self.gradients or loss is None:
+            return None
+        coefficients, known = self.coefficients(per), self.losses(cast(Loss, loss)).known(self.documents)
+        start = self.start(coefficients, None)
+        return step_seconds(coefficients, start, self.engine, self.losses(cast(Loss, loss)), self.settings, known)
 
     def closed_form(self, name: str, solve: Averaging, work: Work) -> Recipe:
         """The weights that a closed form gives, from as many documents of each task as the soups look at.

@@ -22,6 +22,7 @@ Documents = Mapping[str, Sequence[int]]  # task -> its documents
 # the live model's score of some documents, the more the better
 Score = Callable[[Documents], float]
 
+
 @dataclass(frozen=True)
 class LearningStep:
     """How far learning is.
