@@ -141,7 +141,15 @@ def test_of_races_the_share_is_learned(tmp_path: Path) -> None:
     fresh = of(past(tmp_path / "fresh", PARENTS, **racing))
     assert fresh.documents == pytest.approx(14 * 20 * 0.5)
     stopped = [
-        replace(done(4 + n, seconds=1.5), state=State.PRUNED, scores={}, partial=score(2), blocks=1, stopped="behind")
+        replace(
+            done(4 + n, seconds=1.5),
+            taken=START + timedelta(seconds=28 + 2.5 * n),
+            state=State.PRUNED,
+            scores={},
+            partial=score(2),
+            blocks=1,
+            stopped="behind",
+        )
         for n in range(8)
     ]
     found = of(past(tmp_path / "run", [*PARENTS, *stopped], **racing))

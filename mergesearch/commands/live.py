@@ -99,8 +99,8 @@ class View:
     # --- what a reader sees ---
 
     def left(self, now: float) -> str:
-        """`about 2 min 10 s left`; empty where it is not known."""
-        if self.remaining is None:
+        """`about 2 min 10 s left`; empty where it is not known, and where nothing is left."""
+        if not self.remaining:
             return ""
         return f"about {duration(max(1.0, self.remaining - (now - self.at)))} left"
 
