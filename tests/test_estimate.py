@@ -78,7 +78,7 @@ def test_before_a_run_the_probe_says_how_long(tmp_path: Path) -> None:
     assert [(part.strategy, part.trials) for part in found.parts] == [("baselines", 4), ("study", 14)]
     assert found.trials == 18 and found.documents == 360
     assert found.searching == pytest.approx(18 * 7.0) and found.seconds == pytest.approx(18 * 7.0 + 3.0)
-    assert words_of(found) == "about 2 min 10 s: 4 baselines 28 s, 14 proposals 1 min 40 s"
+    assert words_of(found) == "about 2 min 10 s: 4 baselines 28 s, 14 proposals 1 min 40 s, writing the winner 3 s"
 
 
 def test_trials_correct_the_probe(tmp_path: Path) -> None:
@@ -197,6 +197,13 @@ def test_durations_as_a_person_says_them(seconds: float, text: str) -> None:
 
 def test_an_estimate_in_words() -> None:
     parts = (Part("baselines", 1, 20, 0, 7.0), Part("learned_soup", 0, 30, 10, 12.0))
-    assert words_of(Estimate(parts, 19.0, 2.0)) == "about 21 s: 1 baseline 7 s, a learned soup 12 s"
+    assert (
+        words_of(Estimate(parts, 19.0, 2.0))
+        == "about 21 s: 1 baseline 7 s, a learned soup 12 s, writing the winner 2 s"
+    )
+    fixed = Estimate(parts, 19.0, exporting=3.0, loading=6.0)
+    assert words_of(fixed).startswith("about 28 s: ") and words_of(fixed).endswith(
+        ", loading 6 s, writing the winner 3 s"
+    )
     untimed = Estimate((Part("study", 2, 40, 0, None),), None)
     assert words_of(untimed) == "about 40 document evaluations: 2 proposals"

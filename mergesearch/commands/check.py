@@ -71,6 +71,7 @@ def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
 
 
 def _run(config: Config) -> Lines:
+    begun = time.perf_counter()
     check_space(config)
     RunFolder(config.folder).check(config)
     study = store.begun(config)
@@ -78,11 +79,15 @@ def _run(config: Config) -> Lines:
     tasks = load_tasks(config)
     documents = splits(config, tasks)
     check_racing(config, tasks)
-    begun = time.perf_counter()
+    reading = time.perf_counter()
     pool = load_pool(config)
-    writing = (time.perf_counter() - begun) / (1 + len(config.models))
+    writing = (time.perf_counter() - reading) / (1 + len(config.models))
     space, _ = spaces(config, pool)
     history = History(study, config) if study else None
+    if history and history.documents_each:
+        costs_and_time = _so_far(history)
+    else:
+        costs_and_time = [("time", _time(config, pool, tasks, documents, begun, writing))]
     return [
         ("run", f"{config.name} in {config.folder}"),
         *_parents(pool),
@@ -99,11 +104,7 @@ def _run(config: Config) -> Lines:
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
         ("budget", _budget(config, documents, _tokens(config, pool, tasks, documents))),
-        *(
-            _so_far(history)
-            if history and history.documents_each
-            else [("time", _time(config, pool, tasks, documents, writing))]
-        ),
+        *costs_and_time,
         *_memory(pool, pool.parameters, config.dtype),
     ]
 
@@ -129,19 +130,20 @@ def _so_far(history: History) -> Lines:
     return [*lines, ("left", words_of(rest))] if rest and rest.parts else lines
 
 
-def _time(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split], writing: float) -> str:
+def _time(
+    config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split], begun: float, writing: float
+) -> str:
     """How long the run will take, by what a few documents take.
 
     Args:
+        begun: the clock when the checks began, which load what a run loads.
         writing: seconds to write the winner, about.
     """
     searched = {label: part.search for label, part in documents.items()}
     engine = Engine(pool, config.dtype)
-    begun = time.perf_counter()
     scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched)
     learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched)
-    loading = writing * (1 + len(config.models)) + time.perf_counter() - begun
-    probe = measure(config, engine, scorer, learner, searched, loading, writing)
+    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing)
     rest = estimate(config, probe=probe)
     if rest is None or rest.seconds is None:
         return "not known: the few documents that were tried could not be scored in a few seconds"

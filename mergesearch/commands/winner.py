@@ -12,7 +12,7 @@ from mergesearch.results.record import Record, ranked
 
 # names of methods that are said letter by letter, or as a word of their own
 _SPELT = {"ties": "TIES", "dare": "DARE", "della": "DELLA", "slerp": "SLERP", "nuslerp": "NuSLERP", "sce": "SCE"}
-_SPELT |= {"ram": "RAM", "regmean": "RegMean", "fisher": "Fisher"}
+_SPELT |= {"ram": "RAM"}
 # differences below what a table shows are none
 _SHOWN = 5e-5
 
@@ -67,8 +67,10 @@ def _words(record: Record) -> str:
         return "the plain average"
     if record.name is not None:
         return f"the baseline {record.name}"
-    named = record.method == record.strategy  # soups and closed forms are called what they are
-    text = record.method if named else f"{' and '.join(map(_spelt, record.method.split('+')))} merge"
+    if record.method == record.strategy:  # soups and closed forms are called what they are
+        text = record.method if "soup" in record.method else f"{record.method} merge"
+    else:
+        text = f"{' and '.join(map(_spelt, record.method.split('+')))} merge"
     return f"{'an' if text[:1] in 'aeiou' else 'a'} {text}"
 
 

@@ -49,16 +49,18 @@ class Estimate:
         parts: strategy by strategy; those that take nothing more are left out.
         searching: wall-clock seconds until the last trial has ended; None where nothing was measured.
         exporting: seconds to write the winner.
+        loading: seconds until the first trial begins, of a run that has not begun.
     """
 
     parts: tuple[Part, ...]
     searching: float | None
     exporting: float = 0.0
+    loading: float = 0.0
 
     @property
     def seconds(self) -> float | None:
         """Wall-clock seconds until the run has ended; None where nothing was measured."""
-        return None if self.searching is None else self.searching + self.exporting
+        return None if self.searching is None else self.loading + self.searching + self.exporting
 
     @property
     def trials(self) -> int:
@@ -93,7 +95,8 @@ def estimate(
     walk.begin_more()
     seconds = max(walk.wall, walk.longest) if speed else None
     export = (probe.export if probe else 0.0) if walk.parts or _is_running(history) else 0.0
-    return Estimate(tuple(part for part in walk.parts.values() if part.trials or part.documents), seconds, export)
+    parts = tuple(part for part in walk.parts.values() if part.trials or part.documents)
+    return Estimate(parts, seconds, export, probe.loading if probe and history is None else 0.0)
 
 
 def _is_running(history: History | None) -> bool:
