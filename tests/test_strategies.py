@@ -653,7 +653,7 @@ def test_document_evaluations_are_a_budget_and_the_costs_are_told(tmp_path: Path
     assert line.startswith("cost: 8 trials, 80 document evaluations, 1,000 prompt tokens; 6 s merging and scoring")
     more = settings(tmp_path / "run", **changes | {"search": {"trials": 50, "documents": 125}})
     line = costs(History(search.study, more))[1]
-    assert line.startswith("left: 46 trials, 45 document evaluations: about 5 trials, 50 document evaluations, 4 s")
+    assert line.startswith("left: about 5 trials, 50 document evaluations, 4 s; of the budget 46 trials, 45 ")
 
 
 def test_recipes_that_do_the_same_are_scored_once(tiny_pool: Callable[..., Any], tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DRAWN = 2
 # seconds after which what is left is estimated again while a trial goes on, and the study is read again while it learns
 ESTIMATED, READ = 2.0, 5.0
+# an estimate, with reading the study, takes one part of the time in so many
+SHARE = 200
 # where lines are all there is, a trial that goes on says so after so many seconds
 STILL = 60.0
 
@@ -59,6 +61,7 @@ class RunProgress:
         self._shown: set[int] = set()
         self._printed = clock()
         self._estimated = self._was_read = -READ
+        self._cost, self._stale = 0.0, False
 
     def __enter__(self) -> RunProgress:
         if self._live is not None:
@@ -143,13 +146,16 @@ class RunProgress:
     def _reckon(self, again: bool = False, learning: bool = False) -> None:
         """What is left, from the study where a trial begins or ends, else by the time that has passed."""
         now = self._clock()
-        if self._read is None or not (again or now - self._estimated > ESTIMATED):
+        self._stale = self._stale or again
+        every = SHARE * self._cost if again else max(ESTIMATED, SHARE * self._cost)
+        if self._read is None or now - self._estimated < every:
             return
-        if again or self._history is None or (learning and now - self._was_read > READ):
-            self._history, self._was_read = self._read(), now
+        if self._stale or self._history is None or (learning and now - self._was_read > READ):
+            self._history, self._was_read, self._stale = self._read(), now, False
         self._estimated = now
         moment = datetime.now()
         self._view.note(self._history, estimate(self._config, self._history, now=moment), moment, now)
+        self._cost = self._clock() - now
 
     def _running(self) -> Record | None:
         """The trial that this worker is at, before it has a recipe: the latest that was begun."""

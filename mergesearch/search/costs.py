@@ -37,7 +37,7 @@ def _left(history: History) -> str:
         of_budget.append(f"{budget.hours - history.hours:.2f} h")
     about = f"about {_count(rest.trials, 'trial')}, {rest.documents:,} document evaluations"
     about += "" if rest.seconds is None else f", {duration(rest.seconds)}"
-    return f"{', '.join(of_budget)}: {about}" if of_budget else about
+    return f"{about}; of the budget {', '.join(of_budget)}" if of_budget else about
 
 
 def words_of(rest: Estimate) -> str:
