@@ -178,6 +178,9 @@ def test_more_to_do_takes_longer_and_less_is_left_as_it_goes(tmp_path: Path) -> 
     search = Search(config, RunFolder.prepare(config), SearchSpace(config, INFOS, 2), engine, Scorer(engine))
     search.run()
     history = search.history()
+    noted = [(trial.begun_at, trial.settled_at, trial.ended_at) for trial in history.trials]
+    assert all(begun and settled and ended and begun <= settled <= ended for begun, settled, ended in noted)
+    assert noted[0][1] < noted[1][1] < noted[0][2]  # type: ignore[operator]  # the base ends once all parents are scored
     moments = sorted(moment for trial in history.trials if (moment := settled_at(trial)) is not None)
     rests = [estimate(config, history.at(moment), now=moment) for moment in moments]
     trials = [rest.trials for rest in rests if rest is not None]
