@@ -19,6 +19,7 @@ from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import State, Trial
 from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace
+from scripts.bench.estimate import replay
 
 START = datetime(2026, 3, 1, 12)
 DOCUMENTS = {"quiz": 10, "bits": 10}
@@ -183,6 +184,11 @@ def test_more_to_do_takes_longer_and_less_is_left_as_it_goes(tmp_path: Path) -> 
     assert noted[0][1] < noted[1][1] < noted[0][2]  # type: ignore[operator]  # the base ends once all parents are scored
     moments = sorted(moment for trial in history.trials if (moment := settled_at(trial)) is not None)
     rests = [estimate(config, history.at(moment), now=moment) for moment in moments]
+    replayed = replay(history, [1, 3, len(moments) - 1, len(moments)])
+    assert [each.trials for each in replayed] == [1, 3, len(moments) - 1]
+    assert [each.estimated for each in replayed] == [rest.searching for rest in (rests[0], rests[2], rests[-2]) if rest]
+    assert replayed[0].taken == (moments[-1] - moments[0]).total_seconds() > replayed[1].taken
+    assert all(each.factor == max(each.ratio, 1 / each.ratio) >= 1 for each in replayed)
     trials = [rest.trials for rest in rests if rest is not None]
     assert trials == list(range(len(moments) - 1, -1, -1))
     assert rests[-1] is not None and rests[-1].parts == () and rests[-1].seconds == 0.0

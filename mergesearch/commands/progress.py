@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -55,6 +56,7 @@ class RunProgress:
                 get_renderable=lambda: render(self._view, self._clock(), console.width),
                 refresh_per_second=DRAWN,
                 transient=True,
+                redirect_stderr=sys.stderr.isatty(),
             )
         self._read: Callable[[], History] | None = None
         self._history: History | None = None

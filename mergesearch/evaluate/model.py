@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
         tokenizer: Any
         backend: str
-        cache_hook: Any
         batch_size_per_gpu: int
         _device: torch.device
 
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
         def prefix_token_id(self) -> int: ...
         @property
         def tokenizer_name(self) -> str: ...
+        def set_cache_hook(self, cache_hook: Any) -> None: ...
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
         ) -> str: ...
@@ -115,7 +115,7 @@ class RememberingLM(_HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         if self._device.type == "meta":  # a model without weights: texts become tokens, and nothing is asked
             self._device = torch.device("cpu")
-        self.cache_hook = _Answers(lambda count: self.answered(count))
+        self.set_cache_hook(_Answers(lambda count: self.answered(count)))
 
     def tokenize(self, requests: dict[str, list[Instance]]) -> None:
         """Tokenize requests, by request type, as scoring them would."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +21,7 @@ from mergesearch.search import objective as objectives
 from mergesearch.search import store, trials
 from mergesearch.search.budget import Budget, Wanted, total
 from mergesearch.search.history import History, hours_at_work
+from mergesearch.search.machine import machine
 from mergesearch.search.objective import Objective
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
@@ -36,7 +35,6 @@ from mergesearch.space import Space
 
 log: logging.Logger = logging.getLogger(__name__)
 
-LIBRARIES = ("mergesearch", "torch", "transformers", "lm_eval", "optuna")
 WAIT_SECONDS = 1.0  # between looks at what other workers are doing
 NOTED_EVERY = 1.0  # seconds of learning after which the study is told of them again
 
@@ -403,19 +401,6 @@ class Search:
             raise SearchFailed(str(error)) from None
         store.note(self.study, "objective", objective.to_data())
         return objective
-
-
-def machine(device: str) -> dict[str, str]:
-    """The device and the versions that a score was measured with."""
-    versions = {name: _version(name) for name in LIBRARIES}
-    return {"device": device, "python": platform.python_version(), **versions}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 __all__ = ["Search", "SearchFailed", "machine"]
