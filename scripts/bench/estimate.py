@@ -4,8 +4,9 @@
     python -m scripts.bench.estimate results/quickstart-1 ...
 
 The estimate is a pure function of the configuration, the trials so far and what was tried before the first one. So a
-finished run is cut off where so many of its trials had been scored, and what was estimated there is compared with what
-the rest took: from that moment until its last trial was scored. Loading, and writing the winner, are no part of either.
+finished run, never interrupted, is cut off where so many of its trials had been scored, and what was estimated there is
+compared with what the rest took: from that moment until its last trial was scored. Loading, and writing the winner, are
+no part of either.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ def main() -> None:
 def _of(run: Path) -> tuple[int, list[Replayed | None]]:
     config, study = open_run(run)
     history = History(study, config)
+    rest = estimate(config, history)
+    if rest is None or rest.parts:
+        raise SystemExit(
+            f"{run} is not finished: go on with `mergesearch run`, and give runs that were not interrupted"
+        )
     scored = sum(settled_at(trial) is not None for trial in history.trials)
     return scored, [next(iter(replay(history, [count])), None) for count in (*AFTER, scored // 2)]
 
