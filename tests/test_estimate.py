@@ -156,7 +156,7 @@ def test_of_races_the_share_is_learned(tmp_path: Path) -> None:
     found = of(past(tmp_path / "run", [*PARENTS, *stopped], **racing))
     share = (2 * 0.5 + 8 * 0.2) / 10  # two guesses of a half, and eight that took a fifth
     assert found.trials == 6 and found.documents == pytest.approx(6 * 20 * share, abs=1)
-    seconds = (2 * 0.5 + 8 * 0.25) / 10
+    seconds = (2 * 0.75 + 8 * 0.25) / 10
     assert found.searching == pytest.approx(6 * (1 + 6 * seconds), rel=0.05)
 
 

@@ -100,7 +100,7 @@ class View:
 
     def left(self, now: float) -> str:
         """`about 2 min 10 s left`; empty where it is not known, and where nothing is left."""
-        if not self.remaining:
+        if not self.remaining or (self.total and self.ended >= self.total):
             return ""
         return f"about {duration(max(1.0, self.remaining - (now - self.at)))} left"
 
