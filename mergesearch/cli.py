@@ -164,28 +164,20 @@ def table(
 def report(
     run: RunPath,
     format: Annotated[str, typer.Option(help="text, md or json")] = "text",
-    finalists: Annotated[
-        int | None,
-        typer.Option(min=1, help="how many of the best proposals beside the baselines; else report.finalists"),
-    ] = None,
-    documents: Annotated[
-        int | None, typer.Option(min=2, help="the most holdout documents of each task; else report.documents")
-    ] = None,
+    finalists: Annotated[int, typer.Option(min=1, help="how many of the best proposals beside the baselines")] = 3,
 ) -> None:
     """What the winner is worth on the holdout, documents that the search never saw."""
-    from mergesearch.commands.report import ReportProgress, report_run
+    from mergesearch.commands.report import report_run
     from mergesearch.results.report import FORMATS, render
 
     _one_of("--format", format, FORMATS)
-    with ReportProgress(err) as progress:
-        held = report_run(run, finalists, documents, progress)
+    held = report_run(run, finalists, say=lambda text: err.print(text, style="dim", markup=False, soft_wrap=True))
     rendered = render(held, format)
     if isinstance(rendered, str):
         print(rendered)
-    elif out.is_terminal:
-        _say([rendered])
-    else:
-        print(rendered)
+        return
+    for piece in rendered:
+        out.print(piece)
 
 
 @app.command()

@@ -4,103 +4,78 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergesearch.commands.best import refresh_card
-from mergesearch.commands.holdout import (
-    AGAIN,
-    ReportCost,
-    ReportProgress,
-    cost,
-    cost_of,
-    most_documents,
-    other_batch_size,
-    score_missing,
-)
+from mergesearch.commands.score import holdout_scorers
 from mergesearch.commands.story import report_file
 from mergesearch.config import Config
-from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.results.loading import Run, load_run
 from mergesearch.results.record import Record
 from mergesearch.results.report import Entry, Question, Report, build
-from mergesearch.results.report.data import AVERAGE, LEVEL, SINGLE
-from mergesearch.results.report.finalists import Finalists, choose
-from mergesearch.results.report.holdout import HoldoutScores
-from mergesearch.results.states import ENDED, RUNNING, WAITING
+from mergesearch.results.report.data import AVERAGE, SINGLE
+from mergesearch.results.report.finalists import Finalists, HoldoutScores, choose, score_finalists
+from mergesearch.results.states import ENDED
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import write_atomically
 
 log: logging.Logger = logging.getLogger(__name__)
 
+FINALISTS = 3
+AGAIN = "-again"
 
-def report_run(
-    path: Path,
-    finalists: int | None = None,
-    documents: int | None = None,
-    progress: ReportProgress | None = None,
-) -> Report:
+
+def report_run(path: Path, finalists: int = FINALISTS, say: Callable[[str], None] = log.info) -> Report:
     """The report on a run's holdout. Whatever was scored by an earlier call, killed or not, is not scored again.
 
     Args:
         path: the run folder.
-        finalists: how many of the best proposals are scored beside the baselines; None for what the configuration
-            says.
-        documents: the most holdout documents of each task; likewise.
-        progress: told how it goes; nobody is without one.
+        finalists: how many of the best proposals are scored beside the baselines.
+        say: told in a few words what is being done.
 
     Raises:
         UserError: no such run, no holdout, nothing scored yet, or tasks whose documents are not those of the run.
     """
-    return _report(load_run(path), finalists, documents, progress, None)
-
-
-def report_at_end(run: Run, engine: Engine, progress: ReportProgress | None = None) -> Report | None:
-    """What a run ends with where `report.at_end` asks for it; None where it does not, or where another worker is still
-    at a trial, which then reports: its trial may win.
-
-    Args:
-        run: as it is at its end, the winner exported.
-        engine: the run's own, so that the models are not loaded twice.
-        progress: told how it goes.
-
-    Raises:
-        UserError: as for `report_run`.
-    """
-    if not run.config.report.at_end or not run.config.holdout:
-        return None
-    if any(record.state in (RUNNING, WAITING) for record in run.records) or run.best() is None:
-        return None
-    return _report(run, None, None, progress, engine)
-
-
-def _report(
-    run: Run, finalists: int | None, documents: int | None, progress: ReportProgress | None, engine: Engine | None
-) -> Report:
+    run = load_run(path)
     config, objective = run.config, run.objective
     if not config.holdout:
         raise UserError(
-            f"{run.path} has no holdout (holdout: 0), so there is nothing to report on: search with another one"
+            f"{path} has no holdout (holdout: 0), so there is nothing to report on: search with another one"
         )
     if objective is None:
-        raise UserError(f"{run.path} has not scored its baselines yet: go on with `mergesearch run`")
-    chosen = choose(run.records, config, finalists or config.report.finalists)
+        raise UserError(f"{path} has not scored its baselines yet: go on with `mergesearch run`")
+    chosen = choose(run.records, config, finalists)
     scored = HoldoutScores(run.folder.holdout)
     with run.folder.lock("report"):
-        most = most_documents(run, documents)
-        notes = _notes(run, objective, scored.look(chosen, most), chosen, most)
-        expected = cost_of(run, chosen, most)
-        if progress:
-            progress.expect(expected.candidates + expected.again)
-        told: dict[str, Any] = {"say": progress.say, "finished": progress.finished} if progress else {}
-        failed = score_missing(run, chosen, most, engine=engine, **told)
-        entries = _entries(chosen, scored, objective, failed, most)
-        report = build(_question(config, chosen, objective, notes), entries)
+        notes = _notes(run, objective, scored.look(chosen))
+        failed = _score(run, chosen, scored, say)
+        report = build(_question(config, chosen, objective, notes), _entries(chosen, scored, objective, failed))
         write_atomically(report_file(run.folder), json.dumps(report.to_data(), indent=1) + "\n")
     refresh_card(run, chosen.winner)
     return report
+
+
+def _score(run: Run, chosen: Finalists, scored: HoldoutScores, say: Callable[[str], None]) -> dict[int, str]:
+    """Scores what is missing, and loads the models only where something is. Returns why trials could not be scored."""
+    first = [record for record in chosen.records if scored.load(record) is None]
+    again = [chosen.winner] if scored.load(chosen.winner, AGAIN) is None else []
+    if not first and not again:
+        return {}
+    other = other_batch_size(run.config.batch_size)
+    engine, scorer, other_scorer = holdout_scorers(run.config, run.folder, other, say)
+    say(f"scoring {len(first)} finalists on the holdout, and the winner twice")
+    failed = score_finalists(first, scored, engine, scorer, say=say)
+    if chosen.winner.number not in failed:
+        score_finalists(again, scored, engine, other_scorer, suffix=AGAIN, say=lambda text: say(f"{text}, again"))
+    return failed
+
+
+def other_batch_size(batch_size: int) -> int:
+    """For the second scoring of the winner."""
+    return batch_size * 2 // 3 if batch_size > 1 else 2
 
 
 def _question(config: Config, chosen: Finalists, objective: Objective, notes: list[str]) -> Question:
@@ -130,60 +105,31 @@ def _guards(chosen: Finalists, objective: Objective) -> dict[str, tuple[int, flo
     return {g.task: (numbers[g.against], g.max_drop) for g in objective.guards if g.against in numbers}
 
 
-def _entries(
-    chosen: Finalists, scored: HoldoutScores, objective: Objective, failed: Mapping[int, str], most: int | None
-) -> list[Entry]:
-    def entry(record: Record) -> Entry:
-        scores = scored.load(record, "", most)
-        again = scored.load(record, AGAIN, most) if record is chosen.winner else None
-        return Entry(
-            record=record,
-            scores=scores,
-            objective=objective.value(scores.tasks) if scores else None,
-            error=None if scores else failed.get(record.number, "not scored"),
-            repeated=again,
-            repeated_objective=objective.value(again.tasks) if again else None,
-        )
-
-    return [entry(record) for record in chosen.records]
+def _entries(chosen: Finalists, scored: HoldoutScores, objective: Objective, failed: Mapping[int, str]) -> list[Entry]:
+    return [_entry(record, record is chosen.winner, scored, objective, failed) for record in chosen.records]
 
 
-# --- what a reader should know besides --------------------------------------------------------------------------------
+def _entry(
+    record: Record, winner: bool, scored: HoldoutScores, objective: Objective, failed: Mapping[int, str]
+) -> Entry:
+    scores = scored.load(record)
+    again = scored.load(record, AGAIN) if winner else None
+    return Entry(
+        record=record,
+        scores=scores,
+        objective=objective.value(scores.tasks) if scores else None,
+        error=None if scores else failed.get(record.number, "not scored"),
+        repeated=again,
+        repeated_objective=objective.value(again.tasks) if again else None,
+    )
 
 
-def _notes(
-    run: Run, objective: Objective, earlier: Sequence[Mapping[str, Any]], chosen: Finalists, most: int | None
-) -> list[str]:
+def _notes(run: Run, objective: Objective, earlier: Sequence[Mapping[str, Any]]) -> list[str]:
     notes, budget = list(objective.notes), run.config.search
     proposed = sum(record.name is None and record.state in ENDED for record in run.records)
     if proposed < budget.trials and budget.hours is None:
         notes.append(f"the search is not finished ({proposed} of {budget.trials} trials)")
-    if most is not None:
-        notes.append(
-            f"it goes by {_most(most)} of the holdout, drawn by the seed; report.documents, or --documents, takes more"
-        )
-    return [*notes, *_looks(earlier, chosen.winner.number, most)]
-
-
-def _looks(earlier: Sequence[Mapping[str, Any]], winner: int, most: int | None) -> list[str]:
-    """What earlier looks at the holdout mean for this one."""
-    notes = []
-    others = [look for look in earlier if look["winner"] != winner]
-    if others:
-        looks = ", ".join(f"after {look['trials']} trials, when trial {look['winner']} led" for look in others)
+    if earlier:
+        looks = ", ".join(f"after {look['trials']} trials, when trial {look['winner']} led" for look in earlier)
         notes.append(f"the holdout was looked at before ({looks}): a search that was steered by it is biased on it")
-    fewer = list(dict.fromkeys(look["documents"] for look in earlier if look["documents"] != most))
-    if fewer:
-        looks, count = " and ".join(_most(documents) for documents in fewer), len(earlier) + 1
-        notes.append(
-            f"this is look {count} at the holdout, after one on {looks}: whoever stops at the look that pleases is "
-            f"wrong more often than in {LEVEL:.0%} of reports, with {count} looks in up to {count * LEVEL:.0%}"
-        )
     return notes
-
-
-def _most(documents: int | None) -> str:
-    return "all documents" if documents is None else f"at most {documents:,} documents of each task"
-
-
-__all__ = ["ReportCost", "ReportProgress", "cost", "report_at_end", "report_run"]
