@@ -241,8 +241,16 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
         from mergesearch.commands.table import show
         from mergesearch.search.worker import SearchFailed
 
-        session = prepare(settings, say=progress.say, started=progress.started, finished=progress.finished)
-        progress.begin(session.read().records)
+        session = prepare(
+            settings,
+            say=progress.say,
+            started=progress.started,
+            scored=progress.scored,
+            finished=progress.finished,
+            asked=progress.asked,
+            stepped=progress.learning,
+        )
+        progress.begin(session.search.history, session.read().records)
         try:
             session.search.run()
         except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Rule
 from mergesearch.schema import validate
 from mergesearch.search.soup import adam, cmaes
-from mergesearch.search.soup.adam import hold_apart, learn, parent_scales
+from mergesearch.search.soup.adam import hold_apart, learn, parent_scales, step_seconds
 from mergesearch.search.soup.coefficients import Block, Coefficients
 from mergesearch.search.soup.learning import minibatch, size
 from mergesearch.search.soup.settings import SoupSettings
@@ -266,3 +266,18 @@ def test_what_is_refused(tiny):
         hold_apart({"one": [3]}, 0.5, 0)
     with pytest.raises(UserError, match=r"learning_rate is 0: it must be in \(0, inf\)"):
         validate(SoupSettings, {"learning_rate": 0}, "search.learned_soup")
+
+
+def test_every_step_is_told_and_a_step_alone_can_be_timed(tiny):
+    told = []
+    learned = Case(tiny).learn(stepped=told.append)
+    assert [(each.step, each.of) for each in told] == [(n, 30) for n in range(31)]
+    assert told[-1].loss == learned.history[-1]["validation"] and told[4].loss == told[0].loss
+    by_score = SETTINGS.model_copy(update={"optimizer": "cmaes", "candidates": 6})
+    told.clear()
+    case = Case(tiny)
+    case.learn(by_score, score=case.score, stepped=told.append)
+    assert [(each.step, each.of) for each in told] == [(n, 6) for n in range(1, 7)]
+    assert [each.score for each in told] == sorted(each.score for each in told)
+    seconds = step_seconds(case.coefficients, case.coefficients.full(0.4), case.engine, case.losses, SETTINGS, LEARN)
+    assert seconds > 0 and case.losses.batch_size == 16

@@ -26,7 +26,8 @@ from mergesearch.recipe import Recipe, TensorInfo, single_rule
 from mergesearch.results.record import records
 from mergesearch.results.table import render, table_rows
 from mergesearch.search import store, trials
-from mergesearch.search.budget import Budget, Wanted, costs
+from mergesearch.search.budget import Budget, Wanted
+from mergesearch.search.costs import costs
 from mergesearch.search.history import History
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.store import RunFolder
@@ -652,7 +653,7 @@ def test_document_evaluations_are_a_budget_and_the_costs_are_told(tmp_path: Path
     assert line.startswith("cost: 8 trials, 80 document evaluations, 1,000 prompt tokens; 6 s merging and scoring")
     more = settings(tmp_path / "run", **changes | {"search": {"trials": 50, "documents": 125}})
     line = costs(History(search.study, more))[1]
-    assert line.startswith("left: 46 trials, 45 document evaluations: about 4 candidates, 40 document evaluations")
+    assert line.startswith("left: about 5 trials, 50 document evaluations, 4 s; of the budget 46 trials, 45 ")
 
 
 def test_recipes_that_do_the_same_are_scored_once(tiny_pool: Callable[..., Any], tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def test_what_was_written_is_read(study: optuna.Study, tmp_path: Path) -> None:
         "worker": "host-1",
         "taken": taken,
         "learning_documents": 7,
+        "learning_seconds": 1.5,
+        "settled_at": taken,
         "merge_seconds": 0.5,
         "score_seconds": 2.0,
         "scores": SCORES,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -20,15 +22,19 @@ from mergesearch.commands.inputs import (
     spaces,
     splits,
 )
+from mergesearch.commands.probe import measure
 from mergesearch.config import Config
+from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES, Job, check, form_of, plan
 from mergesearch.engine.residency import residency
 from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
 from mergesearch.search import store, strategies
-from mergesearch.search.budget import costs
+from mergesearch.search.costs import costs, words_of
+from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History
+from mergesearch.search.soup.learner import Learner
 from mergesearch.search.store import RunFolder
 from mergesearch.space import SearchSpace, Space, StackSpace, check_space
 
@@ -65,6 +71,7 @@ def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
 
 
 def _run(config: Config) -> Lines:
+    begun = time.perf_counter()
     check_space(config)
     RunFolder(config.folder).check(config)
     study = store.begun(config)
@@ -72,8 +79,15 @@ def _run(config: Config) -> Lines:
     tasks = load_tasks(config)
     documents = splits(config, tasks)
     check_racing(config, tasks)
+    reading = time.perf_counter()
     pool = load_pool(config)
+    writing = (time.perf_counter() - reading) / (1 + len(config.models))
     space, _ = spaces(config, pool)
+    history = History(study, config) if study else None
+    if history and history.documents_each:
+        costs_and_time = _so_far(history)
+    else:
+        costs_and_time = [("time", _time(config, pool, tasks, documents, begun, writing))]
     return [
         ("run", f"{config.name} in {config.folder}"),
         *_parents(pool),
@@ -90,7 +104,7 @@ def _run(config: Config) -> Lines:
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
         ("budget", _budget(config, documents, _tokens(config, pool, tasks, documents))),
-        *_so_far(History(study, config) if study else None),
+        *costs_and_time,
         *_memory(pool, pool.parameters, config.dtype),
     ]
 
@@ -109,10 +123,31 @@ def _tokens(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mappin
     return scorer_of(plain, pool.form.blueprint.empty(), pool.tokenizer, tasks, searched).prompt_tokens
 
 
-def _so_far(history: History | None) -> Lines:
-    """Of a run that has begun: what it has cost, and what the rest of its budget buys."""
-    lines = costs(history) if history else []
-    return [(label, text) for label, _, text in (line.partition(": ") for line in lines)]
+def _so_far(history: History) -> Lines:
+    """Of a run that has begun: what it has cost, and what is still to come, at the speed that was measured."""
+    lines = [(label, text) for label, _, text in (line.partition(": ") for line in costs(history)) if label == "cost"]
+    rest = estimate(history.config, history, now=datetime.now())
+    return [*lines, ("left", words_of(rest))] if rest and rest.parts else lines
+
+
+def _time(
+    config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split], begun: float, writing: float
+) -> str:
+    """How long the run will take, by what a few documents take.
+
+    Args:
+        begun: the clock when the checks began, which load what a run loads.
+        writing: seconds to write the winner, about.
+    """
+    searched = {label: part.search for label, part in documents.items()}
+    engine = Engine(pool, config.dtype)
+    scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched)
+    learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched)
+    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing)
+    rest = estimate(config, probe=probe)
+    if rest is None or rest.seconds is None:
+        return "not known: the few documents that were tried could not be scored in a few seconds"
+    return f"{words_of(rest)} (from a probe of a few documents; the run's own trials tell better)"
 
 
 def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:

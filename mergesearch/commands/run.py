@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergesearch.checkpoints import Pool
@@ -18,13 +19,18 @@ from mergesearch.commands.inputs import (
     spaces,
     splits,
 )
+from mergesearch.commands.probe import measure
+from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
+from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.results.loading import NOTES, Run, run_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import store, strategies
 from mergesearch.search.soup.learner import Learner
+from mergesearch.search.soup.learning import LearningStep
+from mergesearch.search.speed import PROBE, Probe
 from mergesearch.search.store import RunFolder, write_documents
 from mergesearch.search.worker import Search
 from mergesearch.space import check_space
@@ -41,6 +47,7 @@ class Session:
     pool: Pool
     engine: Engine
     search: Search
+    probe: Probe
 
     def read(self) -> Run:
         """The run as it is by now."""
@@ -48,12 +55,16 @@ class Session:
 
     def export_best(self) -> list[str]:
         """Exports the best candidate to `best/` in the run folder, and says where it is; see `refresh_best`."""
+        begun = time.perf_counter()
         winner, best = refresh_best(self.folder, self.engine, self.read), self.folder.best
         if winner is None:
             return ["no candidate was scored, so none is exported"]
+        store.note(
+            self.search.study, PROBE, replace(self.probe, export=time.perf_counter() - begun).to_data()
+        )  # for who goes on with the run
         return [
-            f"winner: trial {winner.number} ({winner.method}), exported to {best}",
-            f"its recipe: {best / 'recipe.yaml'}; by hand: {best / 'README.md'}",
+            sentence(self.read(), winner),
+            f"winner: trial {winner.number}, exported to {best} (its README.md says how to score it by hand)",
         ]
 
 
@@ -66,18 +77,24 @@ def prepare(
     *,
     say: Callable[[str], None] = log.info,
     started: Callable[[Record], None] = _ignore,
+    scored: Callable[[Record], None] = _ignore,
     finished: Callable[[Record], None] = _ignore,
+    asked: Callable[[Asked], None] | None = None,
+    stepped: Callable[[LearningStep], None] = _ignore,
 ) -> Session:
     """Everything that `Search.run` needs. All of the input is checked before anything is written.
 
     Args:
         config: the run's configuration.
         say: told in a few words what is being done.
-        started, finished: as for `Search`.
+        started, scored, finished: as for `Search`.
+        asked: told while a candidate is scored how far that is.
+        stepped: told while a recipe is learned how far that is.
 
     Raises:
         UserError: what is wrong with the input.
     """
+    begun = time.perf_counter()
     check_space(config)
     RunFolder(config.folder).check(config)
     store.begun(config)
@@ -87,7 +104,9 @@ def prepare(
     documents = splits(config, tasks)
     check_racing(config, tasks)
     say(f"loading the base and {len(config.models)} models")
+    reading = time.perf_counter()
     pool = load_pool(config)
+    reading = time.perf_counter() - reading
     for note in pool.notes:
         say(f"note: {note}")
     space, coarse = spaces(config, pool)
@@ -99,6 +118,7 @@ def prepare(
     folder = RunFolder.prepare(config)
     write_documents(folder, samples_of(tasks, documents))
     each = sum(map(len, searched.values()))
+    learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched, say, stepped)
     search = Search(
         config,
         folder,
@@ -108,14 +128,21 @@ def prepare(
         coarse=coarse,
         infos=pool.infos,
         layers=pool.layers,
-        learner=Learner(config, engine, scorer, pool.infos, pool.layers, searched, say),
+        learner=learner,
         started=lambda trial: started(record_of(trial, store.objective_of(search.study))),
+        scored=lambda trial: scored(record_of(trial, None)),
         finished=lambda trial: finished(record_of(trial, store.objective_of(search.study))),
         device=str(pool.device),
     )
     store.note(search.study, NOTES, list(pool.notes))
     store.note(search.study, "tokens_per_document", scorer.prompt_tokens / max(1, each))
-    return Session(config, folder, pool, engine, search)
+    say("trying a few documents")
+    # to write a checkpoint takes about as long as to read one
+    writing = reading / (1 + len(config.models))
+    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing)
+    store.note(search.study, PROBE, probe.to_data())
+    scorer.asked = asked
+    return Session(config, folder, pool, engine, search, probe)
 
 
 __all__ = ["Session", "prepare"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         def prefix_token_id(self) -> int: ...
         @property
         def tokenizer_name(self) -> str: ...
+        def set_cache_hook(self, cache_hook: Any) -> None: ...
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
         ) -> str: ...
@@ -76,11 +77,25 @@ else:
     _HFLM = HFLM
 
 
+class _Answers:
+    """In the place of lm-eval's cache: counts the answers as they come, and keeps none."""
+
+    def __init__(self, answered: Callable[[float], None]):
+        self._answered = answered
+
+    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+        if kind != "loglikelihood_rolling":  # all of these come at the end: their windows are counted
+            self._answered(1)
+
+
 class RememberingLM(_HFLM):
     """HFLM over a live model, whose every text is tokenized once for the run.
 
     Everything else is lm-eval's code, so its figures are lm-eval's figures. `tokenize` walks through the same code with
     the model left out, which fills the memory with exactly what scoring asks for.
+
+    Attributes:
+        answered: called with how many more requests were answered, batch by batch; a text in several windows in parts.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
@@ -94,13 +109,18 @@ class RememberingLM(_HFLM):
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self._batches: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._model_left_out = False
+        # of all texts that are asked for by loglikelihood_rolling
+        self._rolling, self._windows = 0, 0
+        self.answered: Callable[[float], None] = lambda count: None
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         if self._device.type == "meta":  # a model without weights: texts become tokens, and nothing is asked
             self._device = torch.device("cpu")
+        self.set_cache_hook(_Answers(lambda count: self.answered(count)))
 
     def tokenize(self, requests: dict[str, list[Instance]]) -> None:
         """Tokenize requests, by request type, as scoring them would."""
         self._model_left_out = True
+        self._rolling += len(requests.get("loglikelihood_rolling", ()))
         try:
             for request_type, instances in requests.items():
                 getattr(self, request_type)(instances, disable_tqdm=True)
@@ -183,8 +203,12 @@ class RememberingLM(_HFLM):
             for arguments, context, continuation in requests:
                 if arguments is not None and len(context) + len(continuation) > self.max_length + 1:
                     self._truncated.add(("loglikelihood", *arguments))
+            self._windows += sum(arguments is None for arguments, _, _ in requests)
             return [(0.0, False)] * len(requests)
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        answers = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        if requests and requests[0][0] is None:
+            self.answered(len(requests) * self._rolling / max(1, self._windows))
+        return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._cut.difference_update(map(question, requests))

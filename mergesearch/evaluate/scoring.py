@@ -25,6 +25,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate import gold, statistics
+from mergesearch.evaluate.asking import Asked, Count, counts_of
 from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
@@ -127,6 +128,8 @@ class Scorer:
             if share > _WORTH_A_WARNING:
                 log.warning("task %r: %.1f %% of its prompts are longer than the model's context", label, 100 * share)
         self._warned_of_cuts: set[str] = set()
+        # told while the model is asked, batch by batch
+        self.asked: Callable[[Asked], None] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -183,8 +186,10 @@ class Scorer:
         """
         with quiet(), lm_eval_seeds():
             self._lm.model.eval()
+            counts = counts_of(self._requests, self._documents_by_type(), self.asked)
             for request_type, requests in self._requests.items():
-                self._answer(request_type, requests)
+                with counts[request_type].of_answers(self._lm):
+                    self._answer(request_type, requests, counts[request_type])
 
     def collect(self) -> Scores:
         """The scores of the answers that are there, of all documents; the model is not asked.
@@ -228,17 +233,26 @@ class Scorer:
             instance.filtered_resps = {}
             self._lm.mark_cut(instance, cut)
 
-    def _answer(self, request_type: str, requests: list[Instance]) -> None:
+    def _documents_by_type(self) -> dict[str, dict[tuple[int, int], str]]:
+        """By type of request: the documents that have such requests, with the labels of their tasks."""
+        documents: dict[str, dict[tuple[int, int], str]] = defaultdict(dict)
+        for number, part in enumerate(self._parts if self.asked is not None else ()):
+            for instance in part.instances:
+                documents[instance.request_type][number, _position(instance)] = part.task.label
+        return documents
+
+    def _answer(self, request_type: str, requests: list[Instance], count: Count) -> None:
         for request in requests:
             request.resps, request.filtered_resps = [], {}
-        answers = self._run(request_type, requests)
+        answers = self._run(request_type, requests, count)
         for request, answer in zip(requests, answers, strict=True):
             request.resps.append(answer)
         if request_type != "generate_until":
             _refuse_not_finite(requests, answers)
 
-    def _run(self, request_type: str, requests: list[Instance]) -> list[Any]:
+    def _run(self, request_type: str, requests: list[Instance], count: Count) -> list[Any]:
         while True:
+            count.begin()
             try:
                 if request_type == "generate_until" and not self._lm.can_generate(_shortest(requests)):
                     raise CandidateError("the model's logits are not finite numbers")

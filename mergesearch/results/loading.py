@@ -12,7 +12,7 @@ from mergesearch.results import table
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
 from mergesearch.search import store, strategies
-from mergesearch.search.budget import costs
+from mergesearch.search.costs import costs
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import RunFolder, open_run

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mergesearch.search import store
 from mergesearch.search.history import History
 from mergesearch.search.trials import Trial
 
@@ -95,38 +94,3 @@ def still_wanted(trial: Trial, cost: int, history: History) -> int:
     if trial.state.settled:
         return 0
     return max(0, cost - trial.learning_documents) + history.documents_each
-
-
-def costs(history: History) -> list[str]:
-    """What a run has cost, and what is left of its budget, in words: `cost: ...`, `left: ...`."""
-    ended = [trial for trial in history.trials if trial.state.ended]
-    seconds = sum(trial.seconds for trial in ended)
-    tokens = store.noted(history.study, "tokens_per_document")
-    spent = f"{len(ended)} trials, {history.documents:,} document evaluations"
-    spent += f", {round(tokens * history.documents):,} prompt tokens" if tokens else ""
-    learned = sum(trial.learning_documents for trial in history.trials)
-    spent += f", {learned:,} of the evaluations to learn soups" if learned else ""
-    lines = [f"cost: {spent}; {seconds:.0f} s merging and scoring, {history.hours:.2f} h at work"]
-    left = _left(history, seconds / max(1, len(ended)))
-    return [*lines, f"left: {left}"] if left else lines
-
-
-def _left(history: History, seconds: float) -> str:
-    """What is left of each budget, and how many candidates the tightest one buys; empty once one is used up."""
-    budget = history.config.search
-    if Budget(history).used_up:
-        return ""
-    each = history.documents_each or 1
-    trials = budget.trials - history.proposals
-    buys = {f"{trials} trials": float(trials)}
-    if budget.documents is not None:
-        documents = budget.documents - history.documents
-        buys[f"{documents:,} document evaluations"] = documents / each
-    if budget.hours is not None:
-        hours = budget.hours - history.hours
-        buys[f"{hours:.2f} h"] = hours * 3600 / max(seconds, 1e-9)
-    candidates = max(1, round(min(buys.values())))
-    return (
-        f"{', '.join(buys)}: about {candidates} candidates, {candidates * each:,} document evaluations, "
-        f"{candidates * seconds:.0f} s"
-    )

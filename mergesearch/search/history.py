@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import cached_property
 
 import optuna
@@ -34,6 +36,18 @@ class History:
         frozen = study.get_trials(deepcopy=False)
         self.trials: list[Trial] = [known.get(trial.number) or trials.read(trial) for trial in frozen]
         self.objective: Objective | None = objective_of(study)
+
+    def at(self, moment: datetime) -> History:
+        """The run as it was at a moment, local time, as far as its trials tell: what was noted of the whole run stays.
+
+        What a trial under way had learned by then is not known any more.
+        """
+        past = copy.copy(self)
+        past.__dict__.pop("documents_of_tasks", None)
+        past.trials = [trial for each in self.trials if (trial := _at(each, moment)) is not None]
+        if not any(trial.state is State.COMPLETE for trial in past.trials):
+            past.objective = None
+        return past
 
     # --- which trials ---
 
@@ -112,6 +126,40 @@ class History:
         worked = [(trial, span) for trial, span in spans if span is not None]
         hours = sum((end - start).total_seconds() for _, (start, end) in worked) / 3600
         return hours / max(1, sum(trial.documents for trial, _ in worked))
+
+
+def settled_at(trial: Trial) -> datetime | None:
+    """When a trial was scored, stopped or given up, local time; None for one that is under way."""
+    if not trial.state.settled:
+        return None
+    start = trial.taken or trial.begun_at
+    if trial.settled_at is not None or start is None:
+        return trial.settled_at or trial.ended_at
+    if trial.learning_documents and trial.learning_seconds is None:
+        return trial.ended_at
+    # of a version that did not note it: the parents end together, once the last of them is scored
+    return start + timedelta(seconds=trial.seconds + (trial.learning_seconds or 0.0))
+
+
+def _at(trial: Trial, moment: datetime) -> Trial | None:
+    start, settled = trial.begun_at, settled_at(trial)
+    if start is None or start > moment:
+        return None
+    if settled is not None and settled <= moment:
+        if trial.ended_at is None or trial.ended_at <= moment:
+            return trial
+        return replace(trial, state=State.STOPPED if trial.stopped is not None else State.SCORED, ended_at=None)
+    return Trial(
+        number=trial.number,
+        state=State.RUNNING,
+        strategy=trial.strategy,
+        kind=trial.kind,
+        name=trial.name,
+        key=trial.key,
+        worker=trial.worker,
+        taken=trial.taken,
+        begun_at=trial.begun_at,
+    )
 
 
 def worked_hours(trials: Iterable[Trial]) -> float:

@@ -86,9 +86,12 @@ class Trial:
         error: why it failed, in words.
         merge_seconds, score_seconds: what building and scoring the candidate took.
         learning_documents: document evaluations that went into learning its recipe; a backward pass counts as two more.
+        learning_seconds: what that took; None where it was not learned, or by a version that did not note it.
         machine: the device and the versions it was scored with.
         worker: who is at it.
         taken: when that worker took it, local time.
+        settled_at: when it was scored or stopped, local time; the study is told of the parents only once all of them
+            are scored. None of one that a version scored that did not note it.
         begun_at, ended_at: when it was proposed and when the study was told, local time.
         params: the parameters that samplers know it by.
         excess: for each guard, by task, how far its scores are beyond the limit, in the metric's unit; 0 or less keeps
@@ -113,9 +116,11 @@ class Trial:
     merge_seconds: float | None = None
     score_seconds: float | None = None
     learning_documents: int = 0
+    learning_seconds: float | None = None
     machine: Mapping[str, str] = field(default_factory=dict)
     worker: str | None = None
     taken: datetime | None = None
+    settled_at: datetime | None = None
     begun_at: datetime | None = None
     ended_at: datetime | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -172,6 +177,7 @@ _FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "key": (dict, dict),
     "machine": (dict, dict),
     "taken": (datetime.isoformat, datetime.fromisoformat),
+    "settled_at": (datetime.isoformat, datetime.fromisoformat),
 }
 # what Optuna itself knows of a trial
 _OPTUNAS = frozenset({"number", "state", "begun_at", "ended_at", "params", "excess"})

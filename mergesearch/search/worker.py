@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +21,7 @@ from mergesearch.search import objective as objectives
 from mergesearch.search import store, trials
 from mergesearch.search.budget import Budget, Wanted, total
 from mergesearch.search.history import History, hours_at_work
+from mergesearch.search.machine import machine
 from mergesearch.search.objective import Objective
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
@@ -36,8 +35,8 @@ from mergesearch.space import Space
 
 log: logging.Logger = logging.getLogger(__name__)
 
-LIBRARIES = ("mergesearch", "torch", "transformers", "lm_eval", "optuna")
 WAIT_SECONDS = 1.0  # between looks at what other workers are doing
+NOTED_EVERY = 1.0  # seconds of learning after which the study is told of them again
 
 
 class Builds(Protocol):
@@ -75,6 +74,7 @@ class Search:
         infos, layers: the pool's tensors, where a stage of the study refines a recipe group by group.
         learner: learns soups; without it there are none.
         started: called with each trial that begins.
+        scored: called with each trial that is scored before the parents fix the objective; it ends later.
         finished: called with each trial that ends, in the order in which they end here.
         device: where candidates live, for the record.
     """
@@ -92,6 +92,7 @@ class Search:
         layers: int = 0,
         learner: Learns | None = None,
         started: Callable[[Trial], None] = lambda trial: None,
+        scored: Callable[[Trial], None] = lambda trial: None,
         finished: Callable[[Trial], None] = lambda trial: None,
         device: str = "cpu",
     ):
@@ -101,6 +102,7 @@ class Search:
         self.engine = engine
         self.scorer = scorer
         self._started = started
+        self._scored = scored
         self._finished = finished
         self._machine = machine(device)
         self._races = Races(config, config.racing, folder, cast(Blocks, scorer)) if config.racing else None
@@ -245,7 +247,9 @@ class Search:
         if isinstance(proposal, Sampled):
             recipe = proposal.space.suggest(handle)
         else:
+            before, start = trial.learning_seconds or 0.0, time.perf_counter()
             recipe = proposal.find(self._work_for(trial, handle, history))
+            trials.write(handle, learning_seconds=before + time.perf_counter() - start)
             self._state_parameters(strategy.known_in(trial, history), handle, recipe)
         # last what says that the recipe is known
         trials.write(handle, recipe_id=recipe.id, recipe_data=recipe.dump())
@@ -261,10 +265,14 @@ class Search:
 
     def _work_for(self, trial: Trial, handle: optuna.Trial, history: History) -> Work:
         spent, key = 0, dict(trial.key)  # a trial that is taken up again tells first what it cost before
+        before, start, written = trial.learning_seconds or 0.0, time.perf_counter(), 0.0
 
         def more(documents: int) -> None:
-            nonlocal spent
-            spent += documents
+            nonlocal spent, written
+            spent, seconds = spent + documents, time.perf_counter() - start
+            if seconds - written > NOTED_EVERY:  # a step may be quicker than what the study takes to keep it
+                written = seconds
+                trials.write(handle, learning_seconds=before + seconds)
             trials.write(handle, learning_documents=spent)
 
         def note(more_key: Mapping[str, Any]) -> None:
@@ -293,7 +301,14 @@ class Search:
 
     def _note_scores(self, handle: optuna.Trial, merge_seconds: float, scores: Scores) -> None:
         scores.save_documents(self.folder.documents(handle.number))
-        trials.write(handle, merge_seconds=merge_seconds, score_seconds=scores.seconds, scores=scores.tasks)
+        trials.write(handle, merge_seconds=merge_seconds, score_seconds=scores.seconds)
+        self._note_settled(handle, scores=scores.tasks)
+
+    def _note_settled(self, handle: optuna.Trial, **values: Any) -> None:
+        """Notes what a trial came to: last what says that it is settled."""
+        trials.write(handle, settled_at=datetime.now(), **values)
+        if self.history().objective is None:  # else the study is told at once
+            self._scored(self._trial(handle.number))
 
     def _copy_equal(self, handle: optuna.Trial, recipe: Recipe, history: History) -> bool:
         """Gives a trial the scores of an earlier one that does the same to every tensor. False where there is none."""
@@ -305,7 +320,8 @@ class Search:
             documents = self.folder.documents(other.number)
             if documents.is_file():
                 shutil.copyfile(documents, self.folder.documents(handle.number))
-            trials.write(handle, same_as=other.number, merge_seconds=0.0, score_seconds=0.0, scores=other.scores)
+            trials.write(handle, same_as=other.number, merge_seconds=0.0, score_seconds=0.0)
+            self._note_settled(handle, scores=other.scores)
             return True
         return False
 
@@ -329,8 +345,8 @@ class Search:
             score_seconds=outcome.scores.seconds,
             blocks=outcome.blocks,
             partial=outcome.scores.tasks,
-            stopped=outcome.stopped,
         )
+        self._note_settled(handle, stopped=outcome.stopped)
         self._tell_pruned(handle)
 
     def _tell_pruned(self, handle: optuna.Trial) -> None:
@@ -385,19 +401,6 @@ class Search:
             raise SearchFailed(str(error)) from None
         store.note(self.study, "objective", objective.to_data())
         return objective
-
-
-def machine(device: str) -> dict[str, str]:
-    """The device and the versions that a score was measured with."""
-    versions = {name: _version(name) for name in LIBRARIES}
-    return {"device": device, "python": platform.python_version(), **versions}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 __all__ = ["Search", "SearchFailed", "machine"]

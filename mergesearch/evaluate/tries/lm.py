@@ -81,7 +81,9 @@ class TrieLM(RememberingLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         if self._model_left_out or not self._try("loglikelihood", requests):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return packed.log_likelihoods(self.model, self._passes_of(requests))
+        passes = self._passes_of(requests)
+        each = len(requests) / max(1, passes.tokens)
+        return packed.log_likelihoods(self.model, passes, lambda tokens: self.answered(each * tokens))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         if self._model_left_out or not self._try("generate_until", requests):
@@ -214,6 +216,7 @@ class TrieLM(RememberingLM):
                     texts.append((prompt.number, self._text(answer, group.until)))
                     if cut:
                         self._cut.add(question(requests[prompt.number]))
+                self.answered(len(batch.prompts))
         return texts
 
     def _text(self, answer: Sequence[int], until: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,21 @@ from transformers import DynamicCache
 from mergesearch.evaluate.tries.trie import Pack, Passes
 
 
-def log_likelihoods(model: Any, passes: Passes) -> list[tuple[float, bool]]:
+def log_likelihoods(
+    model: Any, passes: Passes, computed: Callable[[int], None] = lambda tokens: None
+) -> list[tuple[float, bool]]:
     """For every query (the log-probability of its targets, whether greedy decoding would have chosen them all).
 
     Log-probabilities are float32, from the model's logits; their sums float64. The model's present weights count:
     nothing is kept from one call to the next.
 
+    Args:
+        computed: told after each pack how many tokens went through the model.
+
     Raises:
         Whatever the model raises; out of memory included.
     """
-    answers = [(picks, *(part.cpu() for part in values)) for picks, values in _run(model, passes)]
+    answers = [(picks, *(part.cpu() for part in values)) for picks, values in _run(model, passes, computed)]
     sums, greedy = np.zeros(passes.queries), np.ones(passes.queries, dtype=bool)
     for picks, log_probabilities, chosen in answers:
         np.add.at(sums, picks[:, 2], log_probabilities.numpy().astype(np.float64))
@@ -30,12 +35,15 @@ def log_likelihoods(model: Any, passes: Passes) -> list[tuple[float, bool]]:
     return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
 
-def _run(model: Any, passes: Passes) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, torch.Tensor]]]:
+def _run(
+    model: Any, passes: Passes, computed: Callable[[int], None]
+) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, torch.Tensor]]]:
     run = PackRunner(model)
     for pack in passes.packs:
         logits = run(pack)
         if len(pack.picks):
             yield pack.picks, _picked(logits, pack.picks)
+        computed(len(pack.tokens))
 
 
 class PackRunner:

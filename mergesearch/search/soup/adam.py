@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,9 +33,11 @@ from mergesearch.search.soup.early_stopping import EarlyStopping
 from mergesearch.search.soup.learning import (
     SAVE_EVERY,
     Documents,
+    LearningStep,
     Score,
     SoupResult,
     StateFile,
+    Stepped,
     fingerprint,
     hold_apart,
     minibatch,
@@ -69,6 +72,7 @@ def learn(
     spent: Callable[[int], None] = lambda count: None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = log.info,
+    stepped: Stepped = lambda step: None,
 ) -> SoupResult:
     """The latest weights that Adam passes through which do not do worse on the validation documents than the best that
     it passed through, the start included, see `EarlyStopping`.
@@ -94,7 +98,8 @@ def learn(
         state: a file for where it stands. A call with the same arguments goes on from it, and ends as it would have.
         spent: told how many document evaluations each step cost; on going on, first those of the earlier calls.
         stop: asked before every step; true ends it with what is kept so far, and a later call may go on.
-        say: told in a few words how it goes.
+        say: told in a few words what is unusual.
+        stepped: told after every step how far it is.
 
     Raises:
         UserError: the start does not fit, no documents, a state of other settings.
@@ -105,7 +110,7 @@ def learn(
         if score is None:
             raise UserError("optimizer cmaes needs a score to search by: give one, or use adam")
         everything = {label: sorted([*documents[label], *validation.get(label, ())]) for label in documents}
-        return search(coefficients, start, engine, score, settings, seed, everything, state, spent, stop, say)
+        return search(coefficients, start, engine, score, settings, seed, everything, state, spent, stop, say, stepped)
     if not coefficients.free.any():
         raise UserError("every weight of the learned soup is frozen: free some of them")
     if losses is None:
@@ -118,7 +123,7 @@ def learn(
     identity = fingerprint(coefficients, start, settings, seed, run.documents, run.validation, run.shares, _FORMAT)
     file = StateFile(state, identity)
     try:
-        return run.learn(start, file, stop, say)
+        return run.learn(start, file, stop, say, stepped)
     finally:
         engine.model.eval()
 
@@ -153,6 +158,43 @@ def parent_scales(
         gain, noise = float(gains.mean()), float(gains.std(correction=0)) / math.sqrt(len(gains))
         scales[label] = max(gain, 2 * noise) if gain > 0 else max(float(base[label].mean()), _LEAST_SCALE)
     return scales
+
+
+def step_seconds(
+    coefficients: Coefficients,
+    start: np.ndarray,
+    engine: Engine,
+    losses: Losses,
+    settings: SoupSettings,
+    documents: Documents,
+) -> float:
+    """The seconds that a document evaluation takes in learning, on one step after a smaller one that is no measure.
+
+    Nothing is learned; the live model is the start's candidate afterwards.
+    """
+    start = coefficients.limit(coefficients.full(0.0) + start)
+    seconds, taken = 0.0, 0
+    try:
+        for few in (1, settings.documents):
+            run = _Run(
+                coefficients,
+                engine,
+                losses,
+                settings.model_copy(update={"documents": few}),
+                0,
+                _shares(None, documents),
+                lambda count: None,
+                EarlyStopping(settings.patience),
+                documents=documents,
+                raw=coefficients.raw(start),
+                scales=dict.fromkeys(documents, 1.0),
+            )
+            begun = time.perf_counter()
+            run._gradient()
+            seconds, taken = time.perf_counter() - begun, run.cost
+    finally:
+        engine.model.eval()
+    return seconds / max(1, taken)
 
 
 def _shares(weights: Mapping[str, float] | None, documents: Documents) -> dict[str, float]:
@@ -195,9 +237,10 @@ class _Run:
     # --- the course of it --------------------------------------------------------------------------------------
 
     def learn(
-        self, start: np.ndarray, file: StateFile, stop: Callable[[], bool], say: Callable[[str], None]
+        self, start: np.ndarray, file: StateFile, stop: Callable[[], bool], say: Callable[[str], None], stepped: Stepped
     ) -> SoupResult:
         self._begin(start, file, say)
+        stepped(self._so_far())
         optimizer = self._optimizer()
         with _checkpointing(self.engine.model, self.settings.checkpointing):
             while not self.note:
@@ -205,9 +248,13 @@ class _Run:
                     file.save(self._data(optimizer))
                     return self._learned("stopped from outside")
                 self._go(optimizer, say)
+                stepped(self._so_far())
                 if self.note or self.step % SAVE_EVERY == 0:
                     file.save(self._data(optimizer))
         return self._learned(self.note)
+
+    def _so_far(self) -> LearningStep:
+        return LearningStep(self.step, self.settings.steps, self.history[-1]["validation"] if self.history else None)
 
     def _begin(self, start: np.ndarray, file: StateFile, say: Callable[[str], None]) -> None:
         saved = file.load()
@@ -225,7 +272,7 @@ class _Run:
             )
         self.scales = {label: self.scales.get(label, max(loss, _LEAST_SCALE)) for label, loss in _means(losses).items()}
         self._weigh()
-        self._note_look(losses, start, say)
+        self._note_look(losses, start)
         file.save(self._data(self._optimizer()))
 
     def _go(self, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> None:
@@ -236,7 +283,7 @@ class _Run:
             self.step += 1
             last = self.step >= self.settings.steps
             if self.step % self.settings.look_every == 0 or last:
-                self._look(say)
+                self._look()
         except _NotFinite as error:
             self.note = f"ended at step {self.step}: {error}; what was kept so far stands"
             say(self.note)
@@ -286,13 +333,13 @@ class _Run:
         if self.coefficients.parameterisation == "free":
             self.raw.copy_(torch.from_numpy(self.coefficients.limit(self.raw.numpy())))
 
-    def _look(self, say: Callable[[str], None]) -> None:
+    def _look(self) -> None:
         values = self.coefficients.values(self.raw)
         self._load(self.coefficients.recipe(values))
         losses = self._validate()
         if not _finite(losses):
             raise _NotFinite("a validation loss is no finite number")
-        self._note_look(losses, values, say)
+        self._note_look(losses, values)
 
     def _load(self, recipe: Any) -> None:
         try:
@@ -300,11 +347,10 @@ class _Run:
         except CandidateError as error:
             raise _NotFinite(str(error)) from error
 
-    def _note_look(self, losses: Mapping[str, np.ndarray], values: np.ndarray, say: Callable[[str], None]) -> None:
+    def _note_look(self, losses: Mapping[str, np.ndarray], values: np.ndarray) -> None:
         loss, kept = self.stopping.loss(losses), self.stopping.look(losses, values)
         look = {"step": self.step, "documents": self.cost, "validation": loss, "losses": _means(losses), "kept": kept}
         self.history.append(look)
-        say(f"step {self.step}: validation loss {loss:.4f}" + ("" if kept else ", worse beyond noise"))
 
     @torch.no_grad()
     def _validate(self) -> dict[str, np.ndarray]:
@@ -408,4 +454,4 @@ def _without_training(layer: nn.Module, forward: Callable[..., Any], *args: Any)
     return checkpoint(run, *args, use_reentrant=False)
 
 
-__all__ = ["SoupResult", "hold_apart", "learn", "parent_scales"]
+__all__ = ["SoupResult", "hold_apart", "learn", "parent_scales", "step_seconds"]

@@ -19,7 +19,17 @@ from cmaes import CMA, SepCMA
 from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.soup.coefficients import Coefficients
-from mergesearch.search.soup.learning import SAVE_EVERY, Documents, Score, SoupResult, StateFile, fingerprint, size
+from mergesearch.search.soup.learning import (
+    SAVE_EVERY,
+    Documents,
+    LearningStep,
+    Score,
+    SoupResult,
+    StateFile,
+    Stepped,
+    fingerprint,
+    size,
+)
 from mergesearch.search.soup.settings import SoupSettings
 
 # a full covariance matrix takes its square in memory and its cube in time
@@ -40,6 +50,7 @@ def search(
     spent: Callable[[int], None],
     stop: Callable[[], bool],
     say: Callable[[str], None],
+    stepped: Stepped,
 ) -> SoupResult:
     """The weights with the best score of all candidates, the start included; population 4 + 3 ln n.
 
@@ -58,7 +69,7 @@ def search(
     if known:
         spent(each * len(known))
         say(f"going on at candidate {len(known)} of {settings.candidates}")
-    best, best_values = -math.inf, start
+    best, best_values, counted = -math.inf, start, len(known)
     for number in range(settings.candidates):
         values = walk.propose()
         if number >= len(known):
@@ -74,8 +85,8 @@ def search(
         if reached is not None and reached > best:
             best, best_values = reached, values
         history.append({"step": number, "documents": each * (number + 1), "score": reached, "best": best})
-        if number % SAVE_EVERY == 0:
-            say(f"candidate {number}: best score {best:.4f}")
+        if number >= counted:
+            stepped(LearningStep(number + 1, settings.candidates, score=best))
     return _learned(coefficients, best_values, history, each * len(known), f"all {settings.candidates} candidates")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,11 +17,11 @@ from mergesearch.evaluate.scoring import Scorer
 from mergesearch.recipe import BASE, Recipe, TensorInfo
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
-from mergesearch.search.soup.adam import learn, parent_scales
+from mergesearch.search.soup.adam import learn, parent_scales, step_seconds
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import Averaging, own_documents
 from mergesearch.search.soup.coefficients import Coefficients
-from mergesearch.search.soup.learning import Documents, hold_apart, shuffled
+from mergesearch.search.soup.learning import Documents, Stepped, hold_apart, shuffled
 from mergesearch.search.soup.settings import Loss, SoupSettings
 from mergesearch.search.work import Work
 from mergesearch.space import frozen_rules, groups_of
@@ -49,7 +49,8 @@ class Learner:
         scorer: of that model on the search documents.
         infos, layers: of the pool.
         documents: the search documents by task; those of guards alone are not learned from.
-        say: told in a few words how it goes.
+        say: told in a few words what is unusual.
+        stepped: told after every step of learning how far it is.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class Learner:
         layers: int,
         documents: Mapping[str, Sequence[int]],
         say: Callable[[str], None] = log.info,
+        stepped: Stepped = lambda step: None,
     ):
         self.config = config
         self.engine = engine
         self.scorer = scorer
         self.say = say
+        self.stepped = stepped
         self.settings: SoupSettings = config.search.key("learned_soup", SoupSettings)
         self.infos: list[TensorInfo] = list(infos)
         self.layers = layers
@@ -142,8 +145,18 @@ class Learner:
             spent=work.spent,
             stop=work.stop,
             say=lambda text: self.say(f"learned soup per {per}: {text}"),
+            stepped=self.stepped,
         )
         return learned.recipe
+
+    def seconds_a_document(self) -> float | None:
+        """What a document evaluation takes in learning, on a step of the first soup; None without gradients."""
+        per, loss = self.settings.soups[0]
+        if not self.gradients or loss is None:
+            return None
+        coefficients, known = self.coefficients(per), self.losses(cast(Loss, loss)).known(self.documents)
+        start = self.start(coefficients, None)
+        return step_seconds(coefficients, start, self.engine, self.losses(cast(Loss, loss)), self.settings, known)
 
     def closed_form(self, name: str, solve: Averaging, work: Work) -> Recipe:
         """The weights that a closed form gives, from as many documents of each task as the soups look at.

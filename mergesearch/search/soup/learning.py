@@ -22,6 +22,26 @@ Documents = Mapping[str, Sequence[int]]  # task -> its documents
 # the live model's score of some documents, the more the better
 Score = Callable[[Documents], float]
 
+
+@dataclass(frozen=True)
+class LearningStep:
+    """How far learning is.
+
+    Attributes:
+        step: how many steps, or candidates of CMA-ES, are done.
+        of: how many there are at most.
+        loss: on the documents held apart, when they were looked at last; None where nothing has a loss.
+        score: of the best candidate so far, of CMA-ES.
+    """
+
+    step: int
+    of: int
+    loss: float | None = None
+    score: float | None = None
+
+
+Stepped = Callable[[LearningStep], None]
+
 # the settings that the course of the learning depends on
 _COURSE = {"optimizer", "steps", "learning_rate", "documents", "look_every", "patience", "candidates"}
 # the state is written after every so many steps or candidates

@@ -71,12 +71,25 @@ class SoupSettings(Strict):
             models: how many are mixed.
             documents: how many each task has to search on.
         """
+        # the base and each model once, where their scores do not tell what a loss is measured by
+        return self._cost(loss, models + 1, documents)
+
+    def usual_cost(self, loss: str | None, measured: int, documents: Sequence[int]) -> int:
+        """The document evaluations that one soup usually takes: all steps, as patience seldom ends one.
+
+        Args:
+            loss: as for `cost`.
+            measured: how many parents' losses have to be measured, where their scores do not tell the scale.
+            documents: as for `cost`.
+        """
+        return self._cost(loss, measured, documents)
+
+    def _cost(self, loss: str | None, measured: int, documents: Sequence[int]) -> int:
         if loss is None:
             return self.candidates * sum(documents)
         looked = sum(min(max(1, round(self.validation * count)), self.validation_documents) for count in documents)
         looks = 1 + -(-self.steps // self.look_every)
-        scales = models + 1  # the base and each model once, where their scores do not tell what a loss is measured by
-        return 3 * self.steps * self.documents * len(documents) + (looks + scales) * looked
+        return 3 * self.steps * self.documents * len(documents) + (looks + measured) * looked
 
     def closed_form_cost(self, models: int, documents: Sequence[int]) -> int:
         """The document evaluations of `fisher` at most, and of `regmean` but for the layers that no longer fit."""

@@ -21,6 +21,7 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.registry import Declared
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.samplers import Choice
 from mergesearch.search.soup.settings import Loss
 from mergesearch.search.trials import Kind, Trial
@@ -172,6 +173,24 @@ class Strategy(Declared, ABC):
         """
         return Cost()
 
+    # --- how long it will take ---
+
+    @classmethod
+    def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
+        """The trials that it will probably still begin, in order, should the budget last.
+
+        `cost` says what they may come to at most, this what is usual; what is under way is no part of it.
+        """
+        if cls.open_ended:
+            return [Ahead(None)]
+        cost, there = cls.cost(outlook.config, outlook.documents), len(outlook.of(cls.name))
+        return [Ahead(cost.trials - there, races=True)] if cost.trials > there else []
+
+    @classmethod
+    def learning(cls, config: Config, documents: Sequence[int], key: Mapping[str, Any]) -> int:
+        """The document evaluations that finding the recipe of a trial with this key usually takes."""
+        return 0
+
     # --- during a run ---
 
     @abstractmethod
@@ -207,6 +226,12 @@ class Strategy(Declared, ABC):
     def label(cls, trial: Trial) -> str:
         """What kind of trial it is, in words."""
         return cls.name.replace("_", " ")
+
+    @classmethod
+    def trials_in_words(cls, count: int) -> str:
+        """So many of its trials, for an estimate: `3 learned soups`; without a number what is under way of it."""
+        name = cls.name.replace("_", " ")
+        return f"{count} of {name}" if count else name
 
     @classmethod
     def method(cls, trial: Trial) -> str:

@@ -16,6 +16,7 @@ from mergesearch.recipe import AVERAGE, BASE, Recipe, Rule, single_rule
 from mergesearch.registry import register
 from mergesearch.search.budget import Budget
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.strategies.base import WAIT, Cost, Proposal, Stated, Strategy, Wait
 from mergesearch.search.trials import State, Trial
 
@@ -61,6 +62,12 @@ class Baselines(Strategy):
     def cost(cls, config: Config, documents: Sequence[int]) -> Cost:
         return Cost(trials=len(baselines(config)) + _has_slerp(config))
 
+    @classmethod
+    def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
+        there = {trial.name for trial in outlook.of(cls.name)}
+        names = [*baselines(outlook.config), *[SLERP] * _has_slerp(outlook.config)]
+        return [Ahead(1, races=_may_race(name)) for name in names if name not in there]
+
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         again = 0 if history.objective is not None else self.run.began
         failed = {t.number for t in history.trials if t.state is State.FAILED and t.number < again}
@@ -84,11 +91,19 @@ class Baselines(Strategy):
 
     @classmethod
     def may_race(cls, trial: Trial) -> bool:
-        return trial.name == SLERP or trial.name in DEFAULTS  # scale, report and races need all documents of the others
+        return _may_race(trial.name)
+
+    @classmethod
+    def trials_in_words(cls, count: int) -> str:
+        return f"{count} baseline{'s' * (count > 1)}" if count else "a baseline"
 
     @classmethod
     def method(cls, trial: Trial) -> str:
         return trial.name or super().method(trial)
+
+
+def _may_race(name: str | None) -> bool:
+    return name == SLERP or name in DEFAULTS  # scale, report and races need all documents of the others
 
 
 def baselines(config: Config) -> dict[str, Recipe]:

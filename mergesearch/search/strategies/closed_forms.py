@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError
@@ -12,6 +12,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.registry import register
 from mergesearch.search.budget import Budget, Wanted, still_wanted
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.strategies.base import Cost, Learned, Proposal, Strategy, Wait
 from mergesearch.search.strategies.learned_soup import searched, settings_of
 from mergesearch.search.trials import Trial
@@ -28,6 +29,16 @@ class ClosedForm(Strategy):
     def cost(cls, config: Config, documents: Sequence[int]) -> Cost:
         spent = settings_of(config).closed_form_cost(len(config.models), documents)
         return Cost(documents=spent, words=f"about {spent:,} for {cls.name}")
+
+    @classmethod
+    def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
+        spent = cls.learning(outlook.config, outlook.documents, {})
+        return [] if outlook.of(cls.name) else [Ahead(1, spent)]
+
+    @classmethod
+    def learning(cls, config: Config, documents: Sequence[int], key: Mapping[str, Any]) -> int:
+        # each model is asked about the documents of the tasks it is best on: mostly one model a task
+        return settings_of(config).closed_form_cost(1, documents)
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         return None if history.of(self.name) or self.run.learner is None else Learned(self._find)

@@ -16,6 +16,7 @@ from mergesearch.registry import register
 from mergesearch.schema import Strict
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.soup.affine import WHOLE, Affine, Selection, affine_of
 from mergesearch.search.strategies.base import WAIT, Proposal, Stated, Strategy, Wait
 from mergesearch.search.trials import Trial
@@ -44,6 +45,15 @@ class GreedySoup(Strategy):
     }
     auto: ClassVar[int | None] = 1
 
+    @classmethod
+    def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
+        settings = outlook.config.search.key("greedy_soup", GreedySoupSettings)
+        if outlook.history is not None and _Soups(outlook.history).words():
+            return []
+        # the mix of all models is the average, which is scored already: where every model stays there is one less
+        most = len(outlook.config.models) + settings.trials - 1
+        return [Ahead(max(0, most - len(outlook.of(cls.name))), races=False)]
+
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         soups = _Soups(history)
         if soups.settings.trials and any(not trial.state.ended for trial in history.trials[: soups.first]):
@@ -69,6 +79,10 @@ class GreedySoup(Strategy):
     @classmethod
     def may_race(cls, trial: Trial) -> bool:
         return False  # it is compared with the soup before it, which need not be the best trial
+
+    @classmethod
+    def trials_in_words(cls, count: int) -> str:
+        return f"{count} greedy soup{'s' * (count > 1)}" if count else "a greedy soup"
 
     @classmethod
     def method(cls, trial: Trial) -> str:

@@ -17,6 +17,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.registry import register
 from mergesearch.search.budget import Budget, Wanted, still_wanted
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.search.strategies.base import WAIT, Cost, Learned, Proposal, Strategy, Surroundings, Wait
@@ -59,8 +60,22 @@ class LearnedSoups(Strategy):
         soups = f"{len(each)} soup{'s' * (len(each) > 1)}{by}"
         return Cost(documents=sum(each), words=f"at most {sum(each):,} to learn {soups}")
 
+    @classmethod
+    def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
+        missing = _missing(settings_of(outlook.config), outlook.of(cls.name))
+        keys: list[dict[str, Any]] = [{"per": per, "loss": loss} for per, loss in missing]
+        return [Ahead(1, cls.learning(outlook.config, outlook.documents, key)) for key in keys]
+
+    @classmethod
+    def learning(cls, config: Config, documents: Sequence[int], key: Mapping[str, Any]) -> int:
+        loss = key["loss"] if key.get("gradients", True) else None
+        settings = settings_of(config)
+        # scores tell the scale of most expected losses; the others' is measured for the first of the soups
+        measured = loss == "cross_entropy" and key["per"] == settings.per[0]
+        return settings.usual_cost(loss, 1 + len(config.models) if measured else 0, documents)
+
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
-        missing = self._missing(history)
+        missing = _missing(self.settings, history.of(self.name))
         if not missing or self.run.learner is None:
             return None
         if any(not trial.state.settled and "gradients" not in trial.key for trial in history.of(self.name)):
@@ -72,7 +87,7 @@ class LearnedSoups(Strategy):
         """The soups still to be learned and those being learned, at what they cost at most."""
         if self.run.learner is None:
             return Wanted()
-        missing = self._missing(history)
+        missing = _missing(self.settings, history.of(self.name))
         learning = [trial for trial in history.of(self.name) if not trial.state.ended]
         if not missing and not learning:
             return Wanted()
@@ -88,6 +103,10 @@ class LearnedSoups(Strategy):
             " by cross-entropy" if trial.key.get("loss") == "cross_entropy" and trial.key.get("gradients", True) else ""
         )
         return f"learned soup per {trial.key['per']}{by}"
+
+    @classmethod
+    def trials_in_words(cls, count: int) -> str:
+        return f"{count} learned soup{'s' * (count > 1)}" if count else "a learned soup"
 
     @classmethod
     def method(cls, trial: Trial) -> str:
@@ -108,13 +127,6 @@ class LearnedSoups(Strategy):
         by_gradient = self.run.learner is not None and self.run.learner.gradients
         return self.settings.cost(loss if by_gradient else None, len(self.config.models), searched(history))
 
-    def _missing(self, history: History) -> list[tuple[str, str | None]]:
-        """The soups still to be learned; a second loss changes nothing where the first could not be used."""
-        keys = [trial.key for trial in history.of(self.name)]
-        there = {(key["per"], key["loss"]) for key in keys}
-        without = {key["per"] for key in keys if not key.get("gradients", True)}
-        return [(per, loss) for per, loss in self.settings.soups if (per, loss) not in there and per not in without]
-
     def _start(self, history: History, loss: str | None) -> int | None:
         """The trial to start from: the best mix in which every model takes part; None for the configured weight.
 
@@ -130,6 +142,14 @@ class LearnedSoups(Strategy):
             if affine is not None and abs(affine.values).max(axis=0).min() > least:
                 return trial.number
         return None
+
+
+def _missing(settings: SoupSettings, mine: Sequence[Trial]) -> list[tuple[str, str | None]]:
+    """The soups still to be learned; a second loss changes nothing where the first could not be used."""
+    keys = [trial.key for trial in mine]
+    there = {(key["per"], key["loss"]) for key in keys}
+    without = {key["per"] for key in keys if not key.get("gradients", True)}
+    return [(per, loss) for per, loss in settings.soups if (per, loss) not in there and per not in without]
 
 
 def settings_of(config: Config) -> SoupSettings:

@@ -11,6 +11,7 @@ from mergesearch.config import Config, SearchConfig
 from mergesearch.registry import register
 from mergesearch.search.budget import Budget
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.samplers import Choice
 from mergesearch.search.strategies.base import Cost, Proposal, Sampled, Strategy, Wait
 from mergesearch.search.trials import Trial
@@ -22,6 +23,10 @@ class Random(Strategy):
 
     name = "random"
     open_ended = True
+
+    @classmethod
+    def trials_in_words(cls, count: int) -> str:
+        return f"{count} random proposal{'s' * (count > 1)}" if count else "a random proposal"
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         return Sampled(self.run.space, Choice("random"))
@@ -57,6 +62,10 @@ class RandomControl(Random):
     @classmethod
     def cost(cls, config: Config, documents: Sequence[int]) -> Cost:
         return Cost(trials=config.search.trials)
+
+    @classmethod
+    def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
+        return [Ahead(max(0, outlook.proposals - len(outlook.of(cls.name))))]
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         return None if len(history.of(self.name)) >= history.proposals else super().next(history, budget)

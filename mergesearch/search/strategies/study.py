@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from mergesearch.registry import register
 from mergesearch.search import store
 from mergesearch.search.budget import Budget
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.samplers import FIXED_SPACE, Choice, distributions
 from mergesearch.search.strategies.base import Proposal, Sampled, Stated, Strategy, Surroundings, Wait
 from mergesearch.search.trials import Trial
@@ -93,6 +94,19 @@ class Study(Strategy):
                 f"search.sampler is {sampler}, which takes one objective: with pareto use auto, tpe, gp, nsga2 or "
                 "random"
             )
+
+    @classmethod
+    def trials_in_words(cls, count: int) -> str:
+        return f"{count} proposal{'s' * (count > 1)}" if count else "a proposal"
+
+    @classmethod
+    def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
+        config = outlook.config
+        single = sampler_of(config) != "auto" or config.objective.pareto or config.space.stack is not None
+        refines = not single or config.space.grow
+        # the second stage begins with the best recipe so far, which is scored already
+        begun = any(trial.key.get("stage") == REFINE for trial in outlook.of(cls.name))
+        return [*[Ahead(1, copies=True)] * (refines and not begun), Ahead(None)]
 
     # --- which stage ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from mergesearch.schema import ONE_OR_MORE
 from mergesearch.search import store
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.strategies.base import Proposal, Stated, Strategy, Surroundings, Wait
 
 # of each run, so many of its best proposals
@@ -58,6 +59,12 @@ class WarmStart(Strategy):
         study = store.begun(config)
         if study is None or not store.has_note(study, _NOTE):  # else the runs may have gone on, or away
             warm_recipes(config)
+
+    @classmethod
+    def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
+        noted = None if outlook.history is None else store.noted(outlook.history.study, _NOTE)
+        there = len(noted) if noted is not None else MOST * len(outlook.config.search.key("warm_start", list))
+        return [Ahead(max(0, there - len(outlook.of(cls.name))))]
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         left = self._left(history)

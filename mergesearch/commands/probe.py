@@ -1,0 +1,84 @@
+"""A few documents scored, and a step of learning taken, before the first trial: how fast a run will be."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from mergesearch.config import Config
+from mergesearch.engine.live import Engine
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.recipe import BASE
+from mergesearch.search import strategies
+from mergesearch.search.outlook import Outlook
+from mergesearch.search.soup.learner import Learner
+from mergesearch.search.speed import Probe
+from mergesearch.search.strategies.baselines import parents
+
+log: logging.Logger = logging.getLogger(__name__)
+
+# of each task so many documents are scored, in these seconds at most
+FEW, SECONDS = 8, 4.0
+
+
+def measure(
+    config: Config,
+    engine: Engine,
+    scorer: Scorer,
+    learner: Learner,
+    documents: Mapping[str, Sequence[int]],
+    loading: float = 0.0,
+    export: float = 0.0,
+) -> Probe:
+    """What the base takes on a few documents; the live model is the base afterwards.
+
+    What cannot be measured, or not in a few seconds, is left out: the trials will tell.
+
+    Args:
+        config: the run's configuration.
+        engine: its live model is scored.
+        scorer: of that model on the search documents.
+        learner: of the run, which takes a step where any of its strategies learns.
+        documents: the search documents by task.
+        loading: the seconds until now.
+        export: what writing the winner may take.
+    """
+    begun, merge, scoring = time.perf_counter(), 0.0, {}
+    try:
+        merge = engine.load(config.recipe(parents(config)[BASE]))
+        _ask(scorer, documents, next(iter(documents)), 1)  # the first forward pass is no measure
+        for label in documents:
+            if time.perf_counter() - begun > SECONDS:
+                break
+            scoring[label] = _ask(scorer, documents, label, FEW)
+    except Exception:  # whatever it is, the first trial meets it again and says so
+        log.debug("the speed of scoring was not measured", exc_info=True)
+    learning = _guarded(learner.seconds_a_document) if _learns(config, documents) else None
+    counts = {label: len(ids) for label, ids in documents.items()}
+    return Probe(counts, scoring, merge, learning, loading, export)
+
+
+def _ask(scorer: Scorer, documents: Mapping[str, Sequence[int]], label: str, few: int) -> float:
+    """Seconds a document, on a few from all over the task's."""
+    ids = documents[label]
+    chosen = ids[:: max(1, len(ids) // few)][:few]
+    part = scorer.only({**dict.fromkeys(documents, ()), label: chosen})
+    part.asked = None
+    start = time.perf_counter()
+    part.answer()
+    return (time.perf_counter() - start) / len(chosen)
+
+
+def _learns(config: Config, documents: Mapping[str, Sequence[int]]) -> bool:
+    counts = [len(documents[task.task]) for task in config.tasks]
+    known, outlook = strategies.registered(), Outlook(config, counts)
+    return any(ahead.learning for name in config.search.strategies for ahead in known[name].expects(outlook))
+
+
+def _guarded(measured: Callable[[], float | None]) -> float | None:
+    try:
+        return measured()
+    except Exception:  # as above
+        log.debug("the speed of learning was not measured", exc_info=True)
+        return None

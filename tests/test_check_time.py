@@ -1,0 +1,53 @@
+"""`mergesearch check` says how long a run will take."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from support.commands import QUICKSTART, mergesearch, small
+
+from mergesearch.commands import probe
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.search.estimate import estimate
+from mergesearch.search.history import History
+from mergesearch.search.speed import probe_of
+from mergesearch.search.store import open_run
+
+
+def line(out: str, label: str) -> str:
+    return next(text for name, _, text in (each.partition(": ") for each in out.splitlines()) if name == label)
+
+
+def test_before_a_run_by_a_probe_and_then_by_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soups = {"search__strategy": "auto", "search__learned_soup__steps": 2}
+    options = small(tmp_path / "run", trials=0, limit=8, **soups)
+    before = mergesearch("check", QUICKSTART, *small(tmp_path / "run", trials=6, limit=8, **soups))
+    assert before.status == 0, before.err
+    said = line(before.out, "time")
+    assert re.match(
+        r"about \d+ (s|min).*: 6 baselines \d+ s, 3 greedy soups \d+ s, 2 learned soups \d+ s, 1 proposal ", said
+    )
+    assert "a probe of a few documents" in said and not (tmp_path / "run").exists()
+
+    done = mergesearch("run", QUICKSTART, *options)
+    assert done.status == 0, done.err
+    config, study = open_run(tmp_path / "run")
+    history = History(study, config)
+    noted = probe_of(history)
+    assert noted is not None and set(noted.scoring) == set(noted.documents) and noted.export > 0
+    assert noted.learning is not None and noted.learning > 0 and noted.loading > 0
+    rest = estimate(config, history)
+    assert rest is not None and rest.parts == ()
+    asked: list[Scorer] = []
+    monkeypatch.setattr(probe, "measure", lambda *_: asked.append(1))
+    after = mergesearch("check", QUICKSTART, *small(tmp_path / "run", trials=3, limit=8, **soups))
+    assert line(after.out, "left").startswith("about ") and "3 greedy soups" in line(after.out, "left")
+    assert "\ntime: " not in after.out and asked == []
+
+
+def test_what_cannot_be_measured_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(probe, "SECONDS", -1.0)
+    said = mergesearch("check", QUICKSTART, *small(tmp_path / "run", limit=8))
+    assert said.status == 0 and line(said.out, "time").startswith("not known: ")
