@@ -114,6 +114,15 @@ def _say(lines: Iterable[Any]) -> None:
         out.print(line, soft_wrap=isinstance(line, str), markup=False, highlight=False)
 
 
+def _show(pieces: Iterable[Any]) -> None:
+    """Prints what fits itself to a terminal's width, and is as wide as it needs to be in a file or a pipe."""
+    for piece in pieces:
+        if out.is_terminal and not isinstance(piece, str):
+            out.print(piece, markup=False, highlight=False)
+        else:
+            print(piece)
+
+
 def _on_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
@@ -237,8 +246,10 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
     from mergesearch.commands.progress import RunProgress, sigterm_interrupts
 
     with RunProgress(settings, out) as progress, sigterm_interrupts():
+        from mergesearch.commands.report import ReportProgress, report_at_end
         from mergesearch.commands.run import prepare
         from mergesearch.commands.table import show
+        from mergesearch.results.report import render
         from mergesearch.search.worker import SearchFailed
 
         session = prepare(
@@ -258,13 +269,17 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
             again = shlex.join(
                 ["mergesearch", "run", str(config), *(part for item in override for part in ("--set", item))]
             )
-            _say([*show(session.read()), f"interrupted; what was scored is kept. To go on: {again}"])
+            _show([*show(session.read()), f"interrupted; what was scored is kept. To go on: {again}"])
             raise typer.Exit(1) from None
         except SearchFailed as error:
             raise CandidateError(str(error)) from error
         progress.stop()
-        _say(show(session.read()))
+        _show(show(session.read()))
         _say(session.export_best())
+        with ReportProgress(err) as scoring:
+            held = report_at_end(session.read(), session.engine, scoring)
+        if held is not None:
+            _show([render(held)])
 
 
 @app.command()
@@ -287,10 +302,7 @@ def table(
         write_table(run, file, form, top, sort)
         return
     pieces = show(load_run(run), form, top, sort)
-    if form == "text" and out.is_terminal:
-        _say(pieces)
-    else:
-        print(*pieces, sep="\n")
+    _show(pieces)
 
 
 @app.command()
@@ -313,12 +325,7 @@ def report(
     with ReportProgress(err) as progress:
         held = report_run(run, finalists, documents, progress)
     rendered = render(held, format)
-    if isinstance(rendered, str):
-        print(rendered)
-    elif out.is_terminal:
-        _say([rendered])
-    else:
-        print(rendered)
+    _show([rendered])
 
 
 @app.command()

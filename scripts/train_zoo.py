@@ -73,9 +73,9 @@ def tuned(skill: str, steps: int, rate: float, own: float) -> Stage:
 STAGES = (
     Stage("base", None, 1000, 2e-3, BASE_MIX),
     tuned("order", 600, 2e-3, 0.85),
-    tuned("letters", 600, 2e-3, 0.85),
+    tuned("letters", 300, 2e-3, 0.85),
     tuned("numbers", 600, 2e-3, 0.85),
-    tuned("python", 600, 2e-3, 0.85),
+    tuned("python", 300, 2e-3, 0.85),
 )
 
 

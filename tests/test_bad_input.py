@@ -131,7 +131,8 @@ def quantised_weights(folder: Path, pool: TinyPool) -> list[Any]:
 
 @case("models.a", "adapter", "base")
 def a_lora_for_another_base(folder: Path, pool: TinyPool) -> list[Any]:
-    peft = pytest.importorskip("peft", reason="needs the extra `lora`")
+    import peft
+
     other = make_model("llama", hidden_size=32)
     adapted = peft.get_peft_model(other, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     adapted.save_pretrained(folder / "adapter")

@@ -593,7 +593,8 @@ def test_a_checkpoint_alone_runs_as_transformers_loads_it(tiny_pool, tmp_path, a
     made = tiny_pool("llama", dtype="bfloat16")
     reference = made.models["a"]
     if adapted:
-        peft = pytest.importorskip("peft", reason="needs the extra `lora`")
+        import peft
+
         config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
         model = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32)
         peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -302,13 +301,6 @@ def test_a_damaged_adapter(damage: str, tmp_path: Path) -> None:
         "short": "it lacks",
     }
     assert words[damage] in said
-
-
-def test_peft_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = base_of(tmp_path / "base")
-    adapt(make_model(), tmp_path / "lora")
-    monkeypatch.setitem(sys.modules, "peft", None)
-    assert "needs peft: pip install 'mergesearch[lora]'" in refused(base, tmp_path / "lora")
 
 
 def test_an_adapter_as_the_base(tmp_path: Path) -> None:

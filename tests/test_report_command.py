@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from support.commands import QUICKSTART, Done, mergesearch, small
 
-from mergesearch.commands.holdout import duration
 from mergesearch.commands.report import cost, report_at_end
 from mergesearch.config import ReportConfig
 from mergesearch.engine.live import Engine
@@ -156,10 +155,3 @@ def test_a_run_ends_with_the_report_where_it_is_asked_to(run: Path, reported: Do
     assert report_at_end(wanted, nothing).sentence == json.loads(reported.out)["sentence"]
     busy = replace(wanted, records=(*wanted.records, replace(wanted.records[-1], state="running")))
     assert report_at_end(busy, nothing) is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.2, "1 s"), (45.4, "45 s"), (80, "1 min 20 s"), (120, "2 min"), (7500, "2 h 5 min")]
-)
-def test_durations_are_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

@@ -18,17 +18,13 @@ def check_adapter(folder: Path, where: str) -> None:
     """What can be said against an adapter before a model is loaded.
 
     Raises:
-        UserError: peft is missing, the adapter cannot be merged into weights, its weights are pickled or corrupt.
+        UserError: the adapter cannot be merged into weights, its weights are pickled or corrupt.
     """
-    try:
-        import peft
-    except ImportError:
-        raise UserError(
-            f"{where}: {folder} is a PEFT adapter, which needs peft: pip install 'mergesearch[lora]'"
-        ) from None
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
     read_headers(folder, where, "adapter_model")
     kind = read_json(folder / "adapter_config.json", where).get("peft_type")
-    tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
     if tuner is None or not hasattr(tuner, "merge_and_unload"):
         raise UserError(f"{where}: {folder} is a {kind} adapter, which cannot be merged into weights: use a LoRA")
 

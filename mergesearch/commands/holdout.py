@@ -20,6 +20,7 @@ from mergesearch.results.loading import Run
 from mergesearch.results.record import Record
 from mergesearch.results.report.finalists import Finalists, choose
 from mergesearch.results.report.holdout import HoldoutScores, drawn, score_finalists
+from mergesearch.search.costs import duration
 from mergesearch.search.store import RunFolder
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -59,17 +60,6 @@ class ReportCost:
             several = " each" if self.candidates > 1 else ""
             what = f"{who} on {self.each:,} documents{several}{', the winner twice' * self.again}"
         return f"about {duration(self.seconds)}: {what}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `1 min 20 s`, `2 h 5 min`."""
-    whole = max(1, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min{f' {whole % 60} s' if whole % 60 else ''}"
-    minutes = round(whole / 60)
-    return f"{minutes // 60} h{f' {minutes % 60} min' if minutes % 60 else ''}"
 
 
 def most_documents(run: Run, asked: int | None = None) -> int | None:

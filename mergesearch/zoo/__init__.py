@@ -14,7 +14,9 @@ def folder() -> Path:
 
 def names() -> list[str]:
     """The models' names, the base first, then in alphabetical order."""
-    found = (file.parent.name for kind in ("config", "adapter_config") for file in folder().glob(f"models/*/{kind}.json"))
+    found = (
+        file.parent.name for kind in ("config", "adapter_config") for file in folder().glob(f"models/*/{kind}.json")
+    )
     return sorted(found, key=lambda name: (name != "base", name))
 
 
