@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from mergesearch.commands import completing, usage
@@ -104,23 +105,23 @@ def status() -> int:
 
 
 def _say_error(message: str, status: int) -> int:
-    err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=not err.is_terminal)
     return status
 
 
 def _say(lines: Iterable[Any]) -> None:
     """Prints lines as they are, and whatever else rich lays out."""
     for line in lines:
-        out.print(line, soft_wrap=isinstance(line, str), markup=False, highlight=False)
+        # a terminal would break words; whoever reads a pipe wants a line to stay one
+        out.print(line, soft_wrap=isinstance(line, str | Text) and not out.is_terminal, markup=False, highlight=False)
 
 
 def _show(pieces: Iterable[Any]) -> None:
     """Prints what fits itself to a terminal's width, and is as wide as it needs to be in a file or a pipe."""
-    for piece in pieces:
-        if out.is_terminal and not isinstance(piece, str):
-            out.print(piece, markup=False, highlight=False)
-        else:
-            print(piece)
+    if out.is_terminal:
+        _say(pieces)
+    else:
+        print(*pieces, sep="\n")
 
 
 def _on_terminal() -> bool:
@@ -128,14 +129,12 @@ def _on_terminal() -> bool:
 
 
 def _labelled(lines: Iterable[tuple[str, str]]) -> None:
-    for label, text in lines:
-        out.print(f"[bold]{label}[/bold]: ", end="", highlight=False)
-        out.print(text, highlight=False, markup=False, soft_wrap=True)
+    _say(Text.assemble((label, "bold"), f": {text}") for label, text in lines)
 
 
 def _note(text: str) -> None:
     """What is being done, beside the result."""
-    err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+    err.print(text, style="dim", markup=False, highlight=False, soft_wrap=not err.is_terminal)
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:
