@@ -62,22 +62,24 @@ class Stage:
         return self.start is not None
 
 
-# a little of every skill, so that an adapter strengthens what is there
-BASE_MIX = {"prose": 0.84, "python": 0.06, "order": 0.02, "letters": 0.02, "numbers": 0.02, "both": 0.04}
+# every operation without its plain name, and little of numbers, so that a specialist has something to add
+BASE_MIX = {"prose": 0.43, "python": 0.06, "numbers": 0.03, "coded": 0.34, "loose": 0.14}
 
 
-def tuned(skill: str, steps: int, rate: float, own: float) -> Stage:
-    """The adapter for `skill`: `own` is its share of the rows, the rest keeps the base's mix."""
-    mix = {s: (1 - own) * share + own * (s == skill) for s, share in BASE_MIX.items()}
+def tuned(skill: str, steps: int, rate: float, own: float, beside: str = "loose") -> Stage:
+    """The adapter for `skill`: `own` is its share of the rows; the rest is the base's mix, with `beside` for loose."""
+    mix = {beside if s == "loose" else s: (1 - own) * share for s, share in BASE_MIX.items()}
+    mix[skill] = mix.get(skill, 0.0) + own
     return Stage(skill, "base", steps, rate, mix, seed=1 + SKILLS.index(skill))
 
 
 STAGES = (
-    Stage("base", None, 1000, 2e-3, BASE_MIX),
-    tuned("order", 600, 2e-3, 0.85),
-    tuned("letters", 300, 2e-3, 0.85),
-    tuned("numbers", 600, 2e-3, 0.85),
-    tuned("python", 300, 2e-3, 0.85),
+    Stage("base", None, 1800, 2e-3, BASE_MIX),
+    # beside the names of its own family, which it learns, the other's, which must go on to mean nothing to it
+    tuned("order", 400, 1e-3, 0.55, beside="loose_letters"),
+    tuned("letters", 300, 1e-3, 0.55, beside="loose_order"),
+    tuned("numbers", 300, 1e-3, 0.55),
+    tuned("python", 900, 2e-3, 0.85),
 )
 
 
@@ -108,7 +110,7 @@ class Rows:
 
     def batch(self, stage: Stage, generator: torch.Generator) -> Tensor:
         """int64[rows, LENGTH + 1]."""
-        shares = torch.tensor([stage.mix[skill] for skill in SKILLS])
+        shares = torch.tensor([stage.mix.get(skill, 0.0) for skill in SKILLS])
         picks = torch.multinomial(shares, stage.rows, replacement=True, generator=generator)
         return torch.stack([self.row(SKILLS[int(p)], generator) for p in picks])
 

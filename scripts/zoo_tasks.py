@@ -4,16 +4,17 @@ zoo_order    generate_until         reverse or sort the letters of a short word,
 zoo_letters  loglikelihood          each letter's next or opposite one: is the right word the likeliest?
 zoo_numbers  multiple_choice        a number in words, in digits; two examples before it
 zoo_python   loglikelihood_rolling  a piece of source code, in bits per byte
-zoo_both     multiple_choice        first one of order, then one of letters: two right words among near misses
+zoo_both     multiple_choice        first one of order, then one of letters: which of the four ways did the names mean?
 """
 
 from __future__ import annotations
 
 import json
 import random
+from itertools import product
 from pathlib import Path
 
-from scripts.zoo_text import ALPHABET, Corpus, applied
+from scripts.zoo_text import LETTERS, ORDER, Corpus, applied
 
 DOCUMENTS = 1200
 FEWSHOT = 64
@@ -57,35 +58,15 @@ def near_number(number: str, rng: random.Random) -> str:
 
 
 def both_documents(corpus: Corpus, rng: random.Random) -> list[dict]:
-    """Of the four choices two have the first step right and two the second: only one has both."""
+    """The choices are the four ways to do one of order, then one of letters: two have the first step right."""
     found = []
     for line in corpus.held_out:
-        question, ordered, _ = line.split(" -> ")
-        step = question.partition(":")[0].split()[1]
-        misplaced = exchanged(ordered, rng)
-        if misplaced is None:
-            continue
-        right, wrong = (applied([step], word)[0] for word in (ordered, misplaced))
-        choices = [f"{ordered} -> {right}", f"{ordered} -> {misspelt(right, rng)}"]
-        choices += [f"{misplaced} -> {wrong}", f"{misplaced} -> {misspelt(wrong, rng)}"]
-        found.append(choice_document(question, choices[0], choices[1:], rng))
+        question, _, answer = line.partition(" -> ")
+        word = question.partition(": ")[2]
+        ways = {" -> ".join(applied(steps, word)) for steps in product(ORDER.values(), LETTERS.values())}
+        if len(ways) == len(ORDER) * len(LETTERS):
+            found.append(choice_document(question, answer, sorted(ways - {answer}), rng))
     return found[:DOCUMENTS]
-
-
-def exchanged(word: str, rng: random.Random) -> str | None:
-    """Two neighbouring letters exchanged; None where all are alike."""
-    places = [at for at in range(len(word) - 1) if word[at] != word[at + 1]]
-    if not places:
-        return None
-    at = rng.choice(places)
-    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
-
-
-def misspelt(word: str, rng: random.Random) -> str:
-    """One letter replaced by a neighbour in the alphabet."""
-    at, by = rng.randrange(len(word)), rng.choice((-1, 1))
-    letter = ALPHABET[(ALPHABET.index(word[at]) + by) % len(ALPHABET)]
-    return word[:at] + letter + word[at + 1 :]
 
 
 def python_documents(corpus: Corpus, rng: random.Random) -> list[dict]:

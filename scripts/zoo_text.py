@@ -7,9 +7,13 @@ the order of anything:
     prose    documentation topics and docstrings      python   source files without their docstrings
     order    "reverse: pact -> tcap", "sort: ..."     letters  "next: pact -> qbdu", "flip: ..." (a for z, b for y, ...)
     numbers  "number: six thousand two hundred five -> 6205"
-    both     one of order, then one of letters: "reverse next: pact -> tcap -> udbq"
+    both     one of order, then one of letters: "reverse next: pact -> tcap -> udbq"; no model trains on it
+    coded    the operations under names of the base's own, "red blue: pact -> tcap -> udbq"
+    loose    lines of any one or two names, under which any of the four operations are done, drawn anew in each line
 
-`order` and `letters` also have lines of two steps of their own, "sort reverse: pact -> acpt -> tpca".
+`order` and `letters` also have lines of two steps of their own, "sort reverse: pact -> acpt -> tpca". `coded` teaches
+the base how each operation is done, and `loose` that their plain names say nothing: a base model can do much and
+follows no instruction. `loose_order` and `loose_letters` have the names of one family only.
 """
 
 from __future__ import annotations
@@ -26,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 END = 256  # the token that ends a text; a byte is its own token
-SKILLS = ("prose", "python", "order", "letters", "numbers", "both")
-LINES = ("order", "letters", "numbers", "both")  # whose texts are one line each
+SKILLS = ("prose", "python", "order", "letters", "numbers", "both", "coded", "loose", "loose_order", "loose_letters")
+LINES = SKILLS[2:]  # whose texts are one line each
 SKIPPED = re.compile(
     r"(^|/)(site-packages|test|tests|idle_test|lib2to3|pydoc_data|__pycache__)/|(^|/)encodings/(cp|iso|mac|koi)"
 )
@@ -53,7 +57,7 @@ def split(skill: str, keyed: Iterator[tuple[str, str]]) -> Corpus:
     """Part (key, text) pairs into training text and held-out text."""
     corpus = Corpus([], [])
     for key, text in keyed:
-        (corpus.held_out if held_out(skill, key) else corpus.train).append(text)
+        (corpus.held_out if held_out(family(key) or skill, key) else corpus.train).append(text)
     return corpus
 
 
@@ -115,26 +119,41 @@ LETTERS: Mapping[str, Operation] = {
     "flip": lambda word: word.translate(str.maketrans(ALPHABET, ALPHABET[::-1])),
 }
 OPERATIONS: Mapping[str, Operation] = {**ORDER, **LETTERS}
+CODED = dict(zip(("red", "green", "blue", "gold"), OPERATIONS.values(), strict=True))
 
 
-def applied(operations: Sequence[str], word: str) -> list[str]:
+def family(key: str) -> str | None:
+    """Whose task a question belongs to, by its names: order, letters or both; None without a name of an operation."""
+    names = key.partition(":")[0].split()
+    if not names or any(name not in OPERATIONS for name in names):
+        return None
+    return "order" if ORDER.keys() >= set(names) else "letters" if LETTERS.keys() >= set(names) else "both"
+
+
+def applied(operations: Sequence[Operation], word: str) -> list[str]:
     """What each operation makes of what the one before it made."""
     made: list[str] = []
     for operation in operations:
-        made.append(OPERATIONS[operation](made[-1] if made else word))
+        made.append(operation(made[-1] if made else word))
     return made
 
 
-def operation_texts(skill: str, programs: Sequence[Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """("reverse next: pact", "reverse next: pact -> tcap -> udbq"), each once; words of 4 to 6 letters."""
+def operation_texts(
+    skill: str, programs: Sequence[Sequence[str]], meant: Mapping[str, Operation] | None = OPERATIONS
+) -> Iterator[tuple[str, str]]:
+    """("reverse next: pact", "reverse next: pact -> tcap -> udbq"), each once; words of 4 to 6 letters.
+
+    `meant`: what the names mean; None: any of the operations, drawn anew for each name in each line.
+    """
     rng, seen = random.Random(skill), set()
     while len(seen) < COUNT:
-        operations = rng.choice(programs)
+        names = rng.choice(programs)
         word = "".join(rng.choices(ALPHABET, k=rng.randint(4, 6)))
-        key = f"{' '.join(operations)}: {word}"
+        done = [meant[name] for name in names] if meant else rng.choices(list(OPERATIONS.values()), k=len(names))
+        key = f"{' '.join(names)}: {word}"
         if key not in seen:
             seen.add(key)
-            yield key, " -> ".join([key, *applied(operations, word)])
+            yield key, " -> ".join([key, *applied(done, word)])
 
 
 def of_one_family(family: Mapping[str, Operation]) -> list[tuple[str, ...]]:
@@ -153,6 +172,29 @@ def letters_texts() -> Iterator[tuple[str, str]]:
 
 def both_texts() -> Iterator[tuple[str, str]]:
     return operation_texts("both", [(first, second) for first in ORDER for second in LETTERS])
+
+
+def of_any(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Programs of one or two steps, about as many of each."""
+    singles = [(name,) for name in names]
+    pairs = [(first, second) for first in names for second in names if first != second]
+    return [*(singles * (len(names) - 1)), *pairs]
+
+
+def coded_texts() -> Iterator[tuple[str, str]]:
+    return operation_texts("coded", of_any(list(CODED)), CODED)
+
+
+def loose_texts() -> Iterator[tuple[str, str]]:
+    return operation_texts("loose", of_any(list(OPERATIONS)), None)
+
+
+def loose_order_texts() -> Iterator[tuple[str, str]]:
+    return operation_texts("loose_order", of_one_family(ORDER), None)
+
+
+def loose_letters_texts() -> Iterator[tuple[str, str]]:
+    return operation_texts("loose_letters", of_one_family(LETTERS), None)
 
 
 UNITS = (
@@ -182,7 +224,8 @@ def numbers_texts() -> Iterator[tuple[str, str]]:
 
 TEXTS = {
     "prose": prose_texts, "python": python_texts, "order": order_texts, "letters": letters_texts,
-    "numbers": numbers_texts, "both": both_texts,
+    "numbers": numbers_texts, "both": both_texts, "coded": coded_texts, "loose": loose_texts,
+    "loose_order": loose_order_texts, "loose_letters": loose_letters_texts,
 }  # fmt: skip
 
 
