@@ -1,0 +1,39 @@
+"""One world and one server for the harness; its long form is only run when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.server import Server
+from faults.world import World
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the long form unless `-m` names it."""
+    if "chaos" in config.getoption("markexpr"):
+        return
+    for item in items:
+        if item.get_closest_marker("chaos"):
+            item.add_marker(pytest.mark.skip(reason="the long form: pytest -m chaos tests/faults"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("faults") / "world")
+
+
+@pytest.fixture(scope="session")
+def server(world: World) -> Iterator[Server]:
+    world.path.mkdir()
+    started = Server(world.path)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder for one test's cases."""
+    return tmp_path
