@@ -66,8 +66,7 @@ class Verb:
         folder.mkdir()
         self.case = folder / "case"
         self.argv = self._argv()
-        self.case.mkdir()
-        self._ready()
+        self.fresh()
         ended = self.run(count=True)
         assert ended.status == 0, ended.err
         self.expected: Any = self.result(ended)
@@ -89,15 +88,18 @@ class Verb:
             "table": ["table", finished, "--out", str(self.case / "table.json"), "--format", "json"],
         }[self.name]
 
-    def _ready(self) -> None:
-        """Fills a new case's folder."""
+    def fresh(self) -> None:
+        """A new case's folder."""
+        shutil.rmtree(self.case, ignore_errors=True)
+        self.case.mkdir()
         if self.name in ("export", "report", "table"):
             shutil.copytree(self.world.path / "warm", self.case / "done")
 
-    def run(self, fault: Fault | None = None, count: bool = False) -> Ended:
+    def run(self, fault: Fault | None = None, count: bool = False, **options: Any) -> Ended:
         stated = None if fault is None else {"call": fault.call, "occurrence": fault.occurrence, "how": fault.how}
         return self.server.run(
             *self.argv,
+            **options,
             fault=stated,
             count=self.case if count else None,
             roots=[self.case, self.world.path] if count or fault else [],
@@ -134,9 +136,7 @@ class Verb:
 
     def tried(self, fault: Fault) -> Outcome:
         """Runs the verb with the fault, then once more without, and judges both."""
-        shutil.rmtree(self.case)
-        self.case.mkdir()
-        self._ready()
+        self.fresh()
         before = _names(self.case)
         ended = self.run(fault)
         wrong = [] if ended.fired else ["the call was not made"]
@@ -148,18 +148,26 @@ class Verb:
                 wrong += oracle.left(self.case)
             if ended.status == 2 and fault.call.split()[0] not in (*STORAGE, *MODEL) and not self.searches:
                 wrong += [f"written: {name}" for name in sorted(_names(self.case) - before)][:2]
-        again = self.run()
-        wrong += [f"again: {problem}" for problem in [*oracle.said(again, (0, 2)), *oracle.left(self.case)]]
-        if again.status == 2 and not (ended.status == 0 and "exists" in again.err):
-            wrong.append(f"again: {again.err.strip()}")
-        wrong += [f"again: {problem}" for problem in self._differences(again, fault)]
+        candidates = fault.call.split()[0] in MODEL and fault.how not in (*DEADLY, *SIGNALLED)
+        wrong += self.again(ended, candidates)
         return Outcome("calls", fault.kind, fault.name, tuple(dict.fromkeys(wrong)), ended.status)
 
-    def _differences(self, again: Ended, fault: Fault) -> list[str]:
+    def again(self, ended: Ended, candidates: bool = False) -> list[str]:
+        """What is wrong once the command is run again, undisturbed.
+
+        Args:
+            ended: how it ended before.
+            candidates: whether a candidate may have failed by its own fault.
+        """
+        again = self.run()
+        wrong = [*oracle.said(again, (0, 2)), *oracle.left(self.case)]
+        if again.status == 2 and not (ended.status == 0 and "exists" in again.err):
+            wrong.append(again.err.strip())
         if self.searches:
-            candidates = fault.call.split()[0] in MODEL and fault.how not in (*DEADLY, *SIGNALLED)
-            return oracle.different(again.state, self.expected, candidates)
-        return [] if self.result(again) == self.expected else ["another result"]
+            wrong += oracle.different(again.state, self.expected, candidates)
+        elif self.result(again) != self.expected:
+            wrong.append("another result")
+        return [f"again: {problem}" for problem in wrong]
 
 
 def _names(folder: Path) -> set[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
 
+from faults.cases import record
 from faults.server import Server
 from faults.world import World
 
@@ -18,6 +21,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("chaos"):
             item.add_marker(pytest.mark.skip(reason="the long form: pytest -m chaos tests/faults"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorded() -> Iterator[None]:
+    """Notes with which versions, when and how long, beside the outcomes."""
+    from mergesearch.search.machine import machine
+
+    begun = time.monotonic()
+    yield
+    record({"versions": machine("cpu"), "date": str(date.today()), "seconds": time.monotonic() - begun})
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
-"""Hypothesis as a source of cases: the same ones in every run, all of them tried, none of them twice."""
+"""Hypothesis as a source of cases: the same ones in every run, none of them twice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -17,12 +16,11 @@ class Named(Protocol):
 
 
 Case = TypeVar("Case", bound=Named)
-Result = TypeVar("Result")
 
 
-def each(strategy: st.SearchStrategy[Case], count: int, tried: Callable[[Case], Result]) -> list[Result]:
-    """What comes of about `count` cases. All are tried: a failure that is known does not hide the next."""
-    results: dict[str, Result] = {}
+def cases(strategy: st.SearchStrategy[Case], count: int) -> list[Case]:
+    """About `count` cases. All of them can be tried: a failure that is known does not hide the next."""
+    found: dict[str, Case] = {}
 
     @settings(
         max_examples=count,
@@ -34,8 +32,7 @@ def each(strategy: st.SearchStrategy[Case], count: int, tried: Callable[[Case], 
     )
     @given(strategy)
     def collect(case: Case) -> None:
-        if case.name not in results:
-            results[case.name] = tried(case)
+        found.setdefault(case.name, case)
 
     collect()
-    return list(results.values())
+    return list(found.values())

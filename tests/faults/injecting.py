@@ -37,6 +37,8 @@ FULL, BROKEN, DENIED, SHORT, TORN, KILL, TERM, INTERRUPT = (
     "interrupt",
 )
 RAISES, MEMORY, NAN, BUSY, HALTED = "raises", "memory", "nan", "busy", "halted"
+# not the call fails, but another file is cut to half its size at that moment
+CUT = "cut"
 WAYS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(WRITES, (FULL, BROKEN, DENIED, KILL, TERM)),
     "write": (FULL, BROKEN, SHORT, TORN, INTERRUPT),
@@ -100,6 +102,10 @@ class Injector:
             return None
         with _original["open"](self._mark, "w"):
             pass
+        if how == CUT:
+            victim = self._fault["victim"]
+            os.truncate(victim, os.path.getsize(victim) // 2)
+            return None
         self._lasting = how in _LASTING
         if half is not None and how in (SHORT, TORN):
             half()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from faults.cases import Known
 
+LIMITS: tuple[Known, ...] = ()
 CALLS: tuple[Known, ...] = ()
 INPUTS: tuple[Known, ...] = ()
 FILES: tuple[Known, ...] = ()

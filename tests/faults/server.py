@@ -16,13 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60.0
+# after which a command counts as hanging; no case takes more than a few on an idle machine
+SECONDS = 240.0
 HUNG = "hung"
 READY = "ready"
 
@@ -86,7 +88,8 @@ class Server:
             fault: what is to fail, as `faults.injecting` takes it.
             count: whether to list the calls that could fail, for which any path is given.
             roots: the folders whose calls are counted and may fail.
-            limits: of the operating system, by the names of `resource` without RLIMIT_.
+            limits: of the operating system, by the names of `resource` without RLIMIT_; of memory (AS, bytes) and
+                open files (NOFILE), how many more than there are already.
             state: a run folder to describe at the end.
             seconds: after which it is killed.
         """
@@ -135,7 +138,7 @@ def _import(folder: Path) -> None:
     """Everything that any verb imports, by running each once."""
     import tqdm
 
-    from faults import world
+    from faults import injecting, oracle, world  # noqa: F401 - forks need them all
 
     tqdm.tqdm.monitor_interval = 0  # no thread that a fork would lack
     made = world.make(folder)
@@ -194,14 +197,19 @@ def _child(request: Mapping[str, Any], folder: Path) -> None:
 
         with injecting.injected(request["fault"], request["roots"], folder / "fired") as calls:
             for name, value in request["limits"].items():
-                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+                # of memory and files, so much more than there is already
+                beside = {"AS": _mapped, "NOFILE": lambda: len(os.listdir("/proc/self/fd"))}.get(name, int)()
+                hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (beside + value, hard))
             try:
                 status = _status(request["argv"])
             except BaseException:  # as the interpreter would do
-                import traceback
-
                 traceback.print_exc()
                 status = 1
+            finally:
+                for name in request["limits"]:
+                    hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
+                    resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (hard, hard))
         sys.stdout.flush()
         sys.stderr.flush()
         found: dict[str, Any] = {"calls": calls if request["count"] else []}
@@ -213,6 +221,11 @@ def _child(request: Mapping[str, Any], folder: Path) -> None:
             (folder / "found.json").write_text(json.dumps(found))
     finally:
         os._exit(status if isinstance(status, int) else 1)
+
+
+def _mapped() -> int:
+    """Bytes of address space in use."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def _wait(child: int, seconds: float) -> int | str:

@@ -23,7 +23,7 @@ def tried(name: str, server: Server, world: World, place: Path, count: int) -> N
     faults: dict[str, Fault] = by_name(verb.faults())
     examples = {entry.example for entry in known.CALLS} & set(faults)
     chosen = thinned(faults, count) | examples
-    judge([verb.tried(fault) for name, fault in faults.items() if name in chosen], known.CALLS)
+    judge((verb.tried(fault) for name, fault in faults.items() if name in chosen), known.CALLS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -8,20 +8,19 @@ import pytest
 
 from faults import files, known
 from faults.cases import judge
-from faults.generating import each
+from faults.generating import cases
 from faults.server import Server
 from faults.world import World
 
 
 def tried_models(file: str, count: int, server: Server, world: World, place: Path) -> None:
-    strategy = files.model_damage(world, file)
-    judge(
-        each(strategy, count, lambda damage: files.tried_model(damage, server, world, place / "model")), known.FILES
-    )
+    found = cases(files.model_damage(world, file), count)
+    judge((files.tried_model(damage, server, world, place / "model") for damage in found), known.FILES)
 
 
 def tried_runs(file: str, count: int, server: Server, world: World, place: Path) -> None:
-    judge(each(files.run_damage(world, file), count, files.Runs(server, world, place / "runs").tried), known.FILES)
+    runs = files.Runs(server, world, place / "runs")
+    judge(map(runs.tried, cases(files.run_damage(world, file), count)), known.FILES)
 
 
 @pytest.mark.parametrize("file", files.MODEL_FILES)

@@ -8,16 +8,14 @@ import pytest
 
 from faults import inputs, known
 from faults.cases import judge
-from faults.generating import each
+from faults.generating import cases
 from faults.server import Server
 from faults.world import World
 
 
 def tried(kind: str, count: int, server: Server, world: World, place: Path) -> None:
-    outcomes = each(
-        inputs.inputs(world, kind), count, lambda given: inputs.tried(given, server, world, place / "given")
-    )
-    judge(outcomes, known.INPUTS)
+    found = cases(inputs.inputs(world, kind), count)
+    judge((inputs.tried(given, server, world, place / "given") for given in found), known.INPUTS)
 
 
 @pytest.mark.parametrize("kind", inputs.KINDS)

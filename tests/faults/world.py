@@ -1,4 +1,4 @@
-"""A small world to break things in: a base and two models of some thousand parameters, two tasks, a run, two recipes."""
+"""A small world to break things in: a base and two models of some thousand parameters, tasks, a run, recipes."""
 
 from __future__ import annotations
 
