@@ -33,7 +33,7 @@ ABOUT = {
     "operating system; and a model's file that is cut while it is merged. Asked of each: as above.",
     "inputs": "Valid files with one mutation or two: a key dropped, renamed, doubled or added, a value of another "
     "type, out of range, too long, or a text that is cut, in another encoding, nested 3,000 levels deep, and so on. "
-    "Asked of each: status 0 or 2, one sentence, and nothing written on 2; what `check` refuses, no other verb accepts.",
+    "Asked of each: status 0 or 2, one sentence, nothing written on 2; what `check` refuses, no other verb accepts.",
     "files": "A model's files are damaged and merged; the files of a finished run are damaged and met by `table`, "
     "`report`, `export` and `run`. Asked of each: one sentence, nothing half written, nothing read outside a model's "
     "folder; and a run that ends with 0 holds what it held before the damage.",

@@ -132,7 +132,7 @@ def tried_model(damage: Damage, server: Server, world: World, folder: Path) -> O
     ended = server.run("merge", folder / "recipe.yaml", folder / "case" / "out")
     overflowed = ended.status == 1 and any(word in ended.err for word in _OVERFLOWED)
     wrong = oracle.said(ended, (0, 1, 2) if overflowed else (0, 2))
-    if ended.status not in (0, 2) and ended.err:
+    if ended.status not in (0, 2) and not overflowed and ended.err:
         wrong.append(ended.err.strip().splitlines()[-1][:300])
     if ended.status != 0:
         wrong += [f"written: {path.name}" for path in (folder / "case").rglob("*")][:2]

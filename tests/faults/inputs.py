@@ -21,6 +21,8 @@ from mergesearch.schema import fields_of, inner_model
 
 CONFIG, RECIPE, MERGEKIT = "configuration", "recipe", "mergekit file"
 KINDS = (CONFIG, RECIPE, MERGEKIT)
+# values that no number in a configuration can sensibly have
+_SENSELESS = ("true", "false", "10**30", "1e308", "-1e300")
 # what a candidate, not the user, did wrong
 _OVERFLOWED = ("NaN", "infinity", "finite")
 # one accepted configuration in so many is run as well, its budget taken away
@@ -34,6 +36,7 @@ class Input:
     kind: str
     words: str
     data: bytes
+    senseless: bool = False
 
     @property
     def name(self) -> str:
@@ -61,15 +64,26 @@ def inputs(draw: st.DrawFn, world: World, kind: str) -> Input:
         text = yaml.safe_dump(tree, sort_keys=False)
         words = draw(st.sampled_from(sorted(trees.texts(text))))
         return Input(kind, f"its text: {words}", trees.texts(text)[words])
-    words = []
+    words, senseless = [], False
     for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
         places = tuple(path for path in extra if isinstance(tree, dict))
         mutated = draw(trees.mutations(tree, places))
+        senseless |= kind == CONFIG and mutated.words in _senseless(tree)
         tree = mutated.value
         words.append(mutated.words)
         if not isinstance(tree, dict | list) or not tree:
             break
-    return Input(kind, ", ".join(words), yaml.safe_dump(tree, sort_keys=False, allow_unicode=False).encode())
+    return Input(kind, ", ".join(words), yaml.safe_dump(tree, sort_keys=False, allow_unicode=False).encode(), senseless)
+
+
+def _senseless(tree: Any) -> set[str]:
+    """The mutations that give a number of a configuration a value without sense, in their words."""
+    found = set()
+    for path in trees.paths(tree):
+        value = trees.within(tree, path)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found |= {f"{trees.name_of(path)} = {word}" for word in _SENSELESS}
+    return found
 
 
 def tried(given: Input, server: Server, world: World, folder: Path) -> Outcome:
@@ -93,6 +107,8 @@ def tried(given: Input, server: Server, world: World, folder: Path) -> Outcome:
         wrong += [f"done: {problem}" for problem in _wrong(done, folder)]
         if checked.status == 2 and done.status == 0:
             wrong.append("check refuses what is done")
+    if given.senseless and checked.status == 0:
+        wrong.append("a number without sense is accepted")
     status = checked.status if done is None else done.status
     return Outcome("inputs", given.kind, given.name, tuple(dict.fromkeys(wrong)), status)
 
@@ -104,7 +120,7 @@ def _chosen(given: Input) -> bool:
 def _wrong(ended: Ended, folder: Path) -> list[str]:
     overflowed = ended.status == 1 and any(word in ended.err for word in _OVERFLOWED)
     wrong = oracle.said(ended, (0, 1, 2) if overflowed else (0, 2))
-    if ended.status not in (0, 2) and ended.err:
+    if ended.status not in (0, 2) and not overflowed and ended.err:
         wrong.append(ended.err.strip().splitlines()[-1][:300])
     if ended.status != 0:
         written = sorted(str(path.relative_to(folder)) for path in (folder / "case").rglob("*"))

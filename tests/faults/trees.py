@@ -79,7 +79,8 @@ def name_of(path: Path) -> str:
     return ".".join(map(str, path)) or "everything"
 
 
-def _within(tree: Any, path: Path) -> Any:
+def within(tree: Any, path: Path) -> Any:
+    """What is at a place in a tree."""
     for key in path:
         tree = tree[key]
     return tree
@@ -89,7 +90,7 @@ def changed(tree: Any, path: Path, change: Callable[[Any, Any], None]) -> Any:
     """A copy of `tree` in which `change` was called with what holds the place, and its key there."""
     held = [copy.deepcopy(tree)]
     *above, last = (0, *path)
-    change(_within(held, tuple(above)), last)
+    change(within(held, tuple(above)), last)
     return held[0]
 
 
@@ -110,7 +111,7 @@ def mutations(draw: st.DrawFn, tree: Any, extra: tuple[Path, ...] = ()) -> Mutat
     if path in extra and path not in there:
         grown = copy.deepcopy(tree)
         for position in range(1, len(path)):
-            holder = _within(grown, path[: position - 1])
+            holder = within(grown, path[: position - 1])
             if not isinstance(holder.get(path[position - 1]) if isinstance(holder, dict) else None, dict):
                 holder[path[position - 1]] = {}
         return Mutated(changed(grown, path, put), f"{name_of(path)} = {word}")
