@@ -61,7 +61,10 @@ def state_of(folder: Path) -> dict[str, Any]:
             if record.error:
                 found.setdefault("errors", []).append(f"trial {record.number}: {record.error}")
         for file in sorted((folder / "scores").glob("*.npz")):
-            values = {label: list(map(float, part.values)) for label, part in load_documents(file).items()}
+            try:
+                values = {label: list(map(float, part.values)) for label, part in load_documents(file).items()}
+            except Exception:
+                values = {"unreadable": []}
             found["documents"][file.stem] = values
         best = folder / "best"
         if best.is_dir():
@@ -77,12 +80,15 @@ def state_of(folder: Path) -> dict[str, Any]:
         return {"unreadable": f"{type(error).__name__}: {error}"}
 
 
-def different(state: dict[str, Any] | None, expected: dict[str, Any], tasks_only: bool = False) -> list[str]:
+def different(
+    state: dict[str, Any] | None, expected: dict[str, Any], tasks_only: bool = False, but: str = ""
+) -> list[str]:
     """Where a run differs from an undisturbed one.
 
     Args:
         tasks_only: whether a candidate may have failed by its own fault: then the objective and the winner may be
             others, and what was scored still equals.
+        but: a trial whose documents may be lost.
     """
     if state is None:
         return ["no state"]
@@ -105,8 +111,9 @@ def different(state: dict[str, Any] | None, expected: dict[str, Any], tasks_only
             break
     if set(expected["files"]) != set(state["files"]):
         wrong.append(f"other files: {sorted(set(expected['files']) ^ set(state['files']))[:5]}")
-    wrong.extend(f"{key} differs" for key in ("documents", "best", "split") if state[key] != expected[key])
-    return wrong
+    wrong.extend(f"{key} differs" for key in ("best", "split") if state[key] != expected[key])
+    ours, theirs = ({n: d for n, d in s["documents"].items() if n != but} for s in (state, expected))
+    return wrong if ours == theirs else [*wrong, "documents differ"]
 
 
 def _last(text: str) -> str:

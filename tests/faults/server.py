@@ -139,6 +139,7 @@ def _import(folder: Path) -> None:
     import tqdm
 
     from faults import injecting, oracle, world  # noqa: F401 - forks need them all
+    from mergesearch import cli
 
     tqdm.tqdm.monitor_interval = 0  # no thread that a fork would lack
     made = world.make(folder)
@@ -152,18 +153,21 @@ def _import(folder: Path) -> None:
         ["score", made.path / "recipe.yaml", "--config", config],
         ["merge", made.path / "mergekit.yaml", folder / "warmed"],
     ):
-        status = _status([str(argument) for argument in argv])
+        sys.argv = ["mergesearch", *map(str, argv)]
+        status = cli.status()
         assert status == 0, argv
 
 
-def _status(argv: list[str]) -> int:
+def _main(argv: list[str]) -> int:
+    """The command as it is installed; its exit status."""
     from mergesearch import cli
 
     sys.argv = ["mergesearch", *argv]
     try:
-        return cli.status()
+        cli.main()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
+    return 0
 
 
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def _child(request: Mapping[str, Any], folder: Path) -> None:
                 hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (beside + value, hard))
             try:
-                status = _status(request["argv"])
+                status = _main(request["argv"])
             except BaseException:  # as the interpreter would do
                 traceback.print_exc()
                 status = 1
