@@ -26,6 +26,7 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
 from mergesearch.search.samplers import Choice, SeededPerTrial
+from mergesearch.search.storage import Patience
 from mergesearch.search.store import Presence, RunFolder
 from mergesearch.search.strategies import of_trial, strategies_of
 from mergesearch.search.strategies.base import Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
@@ -37,6 +38,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0  # between looks at what other workers are doing
 NOTED_EVERY = 1.0  # seconds of learning after which the study is told of them again
+PATIENCE = 600.0  # seconds for which a storage that fails is asked again
 
 
 class Builds(Protocol):
@@ -76,6 +78,8 @@ class Search:
         started: called with each trial that begins.
         scored: called with each trial that is scored before the parents fix the objective; it ends later.
         finished: called with each trial that ends, in the order in which they end here.
+        say: told what a reader should know.
+        patience: how long a storage that fails is asked again; `PATIENCE` seconds unless another is given.
         device: where candidates live, for the record.
     """
 
@@ -94,6 +98,8 @@ class Search:
         started: Callable[[Trial], None] = lambda trial: None,
         scored: Callable[[Trial], None] = lambda trial: None,
         finished: Callable[[Trial], None] = lambda trial: None,
+        say: Callable[[str], None] = log.warning,
+        patience: Patience | None = None,
         device: str = "cpu",
     ):
         self.config = config
@@ -104,10 +110,11 @@ class Search:
         self._started = started
         self._scored = scored
         self._finished = finished
+        self._say = say
         self._machine = machine(device)
         self._races = Races(config, config.racing, folder, cast(Blocks, scorer)) if config.racing else None
         with folder.lock("start"):  # workers that begin a run together would each make its tables
-            storage = store.open_storage(config, folder)
+            storage = store.open_storage(config, folder, patience or Patience(PATIENCE, say))
             self.study: optuna.Study = store.open_study(config, folder, storage=storage)
         self._sampler = self.study.sampler = SeededPerTrial(
             config.search.seed,
@@ -124,7 +131,10 @@ class Search:
         """Scores what the budget allows; called again, goes on from what is in the storage.
 
         Raises:
-            SearchFailed: the base or every model failed, so no objective can be computed.
+            SearchFailed: the base or every model failed, so no objective can be computed; or the run folder cannot be
+                written.
+            StorageError: the storage has failed for longer than the patience lasts; the trial at work is taken up by
+                the next start.
             KeyboardInterrupt: passed on; the trial at work is taken up by the next start.
         """
         with Presence(self.folder) as presence:
