@@ -17,7 +17,7 @@ from mergesearch.config.storage import PASSWORD, expanded
 from mergesearch.errors import StorageError, UserError, without_passwords
 from mergesearch.results.loading import load_run
 from mergesearch.search import store
-from mergesearch.search.storage import Patience, Location, checked, failed, reason
+from mergesearch.search.storage import Location, Patience, checked, failed, reason
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace

@@ -160,8 +160,8 @@ def refused(location: Location, error: Exception) -> UserError:
         return UserError(f"{location} is damaged ({why}): put a copy of it back, or set storage and output to new ones")
     if HIDDEN in location.url:
         return UserError(
-            f"{location} cannot be opened ({why}): its password is not kept in the run folder, so set {PASSWORD} to it in "
-            "the environment"
+            f"{location} cannot be opened ({why}): its password is not kept in the run folder, so set {PASSWORD} to it "
+            "in the environment"
         )
     return UserError(f"{location} cannot be opened ({why}): check that the server is there, and the URL")
 

@@ -18,7 +18,7 @@ from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
-from mergesearch.search.storage import Patience, Location, checked, file_of, patient, refused
+from mergesearch.search.storage import Location, Patience, checked, file_of, patient, refused
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
 # what a study holds: raised when an older version's trials can no longer be read
@@ -190,7 +190,6 @@ def open_storage(config: Config, folder: RunFolder, patience: Patience | None = 
         UserError: it cannot be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_storage(config, folder)
     location = _location(config, folder)
     try:
         storage = optuna.storages.get_storage(checked(location.url)) if config.storage else _local_storage(location.url)
