@@ -19,7 +19,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from mergesearch.commands import completing, usage
-from mergesearch.errors import CandidateError, UserError, unknown
+from mergesearch.errors import CandidateError, StorageError, UserError, unknown, without_passwords
 
 
 class Verbs(TyperGroup):
@@ -93,7 +93,7 @@ def status() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except CandidateError as error:
+    except (CandidateError, StorageError) as error:
         return _say_error(str(error), 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # of the library that reads the command line
@@ -105,6 +105,8 @@ def status() -> int:
 
 
 def _say_error(message: str, status: int) -> int:
+    # a library's words may hold a URL
+    message = without_passwords(message)
     err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=not err.is_terminal)
     return status
 

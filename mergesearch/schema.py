@@ -15,7 +15,7 @@ import pydantic
 import yaml
 from pydantic.fields import FieldInfo
 
-from mergesearch.errors import UserError, unknown
+from mergesearch.errors import UserError, unknown, without_passwords
 
 Model = TypeVar("Model", bound="Strict")
 
@@ -119,7 +119,7 @@ def _explain(model: type[Strict], problem: Mapping[str, Any], where: str) -> Use
         return UserError(f"{where}: {place}: {lowered}" if place else f"{where}: {lowered}")
     if problem["type"] in _OUTSIDE:
         lowered = f"it must be in {_allowed_range(_field_at(model, location))}"
-    return UserError(f"{where}: {place} is {problem['input']!r}: {lowered}")
+    return UserError(f"{where}: {place} is {without_passwords(repr(problem['input']))}: {lowered}")
 
 
 def _inside(where: str, location: tuple[Any, ...]) -> str:

@@ -164,7 +164,7 @@ def test_what_is_set_is_relative_to_the_caller(placed: Path) -> None:
 
 
 def test_other_storages_stay_as_they_are(placed: Path) -> None:
-    for url in ("mysql://user@host/name", "sqlite:////abs/s.db", "sqlite:///:memory:", "redis://localhost"):
+    for url in ("mysql://user@host/name", "sqlite:////abs/s.db", "sqlite:///${RUNS}/s.db", "redis://localhost"):
         assert config.read(placed, [f"storage='{url}'"]).storage == url
 
 

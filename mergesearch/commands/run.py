@@ -132,6 +132,7 @@ def prepare(
         started=lambda trial: started(record_of(trial, store.objective_of(search.study))),
         scored=lambda trial: scored(record_of(trial, None)),
         finished=lambda trial: finished(record_of(trial, store.objective_of(search.study))),
+        say=say,
         device=str(pool.device),
     )
     store.note(search.study, NOTES, list(pool.notes))

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
+from mergesearch.config import storage as storages
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
+from mergesearch.errors import without_passwords
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
 from mergesearch.schema import ONE_OR_MORE, Strict
 
@@ -151,8 +153,10 @@ class Config(Strict):
     )
     storage: str | None = Field(
         default=None,
-        description="any Optuna storage URL, for workers on several hosts, who share the run folder too, so that one "
-        "can take up what another left; left out: SQLite in the run folder",
+        repr=False,
+        description="the URL of a database that Optuna takes, for workers on several hosts, who share the run folder "
+        "too, so that one can take up what another left; `${NAME}` in it stands for a variable of the environment, as "
+        "in `postgresql://me:${PGPASSWORD}@host/runs`; left out: SQLite in the run folder",
     )
     report: ReportConfig = Field(default=ReportConfig(), description="what the report on the holdout may cost")
     output: str | None = Field(default=None, description="the run folder; default: results/NAME")
@@ -184,6 +188,16 @@ class Config(Strict):
                     f"{name!r} cannot name a model: use letters, digits, - and _, and neither 'base' nor 'average'"
                 )
         return value
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_a_url(cls, value: str | None) -> str | None:
+        return None if value is None else storages.check_url(value)
+
+    @field_serializer("storage")
+    def _storage_without_password(self, value: str | None) -> str | None:
+        # whatever is kept or shown of a configuration goes through here
+        return None if value is None else without_passwords(value)
 
     @field_validator("tasks")
     @classmethod
@@ -258,6 +272,8 @@ class Config(Strict):
         """What keeps two configurations from sharing a run folder, as `key: ours, theirs`."""
         ours, theirs = _flat(self.dump()), _flat(other.dump())
         skipped = {".".join(path) for path in RESUMABLE}
+        if storages.same(self.storage, other.storage):
+            skipped.add("storage")
         keys = [key for key in {**ours, **theirs} if key not in skipped and ours.get(key) != theirs.get(key)]
         return [f"{key}: {ours.get(key)!r}, there {theirs.get(key)!r}" for key in keys]
 
