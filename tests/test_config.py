@@ -61,7 +61,7 @@ def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
         ("tasks.0.limt=3", ["'limt'", "tasks.0", "did you mean 'limit'"]),
         ("search.sampler=tpee", ["search.sampler", "'tpee'", "'tpe'"]),
         ("holdout=1.5", ["holdout", "1.5", "[0, 1)"]),
-        ("tasks.0.weight=0", ["tasks.0.weight", "0", "(0, inf)"]),
+        ("tasks.0.weight=0", ["tasks.0.weight", "0", "[1e-06, 1000000]"]),
         ("search.trials=many", ["search.trials", "'many'"]),
         ("space.weight=[2, 1]", ["weight", "[2.0, 1.0]"]),
         ("space.components=[mlp, mlp]", ["'mlp'", "twice"]),

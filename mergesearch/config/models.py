@@ -27,6 +27,7 @@ RESUMABLE = (
     ("report", "finalists"),
     ("report", "documents"),
     ("report", "at_end"),
+    ("trust_tasks",),
 )
 
 
@@ -41,7 +42,8 @@ class TaskConfig(Strict):
         description="as lm-eval names it (`acc`, or `exact_match,strict-match`), or `gold_prob` or `gold_logprob`, the "
         "probability of the right answer; default: the task's only one",
     )
-    weight: float = Field(default=1.0, gt=0, description="its part in the mean of the tasks")
+    # far beyond any use, and far from where a mean of scores overflows or vanishes
+    weight: float = Field(default=1.0, ge=1e-6, le=1_000_000, description="its part in the mean of the tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="default: what the task says")
     limit: int | None = Field(
         default=None, ge=1, description="the most documents that the search scores a candidate on"
@@ -128,7 +130,9 @@ class Config(Strict):
     )
     tasks: list[TaskConfig] = Field(min_length=1, description="what is maximised")
     include_path: Annotated[list[str], ONE_OR_MORE] = Field(
-        default=[], description="folders with lm-eval tasks of your own, one or a list"
+        default=[],
+        description="folders with lm-eval tasks of your own, one or a list. Python that their YAML names is run: see "
+        "`trust_tasks`",
     )
     guard: list[GuardConfig] = Field(
         default=[], description="tasks that no winner may get worse on; scored like tasks and no part of the objective"
@@ -173,6 +177,12 @@ class Config(Strict):
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")
     system_instruction: str | None = Field(default=None, description="as the option of `lm_eval`")
     trust_remote_code: bool = Field(default=False, description="run code from the models' folders")
+    trust_tasks: bool | None = Field(
+        default=None,
+        description="tasks of your own may run Python (`!function` in their YAML). `false`: such a task is refused "
+        "before anything is loaded; left out: it is run, with a line that names file and function, and `check` leaves "
+        "it alone; `true`: `check` runs it too",
+    )
     allow_unrelated: bool = Field(default=False, description="accept models that were hardly fine-tuned from the base")
 
     @field_validator("models")
