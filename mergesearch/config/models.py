@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,7 +117,7 @@ class Config(Strict):
     """One run. See docs/configuration.md for the file and `configs/` for examples."""
 
     name: str = Field(
-        default="run", pattern=r"^[\w.-]+$", description="names the study, and the run folder where `output` does not"
+        default="run", max_length=200, description="names the study, and the run folder where `output` does not"
     )
     base_model: str = Field(
         min_length=1,
@@ -184,6 +185,13 @@ class Config(Strict):
         "it alone; `true`: `check` runs it too",
     )
     allow_unrelated: bool = Field(default=False, description="accept models that were hardly fine-tuned from the base")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.-]+", value) or not value.strip("."):
+            raise ValueError(f"{value!r} cannot name a run folder: use letters, digits, -, _ and ., and not dots alone")
+        return value
 
     @field_validator("models")
     @classmethod
