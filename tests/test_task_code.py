@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lm_eval.tasks._yaml_loader import load_yaml
 from support.commands import QUICKSTART, mergesearch, small
 
 from mergesearch.commands.inputs import load_tasks
@@ -65,6 +66,8 @@ def tasks(tmp_path: Path) -> Path:
     write(folder, "scripted", metric_list=hub, **PLAIN)
     write(folder, "pickled", **{**PLAIN, "dataset_path": "pandas"})
     (folder / "both.yaml").write_text(yaml.safe_dump({"group": "both", "task": ["plain", "direct"]}))
+    inner = {"group": "inner", "task": [{"task": "direct"}]}
+    (folder / "nested.yaml").write_text(yaml.safe_dump({"group": "nested", "task": [inner]}))
     (folder / "named.yaml").write_text("group: named\ntask: [plain]\nmetadata: !function utils.text\n")
     return folder
 
@@ -75,7 +78,7 @@ def found(tasks: Path, *names: str) -> dict[str, str]:
 
 def test_it_is_found_wherever_a_task_may_name_it_and_not_run(tasks: Path) -> None:
     utils = tasks / "utils.py"
-    names = ["plain", "direct", "including", "module", "scripted", "pickled", "both", "named"]
+    names = ["plain", "direct", "including", "module", "scripted", "pickled", "both", "nested", "named"]
     assert found(tasks, *names) == {
         "direct": f"{utils}: text, right",
         "including": f"{utils}: right",
@@ -83,10 +86,50 @@ def test_it_is_found_wherever_a_task_may_name_it_and_not_run(tasks: Path) -> Non
         "scripted": "evaluate: load('mine')",
         "pickled": "pandas: read_pickle",
         "both": f"{utils}: text, right",
+        "nested": f"{utils}: text, right",
         "named": f"{utils}: text",
     }
     assert found(tasks, str(tasks / "direct.yaml")) == {str(tasks / "direct.yaml"): f"{utils}: text, right"}
     assert not (tasks / "was_run").exists()
+
+
+HIDDEN = {
+    "verbatim": "doc_to_text: !<!function> utils.text\n",
+    "by an anchor": "metadata: {x: &x !function utils.text}\ndoc_to_text: *x\n",
+    "in a list": "metric_list: [{metric: !function utils.text, aggregation: mean}]\n",
+    "by merging an include": "metadata: {x: &x {include: other}}\n<<: *x\n",
+    "by a list of includes": "include: [other]\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("how", HIDDEN)
+def test_it_hides_nowhere(tasks: Path, how: str, encoding: str) -> None:
+    """Whatever lm-eval's loader would resolve to a function is found, and what only one could read is refused."""
+    (tasks / "other").write_text("doc_to_text: !function utils.text\n")
+    path = write(tasks, "hiding", HIDDEN[how])
+    path.write_bytes(path.read_text().encode(encoding))
+    assert found(tasks, "hiding") == {"hiding": f"{tasks / 'utils.py'}: text"}
+    assert not (tasks / "was_run").exists()
+    load_yaml(path)
+    assert (tasks / "was_run").exists()
+
+
+def test_what_cannot_be_read_is_refused(tasks: Path) -> None:
+    path = write(tasks, "broken", "include: gone\n")
+    with pytest.raises(UserError, match=rf"task '{path}': {tasks / 'gone'} cannot be read \(FileNotFoundError"):
+        found(tasks, str(path))
+    write(tasks, "deep", f"metadata: {'[' * 900}{']' * 900}\ndoc_to_text: !function utils.text\n")
+    assert found(tasks, "deep") == {"deep": f"{tasks / 'utils.py'}: text"}
+
+
+@pytest.mark.parametrize("levels", [3_000, 100_000])
+def test_nesting_without_end_is_a_sentence(tasks: Path, levels: int) -> None:
+    """Not the end of the process: lm-eval reads every YAML file of a folder, by a parser that recurses in C."""
+    path = write(tasks, "deep", f"metadata: {'[' * levels}{']' * levels}\n")
+    for name in ("plain", str(path)):
+        with pytest.raises(UserError, match=rf"{path} goes more than 1,000 levels deep"):
+            load([TaskConfig(task=name, metric="acc")], [str(tasks)])
 
 
 def test_installed_tasks_are_trusted_and_their_overrides_are_not(tasks: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
@@ -12,15 +13,17 @@ from typing import Any, TypeGuard
 
 import lm_eval.api.metrics
 import lm_eval.tasks
+import yaml
 from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
-from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.tasks._yaml_loader import _Base, load_yaml
 
 from mergesearch.errors import UserError, nearest, unknown
 from mergesearch.evaluate.surroundings import sandbox_templates
 
+_LEVELS = 1000
 _LM_EVAL = Path(lm_eval.tasks.__file__).parent
 
 
@@ -38,6 +41,11 @@ def find(names: Sequence[str], include_path: Sequence[str], metadata: Mapping[st
     missing = next((folder for folder in folders if not Path(folder).is_dir()), None)
     if missing is not None:
         raise UserError(f"include_path names {missing!r}, which is no folder: give the folder of the tasks' YAML files")
+    for folder in folders:
+        for path in Path(folder).glob("**/*.yaml"):
+            _refuse_deep(path)
+    for name in names:
+        _refuse_deep(Path(name))
     manager = TaskManager(include_defaults=False, include_path=[*folders], metadata=dict(metadata or {}))
     if not all(_complete(manager.task_index, name) for name in names):
         manager = copy.copy(_with_lm_evals_own(tuple(folders), _stamps(folders)))
@@ -60,6 +68,18 @@ def entry(index: Mapping[str, Entry], name: Any) -> Entry | None:
         return found and replace(found, cfg=load_yaml(Path(name), resolve_func=False))
     except Exception:  # loading it says what is wrong with it
         return None
+
+
+def _refuse_deep(path: Path) -> None:
+    """`UserError` for a YAML file that would end the process: lm-eval's parser recurses in C, without a limit."""
+    if not path.is_file() or path.stat().st_size < 2 * _LEVELS:
+        return
+    level = 0
+    with path.open("rb") as file, contextlib.suppress(yaml.YAMLError):
+        for event in yaml.parse(file, Loader=_Base):
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if level > _LEVELS:
+                raise UserError(f"{path} goes more than {_LEVELS:,} levels deep: no task does, so take it away")
 
 
 @functools.lru_cache(maxsize=1)
@@ -86,11 +106,19 @@ def zoo_tasks() -> list[str]:
 
 
 def members(entry: Entry | None) -> list[Any]:
-    """The names that a group or a tag stands for; what is stated in the group itself has none."""
-    members = (entry.cfg or {}).get("task") if entry is not None and entry.kind is Kind.GROUP else None
+    """The names that a group or a tag stands for, those in groups that are stated inside it among them."""
     if entry is not None and entry.kind is Kind.TAG:
         return sorted(entry.tags)
-    return [m.get("task", m.get("group")) if isinstance(m, dict) else m for m in members or []]
+    return list(_named((entry.cfg or {}).get("task"))) if entry is not None and entry.kind is Kind.GROUP else []
+
+
+def _named(stated: Any) -> Iterator[Any]:
+    for member in stated if isinstance(stated, list) else ():
+        if isinstance(member, dict) and "group" in member:
+            yield member["group"]
+            yield from _named(member.get("task"))
+        else:
+            yield member.get("task") if isinstance(member, dict) else member
 
 
 def _complete(index: Mapping[str, Entry], name: Any) -> bool:

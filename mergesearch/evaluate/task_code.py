@@ -16,9 +16,11 @@ from typing import Any
 import lm_eval.tasks
 import yaml
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import _Base
 
 from mergesearch.errors import UserError
 from mergesearch.evaluate import catalog
+from mergesearch.evaluate.leaves import reason
 
 _FUNCTION = "!function"
 _LM_EVAL = Path(lm_eval.tasks.__file__).parent.resolve()
@@ -75,10 +77,9 @@ def _code_of(manager: TaskManager, name: Any, seen: set[str]) -> Iterator[TaskCo
         return
     seen.add(name)
     entry = catalog.entry(manager.task_index, name)
-    if entry is None:
-        return
-    if entry.yaml_path is not None and not _is_installed(entry.yaml_path):
-        yield from _in_file(name, Path(entry.yaml_path), set())
+    path = entry.yaml_path if entry is not None else Path(name)
+    if path is not None and path.is_file():
+        yield from _in_file(name, path, set())
     for member in catalog.members(entry):
         yield from _code_of(manager, member, seen)
 
@@ -89,15 +90,23 @@ def _is_installed(path: Path) -> bool:
 
 
 def _in_file(task: str, path: Path, seen: set[Path]) -> Iterator[TaskCode]:
-    """The code that a YAML file names, and the files that it includes; what cannot be read, lm-eval cannot load."""
+    """The code that a YAML file names, and the files that it includes.
+
+    It is read as lm-eval reads it, by the same parser from the same bytes: what one could read and the other not would
+    hide code.
+    """
     path = path.expanduser().resolve()
     if path in seen or _is_installed(path):
         return
     seen.add(path)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return
+        with path.open("rb") as file:
+            root = yaml.compose(file, Loader=_Base)
+    except Exception as error:
+        raise UserError(
+            f"task {task!r}: {path} cannot be read ({reason(error)}): mend it, or leave the task out"
+        ) from error
+    included: list[str] = []
     for node in _nodes(root):
         if node.tag == _FUNCTION:
             source, function = _place(str(node.value), path.parent)
@@ -108,8 +117,9 @@ def _in_file(task: str, path: Path, seen: set[Path]) -> Iterator[TaskCode]:
             yield TaskCode(task, path, node.start_mark.line + 1, "evaluate", f"load({metric!r})")
         if getattr(keys.get("dataset_path"), "value", None) == "pandas":  # a pickle is a program
             yield TaskCode(task, path, node.start_mark.line + 1, "pandas", "read_pickle")
-    for included in _included(root):
-        yield from _in_file(task, path.parent / included, seen)
+        included += _texts(keys.get("include"))
+    for other in included:
+        yield from _in_file(task, path.parent / other, seen)
 
 
 def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
@@ -132,10 +142,9 @@ def _keys(node: yaml.Node | None) -> dict[Any, yaml.Node]:
     return {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
 
 
-def _included(root: yaml.Node | None) -> list[str]:
-    included = _keys(root).get("include")
-    nodes = included.value if isinstance(included, yaml.SequenceNode) else [included]
-    return [node.value for node in nodes if isinstance(node, yaml.ScalarNode)]
+def _texts(node: yaml.Node | None) -> list[str]:
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return [each.value for each in nodes if isinstance(each, yaml.ScalarNode)]
 
 
 def _place(spec: str, folder: Path) -> tuple[str, str]:
