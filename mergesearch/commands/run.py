@@ -100,7 +100,7 @@ def prepare(
     store.begun(config)
     strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")
-    tasks = load_tasks(config)
+    tasks = load_tasks(config, say)
     documents = splits(config, tasks)
     check_racing(config, tasks)
     say(f"loading the base and {len(config.models)} models")

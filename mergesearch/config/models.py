@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ RESUMABLE = (
     ("report", "finalists"),
     ("report", "documents"),
     ("report", "at_end"),
+    ("trust_tasks",),
 )
 
 
@@ -43,7 +45,8 @@ class TaskConfig(Strict):
         description="as lm-eval names it (`acc`, or `exact_match,strict-match`), or `gold_prob` or `gold_logprob`, the "
         "probability of the right answer; default: the task's only one",
     )
-    weight: float = Field(default=1.0, gt=0, description="its part in the mean of the tasks")
+    # far beyond any use, and far from where a mean of scores overflows or vanishes
+    weight: float = Field(default=1.0, ge=1e-6, le=1_000_000, description="its part in the mean of the tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="default: what the task says")
     limit: int | None = Field(
         default=None, ge=1, description="the most documents that the search scores a candidate on"
@@ -116,7 +119,7 @@ class Config(Strict):
     """One run. See docs/configuration.md for the file and `configs/` for examples."""
 
     name: str = Field(
-        default="run", pattern=r"^[\w.-]+$", description="names the study, and the run folder where `output` does not"
+        default="run", max_length=200, description="names the study, and the run folder where `output` does not"
     )
     base_model: str = Field(
         min_length=1,
@@ -130,7 +133,9 @@ class Config(Strict):
     )
     tasks: list[TaskConfig] = Field(min_length=1, description="what is maximised")
     include_path: Annotated[list[str], ONE_OR_MORE] = Field(
-        default=[], description="folders with lm-eval tasks of your own, one or a list"
+        default=[],
+        description="folders with lm-eval tasks of your own, one or a list. Python that their YAML names is run: see "
+        "`trust_tasks`",
     )
     guard: list[GuardConfig] = Field(
         default=[], description="tasks that no winner may get worse on; scored like tasks and no part of the objective"
@@ -177,7 +182,20 @@ class Config(Strict):
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")
     system_instruction: str | None = Field(default=None, description="as the option of `lm_eval`")
     trust_remote_code: bool = Field(default=False, description="run code from the models' folders")
+    trust_tasks: bool | None = Field(
+        default=None,
+        description="tasks of your own may run Python (`!function` in their YAML). `false`: such a task is refused "
+        "before anything is loaded; left out: it is run, with a line that names file and function, and `check` leaves "
+        "it alone; `true`: `check` runs it too",
+    )
     allow_unrelated: bool = Field(default=False, description="accept models that were hardly fine-tuned from the base")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.-]+", value) or not value.strip("."):
+            raise ValueError(f"{value!r} cannot name a run folder: use letters, digits, -, _ and ., and not dots alone")
+        return value
 
     @field_validator("models")
     @classmethod
