@@ -15,7 +15,7 @@ from faults.world import World
 VERBS = ("run", "race", "merge", "export", "report", "table")
 # of each verb, how many cases the short form takes, and the long one
 FEW = {"run": 12, "race": 3, "merge": 4, "export": 2, "report": 2, "table": 2}
-MANY = {"run": 200, "race": 120, "merge": 80, "export": 60, "report": 60, "table": 30}
+MANY = {"run": 150, "race": 60, "merge": 80, "export": 60, "report": 50, "table": 20}
 
 
 def tried(name: str, server: Server, world: World, place: Path, count: int) -> None:
