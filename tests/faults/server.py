@@ -7,6 +7,7 @@ answer. A fork may kill itself at any call and nothing else is hurt.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 240.0
 HUNG = "hung"
 READY = "ready"
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def _child(request: Mapping[str, Any], folder: Path) -> None:
     """Runs the command, and never returns."""
     status = 1
     try:
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for descriptor, name in ((1, "out"), (2, "err")):

@@ -11,7 +11,10 @@ import pytest
 import yaml
 from support.commands import mergesearch
 
-from mergesearch.errors import of_system
+from mergesearch.commands import story
+from mergesearch.errors import UserError, of_system
+from mergesearch.results.record import Record
+from mergesearch.search.store import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,13 @@ def test_parameters_that_are_no_mapping_are_a_whole_sentence(tmp_path: Path) -> 
     (tmp_path / "mergekit.yaml").write_text(yaml.safe_dump(stated))
     done = mergesearch("merge", tmp_path / "mergekit.yaml", tmp_path / "out")
     assert done.status == 2 and done.err.endswith("give a mapping\n")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"sections": 3}', '{"sections": [{}]}', "[" * 3000, "{} {}"])
+def test_a_damaged_report_is_named(text: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    story.report_file(folder).parent.mkdir()
+    story.report_file(folder).write_text(text)
+    with pytest.raises(UserError, match="mergesearch report") as refused:
+        story._holdout(folder, Record(0, "base", "complete"))
+    assert str(story.report_file(folder)) in str(refused.value)
