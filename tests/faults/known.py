@@ -23,8 +23,7 @@ CALLS: tuple[Known, ...] = (
     Known("* case/.out.partial-#*: torn", "merge: write case/.out.partial-#/config.json #1: torn", _LEFT),
     Known("* case/run/scores/.#.npz.tmp *: kill", "run: create case/run/scores/.#.npz.tmp #6: kill", _LEFT),
     Known("* case/run/scores/.#.npz.tmp *: torn", "run: write case/run/scores/.#.npz.tmp #1: torn", _LEFT),
-    Known("* case/run/.*.# *: kill", "run: rename case/run/.config.yaml.# #1: kill", _LEFT),
-    Known("* case/run/.*.# *: torn", "run: write case/run/.documents.json.# #1: torn", _LEFT),
+    Known("* case/run/.*.# *", "run: rename case/run/.config.yaml.# #1: kill", _LEFT),
     Known(
         "race: rmdir case/run/scores/blocks/ID *",
         "race: rmdir case/run/scores/blocks/ID #1: denied",
