@@ -39,6 +39,16 @@ class Strict(pydantic.BaseModel):
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
     )
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        """Python counts true as 1, and nobody means that."""
+        for name, field in cls.model_fields.items() if isinstance(data, Mapping) else ():
+            key = name if name in data else field.alias
+            if isinstance(data.get(key), bool) and _is_number(field.annotation):
+                raise ValueError(f"{key} is {str(data[key]).lower()}: give {_words_of(field.annotation)}")
+        return data
+
     @classmethod
     def further(cls) -> type[Strict] | None:
         """A model of the keys that it takes beside its fields, where they are known."""
@@ -175,7 +185,8 @@ def _explain(model: type[Strict], problem: Mapping[str, Any], where: str) -> Use
         return UserError(f"{where}: {place}: {lowered}" if place else f"{where}: {lowered}")
     if problem["type"] in _OUTSIDE:
         lowered = f"it must be in {_allowed_range(_field_at(model, location))}"
-    return UserError(f"{where}: {place} is {without_passwords(repr(problem['input']))}: {lowered}")
+    given = without_passwords(repr(problem["input"]))
+    return UserError(f"{where}: {place} is {given if len(given) <= 200 else f'{given[:200]}...'}: {lowered}")
 
 
 def _inside(where: str, location: tuple[Any, ...]) -> str:
@@ -241,6 +252,12 @@ def _words_of(annotation: Any) -> str:
         Any: "any value",
     }
     return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers, or numbers or nothing, and no truth values."""
+    kinds = set(typing.get_args(annotation)) or {annotation}
+    return bool(kinds & {int, float}) and kinds <= {int, float, type(None)}
 
 
 def _allowed_range(field: FieldInfo) -> str:

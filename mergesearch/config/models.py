@@ -60,7 +60,7 @@ class GuardConfig(Strict):
     metric: str | None = Field(default=None, description="as for tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
     limit: int | None = Field(default=None, ge=1, description="as for tasks")
-    max_drop: float = Field(ge=0, description="how much worse than the reference, in the metric's unit")
+    max_drop: float = Field(ge=0, le=1_000_000, description="how much worse than the reference, in the metric's unit")
     against: Literal["base", "best"] = Field(
         default="base", description="the base, or the model that is best on this task"
     )
@@ -172,7 +172,9 @@ class Config(Strict):
     tokenizer: str = Field(
         default="base", description="`base`, `union`, or the model whose tokenizer the candidates get"
     )
-    batch_size: int = Field(default=64, ge=1, description="requests at once where lm-eval's own model answers")
+    batch_size: int = Field(
+        default=64, ge=1, le=1_000_000, description="requests at once where lm-eval's own model answers"
+    )
     scoring: Literal["auto", "lm_eval"] = Field(
         default="lm_eval",
         description="`lm_eval`: lm-eval's own model answers everything, so that its command gives the same figures to "
