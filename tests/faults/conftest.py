@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -40,6 +41,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def server(world: World) -> Iterator[Server]:
+    if sys.platform != "linux":
+        pytest.skip("forks that are watched and limited as Linux does it")
     world.path.mkdir()
     started = Server(world.path)
     yield started
