@@ -52,6 +52,12 @@ class Fault:
         return f"{self.verb}: {self.call} #{self.occurrence}: {self.how}"
 
     @property
+    def clears(self) -> bool:
+        """Whether the call clears something away, so that it stays until the next start where it fails."""
+        op = self.call.split()[0]
+        return op in ("remove", "rmdir") or (op in ("read", "list") and "/." in self.call)
+
+    @property
     def kind(self) -> str:
         op = self.call.split()[0]
         place = "storage" if op in STORAGE else "model" if op in MODEL else "file"
@@ -144,7 +150,7 @@ class Verb:
             wrong += [] if ended.status == -9 or not ended.fired else [f"status {ended.status}"]
         else:
             wrong += oracle.said(ended)
-            if fault.how not in SIGNALLED or self.searches:
+            if not fault.clears and (fault.how not in SIGNALLED or self.searches):
                 wrong += oracle.left(self.case)
             if ended.status == 2 and fault.call.split()[0] not in (*STORAGE, *MODEL) and not self.searches:
                 wrong += [f"written: {name}" for name in sorted(_names(self.case) - before)][:2]

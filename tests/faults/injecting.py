@@ -41,6 +41,8 @@ RAISES, MEMORY, NAN, BUSY, HALTED = "raises", "memory", "nan", "busy", "halted"
 CUT = "cut"
 WAYS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(WRITES, (FULL, BROKEN, DENIED, KILL, TERM)),
+    # no removal needs room
+    **dict.fromkeys(("remove", "rmdir"), (BROKEN, DENIED, KILL, TERM)),
     "write": (FULL, BROKEN, SHORT, TORN, INTERRUPT),
     **dict.fromkeys(READS, (BROKEN, DENIED, KILL)),
     LOCK: (BROKEN, KILL),
