@@ -24,6 +24,7 @@ CALLS: tuple[Known, ...] = (
     Known("* case/run/scores/.#.npz.tmp *: kill", "run: create case/run/scores/.#.npz.tmp #6: kill", _LEFT),
     Known("* case/run/scores/.#.npz.tmp *: torn", "run: write case/run/scores/.#.npz.tmp #1: torn", _LEFT),
     Known("* case/run/.*.# *", "run: rename case/run/.config.yaml.# #1: kill", _LEFT),
+    Known("* case/run/*/.*.# *", "race: write case/run/learning/.#.# #4: full", _LEFT),
     Known(
         "race: rmdir case/run/scores/blocks/ID *",
         "race: rmdir case/run/scores/blocks/ID #1: denied",
