@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the work failed or was interrupted, 2 the input is wrong.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -19,7 +20,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from mergesearch.commands import completing, usage
-from mergesearch.errors import CandidateError, UserError, unknown
+from mergesearch.errors import CandidateError, StorageError, UserError, of_system, unknown, without_passwords
 
 
 class Verbs(TyperGroup):
@@ -93,18 +94,23 @@ def status() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except CandidateError as error:
+    except (CandidateError, StorageError) as error:
         return _say_error(str(error), 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # of the library that reads the command line
             return _say_error(usage.sentence(error), 2)
         if os.environ.get("MERGESEARCH_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.errno and error.strerror:
+            # no disk makes a name too long
+            return _say_error(of_system(error), 2 if error.errno == errno.ENAMETOOLONG else 1)
         reason = " ".join(str(error).split())
         return _say_error(f"{type(error).__name__}: {reason} (MERGESEARCH_DEBUG=1 shows where)", 1)
 
 
 def _say_error(message: str, status: int) -> int:
+    # a library's words may hold a URL
+    message = without_passwords(message)
     err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=not err.is_terminal)
     return status
 

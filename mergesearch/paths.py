@@ -11,7 +11,13 @@ _EXPLICIT = ("./", "../", "/", "~")
 
 
 def absolute(path: str | Path, folder: str | Path) -> Path:
-    """An absolute path to what `path` names from `folder`; `~` is the user's home."""
+    """An absolute path to what `path` names from `folder`; `~` is the user's home.
+
+    Raises:
+        UserError: it holds a NUL, which no path can.
+    """
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} is no path: take the NUL character (\\0) out of it")
     whole = Path(folder, Path(path).expanduser())
     # only the file system knows where the folder above a linked one is
     return whole.resolve() if ".." in whole.parts else whole.absolute()

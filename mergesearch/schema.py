@@ -5,6 +5,7 @@ An unknown key is refused with the nearest valid one, a value out of range with 
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import pydantic
 import yaml
 from pydantic.fields import FieldInfo
 
-from mergesearch.errors import UserError, unknown
+from mergesearch.errors import UserError, unknown, without_passwords
 
 Model = TypeVar("Model", bound="Strict")
 
@@ -38,41 +39,106 @@ class Strict(pydantic.BaseModel):
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
     )
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        """Python counts true as 1, and nobody means that."""
+        for name, field in cls.model_fields.items() if isinstance(data, Mapping) else ():
+            key = name if name in data else field.alias
+            if isinstance(data.get(key), bool) and _is_number(field.annotation):
+                raise ValueError(f"{key} is {str(data[key]).lower()}: give {_words_of(field.annotation)}")
+        return data
+
     @classmethod
     def further(cls) -> type[Strict] | None:
         """A model of the keys that it takes beside its fields, where they are known."""
         return None
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice instead of keeping the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise UserError(f"key {key!r} is given twice, again in line {line}: keep one of them")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+# levels within levels, and values counted as often as aliases repeat them, beyond which no file of ours means anything
+_DEPTH, _VALUES = 64, 1_000_000
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value a YAML text states.
 
     Raises:
-        UserError: the text is no YAML, or gives a key twice.
+        UserError: the text is no YAML, gives a key twice, has a key that is no single word, goes too many levels deep,
+            repeats itself without end, or holds a character that no text and no path can have.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _refuse_odd(root, loader, where)
+        return loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed"
         raise UserError(f"{where}{place} is not valid YAML: {problem}") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    except RecursionError:
+        raise UserError(_too_deep(where)) from None
+    except (ValueError, OverflowError) as error:  # a date or a number that is none
+        raise UserError(f"{where} holds a value that is none ({error}): put quotes around it if it is text") from None
+
+
+def _too_deep(where: str) -> str:
+    return f"{where} goes more than {_DEPTH} levels deep: nothing that belongs here does, so write it anew"
+
+
+def _refuse_odd(root: yaml.Node, loader: yaml.SafeLoader, where: str) -> None:
+    """`UserError` for what YAML allows and no file of ours means; an alias counts as what it stands for."""
+    waiting, values = [(root, 1)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        values += 1
+        if depth > _DEPTH:
+            raise UserError(_too_deep(where))
+        if values > _VALUES:
+            raise UserError(
+                f"{where} states more than {_VALUES:,} values, by aliases of aliases: write out what is meant"
+            )
+        if isinstance(node, yaml.MappingNode):
+            _refuse_keys(node, loader, where)
+            waiting.extend((part, depth + 1) for pair in node.value for part in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting.extend((part, depth + 1) for part in node.value)
+        elif any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
+            line = node.start_mark.line + 1
+            raise UserError(f"{where}, line {line}: {node.value!r} holds what is no character of a text: take it out")
+
+
+def _refuse_keys(node: yaml.MappingNode, loader: yaml.SafeLoader, where: str) -> None:
+    seen = set()
+    for key_node, _ in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            kind = "list" if isinstance(key_node, yaml.SequenceNode) else "mapping"
+            raise UserError(f"{where}: the key in line {line} is a {kind}: a key is one word; put quotes around text")
+        if key_node.tag == _MERGE:  # `<<` takes over what an alias has
+            continue
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise UserError(f"{where}: key {key!r} is given twice, again in line {line}: keep one of them")
+        seen.add(key)
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """What a JSON file of a run folder states.
+
+    Args:
+        remedy: what to do where it cannot be read.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path} as JSON ({error}): {remedy}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -86,7 +152,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
@@ -119,7 +185,8 @@ def _explain(model: type[Strict], problem: Mapping[str, Any], where: str) -> Use
         return UserError(f"{where}: {place}: {lowered}" if place else f"{where}: {lowered}")
     if problem["type"] in _OUTSIDE:
         lowered = f"it must be in {_allowed_range(_field_at(model, location))}"
-    return UserError(f"{where}: {place} is {problem['input']!r}: {lowered}")
+    given = without_passwords(repr(problem["input"]))
+    return UserError(f"{where}: {place} is {given if len(given) <= 200 else f'{given[:200]}...'}: {lowered}")
 
 
 def _inside(where: str, location: tuple[Any, ...]) -> str:
@@ -185,6 +252,12 @@ def _words_of(annotation: Any) -> str:
         Any: "any value",
     }
     return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers, or numbers or nothing, and no truth values."""
+    kinds = set(typing.get_args(annotation)) or {annotation}
+    return bool(kinds & {int, float}) and kinds <= {int, float, type(None)}
 
 
 def _allowed_range(field: FieldInfo) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import grp
 import logging
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -94,6 +96,71 @@ def test_a_folder_that_others_can_write_to_is_refused(mode, kernels, said):
     assert list(kernels.iterdir()) == []
     (line,) = said()
     assert f"not kept in {kernels}: others can write to {kernels}; remove what is there, or name a folder" in line
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_folder_that_others_can_swap_is_refused(mode, kernels, said):
+    """Private itself, in a folder where others may rename it and put one with a planted library in its place."""
+    kernels.mkdir(mode=0o700)
+    kernels.parent.chmod(mode)
+    if mode == 0o775:
+        os.chown(kernels.parent, -1, 12345) if os.geteuid() == 0 else pytest.skip("only root can give files away")
+    assert answer() == 7
+    assert list(kernels.iterdir()) == []
+    (line,) = said()
+    assert (
+        f"not kept in {kernels}: others can write to {kernels.parent}; remove what is there, or name a folder" in line
+    )
+
+
+def test_a_folder_like_tmp_is_no_danger(kernels, said):
+    """With the sticky bit others may write to a folder, and not rename what is not theirs."""
+    kernels.parent.chmod(0o1777)
+    assert [answer(), answer()] == [7, 7]
+    assert built.counts == {"compiled": 1, "found": 1} and said() == []
+
+
+def test_a_group_of_ones_own_is_no_danger(kernels, said):
+    """Many systems give each user a group, and a umask that lets it write."""
+    kernels.parent.chmod(0o775)
+    os.chown(kernels.parent, -1, os.getegid())
+    mine = grp.getgrgid(os.getegid())
+    if mine.gr_name != pwd.getpwuid(os.geteuid()).pw_name or set(mine.gr_mem) > {mine.gr_name}:
+        pytest.skip("no group of one's own here")
+    assert answer() == 7 and said() == []
+
+
+@root
+def test_a_folder_in_one_of_somebody_else_is_refused(kernels, said):
+    kernels.mkdir(mode=0o700)
+    os.chown(kernels.parent, 12345, 12345)
+    assert answer() == 7
+    assert f"{kernels.parent} belongs to another user" in said()[0] and len(said()) == 1
+
+
+def test_a_link_on_the_way_that_changes_changes_nothing(kernels, monkeypatch, said):
+    """What was checked is what is used: the folder that the link led to then."""
+    real, planted, link = kernels.parent / "real", kernels.parent / "planted", kernels.parent / "link"
+    real.mkdir(mode=0o700)
+    link.symlink_to(real)
+    monkeypatch.setenv("MERGESEARCH_KERNELS", str(link / "kernels"))
+    assert answer() == 7
+    shutil.copytree(real, planted)
+    plant(only(planted / "kernels", "so"))
+    link.unlink()
+    link.symlink_to(planted)
+    assert built.folder() == real / "kernels" and answer() == 7
+
+
+def test_every_folder_that_is_made_is_private(kernels, monkeypatch, said):
+    before = os.umask(0)
+    try:
+        monkeypatch.setenv("MERGESEARCH_KERNELS", str(kernels / "a" / "b"))
+        assert answer() == 7
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(each.stat().st_mode) for each in (kernels, kernels / "a", kernels / "a" / "b")} == {0o700}
+    assert said() == []
 
 
 @root

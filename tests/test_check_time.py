@@ -23,7 +23,8 @@ def line(out: str, label: str) -> str:
 def test_before_a_run_by_a_probe_and_then_by_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soups = {"search__strategy": "auto", "search__learned_soup__steps": 2}
     options = small(tmp_path / "run", trials=0, limit=8, **soups)
-    before = mergesearch("check", QUICKSTART, *small(tmp_path / "run", trials=6, limit=8, **soups))
+    trusted = {**soups, "trust_tasks": "true"}
+    before = mergesearch("check", QUICKSTART, *small(tmp_path / "run", trials=6, limit=8, **trusted))
     assert before.status == 0, before.err
     said = line(before.out, "time")
     assert re.match(
@@ -49,5 +50,5 @@ def test_before_a_run_by_a_probe_and_then_by_its_trials(tmp_path: Path, monkeypa
 
 def test_what_cannot_be_measured_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(probe, "SECONDS", -1.0)
-    said = mergesearch("check", QUICKSTART, *small(tmp_path / "run", limit=8))
+    said = mergesearch("check", QUICKSTART, *small(tmp_path / "run", limit=8, trust_tasks="true"))
     assert said.status == 0 and line(said.out, "time").startswith("not known: ")

@@ -61,7 +61,25 @@ def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
         ("tasks.0.limt=3", ["'limt'", "tasks.0", "did you mean 'limit'"]),
         ("search.sampler=tpee", ["search.sampler", "'tpee'", "'tpe'"]),
         ("holdout=1.5", ["holdout", "1.5", "[0, 1)"]),
-        ("tasks.0.weight=0", ["tasks.0.weight", "0", "(0, inf)"]),
+        ("tasks.0.weight=0", ["tasks.0.weight", "0", "[1e-06, 1000000]"]),
+        ("tasks.0.weight=1e308", ["tasks.0.weight", "'1e308'", "[1e-06, 1000000]"]),
+        ("tasks.0.weight=1e-300", ["tasks.0.weight", "[1e-06, 1000000]"]),
+        ("space.lambda=[-1.0e+300, 1.0e+300]", ["space: lambda: [-1e+300, 1e+300]", "beyond 10,000"]),
+        ("space.epsilon=[0, 1.0e+300]", ["space: epsilon", "beyond 10,000"]),
+        ("space.ranges_for=[{weight: [0, 1.0e+9]}]", ["space.ranges_for.0: weight", "beyond 10,000"]),
+        ("space.stack={scale: [0, 1.0e+300]}", ["space.stack: scale", "beyond 10,000"]),
+        ("space.stack={repeats: [1, 1000000000]}", ["repeats: [1, 1000000000]", "at most 64"]),
+        ("space.control_points=1000000000", ["control_points is 1000000000", "[2, 1000]"]),
+        ("space.lambda=[false, true]", ["space.lambda", "give two numbers"]),
+        ("space.layer_groups=true", ["space: layer_groups is true: give a whole number"]),
+        ("tasks.0.weight=true", ["tasks.0: weight is true: give a number"]),
+        ("batch_size=1000000000000000000000", ["batch_size", "[1, 1000000]"]),
+        (f"batch_size={'9' * 4000}", ["batch_size is 9999", "9...:"]),
+        ("name=..", ["name", "'..' cannot name a run folder", "not dots alone"]),
+        ("name=.", ["'.' cannot name a run folder"]),
+        ("name=a/b", ["'a/b' cannot name a run folder", "use letters, digits"]),
+        (f"name={'a' * 300}", ["name", "at most 200 characters"]),
+        ('base_model="a\\0b"', ["base_model", "no character of a text"]),
         ("search.trials=many", ["search.trials", "'many'"]),
         ("space.weight=[2, 1]", ["weight", "[2.0, 1.0]"]),
         ("space.components=[mlp, mlp]", ["'mlp'", "twice"]),
@@ -164,7 +182,7 @@ def test_what_is_set_is_relative_to_the_caller(placed: Path) -> None:
 
 
 def test_other_storages_stay_as_they_are(placed: Path) -> None:
-    for url in ("mysql://user@host/name", "sqlite:////abs/s.db", "sqlite:///:memory:", "redis://localhost"):
+    for url in ("mysql://user@host/name", "sqlite:////abs/s.db", "sqlite:///${RUNS}/s.db", "redis://localhost"):
         assert config.read(placed, [f"storage='{url}'"]).storage == url
 
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,11 +22,21 @@ import yaml
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from support.evaluate_tiny import WORDS, make_model, make_tokenizer, metric, write_group, write_task, write_tasks
+from support.evaluate_tiny import (
+    WORDS,
+    greedy,
+    make_model,
+    make_tokenizer,
+    metric,
+    write_group,
+    write_task,
+    write_tasks,
+)
 
 from mergesearch.config import TaskConfig
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate import statistics
+from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.tasks import load, split
@@ -202,6 +213,84 @@ def figures(scores):
     return scores.tasks, {label: (d.ids, d.values.tolist()) for label, d in scores.documents.items()}
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory, tokenizer):
+    """Tasks of every request type; every third document has an empty context, and all of bare_mutual's have."""
+    folder, rng, model = tmp_path_factory.mktemp("bare"), random.Random(7), make_model(0)
+    (folder / "tasks").mkdir()
+    words = ["" if number % 3 == 0 else " ".join(rng.choices(WORDS, k=3)) for number in range(12)]
+    choices = [{"text": w, "choices": rng.sample(WORDS, 4), "answer": rng.randrange(4)} for w in words]
+    targets = [greedy(model, tokenizer, w, 2) if w else rng.choice(WORDS) for w in words]
+    data = {
+        "choice": choices,
+        "copy": [{"text": w, "target": target} for w, target in zip(words, targets, strict=True)],
+        "passages": [{"text": w} for w in words],
+    }
+    for name, documents in data.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    choosing = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "answer"}
+    target = {"doc_to_text": "text", "doc_to_target": "target", "target_delimiter": ""}
+    greedily = {"until": ["\n\n"], "max_gen_toks": 2, "do_sample": False}
+    acc, mutual = metric("acc"), metric("acc_mutual_info")
+    perplexity = metric("perplexity", False, "perplexity")
+    bits = metric("bits_per_byte", False, "bits_per_byte")
+    write_task(folder, "bare_choice", "choice", **choosing, doc_to_text="text", metric_list=[acc])
+    write_task(folder, "bare_mutual", "choice", **choosing, doc_to_text="", metric_list=[acc, mutual])
+    write_task(folder, "bare_last", "copy", **target, output_type="loglikelihood", metric_list=[acc, perplexity])
+    how = {"output_type": "generate_until", "generation_kwargs": greedily}
+    write_task(folder, "bare_copy", "copy", **target, **how, metric_list=[metric("exact_match")])
+    texts = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text"}
+    write_task(folder, "bare_passages", "passages", **texts, metric_list=[bits])
+    return folder
+
+
+class TestEmptyContexts:
+    """lm-eval scores what has no context, after the token that begins a text."""
+
+    METRICS: ClassVar = {
+        "bare_choice": "acc",
+        "bare_mutual": "acc_mutual_info",
+        "bare_last": "perplexity",
+        "bare_copy": "exact_match",
+        "bare_passages": "bits_per_byte",
+    }
+
+    @pytest.mark.parametrize("scoring", ["lm_eval", "auto"])
+    @pytest.mark.parametrize("name", METRICS)
+    def test_they_are_scored_as_lm_eval_scores_them(self, bare, model, tokenizer, name, scoring):
+        tasks = load_tasks(bare, {name: self.METRICS[name]})
+        documents = {name: range(12)}
+        # all in one batch: lm-eval fails on a batch of prompts that are all empty
+        scorer = Scorer(model, tokenizer, tasks, documents, batch_size=64, scoring=scoring)
+        assert scorer.prompt_tokens > 0
+        scores = scorer.score()
+        results = by_lm_eval(bare, model, tokenizer, tasks, documents, batch_size=64)
+        assert_equal(scores, results, tasks)
+        theirs = [s[tasks[0].metric] for s in sorted(results["samples"][name], key=lambda s: s["doc_id"])]
+        np.testing.assert_allclose(scores.documents[name].values, theirs, rtol=1e-5)
+        if name == "bare_copy":
+            assert 0 < scores.tasks[name].value < 1
+            theirs = [s["resps"][0][0] for s in sorted(results["samples"][name], key=lambda s: s["doc_id"])]
+            assert [answers[0] for answers, _ in scorer.answers()] == theirs
+
+    @pytest.mark.parametrize("scoring", ["lm_eval", "auto"])
+    def test_prompts_that_are_all_empty_are_continued_as_beside_others(self, bare, model, tokenizer, scoring):
+        tasks = load_tasks(bare, {"bare_copy": "exact_match"})
+        together = Scorer(model, tokenizer, tasks, {"bare_copy": range(12)}, batch_size=64, scoring=scoring)
+        alone = Scorer(model, tokenizer, tasks, {"bare_copy": [0, 3, 6]}, batch_size=2, scoring=scoring)
+        together.score()
+        alone.score()
+        assert alone.answers() == [together.answers()[number] for number in (0, 3, 6)]
+
+    def test_losses_are_of_the_same_tokens(self, bare, model, tokenizer):
+        tasks = load_tasks(bare, {"bare_last": "perplexity"})
+        scorer = Scorer(model, tokenizer, tasks, {"bare_last": range(12)}, batch_size=64)
+        values = scorer.score().documents["bare_last"].values
+        losses = Losses(scorer, model).loss({"bare_last": range(12)})["bare_last"]
+        lengths = [len(scorer.language_model.pair(*d.requests[0].args)[1]) for d in scorer.documents()]
+        np.testing.assert_allclose(losses.detach().numpy() * lengths, -values, rtol=1e-4)
+
+
 class TestAgainAndAgain:
     def test_three_times_the_same(self, folder, model, tokenizer):
         scorer = make_scorer(folder, model, tokenizer)
@@ -315,6 +404,26 @@ class TestBadCandidates:
         scorer = make_scorer(folder, model, tokenizer, {_custom(folder, "raising", source): "hit"})
         with pytest.raises(CandidateError, match=r"'tiny_raising' cannot process.*KeyError: 'colour'"):
             scorer.score()
+
+    @pytest.mark.parametrize(
+        ("stem", "source", "aggregation", "part"),
+        [
+            ("leaving", "import sys\ndef process_results(doc, results):\n    sys.exit(0)\n", "mean", "SystemExit: 0"),
+            ("nothing", "def process_results(doc, results):\n    pass\n", "mean", "process_results gave NoneType for"),
+            (
+                "adding",
+                "import sys\ndef process_results(doc, results):\n    return {'hit': 1.0}\n"
+                "def total(items):\n    sys.exit(0)\n",
+                "!function adding.total",
+                "SystemExit: 0",
+            ),
+        ],
+    )
+    def test_a_task_whose_code_leaves_or_gives_nothing(self, folder, model, tokenizer, stem, source, aggregation, part):
+        scorer = make_scorer(folder, model, tokenizer, {_custom(folder, stem, source, aggregation): "hit"})
+        with pytest.raises(CandidateError) as caught:
+            scorer.score()
+        assert f"'tiny_{stem}'" in str(caught.value) and part in str(caught.value)
 
     def test_a_figure_that_overflows(self, folder, model, tokenizer):
         scorer = make_scorer(folder, model, tokenizer, {"tiny_passages": "word_perplexity"})
@@ -536,6 +645,21 @@ class TestBadInput:
         (folder / "tasks" / "tiny_unfit.yaml").write_text(yaml.safe_dump(config))
         with pytest.raises(UserError, match=r"'tiny_unfit' .*no_such_filter"):
             make_scorer(folder, model, tokenizer, {"tiny_unfit": "acc"})
+
+    @pytest.mark.parametrize(
+        ("choice", "part"),
+        [("x" * 300, "has 301 tokens, and the model takes 256 at most"), ("", "has no token")],
+    )
+    def test_choices_that_lm_eval_fails_on(self, folder, model, tokenizer, choice, part):
+        documents = [{"question": "", "choices": ["amber", other], "answer": 0} for other in ("birch", choice)]
+        (folder / "unfit.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+        config = yaml.safe_load((folder / "tasks" / "tiny_choice.yaml").read_text())
+        keys = {"doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "answer"}
+        keys |= {"output_type": "multiple_choice", "target_delimiter": " " if choice else ""}
+        write_task(folder, "tiny_long", "unfit", **keys, metric_list=config["metric_list"])
+        tasks = load_tasks(folder, {"tiny_long": "acc"})
+        with pytest.raises(UserError, match=rf"task 'tiny_long': choice 1 of document 1 {part}"):
+            Scorer(model, tokenizer, tasks, {"tiny_long": [0, 1]}, batch_size=4)
 
 
 class TestScores:

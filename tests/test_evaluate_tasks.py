@@ -167,6 +167,29 @@ class TestRefusals:
         for part in ("unknown metric 'exact_macth'", "tiny_typo.yaml", "did you mean 'exact_match'?"):
             assert part in message
 
+    @pytest.mark.parametrize("process_results", [False, True])
+    def test_aggregation_unknown_to_lm_eval(self, folder, process_results):
+        config = {"output_type": "generate_until", "doc_to_text": "prompt", "doc_to_target": "target"}
+        metrics = [{"metric": "exact_match", "aggregation": "maen", "higher_is_better": True}]
+        write_task(folder, "tiny_summed", "copy", **config, metric_list=metrics)
+        if process_results:
+            (folder / "tasks" / "summed.py").write_text("def process_results(doc, results):\n    return {}\n")
+            path = folder / "tasks" / "tiny_summed.yaml"
+            path.write_text(path.read_text() + "process_results: !function summed.process_results\n")
+        for name in ("tiny_summed", str(folder / "tasks" / "tiny_summed.yaml")):
+            message = refusal(folder, name)
+            for part in ("unknown aggregation 'maen'", "tiny_summed.yaml", "did you mean 'mean'?"):
+                assert part in message
+
+    def test_a_task_that_leaves_the_program(self, folder):
+        (folder / "tasks" / "leaving.py").write_text("import sys\n\n\ndef text(doc):\n    sys.exit(0)\n")
+        write_task(folder, "tiny_leaving", "copy", output_type="generate_until", doc_to_target="target")
+        path = folder / "tasks" / "tiny_leaving.yaml"
+        path.write_text(path.read_text() + "doc_to_text: !function leaving.text\n")
+        message = refusal(folder, "tiny_leaving", metric="exact_match")
+        for part in ("'tiny_leaving' cannot be loaded (SystemExit: 0)", "tiny_leaving.yaml"):
+            assert part in message
+
     def test_direction_needed(self, folder):
         config = {"output_type": "generate_until", "doc_to_text": "prompt", "doc_to_target": "target"}
         source = "def process_results(doc, results):\n    return {'length': len(results[0])}\n"
@@ -181,6 +204,8 @@ class TestRefusals:
         [
             ("tiny_shots", 9, ("'tiny_shots' has 8 few-shot examples", "num_fewshot 9 needs 9", "to 8")),
             ("tiny_same", 24, ("'tiny_same' has 24 few-shot examples", "num_fewshot 24 needs 25", "to 23")),
+            ("tiny_rule", 24, ("'tiny_rule' has 24 few-shot examples", "the documents that are scored", "to 23")),
+            ("tiny_validation", 24, ("'tiny_validation' has 24", "the documents that are scored", "to 23")),
             ("tiny_zero", 2, ("'tiny_zero' sets num_fewshot to 0 itself", "remove num_fewshot 2")),
         ],
     )
@@ -188,6 +213,12 @@ class TestRefusals:
         shots = yaml.safe_load((folder / "tasks" / "tiny_shots.yaml").read_text())
         same = {**shots, "task": "tiny_same", "fewshot_split": "test"}
         (folder / "tasks" / "tiny_same.yaml").write_text(yaml.safe_dump(same))
+        # lm-eval draws from the scored documents, and leaves out the one that is asked in none of these two
+        rule = {key: value for key, value in shots.items() if key not in ("fewshot_split", "training_split")}
+        (folder / "tasks" / "tiny_rule.yaml").write_text(yaml.safe_dump({**rule, "task": "tiny_rule"}))
+        split = {"task": "tiny_validation", "validation_split": "test", "fewshot_split": "test"}
+        validation = {key: value for key, value in shots.items() if key != "test_split"} | split
+        (folder / "tasks" / "tiny_validation.yaml").write_text(yaml.safe_dump(validation))
         message = refusal(folder, name, metric="acc", num_fewshot=asked)
         for part in parts:
             assert part in message

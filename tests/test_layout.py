@@ -30,6 +30,7 @@ HOMES = {
     "datasets": {"evaluate"},
     "filelock": {"engine", "search"},
     "huggingface_hub": {"checkpoints", "engine"},
+    "jinja2": {"evaluate"},
     "lm_eval": {"evaluate"},
     "optuna": {"search"},
     "peft": {"checkpoints"},
@@ -44,7 +45,7 @@ HOMES = {
     # search/soup and engine/streaming know its classes; models are read and built in checkpoints, and run in evaluate
     "transformers": {"checkpoints", "engine", "evaluate", "search"},
     "typer": {"cli"},
-    "yaml": {"config", "mergekit", "recipe", "results", "schema"},
+    "yaml": {"config", "evaluate", "mergekit", "recipe", "results", "schema"},
 }
 LIGHT = {"mergesearch", "numpy", "torch"}
 # pairs of modules that are known to stand in a circle; none is welcome here

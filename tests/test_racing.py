@@ -11,6 +11,7 @@ import pytest
 from support.races import SIZE, Live, quiz, start
 from support.searches import Engine
 
+from mergesearch.errors import CandidateError
 from mergesearch.evaluate.blocks import split_blocks
 from mergesearch.evaluate.scores import DocumentScores
 from mergesearch.recipe import Recipe
@@ -269,3 +270,67 @@ def test_a_block_file_holds_its_answers(whole: tuple[Path, Live]) -> None:
     files = sorted(RunFolder(whole[0]).blocks(found.recipe_id).glob("*.json"))
     answers = [answer for file in files for answer in json.loads(file.read_text())]
     assert len(answers) == found.partial["quiz"].documents
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive at all", "half"], ids=["empty", "other", "half"])
+@pytest.mark.parametrize("whose", ["best", "base", "another"])
+def test_damaged_documents_fail_no_candidate(tmp_path: Path, whose: str, damage: bytes | str) -> None:
+    whole = start(tmp_path / "whole")
+    whole.run()
+    start(tmp_path / "run", trials=5).run()
+    history, before = whole.history(), start(tmp_path / "run").history()
+    named = {"best": before.complete()[0].number, "base": 0, "another": 3}
+    file = RunFolder(tmp_path / "run").documents(named[whose])
+    contents = file.read_bytes()
+    file.write_bytes(contents[: len(contents) // 2] if isinstance(damage, str) else damage)
+    said: list[str] = []
+    search = start(tmp_path / "run", say=said.append)
+    search.run()
+    after = search.history()
+    assert not [trial.error for trial in after.trials if trial.error]
+    about = [text for text in said if str(file) in text]
+    assert len(about) == 1 and f"trial {named[whose]}" in about[0], said
+    if whose == "best":
+        # without it nobody can be raced as before
+        assert "is scored again" in about[0] and file.read_bytes() == contents
+        assert [(t.recipe_id, t.state, t.blocks) for t in after.trials] == [
+            (t.recipe_id, t.state, t.blocks) for t in history.trials
+        ]
+    else:
+        assert "no race predicts from" in about[0] and len(after.trials) == len(history.trials)
+
+
+def test_a_parent_whose_documents_are_damaged_is_scored_again_for_the_blocks(tmp_path: Path) -> None:
+    start(tmp_path / "run", trials=0).run()
+    file = RunFolder(tmp_path / "run").documents(1)
+    contents = file.read_bytes()
+    file.write_bytes(contents[:100])
+    said: list[str] = []
+    start(tmp_path / "run", say=said.append).run()
+    assert "trial 1 is scored again" in said[0] and file.read_bytes() == contents
+
+
+def test_a_damaged_file_whose_trial_cannot_be_scored_again_is_left_out(tmp_path: Path) -> None:
+    start(tmp_path / "run", trials=5).run()
+    search = start(tmp_path / "run")
+    best = search.history().complete()[0]
+    RunFolder(tmp_path / "run").documents(best.number).write_bytes(b"")
+    said: list[str] = []
+    engine = Engine(lambda recipe: CandidateError("out of memory") if recipe.id == best.recipe_id else None)
+    again = start(tmp_path / "run", Live(engine), say=said.append)
+    again.run()
+    assert any(f"trial {best.number} is left out of races: it could not be scored again" in text for text in said)
+    assert not [trial.error for trial in again.history().trials if trial.error]
+
+
+def test_a_damaged_file_of_blocks_is_asked_again(tmp_path: Path) -> None:
+    live = Live(Engine())
+    live.stop_at = 5 * SIZE + 60
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", live).run()
+    files = list((tmp_path / "run" / "scores" / "blocks").glob("*/*.json"))
+    for file in files:
+        file.write_text('{"not": "answers"}')
+    search = start(tmp_path / "run")
+    search.run()
+    assert files and not [trial.error for trial in search.history().trials if trial.error]

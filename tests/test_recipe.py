@@ -14,9 +14,15 @@ from mergesearch.errors import UserError
 from mergesearch.recipe import COMPONENTS, Recipe, Rule, TensorInfo
 from mergesearch.schema import parse_yaml
 
-names = st.text(min_size=1, max_size=8).filter(lambda name: name not in ("base", "union"))
+
+def text(max_size: int, min_size: int = 0) -> st.SearchStrategy[str]:
+    """Any text; a NUL is no character of one, as no path can hold it."""
+    return st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=min_size, max_size=max_size)
+
+
+names = text(max_size=8, min_size=1).filter(lambda name: name not in ("base", "union"))
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**40), 2**40)
-values = numbers | st.booleans() | st.text(max_size=6) | st.lists(numbers, max_size=3)
+values = numbers | st.booleans() | text(max_size=6) | st.lists(numbers, max_size=3)
 ranges = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (min(pair), max(pair)))
 
 
@@ -26,21 +32,21 @@ def rules(draw: st.DrawFn, models: list[str]) -> dict[str, Any]:
     return {
         "layers": draw(st.none() | ranges.map(list)),
         "components": draw(st.none() | st.lists(st.sampled_from(COMPONENTS), min_size=1, unique=True)),
-        "tensors": draw(st.none() | st.text(max_size=8)),
+        "tensors": draw(st.none() | text(max_size=8)),
         "method": draw(st.sampled_from(("ties", "linear", "slerp"))),
         "models": chosen,
         "parameters": draw(
-            st.dictionaries(st.text(max_size=6), values | st.dictionaries(names, numbers, max_size=2), max_size=3)
+            st.dictionaries(text(max_size=6), values | st.dictionaries(names, numbers, max_size=2), max_size=3)
         ),
     }
 
 
 @st.composite
 def written(draw: st.DrawFn) -> dict[str, Any]:
-    models = draw(st.dictionaries(names, st.text(max_size=12), min_size=1, max_size=3))
+    models = draw(st.dictionaries(names, text(max_size=12), min_size=1, max_size=3))
     row = st.fixed_dictionaries({draw(st.sampled_from([*models, "base"])): ranges.map(list)})
     return {
-        "base": draw(st.none() | st.text(max_size=12)),
+        "base": draw(st.none() | text(max_size=12)),
         "models": models,
         "rules": draw(st.lists(rules(list(models)), min_size=1, max_size=3)),
         "seed": draw(st.integers(0, 2**63 - 1)),

@@ -19,7 +19,7 @@ from mergesearch.results.loading import load_run
 from mergesearch.results.record import ranked, records
 from mergesearch.search import store, trials
 from mergesearch.search.history import History, hours_at_work, worked_hours
-from mergesearch.search.store import Presence, RunFolder, open_study
+from mergesearch.search.store import Presence, RunFolder
 from mergesearch.search.trials import Trial
 from mergesearch.search.worker import Search, SearchFailed
 from mergesearch.space import SearchSpace
@@ -298,14 +298,6 @@ def test_a_storage_with_another_configuration_is_refused(tmp_path: Path) -> None
     start(tmp_path / "one", storage=url)
     with pytest.raises(UserError, match=r"another configuration.*search.seed"):
         start(tmp_path / "two", storage=url, search={"trials": 14, "seed": 9})
-
-
-@pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "nonsense", "mysql://nobody@localhost/none"])
-def test_a_storage_that_cannot_be_opened_is_named(tmp_path: Path, url: str) -> None:
-    read = settings(tmp_path / "run", storage=url)
-    with pytest.raises(UserError) as caught:
-        open_study(read, RunFolder(tmp_path / "run"))
-    assert url in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_run_folder_with_another_configuration_is_refused(tmp_path: Path) -> None:

@@ -63,10 +63,10 @@ def shared() -> Any:
         yield
 
 
-def _once(load: Callable[[config.Config], Any]) -> Callable[[config.Config], Any]:
+def _once(load: Callable[[config.Config], Any]) -> Callable[..., Any]:
     kept: list[Any] = []
 
-    def loaded(settings: config.Config) -> Any:
+    def loaded(settings: config.Config, *_: Any) -> Any:
         if not kept:
             kept.append(load(settings))
         return kept[0]

@@ -146,7 +146,7 @@ def test_it_refuses_what_it_cannot_do(ladder: None, tmp_path: Path) -> None:
 
 
 def test_check_and_the_list_of_strategies_have_it(ladder: None, tmp_path: Path) -> None:
-    sets = ["--set", "search.strategy=ladder", "--set", f"output={tmp_path / 'run'}"]
+    sets = ["--set", "search.strategy=ladder", "--set", f"output={tmp_path / 'run'}", "--set", "trust_tasks=true"]
     checked = mergesearch("check", QUICKSTART, *sets)
     assert checked.status == 0, checked.err
     assert "baselines, then ladder" in checked.out and "and exactly 7 to look at the ladder" in checked.out

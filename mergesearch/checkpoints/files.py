@@ -138,7 +138,7 @@ def read_json(path: Path, where: str) -> Any:
     """A JSON file; `UserError` where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{where}: {path} cannot be read as JSON ({error}): fetch the checkpoint again") from None
 
 

@@ -16,6 +16,7 @@ from mergesearch.commands.inputs import (
     check_racing,
     load_pool,
     load_tasks,
+    load_tasks_without_code,
     pool_of,
     read_recipe,
     scorer_of,
@@ -27,6 +28,7 @@ from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES, Job, check, form_of, plan
 from mergesearch.engine.residency import residency
+from mergesearch.evaluate import task_code
 from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
@@ -40,9 +42,14 @@ from mergesearch.space import SearchSpace, Space, StackSpace, check_space
 
 Lines = list[tuple[str, str]]
 
+_ASK = "--set trust_tasks=true runs it"
+_UNKNOWN = f"not known without the documents of every task: {_ASK.replace('runs it', 'loads them')}"
+
 
 def preview(path: str | Path, overrides: Sequence[str] = (), allow_unrelated: bool = False) -> Lines:
     """Label and text of each line of `mergesearch check`.
+
+    Python that the user's tasks name is run where `trust_tasks` is true, and else not.
 
     Args:
         path: a recipe (native or mergekit's), or a run configuration: what has `tasks` is a configuration.
@@ -76,7 +83,8 @@ def _run(config: Config) -> Lines:
     RunFolder(config.folder).check(config)
     study = store.begun(config)
     strategies.refuse(config)
-    tasks = load_tasks(config)
+    whole = config.trust_tasks is not None
+    tasks, code = (load_tasks(config), {}) if whole else load_tasks_without_code(config)
     documents = splits(config, tasks)
     check_racing(config, tasks)
     reading = time.perf_counter()
@@ -86,6 +94,8 @@ def _run(config: Config) -> Lines:
     history = History(study, config) if study else None
     if history and history.documents_each:
         costs_and_time = _so_far(history)
+    elif code:
+        costs_and_time = []
     else:
         costs_and_time = [("time", _time(config, pool, tasks, documents, begun, writing))]
     return [
@@ -100,10 +110,14 @@ def _run(config: Config) -> Lines:
             )
             for task in tasks
         ),
+        *(
+            (f"task {name}", f"runs Python, {task_code.words(found)}: left alone, {_ASK}")
+            for name, found in code.items()
+        ),
         *_proposed(space),
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
-        ("budget", _budget(config, documents, _tokens(config, pool, tasks, documents))),
+        ("budget", _UNKNOWN if code else _budget(config, documents, _tokens(config, pool, tasks, documents))),
         *costs_and_time,
         *_memory(pool, pool.parameters, config.dtype),
     ]

@@ -11,7 +11,7 @@ from mergesearch.commands.given import Given
 from mergesearch.commands.questions import Questions
 from mergesearch.config import TaskConfig
 from mergesearch.errors import UserError
-from mergesearch.evaluate import catalog
+from mergesearch.evaluate import catalog, task_code
 from mergesearch.evaluate.leaves import aggregations, filters
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task, load
@@ -103,6 +103,8 @@ class ChosenTasks:
         slow = not self._indexed and name not in self.light.task_index and not Path(name).is_file()
         self._indexed = self._indexed or slow
         self.say(f"loading {name}{', after the index of lm-eval: half a minute, once' if slow else ''}")
+        for code in task_code.code_of([name], self.include_path).values():
+            self.say(f"note: {name} runs Python of its own, {task_code.words(code)}")
         try:
             self.found = self._load(name, metric)
         except UserError as error:

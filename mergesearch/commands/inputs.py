@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mergesearch import mergekit
 from mergesearch.checkpoints import Pool, Residency, locate
 from mergesearch.config import Config
 from mergesearch.errors import UserError
+from mergesearch.evaluate import task_code
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
 from mergesearch.evaluate.tasks import Split, Task, load, split
@@ -18,13 +20,42 @@ from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
 from mergesearch.space import Space, space_of
 
+log: logging.Logger = logging.getLogger(__name__)
 
-def load_tasks(config: Config) -> list[Task]:
-    """The tasks of a configuration, once every parent is known to be there: that is quickly said."""
+
+def load_tasks(config: Config, say: Callable[[str], None] = log.warning) -> list[Task]:
+    """The tasks of a configuration, once every parent is known to be there: that is quickly said.
+
+    Args:
+        say: told which Python of the user's the tasks run, before any of it is run.
+    """
+    if config.trust_tasks is False:  # before a model is fetched
+        task_code.refuse(code for found in code_of_tasks(config).values() for code in found)
+    tokenizer = where_tokenizer(config)
+    if config.trust_tasks is not False and (running := code_of_tasks(config)):
+        words = task_code.words(code for found in running.values() for code in found)
+        say(f"note: the tasks run Python of their own, {words} (trust_tasks: false refuses it)")
+    return load(config.scored, config.include_path, tokenizer=tokenizer, metric=config.objective.metric)
+
+
+def load_tasks_without_code(config: Config) -> tuple[list[Task], dict[str, list[task_code.TaskCode]]]:
+    """The tasks that run no Python of the user's, and what the others would run, by task; none of it is run."""
+    tokenizer, running = where_tokenizer(config), code_of_tasks(config)
+    rest = [task for task in config.scored if task.task not in running]
+    metric = config.objective.metric
+    return load(rest, config.include_path, tokenizer=tokenizer, metric=metric, complete=not running), running
+
+
+def code_of_tasks(config: Config) -> dict[str, list[task_code.TaskCode]]:
+    """The Python that tasks of a configuration would run, for each that would run some."""
+    return task_code.code_of([task.task for task in config.scored], config.include_path)
+
+
+def where_tokenizer(config: Config) -> str:
+    """Where the base's tokenizer is; `UserError` where the base or a model is not there."""
     references = {"base_model": config.base_model, **{f"models.{n}": ref for n, ref in config.models.items()}}
     sources = {where: locate(reference, where) for where, reference in references.items()}
-    where_tokenizer = str(sources["base_model"].path)
-    return load(config.scored, config.include_path, tokenizer=where_tokenizer, metric=config.objective.metric)
+    return str(sources["base_model"].path)
 
 
 def splits(config: Config, tasks: Sequence[Task]) -> dict[str, Split]:

@@ -100,7 +100,7 @@ def prepare(
     store.begun(config)
     strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")
-    tasks = load_tasks(config)
+    tasks = load_tasks(config, say)
     documents = splits(config, tasks)
     check_racing(config, tasks)
     say(f"loading the base and {len(config.models)} models")
@@ -132,6 +132,7 @@ def prepare(
         started=lambda trial: started(record_of(trial, store.objective_of(search.study))),
         scored=lambda trial: scored(record_of(trial, None)),
         finished=lambda trial: finished(record_of(trial, store.objective_of(search.study))),
+        say=say,
         device=str(pool.device),
     )
     store.note(search.study, NOTES, list(pool.notes))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from mergesearch import zoo
 from mergesearch.config import Config
+from mergesearch.errors import UserError
 from mergesearch.recipe import AVERAGE
 from mergesearch.results.card import Asking, Story
 from mergesearch.results.loading import Run
 from mergesearch.results.record import Record
 from mergesearch.results.report import Report, card
+from mergesearch.schema import read_json
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import machine
+
+_DAMAGED = "remove it, and `mergesearch report` makes it again"
 
 
 def story_of(run: Run, record: Record) -> Story:
@@ -43,7 +46,11 @@ def _holdout(folder: RunFolder, record: Record) -> str | None:
     file = report_file(folder)
     if not file.is_file():
         return None
-    return card(Report.from_data(json.loads(file.read_text(encoding="utf-8"))), record.number)
+    data = read_json(file, _DAMAGED)
+    try:
+        return card(Report.from_data(data), record.number)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(f"{file} holds no report ({type(error).__name__}: {error}): {_DAMAGED}") from None
 
 
 def _asking(config: Config) -> Asking:

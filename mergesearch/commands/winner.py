@@ -103,5 +103,5 @@ def _holds(run: Run, winner: Record) -> bool | None:
     try:
         report = json.loads(report_file(run.folder).read_text(encoding="utf-8"))
         return bool(report["improvement"]) if report["winner_trial"] == winner.number else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

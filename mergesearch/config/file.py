@@ -69,7 +69,12 @@ def _paths_in(data: dict[str, Any]) -> Iterator[tuple[Any, Any, tuple[str, ...],
 def _absolute_storage(url: str) -> str:
     """The URL of a SQLite file with its path from the caller's folder made absolute; any other URL as it is."""
     scheme, separator, path = url.partition(":///")
-    if not separator or scheme.partition("+")[0] != "sqlite" or not path or path.startswith((":memory:", "file:")):
+    if (
+        not separator
+        or scheme.partition("+")[0] != "sqlite"
+        or not path
+        or path.startswith((":memory:", "file:", "?", "${"))
+    ):
         return url
     return f"{scheme}:///{absolute(path, Path.cwd())}"
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
+from mergesearch.config import storage as storages
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
+from mergesearch.errors import without_passwords
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
 from mergesearch.schema import ONE_OR_MORE, Strict
 
@@ -27,6 +30,7 @@ RESUMABLE = (
     ("report", "finalists"),
     ("report", "documents"),
     ("report", "at_end"),
+    ("trust_tasks",),
 )
 
 
@@ -41,7 +45,8 @@ class TaskConfig(Strict):
         description="as lm-eval names it (`acc`, or `exact_match,strict-match`), or `gold_prob` or `gold_logprob`, the "
         "probability of the right answer; default: the task's only one",
     )
-    weight: float = Field(default=1.0, gt=0, description="its part in the mean of the tasks")
+    # far beyond any use, and far from where a mean of scores overflows or vanishes
+    weight: float = Field(default=1.0, ge=1e-6, le=1_000_000, description="its part in the mean of the tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="default: what the task says")
     limit: int | None = Field(
         default=None, ge=1, description="the most documents that the search scores a candidate on"
@@ -55,7 +60,7 @@ class GuardConfig(Strict):
     metric: str | None = Field(default=None, description="as for tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
     limit: int | None = Field(default=None, ge=1, description="as for tasks")
-    max_drop: float = Field(ge=0, description="how much worse than the reference, in the metric's unit")
+    max_drop: float = Field(ge=0, le=1_000_000, description="how much worse than the reference, in the metric's unit")
     against: Literal["base", "best"] = Field(
         default="base", description="the base, or the model that is best on this task"
     )
@@ -114,7 +119,7 @@ class Config(Strict):
     """One run. See docs/configuration.md for the file and `configs/` for examples."""
 
     name: str = Field(
-        default="run", pattern=r"^[\w.-]+$", description="names the study, and the run folder where `output` does not"
+        default="run", max_length=200, description="names the study, and the run folder where `output` does not"
     )
     base_model: str = Field(
         min_length=1,
@@ -128,7 +133,9 @@ class Config(Strict):
     )
     tasks: list[TaskConfig] = Field(min_length=1, description="what is maximised")
     include_path: Annotated[list[str], ONE_OR_MORE] = Field(
-        default=[], description="folders with lm-eval tasks of your own, one or a list"
+        default=[],
+        description="folders with lm-eval tasks of your own, one or a list. Python that their YAML names is run: see "
+        "`trust_tasks`",
     )
     guard: list[GuardConfig] = Field(
         default=[], description="tasks that no winner may get worse on; scored like tasks and no part of the objective"
@@ -151,8 +158,10 @@ class Config(Strict):
     )
     storage: str | None = Field(
         default=None,
-        description="any Optuna storage URL, for workers on several hosts, who share the run folder too, so that one "
-        "can take up what another left; left out: SQLite in the run folder",
+        repr=False,
+        description="the URL of a database that Optuna takes, for workers on several hosts, who share the run folder "
+        "too, so that one can take up what another left; `${NAME}` in it stands for a variable of the environment, as "
+        "in `postgresql://me:${PGPASSWORD}@host/runs`; left out: SQLite in the run folder",
     )
     report: ReportConfig = Field(default=ReportConfig(), description="what the report on the holdout may cost")
     output: str | None = Field(default=None, description="the run folder; default: results/NAME")
@@ -163,7 +172,9 @@ class Config(Strict):
     tokenizer: str = Field(
         default="base", description="`base`, `union`, or the model whose tokenizer the candidates get"
     )
-    batch_size: int = Field(default=64, ge=1, description="requests at once where lm-eval's own model answers")
+    batch_size: int = Field(
+        default=64, ge=1, le=1_000_000, description="requests at once where lm-eval's own model answers"
+    )
     scoring: Literal["auto", "lm_eval"] = Field(
         default="lm_eval",
         description="`lm_eval`: lm-eval's own model answers everything, so that its command gives the same figures to "
@@ -173,7 +184,20 @@ class Config(Strict):
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")
     system_instruction: str | None = Field(default=None, description="as the option of `lm_eval`")
     trust_remote_code: bool = Field(default=False, description="run code from the models' folders")
+    trust_tasks: bool | None = Field(
+        default=None,
+        description="tasks of your own may run Python (`!function` in their YAML). `false`: such a task is refused "
+        "before anything is loaded; left out: it is run, with a line that names file and function, and `check` leaves "
+        "it alone; `true`: `check` runs it too",
+    )
     allow_unrelated: bool = Field(default=False, description="accept models that were hardly fine-tuned from the base")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.-]+", value) or not value.strip("."):
+            raise ValueError(f"{value!r} cannot name a run folder: use letters, digits, -, _ and ., and not dots alone")
+        return value
 
     @field_validator("models")
     @classmethod
@@ -184,6 +208,16 @@ class Config(Strict):
                     f"{name!r} cannot name a model: use letters, digits, - and _, and neither 'base' nor 'average'"
                 )
         return value
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_a_url(cls, value: str | None) -> str | None:
+        return None if value is None else storages.check_url(value)
+
+    @field_serializer("storage")
+    def _storage_without_password(self, value: str | None) -> str | None:
+        # whatever is kept or shown of a configuration goes through here
+        return None if value is None else without_passwords(value)
 
     @field_validator("tasks")
     @classmethod
@@ -258,6 +292,8 @@ class Config(Strict):
         """What keeps two configurations from sharing a run folder, as `key: ours, theirs`."""
         ours, theirs = _flat(self.dump()), _flat(other.dump())
         skipped = {".".join(path) for path in RESUMABLE}
+        if storages.same(self.storage, other.storage):
+            skipped.add("storage")
         keys = [key for key in {**ours, **theirs} if key not in skipped and ours.get(key) != theirs.get(key)]
         return [f"{key}: {ours.get(key)!r}, there {theirs.get(key)!r}" for key in keys]
 

@@ -9,9 +9,15 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from mergesearch.schema import Strict
 
+# beyond it no weight and no scale leaves anything of a model, and arithmetic soon overflows
+_LARGEST = 10_000.0
+_MOST_REPEATS = 64
+
 
 def _as_range(value: Any) -> Any:
     """A single number is a range of one value: the parameter is fixed, not searched."""
+    if isinstance(value, (list, tuple)) and any(isinstance(end, bool) for end in value):
+        raise ValueError(f"{list(value)} holds true or false: give two numbers")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return (value, value)
     return value
@@ -38,6 +44,11 @@ class Narrow(Selector):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
 
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> Narrow:
+        _check_ranges(self.ranges())
+        return self
+
     def ranges(self) -> dict[str, tuple[float, float]]:
         return _ranges(self.model_extra or {})
 
@@ -54,8 +65,11 @@ class StackConfig(Strict):
     @model_validator(mode="after")
     def _in_order(self) -> StackConfig:
         low, high = self.repeats
-        if not 0 <= low <= high or high < 1:
-            raise ValueError(f"repeats: [{low}, {high}]: give the fewest and the most, as in [1, 2]")
+        if not 0 <= low <= high or not 1 <= high <= _MOST_REPEATS:
+            raise ValueError(
+                f"repeats: [{low}, {high}]: give the fewest and the most, at most {_MOST_REPEATS}, as in [1, 2]"
+            )
+        _check_ranges({"scale": self.scale})
         return self
 
 
@@ -89,7 +103,7 @@ class SpaceConfig(Strict):
         description="how parameters vary over depth. `groups`: by `layer_groups`; `control_points`: stated at a few "
         "depths and interpolated between them; `split`: one mix up to a layer that is searched, another above it",
     )
-    control_points: int = Field(default=3, ge=2, description="how many, first and last layer included")
+    control_points: int = Field(default=3, ge=2, le=1000, description="how many, first and last layer included")
     freeze: list[Freeze] = Field(
         default=[],
         description="`[{layers: [0, 3], components: [norm], at: base}]`: tensors that the study and the learned soups "
@@ -114,9 +128,7 @@ class SpaceConfig(Strict):
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> SpaceConfig:
-        for key, (low, high) in self.ranges().items():
-            if low > high:
-                raise ValueError(f"{key}: [{low}, {high}]: the first number must not exceed the second")
+        _check_ranges(self.ranges())
         return self
 
     @field_validator("methods", "components")
@@ -131,6 +143,16 @@ class SpaceConfig(Strict):
         """Every range that the file gives, by the parameter's YAML name; `space.py` refuses what is no parameter."""
         named = {"weight": self.weight, "density": self.density, "lambda": self.lam}
         return {**{key: value for key, value in named.items() if value is not None}, **_ranges(self.model_extra or {})}
+
+
+def _check_ranges(ranges: Mapping[str, tuple[float, float]]) -> None:
+    for key, (low, high) in ranges.items():
+        if low > high:
+            raise ValueError(f"{key}: [{low}, {high}]: the first number must not exceed the second")
+        if max(abs(low), abs(high)) > _LARGEST:  # not so of NaN, which says that it is no range
+            raise ValueError(
+                f"{key}: [{low}, {high}]: no model is left beyond {_LARGEST:,.0f}: narrow it, as in [0.5, 1.5]"
+            )
 
 
 def _ranges(extra: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

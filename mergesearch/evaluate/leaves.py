@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task as LmEvalTask
+
+# what a task's own code may raise; sys.exit in it must not end the run
+FAULTS: tuple[type[BaseException], ...] = (Exception, SystemExit)
+
+
+def reason(fault: BaseException) -> str:
+    """What a task's code raised, in a line."""
+    text = " ".join(str(fault).split())
+    return f"{type(fault).__name__}: {text[:500]}" if text else type(fault).__name__
 
 
 def aggregations(leaf: LmEvalTask) -> Mapping[str, Callable[[Sequence[Any]], float]]:
@@ -28,6 +38,17 @@ def filters(leaf: LmEvalTask) -> list[str]:
     return [ensemble.name for ensemble in leaf._filters]
 
 
-def fewshot_split(leaf: LmEvalTask) -> str | None:
-    """The split that few-shot examples are drawn from; None where the task lists them itself."""
-    return cast(Any, leaf).fewshot_cfg.split
+def draws_from_scored(leaf: LmEvalTask) -> bool:
+    """Whether few-shot examples are drawn from the very documents that are scored."""
+    settings, config = cast(Any, leaf).fewshot_cfg, cast(Any, leaf).config
+    if settings.split is None and settings.samples is not None:
+        return False
+    # lm-eval's order where the task names none
+    split = settings.split or config.training_split or config.validation_split or config.test_split
+    return split == (config.test_split or config.validation_split)
+
+
+def leaves_itself_out(leaf: LmEvalTask) -> bool:
+    """Whether lm-eval draws one example more than it shows, and drops the document that is asked."""
+    listed = isinstance(cast(Any, leaf).sampler, FirstNSampler) and not draws_from_scored(leaf)
+    return cast(Any, leaf).fewshot_cfg.split == cast(Any, leaf).config.test_split and not listed

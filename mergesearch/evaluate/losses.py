@@ -222,12 +222,7 @@ class Losses:
         return _Text(sequences, max(1, len(text.encode("utf-8"))) * math.log(2), False)
 
     def _sequence(self, context: str, continuation: str) -> Tokens:
-        """As `TemplateLM.loglikelihood` makes tokens of a pair."""
-        if context:
-            return self._cut(*self._lm._encode_pair(context, continuation))
-        tokens = self._lm.tok_encode(continuation, add_special_tokens=False)
-        prefix = self._lm.prefix_token_id
-        return self._cut([prefix], tokens) if tokens[:1] != [prefix] else self._cut(tokens[:1], tokens[1:])
+        return self._cut(*self._lm.pair(context, continuation))
 
     def _cut(self, context: list[int], continuation: list[int]) -> Tokens:
         """The last tokens that the model takes, as HFLM keeps them: one more, for that is only predicted."""

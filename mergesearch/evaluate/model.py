@@ -180,6 +180,16 @@ class RememberingLM(_HFLM):
             self._texts.pop((context + continuation, None, None), None)
         return self._pairs[key]
 
+    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of a context and of what follows it, as `TemplateLM.loglikelihood` takes them: where there is no
+        context, the token that begins a text stands for it. A continuation may come out empty, which lm-eval fails on.
+        """
+        if context:
+            return self._encode_pair(context, continuation)
+        tokens = self.tok_encode(continuation, add_special_tokens=False)
+        prefix = self.prefix_token_id
+        return ([prefix], tokens) if tokens[:1] != [prefix] else (tokens[:1], tokens[1:])
+
     def tok_batch_encode(
         self,
         strings: list[str],
@@ -230,6 +240,11 @@ class RememberingLM(_HFLM):
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         if self._model_left_out:
             return context
+        if not context.shape[1]:
+            # beside longer prompts one without a token is padding alone, and so it is without them; lm-eval fails there
+            padding = torch.full((len(context), 1), self.tokenizer.pad_token_id, device=self.device)
+            kwargs["attention_mask"] = torch.zeros_like(padding)
+            return self._model_generate(padding, max_length + 1, stop, **kwargs)[:, 1:]
         prompts, conditions = self._prompts, self._conditions
         tokens = super()._model_generate(context, max_length, stop, **kwargs)
         if tokens.shape[1] >= max_length:

@@ -103,21 +103,27 @@ def load_documents(path: str | Path) -> dict[str, DocumentScores]:
 
     Raises:
         OSError: no such file, or it cannot be read.
-        ValueError: the file is not one of ours.
+        ValueError: the file is not one of ours, or damaged.
     """
-    with np.load(path, allow_pickle=False) as arrays:
-        if "contents" not in arrays:
-            raise ValueError(f"{path} holds no document scores")
-        contents = json.loads(str(arrays["contents"]))
-        return {
-            label: DocumentScores(
-                arrays[f"ids{n}"].tolist(),
-                arrays[f"values{n}"],
-                aggregation,
-                arrays.get(f"gold{n}"),
-            )
-            for n, (label, aggregation) in enumerate(contents)
-        }
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            contents = json.loads(str(arrays["contents"]))
+            found = {
+                label: DocumentScores(
+                    arrays[f"ids{n}"].tolist(),
+                    arrays[f"values{n}"],
+                    aggregation,
+                    arrays.get(f"gold{n}"),
+                )
+                for n, (label, aggregation) in enumerate(contents)
+            }
+    except OSError:
+        raise
+    except Exception as error:  # zip, zlib, numpy and json each have errors of their own for what is damaged
+        raise ValueError(f"{path} holds no document scores ({type(error).__name__})") from error
+    if any(len(scores.ids) != len(scores.values) for scores in found.values()):
+        raise ValueError(f"{path} holds no document scores (there are not as many values as documents)")
+    return found
 
 
 def _write_atomically(path: Path, arrays: Mapping[str, Any]) -> None:

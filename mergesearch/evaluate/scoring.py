@@ -26,6 +26,8 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate import gold, statistics
 from mergesearch.evaluate.asking import Asked, Count, counts_of
+from mergesearch.evaluate.leaves import FAULTS
+from mergesearch.evaluate.leaves import reason as _reason
 from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
@@ -122,6 +124,8 @@ class Scorer:
             }
             self._parts = [part for task in tasks for part in _build(task, documents[task.label], options)]
             self._requests = _by_type(self._parts, shuffle)
+            for part in self._parts:
+                _refuse_lengths(part, self._lm)
             self._lm.tokenize(self._requests)
         self._truncated = self._truncated_shares()
         for label, share in self._truncated.items():
@@ -164,7 +168,7 @@ class Scorer:
 
     def _length(self, request: Instance) -> int:
         if request.request_type == "loglikelihood":
-            return sum(map(len, self._lm._encode_pair(*request.args)))
+            return sum(map(len, self._lm.pair(*request.args)))
         return len(self._lm.tok_encode(request.args[0]))
 
     def score(self) -> Scores:
@@ -276,7 +280,7 @@ class Scorer:
         try:
             value = _figure(task, [[item for _, item, _ in leaf] for leaf in items])
             documents = _document_scores(task, [each for leaf in items for each in leaf])
-        except Exception as error:
+        except FAULTS as error:
             raise CandidateError(f"task {task.label!r}: {task.metric} cannot be computed: {_reason(error)}") from error
         if not math.isfinite(value):
             raise CandidateError(f"task {task.label!r}: {task.metric} is {value}")
@@ -347,9 +351,25 @@ def _requests_of(leaf: LmEvalTask, name: str, ids: list[int], options: Mapping[s
             # the draw of examples starts again, as in a run of its own
             leaf.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
             leaf.build_all_requests(samples=ids, rank=0, world_size=1, **options)
-    except Exception as error:
+    except FAULTS as error:
         raise UserError(f"task {name!r}: its requests cannot be built: {_reason(error)}") from error
     return list(leaf.instances)
+
+
+def _refuse_lengths(part: _TaskPart, lm: RememberingLM) -> None:
+    """`UserError` for a choice or target that lm-eval fails on: without a token, or longer than the model takes."""
+    asked = [each for each in part.instances if each.request_type == "loglikelihood"]
+    for request in asked:
+        length = len(lm.pair(*request.args)[1])
+        if 0 < length <= lm.max_length:
+            continue
+        number = part.task.offset(part.name) + part.ids[_position(request)]
+        what = f"choice {request.idx}" if part.leaf.OUTPUT_TYPE == "multiple_choice" else "its target"
+        fault = f"has {length} tokens, and the model takes {lm.max_length} at most" if length else "has no token"
+        raise UserError(
+            f"task {part.name!r}: {what} of document {number} {fault}, so that it cannot be scored: change the "
+            "document, or leave the task out"
+        )
 
 
 def _by_type(parts: Sequence[_TaskPart], shuffle: int | None = None) -> dict[str, list[Instance]]:
@@ -375,16 +395,21 @@ def _items(part: _TaskPart) -> list[tuple[int, Any, float]]:
         # the task may have built other requests since
         part.leaf._instances = part.instances
         part.leaf.apply_filters()
-    except Exception as error:
+    except FAULTS as error:
         raise CandidateError(f"task {part.name!r}: filter {part.task.filter!r} failed: {_reason(error)}") from error
     for number, requests in part.documents():
         answers = [request.filtered_resps[part.task.filter] for request in requests]
         try:
             # a task may write into its document
-            metrics = part.leaf.process_results(copy.deepcopy(requests[0].doc), answers) or {}
-        except Exception as error:
+            metrics = part.leaf.process_results(copy.deepcopy(requests[0].doc), answers)
+        except FAULTS as error:
             reason = f"cannot process the answers to document {number}: {_reason(error)}"
             raise CandidateError(f"task {part.name!r} {reason}") from error
+        if not isinstance(metrics, Mapping):
+            raise CandidateError(
+                f"task {part.name!r}: process_results gave {type(metrics).__name__} for document {number}: it has to "
+                f"return its metrics by name, as {{{part.task.metric!r}: 1.0}}"
+            )
         if part.task.metric in metrics:
             items.append((number, metrics[part.task.metric], _logprob(part, number, requests)))
     return items
@@ -402,7 +427,7 @@ def _right(part: _TaskPart, document: Any) -> Any:
     try:
         # a task may write into its document
         return gold.gold_choice(part.leaf, copy.deepcopy(document))
-    except Exception as error:
+    except FAULTS as error:
         log.debug("task %r does not say what is right: %s", part.name, _reason(error))
         return None
 
@@ -431,7 +456,7 @@ def _document_scores(task: Task, documents: Sequence[tuple[int, Any, float]]) ->
 def _jackknife(items: Sequence[Any], task: Task) -> np.ndarray:
     try:
         return statistics.jackknife_values(items, task.aggregate)
-    except Exception as error:
+    except FAULTS as error:
         # the figure stands, though a part of the documents has none, as f1 where one class is missing
         log.debug("task %r has no jackknife: %s", task.label, _reason(error))
         return np.full(len(items), np.nan)
@@ -463,17 +488,13 @@ def _position(request: Instance) -> int:
 
 
 def _shortest(requests: Sequence[Instance]) -> str:
-    return min((request.args[0] for request in requests), key=len)
+    """The shortest prompt that says something: to continue none shows nothing about the weights."""
+    return min((text for request in requests if (text := request.args[0])), key=len, default="")
 
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on the host or on the device."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
 
 
 __all__ = ["DocumentScores", "ScoredDocument", "Scorer", "Scores", "TaskScore", "lm_eval_samples", "load_documents"]

@@ -1,4 +1,5 @@
-"""What lm-eval does to the process around it, kept within bounds: its logging, its bars, its global seeds."""
+"""What lm-eval does to the process around it, kept within bounds: its logging, its bars, its global seeds, and what the
+templates of its tasks can reach."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 
 import datasets
 import lm_eval.api.task
+import lm_eval.utils
 import numpy as np
 import torch
+from jinja2.sandbox import SandboxedEnvironment
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
 _TALKATIVE = ("lm_eval", "datasets", "transformers")
@@ -57,3 +60,18 @@ def lm_eval_seeds() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def sandbox_templates() -> None:
+    """From now on templates of tasks reach no attribute by which Python could be run; what they write stays the same.
+
+    lm-eval renders them in an environment without bounds, so that a YAML file alone could run any command.
+    """
+    plain = lm_eval.utils.env
+    if isinstance(plain, SandboxedEnvironment):
+        return
+    bounded = SandboxedEnvironment(
+        loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
+    )
+    bounded.filters, bounded.tests = plain.filters, plain.tests
+    lm_eval.utils.env = bounded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,24 @@ from typing import Any
 
 import lm_eval.api.metrics as lm_eval_metrics
 import numpy as np
-from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task as LmEvalTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from mergesearch.config import TaskConfig
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate import catalog, gold, statistics
-from mergesearch.evaluate.leaves import aggregations, directions, fewshot_split
+from mergesearch.evaluate.leaves import (
+    FAULTS,
+    aggregations,
+    directions,
+    draws_from_scored,
+    leaves_itself_out,
+    reason,
+)
 from mergesearch.evaluate.leaves import filters as filters_of
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
+
+log: logging.Logger = logging.getLogger(__name__)
 
 # Aggregations whose standard errors have a formula, by lm-eval's function.
 _AGGREGATIONS = {
@@ -99,6 +108,7 @@ def load(
     *,
     tokenizer: str | None = None,
     metric: str | None = None,
+    complete: bool = True,
 ) -> list[Task]:
     """The tasks of a configuration, in its order, as `lm_eval --tasks ... --include_path ...` would load them.
 
@@ -107,6 +117,7 @@ def load(
         include_path: folders of the user's tasks; the demo zoo's are always known.
         tokenizer: where the tokenizer is, for the few tasks that make their documents with it.
         metric: of every task that has it and whose configuration names none.
+        complete: whether one of them has to have that metric.
 
     Raises:
         UserError: an unknown task, metric or filter, one that must be chosen and is not, missing data, too few
@@ -117,7 +128,8 @@ def load(
         manager = catalog.find([config.task for config in tasks], include_path, metadata)
         loaded = [_load(manager, config, metric) for config in tasks]
     _refuse_overlaps(loaded)
-    _refuse_metric_of_none(loaded, metric)
+    if complete:
+        _refuse_metric_of_none(loaded, metric)
     return loaded
 
 
@@ -154,13 +166,16 @@ def _too_few(task: Task, side: str, left: int, holdout: float, limit: int | None
 def _load(manager: Any, config: TaskConfig, default: str | None = None) -> Task:
     try:
         with lm_eval_seeds():
-            built = manager.load([config.task])
-            leaves = dict(built["tasks"])
-            sizes = {name: len(leaf.eval_docs) for name, leaf in leaves.items()}
+            return _built(manager.load([config.task]), config, default)
     except UserError:
         raise
-    except Exception as error:
+    except FAULTS as error:
         raise UserError(_cannot_load(config.task, manager, error)) from error
+
+
+def _built(built: Mapping[str, Any], config: TaskConfig, default: str | None) -> Task:
+    leaves = dict(built["tasks"])
+    sizes = {name: len(leaf.eval_docs) for name, leaf in leaves.items()}
     for name, leaf in leaves.items():
         _refuse_unsuitable(name, leaf)
         _set_fewshot(name, leaf, config)
@@ -179,16 +194,16 @@ def _load(manager: Any, config: TaskConfig, default: str | None = None) -> Task:
     return task
 
 
-def _cannot_load(name: str, manager: Any, error: Exception) -> str:
+def _cannot_load(name: str, manager: Any, error: BaseException) -> str:
     entry = manager.task_index.get(name)
     where = f" in {entry.yaml_path}" if entry is not None and entry.yaml_path else ""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, FileNotFoundError):
         return (
             f"task {name!r}: a data file is missing ({error}): check dataset_path and data_files{where}; "
             "a relative path counts from the working directory"
         )
-    return f"task {name!r} cannot be loaded ({reason}): check its configuration{where} and that its data can be reached"
+    what = f"task {name!r} cannot be loaded ({reason(error)})"
+    return f"{what}: check its configuration{where} and that its data can be reached"
 
 
 def _refuse_unsuitable(name: str, leaf: LmEvalTask) -> None:
@@ -216,14 +231,21 @@ def _check_fewshot(name: str, leaf: LmEvalTask) -> None:
     shots, sampler = leaf.get_config("num_fewshot") or 0, getattr(leaf, "sampler", None)
     if not shots or sampler is None:
         return
-    # lm-eval draws one more where the examples come from the documents, as the one that is asked may not be shown
-    split_of_examples, examples = fewshot_split(leaf), sampler.df
-    listed = split_of_examples is None and isinstance(sampler, FirstNSampler)
-    needed = shots + (split_of_examples == leaf.get_config("test_split") and not listed)
-    if len(examples) < needed:
+    examples, scored = len(sampler.df), draws_from_scored(leaf)
+    # where it leaves out the document that is asked, lm-eval draws one more; where it does not, one more is what keeps
+    # a document out of its own prompt at least now and then
+    needed = shots + (scored or leaves_itself_out(leaf))
+    if examples < needed:
+        why = ", which are the documents that are scored and each needs others than itself," if scored else ","
         raise UserError(
-            f"task {name!r} has {len(examples)} few-shot examples, and num_fewshot {shots} needs {needed}: "
-            f"lower num_fewshot to {max(0, len(examples) - needed + shots)}"
+            f"task {name!r} has {examples} few-shot examples{why} and num_fewshot {shots} needs {needed}: "
+            f"lower num_fewshot to {max(0, examples - needed + shots)}"
+        )
+    if scored and not leaves_itself_out(leaf):
+        log.warning(
+            "task %r: lm-eval draws its few-shot examples from the documents that it scores, so that some stand in "
+            "their own prompt; name another split as its fewshot_split",
+            name,
         )
 
 
@@ -293,6 +315,8 @@ def _aggregation(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: s
             raise UserError(
                 f"group {config.task!r}: its task {name!r} has no {metric},{chosen_filter}: list the tasks one by one"
             )
+        if not callable(aggregations(leaf)[metric]):
+            raise UserError(f"task {name!r} does not say how {metric} is aggregated: add aggregation to it in its YAML")
     kinds = {_AGGREGATIONS.get(aggregations(leaf)[metric], statistics.JACKKNIFE) for leaf in leaves.values()}
     if len(leaves) > 1 and kinds != {"mean"}:
         raise UserError(

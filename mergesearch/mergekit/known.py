@@ -121,7 +121,8 @@ def check_keys(data: Any, known: Iterable[str], where: str) -> Mapping[str, Any]
         UserError: it is no mapping, holds what is not supported, or an unknown key.
     """
     if not isinstance(data, Mapping):
-        raise UserError(f"{where} is {data!r}: give a mapping with {', '.join(known)}")
+        keys = ", ".join(known)
+        raise UserError(f"{where} is {data!r}: give a mapping{' with ' + keys if keys else ''}")
     for key, value in data.items():
         if key in known:
             continue

@@ -16,6 +16,7 @@ from mergesearch.checkpoints import check_shard_size, new_folder, save
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
+from mergesearch.results.markdown import block, code, plain, table
 from mergesearch.results.record import Record
 
 SAMPLES = "lm_eval_samples.json"
@@ -157,40 +158,39 @@ def model_card(recipe: Recipe, story: Story, notes: Sequence[str] = ()) -> str:
     }
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---",
-        f"# {story.title}",
+        f"# {plain(story.title)}",
         f"A merge made by mergesearch, recipe `{recipe.id}`: {', '.join(recipe.methods)} over "
         f"{len(recipe.models)} models, {recipe.dtype} arithmetic, {recipe.out_dtype} weights.",
         _parents(recipe),
-        *(["\n".join(f"- {note}" for note in notes)] if notes else []),
+        *(["\n".join(f"- {plain(note)}" for note in notes)] if notes else []),
         *([_scores(story.records)] if story.records else []),
         *([_by_hand(story, recipe.out_dtype)] if story.samples else []),
         *([_holdout(story.holdout)] if story.holdout else []),
-        f"## Recipe\n\n```yaml\n{recipe.to_yaml().strip()}\n```",
-        "## Versions\n\n" + "\n".join(f"- {name}: {version}" for name, version in story.versions.items()),
+        f"## Recipe\n\n{block(recipe.to_yaml().strip(), 'yaml')}",
+        "## Versions\n\n" + "\n".join(f"- {plain(f'{name}: {version}')}" for name, version in story.versions.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _parents(recipe: Recipe) -> str:
-    lines = [f"- base: `{recipe.base}`"] if recipe.base else []
-    return "## Parents\n\n" + "\n".join(lines + [f"- {name}: `{ref}`" for name, ref in recipe.models.items()])
+    parents = {**({"base": recipe.base} if recipe.base else {}), **recipe.models}
+    return "## Parents\n\n" + "\n".join(f"- {plain(name)}: {code(reference)}" for name, reference in parents.items())
 
 
 def _scores(records: Sequence[Record]) -> str:
     tasks = list(records[0].scores)
-    head = ["candidate", "objective", *(f"{task} ({records[0].scores[task].metric})" for task in tasks)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    head = ["candidate", "objective", *(plain(f"{task} ({records[0].scores[task].metric})") for task in tasks)]
+    rows = []
     for position, record in enumerate(records):
-        label = "**this model**" if position == 0 else record.name or f"trial {record.number}"
-        cells = [label, _number(record.objective, record.stderr), *(_cell(record.scores.get(task)) for task in tasks)]
-        lines.append("| " + " | ".join(cells) + " |")
+        label = "**this model**" if position == 0 else plain(record.name or f"trial {record.number}")
+        rows.append([label, _number(record.objective, record.stderr), *(_cell(record.scores.get(t)) for t in tasks)])
     note = "Measured on the documents that the search saw, ± one standard error: the winner's score is biased upwards."
-    return "## Scores\n\n" + note + "\n\n" + "\n".join(lines)
+    return "## Scores\n\n" + note + "\n\n" + table(head, rows)
 
 
 def _by_hand(story: Story, dtype: str) -> str:
     commands = "\n".join(lm_eval_commands(story, dtype))
-    return f"The same figures by hand, in this folder:\n\n```\n{commands}\n```"
+    return f"The same figures by hand, in this folder:\n\n{block(commands)}"
 
 
 def _holdout(figures: str) -> str:

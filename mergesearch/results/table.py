@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import TaskScore
+from mergesearch.results import markdown
+from mergesearch.results.markdown import plain
 from mergesearch.results.record import Record, ranked
 from mergesearch.results.states import INFEASIBLE
 from mergesearch.results.terminal import TerminalTable
@@ -123,7 +125,7 @@ def render(
         return TerminalTable.of(rows, records, tasks, margins)
     columns = ["rank", *[FRONT] * has_front(records), "trial", "objective", *tasks, "method", "seconds", "state"]
     titles = [_title(column, tasks) for column in columns]
-    return _markdown(titles, [[_cell(row, column) for column in columns] for row in rows])
+    return markdown.table([plain(each) for each in titles], [[plain(_cell(row, c)) for c in columns] for row in rows])
 
 
 def write(
@@ -236,13 +238,3 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         error = row.get(f"{column}_stderr") if column != "objective" else None
         return f"{value:.4f} ±{error:.4f}" if error is not None else f"{value:.4f}"
     return str(value)
-
-
-def _markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    return "\n".join(lines + ["| " + " | ".join(_inside(cell) for cell in row) + " |" for row in cells])
-
-
-def _inside(cell: str) -> str:
-    """A cell as a Markdown table takes it: one line, without its own bars."""
-    return " ".join(cell.split()).replace("|", "\\|")

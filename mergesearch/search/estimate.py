@@ -153,6 +153,8 @@ class _Forecast:
         known = registered()
         kinds = [known[name] for name in self.config.search.strategies]
         for position, kind in enumerate(kinds):
+            if self.history is not None and self.history.is_exhausted(kind.name):
+                continue
             later = self._later(kinds[position + 1 :]) if kind.open_ended else _Kept()
             outlook = self._outlook()
             for ahead in kind.expects(outlook):
@@ -196,7 +198,7 @@ class _Forecast:
             count * seconds - self._learning(cut),
             seconds,
         )
-        self._proposals += count if kind.counts else 0
+        self._proposals += count if kind.counts and not ahead.copies else 0
 
     def _affordable(
         self, wanted: int | None, kind: type[Strategy], later: _Kept, documents: float, seconds: float

@@ -17,7 +17,10 @@ from mergesearch.recipe import Recipe
 from mergesearch.search import trials
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.store import objective_of
-from mergesearch.search.trials import State, Trial
+from mergesearch.search.trials import Kind, State, Trial
+
+# after so many proposals in a row that were there already, a strategy that goes on for ever has nothing new to propose
+MOST_EQUAL = 20
 
 
 class History:
@@ -91,9 +94,30 @@ class History:
 
     @property
     def proposals(self) -> int:
-        """How many trials count against `search.trials`."""
+        """How many trials count against `search.trials`: those that were not there already."""
         known = registry.strategies()
-        return sum(1 for trial in self.trials if trial.strategy not in known or known[trial.strategy].counts)
+        new = (trial for trial in self.trials if trial.same_as is None)
+        return sum(1 for trial in new if trial.strategy not in known or known[trial.strategy].counts)
+
+    def new_of(self, strategy: str) -> int:
+        """How many trials of one strategy were not there already."""
+        return sum(1 for trial in self.of(strategy) if trial.same_as is None)
+
+    def is_exhausted(self, strategy: str, stage: str | None = None) -> bool:
+        """Whether a strategy that would go on for ever had its last `MOST_EQUAL` trials all there already.
+
+        Args:
+            stage: only of its trials in this stage; None: in that of its last trial.
+        """
+        mine = self.of(strategy)
+        if not mine:
+            return False
+        stage = mine[-1].key.get("stage") if stage is None else stage
+        last = [trial for trial in mine if trial.key.get("stage") == stage and trial.state.settled][-MOST_EQUAL:]
+        if len(last) < MOST_EQUAL or any(trial.same_as is None for trial in last):
+            return False
+        known = registry.strategies().get(strategy)
+        return (known is not None and known.open_ended) or any(trial.kind is Kind.SAMPLED for trial in last)
 
     @property
     def documents(self) -> int:

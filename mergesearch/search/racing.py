@@ -246,8 +246,8 @@ def _restored(scorer: Blocks, number: int, file: Path) -> bool:
         return False
     try:
         scorer.restore(number, json.loads(file.read_text(encoding="utf-8")))
-    except ValueError:
-        # answers to other blocks, as another version drew them, or half a file
+    except (ValueError, TypeError, LookupError, AttributeError):
+        # answers to other blocks, as another version drew them, or a damaged file
         return False
     return True
 

@@ -18,6 +18,7 @@ from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
+from mergesearch.search.storage import Location, Patience, checked, file_of, patient, refused
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
 # what a study holds: raised when an older version's trials can no longer be read
@@ -110,6 +111,11 @@ class RunFolder:
         """Where the answers of a recipe that is not scored to the end are, block by block."""
         return self.scores / "blocks" / recipe_id
 
+    @property
+    def scored(self) -> int:
+        """Of how many trials there are per-document scores."""
+        return sum(1 for _ in self.scores.glob("*.npz"))
+
     def learning(self, number: int) -> Path:
         """Where the state of the soup that a trial learns is."""
         return self.path / "learning" / f"{number:05d}"
@@ -155,18 +161,41 @@ class NoStudy(UserError):
     """The storage is there, and the run has not begun in it."""
 
 
-def open_storage(config: Config, folder: RunFolder) -> optuna.storages.BaseStorage:
+def check_storage(config: Config, folder: RunFolder) -> None:
+    """Looks at where the study is to be kept, before anything is written.
+
+    Raises:
+        UserError: no study can be there, or it was there and is lost.
+    """
+    if config.storage:
+        checked(config.storage)
+    elif folder.scored and not _has_content(folder.database):
+        raise _lost(folder, f"{folder.database} is {'empty' if folder.database.is_file() else 'not there'}")
+
+
+def _lost(folder: RunFolder, what: str) -> UserError:
+    return UserError(
+        f"{what}, and {folder.scores} has the scores of {folder.scored} trials: put a copy of the study back, or set "
+        "output and name to new ones to begin again"
+    )
+
+
+def open_storage(config: Config, folder: RunFolder, patience: Patience | None = None) -> optuna.storages.BaseStorage:
     """Where a run's study is kept.
+
+    Args:
+        patience: how long it is asked again where it fails later; it has to be there now.
 
     Raises:
         UserError: it cannot be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = _url(config, folder)
+    location = _location(config, folder)
     try:
-        return optuna.storages.get_storage(url) if config.storage else _local_storage(url)
+        storage = optuna.storages.get_storage(checked(location.url)) if config.storage else _local_storage(location.url)
     except Exception as error:
-        raise _unreachable(url, error) from None
+        raise refused(location, error) from None
+    return patient(storage, location, patience)
 
 
 def open_study(
@@ -181,8 +210,9 @@ def open_study(
     Raises:
         UserError: the storage cannot be reached, holds no such study, or holds one of another configuration or of
             another version.
+        StorageError: it fails while it is read.
     """
-    url, storage = _url(config, folder), storage or open_storage(config, folder)
+    where, storage = _location(config, folder), storage or open_storage(config, folder)
     try:
         if create:
             study = optuna.create_study(
@@ -191,18 +221,18 @@ def open_study(
         else:
             study = optuna.load_study(study_name=config.name, storage=storage)
     except KeyError:
-        raise NoStudy(f"storage {url} holds no study {config.name!r}: start it with `mergesearch run`") from None
-    except Exception as error:
-        raise _unreachable(url, error) from None
+        raise NoStudy(f"{where} holds no study {config.name!r}: start it with `mergesearch run`") from None
     if noted(study, "config") is not None:
         form = noted(study, "format")
         if form != FORMAT:
             version = "mergesearch 0.1" if form is None else f"another version of mergesearch (format {form})"
             raise UserError(
-                f"storage {url} holds a run of {version}, whose trials this version does not read: set output and name "
+                f"{where} holds a run of {version}, whose trials this version does not read: set output and name "
                 "to new ones, or go on with that version"
             )
-        check_same(config, Config.model_validate(noted(study, "config")), f"storage {url}")
+        check_same(config, Config.model_validate(noted(study, "config")), str(where))
+        if create and noted(study, "config")["storage"] != config.dump()["storage"]:
+            note(study, "config", config.dump())  # an earlier version kept its password
     elif create:
         note(study, "format", FORMAT)
         note(study, "config", config.dump())
@@ -247,11 +277,15 @@ def begun(config: Config) -> optuna.Study | None:
         UserError: it cannot be read, or is of another configuration or version.
     """
     folder = RunFolder(config.folder)
-    if not config.storage and not folder.database.is_file():
+    check_storage(config, folder)
+    file = file_of(config.storage) if config.storage else folder.database
+    if file is not None and not _has_content(file):  # opened, it would be written
         return None
     try:
         return open_study(config, folder, create=False)
-    except NoStudy:
+    except NoStudy as error:
+        if folder.scored:
+            raise _lost(folder, str(error).partition(":" + " start")[0]) from None
         return None
 
 
@@ -263,18 +297,20 @@ def open_run(path: str | Path) -> tuple[Config, optuna.Study]:
     """
     folder = RunFolder.open(path)
     config = folder.config()
-    if not config.storage and not folder.database.is_file():
+    check_storage(config, folder)
+    if not config.storage and not _has_content(folder.database):
         raise UserError(f"{path} has no study.db yet: start the run with `mergesearch run`")
     return config, open_study(config, folder, create=False)
 
 
-def _url(config: Config, folder: RunFolder) -> str:
-    return config.storage or f"sqlite:///{folder.database}"
+def _location(config: Config, folder: RunFolder) -> Location:
+    if config.storage:
+        return Location(config.storage)
+    return Location(f"sqlite:///{folder.database}", folder.database)
 
 
-def _unreachable(url: str, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"storage {url} cannot be opened ({reason}): check the URL and its driver")
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _directions(config: Config) -> list[optuna.study.StudyDirection]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mergesearch.config import Config
+from mergesearch.config import Config, RacingConfig
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.scores import Scores
 from mergesearch.recipe import Recipe, TensorInfo
@@ -26,8 +26,9 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
 from mergesearch.search.samplers import Choice, SeededPerTrial
+from mergesearch.search.storage import Patience
 from mergesearch.search.store import Presence, RunFolder
-from mergesearch.search.strategies import of_trial, strategies_of
+from mergesearch.search.strategies import exhausted, of_trial, strategies_of
 from mergesearch.search.strategies.base import Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
 from mergesearch.search.trials import Kind, State, Trial
 from mergesearch.search.work import Work
@@ -37,6 +38,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0  # between looks at what other workers are doing
 NOTED_EVERY = 1.0  # seconds of learning after which the study is told of them again
+PATIENCE = 600.0  # seconds for which a storage that fails is asked again
 
 
 class Builds(Protocol):
@@ -76,6 +78,8 @@ class Search:
         started: called with each trial that begins.
         scored: called with each trial that is scored before the parents fix the objective; it ends later.
         finished: called with each trial that ends, in the order in which they end here.
+        say: told what a reader should know.
+        patience: how long a storage that fails is asked again; `PATIENCE` seconds unless another is given.
         device: where candidates live, for the record.
     """
 
@@ -94,6 +98,8 @@ class Search:
         started: Callable[[Trial], None] = lambda trial: None,
         scored: Callable[[Trial], None] = lambda trial: None,
         finished: Callable[[Trial], None] = lambda trial: None,
+        say: Callable[[str], None] = log.warning,
+        patience: Patience | None = None,
         device: str = "cpu",
     ):
         self.config = config
@@ -104,10 +110,11 @@ class Search:
         self._started = started
         self._scored = scored
         self._finished = finished
+        self._say = say
         self._machine = machine(device)
-        self._races = Races(config, config.racing, folder, cast(Blocks, scorer)) if config.racing else None
+        self._races = self._racing(config.racing) if config.racing else None
         with folder.lock("start"):  # workers that begin a run together would each make its tables
-            storage = store.open_storage(config, folder)
+            storage = store.open_storage(config, folder, patience or Patience(PATIENCE, say))
             self.study: optuna.Study = store.open_study(config, folder, storage=storage)
         self._sampler = self.study.sampler = SeededPerTrial(
             config.search.seed,
@@ -116,6 +123,7 @@ class Search:
             lambda: folder.lock("stage"),
         )
         self._last: History | None = None
+        self._ended: set[str] = set()  # strategies of which it was said that their space is exhausted
         began = len(self.study.get_trials(deepcopy=False))
         self.surroundings: Surroundings = Surroundings(config, self.study, space, coarse, infos, layers, learner, began)
         self.strategies: list[Strategy] = strategies_of(self.surroundings)
@@ -124,7 +132,10 @@ class Search:
         """Scores what the budget allows; called again, goes on from what is in the storage.
 
         Raises:
-            SearchFailed: the base or every model failed, so no objective can be computed.
+            SearchFailed: the base or every model failed, so no objective can be computed; or the run folder cannot be
+                written.
+            StorageError: the storage has failed for longer than the patience lasts; the trial at work is taken up by
+                the next start.
             KeyboardInterrupt: passed on; the trial at work is taken up by the next start.
         """
         with Presence(self.folder) as presence:
@@ -172,10 +183,19 @@ class Search:
             proposal = strategy.next(history, budget)
             if isinstance(proposal, Wait):
                 return proposal
-            if proposal is not None:
+            if proposal is not None and not self._is_exhausted(strategy, proposal, history):
                 self._enqueue(strategy.name, proposal)
                 return self.study.ask()
         return None
+
+    def _is_exhausted(self, strategy: Strategy, proposal: Proposal, history: History) -> bool:
+        """Whether a strategy that would go on for ever has long proposed nothing but what is there already."""
+        if not history.is_exhausted(strategy.name, proposal.key.get("stage")):
+            return False
+        if strategy.name not in self._ended:
+            self._ended.add(strategy.name)
+            self._say(f"note: {exhausted(strategy.name)}")
+        return True
 
     def _budget(self, position: int, history: History) -> Budget:
         """What the strategy at a position may spend: one without an end leaves what those after it want."""
@@ -311,11 +331,12 @@ class Search:
             self._scored(self._trial(handle.number))
 
     def _copy_equal(self, handle: optuna.Trial, recipe: Recipe, history: History) -> bool:
-        """Gives a trial the scores of an earlier one that does the same to every tensor. False where there is none."""
+        """Gives a trial what came of an earlier one that does the same to every tensor. False where there is none."""
         identity = self.engine.identity(recipe)
         trials.write(handle, identity=identity)
-        for other in history.trials:
-            if other.number == handle.number or other.identity != identity or not other.scores:
+        equal = [t for t in history.trials if t.number != handle.number and t.identity == identity]
+        for other in equal:
+            if not other.scores:
                 continue
             documents = self.folder.documents(other.number)
             if documents.is_file():
@@ -323,9 +344,35 @@ class Search:
             trials.write(handle, same_as=other.number, merge_seconds=0.0, score_seconds=0.0)
             self._note_settled(handle, scores=other.scores)
             return True
-        return False
+        stopped = next((other for other in equal if other.stopped is not None), None)
+        if stopped is None or self._races is None or not self._may_race(history.trials[handle.number], history):
+            return False
+        # whom it could not beat is there still
+        trials.write(
+            handle,
+            same_as=stopped.number,
+            merge_seconds=0.0,
+            score_seconds=0.0,
+            blocks=stopped.blocks,
+            partial=stopped.partial,
+        )
+        self._note_settled(handle, stopped=stopped.stopped)
+        self._tell_pruned(handle)
+        return True
 
     # --- racing ---
+
+    def _racing(self, settings: RacingConfig) -> Races:
+        return Races(self.config, settings, self.folder, cast(Blocks, self.scorer), self._score_again, self._say)
+
+    def _score_again(self, trial: Trial) -> None:
+        """Scores a trial whose documents are damaged; its figures stand in the study."""
+        try:
+            self.engine.load(trial.recipe)
+            scores = self.scorer.score()
+        except Exception as error:
+            raise CandidateError(f"it could not be scored again ({error})") from error
+        scores.save_documents(self.folder.documents(trial.number))
 
     def _may_race(self, trial: Trial, history: History) -> bool:
         """Whether there is somebody to race against, and the strategy allows it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,10 @@ def settings(folder: Path, trials: int = 12, **changes: Any) -> Config:
     return validate(Config, {**data, **changes}, "test")
 
 
-def start(folder: Path, live: Live | None = None, **changes: Any) -> Search:
+def start(
+    folder: Path, live: Live | None = None, say: Callable[[str], None] = lambda text: None, **changes: Any
+) -> Search:
     live = live or Live(Engine())
     read = settings(folder, **changes)
     scorer = BlockScorer(live, {"quiz": list(range(SIZE))}, 6, seed=0)
-    return Search(read, RunFolder.prepare(read), SearchSpace(read, INFOS, 2), live.engine, scorer)
+    return Search(read, RunFolder.prepare(read), SearchSpace(read, INFOS, 2), live.engine, scorer, say=say)

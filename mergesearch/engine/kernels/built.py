@@ -2,9 +2,10 @@
 
 A library that is loaded can do whatever its owner's processes can, so two things are asked of it. Nobody else can have
 written it: the folder is made for its owner alone (0700), and a folder or file that belongs to somebody else, or that
-others can write to, is refused. And it is what was built from the source at hand: its key is a hash of the source, the
-compiler, its version, its flags and the processor, and beside it lies a record of that key and of the library's own
-digest; a library of the right name without such a record, or with another's, is built anew.
+others can write to, is refused, as is a folder in one where others could put another in its place. And it is what was
+built from the source at hand: its key is a hash of the source, the compiler, its version, its flags and the processor,
+and beside it lies a record of that key and of the library's own digest; a library of the right name without such a
+record, or with another's, is built anew.
 
 Each key has a lock. Who holds it looks, builds and loads; the others wait and then find what they need. Files are
 written beside their place and renamed, so that none is ever seen half written. A key that nothing loaded for `DAYS`
@@ -73,14 +74,18 @@ def folder() -> Path:
 @cache
 def _private(wanted: Path) -> Path:
     try:
-        wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (wanted, wanted.resolve()):
+        for folder in (*reversed(wanted.parents), wanted):
+            folder.mkdir(mode=0o700, exist_ok=True)  # all of them private, whatever the umask leaves to others
+        real = wanted.resolve()
+        for path in (wanted, real):
             _trust(path)
-        if wanted.stat().st_mode & 0o077:
-            wanted.chmod(0o700)
+        for above in real.parents:
+            _trust_above(above)
+        if real.stat().st_mode & 0o077:
+            real.chmod(0o700)
     except (OSError, _Refused) as error:
         return _instead(wanted, error)
-    return wanted
+    return real  # a link on the way to it may change
 
 
 def _instead(wanted: Path, error: Exception) -> Path:
@@ -108,6 +113,29 @@ def _trust(path: Path) -> None:
     # what a link's own mode is says nothing: what it leads to is looked at apart
     if not stat.S_ISLNK(about.st_mode) and about.st_mode & 0o022:
         raise _Refused(f"others can write to {path}")
+
+
+def _trust_above(folder: Path) -> None:
+    """Raises `_Refused` where somebody else could put another folder in the place of one in this folder."""
+    about = folder.stat()
+    if hasattr(os, "geteuid") and about.st_uid not in (os.geteuid(), 0):
+        raise _Refused(f"{folder} belongs to another user")
+    if about.st_mode & stat.S_ISVTX:  # nobody renames what is another's there
+        return
+    if about.st_mode & 0o002 or (about.st_mode & 0o020 and not _is_mine_alone(about.st_gid)):
+        raise _Refused(f"others can write to {folder}")
+
+
+def _is_mine_alone(group: int) -> bool:
+    """Whether a group is the one of its own that many systems give each user, whose files are group-writable there."""
+    try:
+        import grp
+        import pwd
+
+        me, about = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except (ImportError, KeyError):
+        return False
+    return about.gr_name == me and set(about.gr_mem) <= {me}
 
 
 def load(key: str, build: Callable[[Path], None]) -> ctypes.CDLL:

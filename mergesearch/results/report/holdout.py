@@ -24,12 +24,14 @@ from mergesearch.recipe import Recipe
 from mergesearch.results.record import Record
 from mergesearch.results.report.data import SINGLE
 from mergesearch.results.report.finalists import Finalists
+from mergesearch.schema import read_json
 from mergesearch.search.store import write_atomically
 from mergesearch.search.worker import Builds
 
 log: logging.Logger = logging.getLogger(__name__)
 
 LOOKS = "looks.json"
+_DAMAGED = "remove it, and what it told is found again"
 Documents = Mapping[str, Sequence[int]]  # task -> its documents
 
 
@@ -72,7 +74,7 @@ class HoldoutScores:
         """Every look so far: `trials`, `winner`, the best single model, `finalists`, and `documents`, the most of each
         task (None for all, as in what an older version noted)."""
         file = self.path / LOOKS
-        looks = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        looks = read_json(file, _DAMAGED) if file.is_file() else []
         return [{"documents": None, **look} for look in looks]
 
     def at_least(self, most: int | None) -> int | None:
@@ -120,7 +122,7 @@ class HoldoutScores:
         file = self._file(record, suffix, ".answers.json")
         if self._data(record, suffix) is None or not file.is_file():
             return []
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file, _DAMAGED)
         return [(part["documents"], part["answers"]) for part in data["parts"] if data["recipe"] == record.recipe_id]
 
     def save(
@@ -156,7 +158,7 @@ class HoldoutScores:
         file = self._file(record, suffix)
         if not file.is_file():
             return None
-        data = {"most": None, **json.loads(file.read_text(encoding="utf-8"))}
+        data = {"most": None, **read_json(file, _DAMAGED)}
         return data if data["recipe"] == record.recipe_id else None
 
     def _file(self, record: Record, suffix: str, ending: str = ".json") -> Path:

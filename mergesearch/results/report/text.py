@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from mergesearch.errors import unknown
+from mergesearch.results.markdown import plain, table
 from mergesearch.results.report.data import AVERAGE, Report, Row, Section
 from mergesearch.results.report.terminal import TerminalReport
 from mergesearch.results.report.words import METHOD, cell, difference_cell, remarks
@@ -38,20 +39,19 @@ def card(report: Report, trial: int) -> str | None:
             rows[row.trial].append(cell(row.holdout, " "))
     first = {row.trial: row for row in report.sections[0].rows}
     shown = [trial, *(n for n in rows if n != trial and first[n].baseline)]
-    labels = {n: "**this model**" if n == trial else first[n].candidate for n in shown}
-    titles = ["candidate", *(_title(section) for section in report.sections)]
-    table = _table(titles, [[labels[n], *rows[n]] for n in shown])
-    return "\n\n".join(
-        [*([report.sentence] if trial == report.winner_trial else []), f"{table}", "In brackets: 95 % intervals."]
-    )
+    labels = {n: "**this model**" if n == trial else plain(first[n].candidate) for n in shown}
+    titles = ["candidate", *(plain(_title(section)) for section in report.sections)]
+    figures = table(titles, [[labels[n], *rows[n]] for n in shown])
+    sentence = [plain(report.sentence)] if trial == report.winner_trial else []
+    return "\n\n".join([*sentence, figures, "In brackets: 95 % intervals."])
 
 
 def _markdown(report: Report) -> str:
-    parts = [f"# {report.run}: report on the holdout", f"**{report.sentence}**"]
+    parts = [f"# {plain(report.run)}: report on the holdout", f"**{plain(report.sentence)}**"]
     for section in report.sections:
-        lines = [[part.replace("\n", " ") for part in line] for line in _lines(section)]
-        parts += [f"## {_heading(section)}", _table(_titles(section), lines)]
-    parts += [*remarks(report), METHOD]
+        lines = [list(map(plain, line)) for line in _lines(section)]
+        parts += [f"## {plain(_heading(section))}", table(list(map(plain, _titles(section))), lines)]
+    parts += [*map(plain, remarks(report)), METHOD]
     return "\n\n".join(parts)
 
 
@@ -90,10 +90,3 @@ def _line(row: Row, references: Sequence[str]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(part.replace("\n", " ").replace("|", "\\|") for part in cells) + " |"
-
-    return "\n".join([row(titles), "|" + "---|" * len(titles), *(row(line) for line in lines)])

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from mergesearch import registry
 from mergesearch.config import Config, SearchConfig
 from mergesearch.schema import Strict, words_of_type
-from mergesearch.search.history import History
+from mergesearch.search.history import MOST_EQUAL, History
 from mergesearch.search.strategies.base import Strategy, Surroundings, gone
 from mergesearch.search.trials import Trial
 
@@ -45,7 +45,17 @@ def of_trial(trial: Trial) -> type[Strategy]:
 def words(history: History) -> list[str]:
     """What the strategies of a run have to say about it."""
     known = registered()
-    return [text for name in history.config.search.strategies for text in known[name].words(history)]
+    names = history.config.search.strategies
+    ended = [exhausted(name) for name in names if history.is_exhausted(name)]
+    return [*(text for name in names for text in known[name].words(history)), *ended]
+
+
+def exhausted(strategy: str) -> str:
+    """That a strategy has ended since it finds nothing new, in words."""
+    name = strategy.replace("_", " ")
+    return (
+        f"{name}: its space is exhausted: its last {MOST_EQUAL} proposals were all equal to candidates that are there"
+    )
 
 
 def describe() -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class RandomControl(Random):
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
-        return [Ahead(max(0, outlook.proposals - len(outlook.of(cls.name))))]
+        return [Ahead(max(0, outlook.proposals - sum(1 for trial in outlook.of(cls.name) if trial.same_as is None)))]
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
-        return None if len(history.of(self.name)) >= history.proposals else super().next(history, budget)
+        return None if history.new_of(self.name) >= history.proposals else super().next(history, budget)

@@ -136,7 +136,8 @@ class Study(Strategy):
         """The stage that the next proposal belongs to."""
         first = self._first(history, budget)
         begun = store.has_note(self.run.study, FIXED)
-        if not begun and (first.until is None or len(history.of(self.name)) < first.until):
+        new = history.new_of(self.name)
+        if not begun and (first.until is None or (new < first.until and not history.is_exhausted(self.name))):
             return first
         if not begun:
             self._fix(history, budget)
@@ -154,7 +155,7 @@ class Study(Strategy):
 
     def _share(self, history: History, budget: Budget) -> int:
         """Half of what the study may propose goes to the choice of method; nothing where there is no choice."""
-        others = history.proposals - len(history.of(self.name))
+        others = history.proposals - history.new_of(self.name)
         mine = max(0, budget.affordable - others)
         choices = len(getattr(self.run.space, "methods", ())) > 1 or self.run.coarse is not None
         return min(MOST_CHOOSING, mine // 2 if choices else mine // 4)
