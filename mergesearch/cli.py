@@ -1,6 +1,6 @@
 """The command: what a user types, what is printed, the exit status. What a verb does stands in `commands`.
 
-Exit status: 0 done, 1 the work failed or was interrupted, 2 the input is wrong.
+Exit status: 0 done, 1 the work failed or was interrupted, 2 the input is wrong, 130 interrupted twice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from mergesearch import signals
 from mergesearch.commands import completing, usage
 from mergesearch.errors import CandidateError, StorageError, UserError, of_system, unknown, without_passwords
 
@@ -80,17 +81,47 @@ def main() -> None:
     """The entry point of the command."""
     # else tokenizers warns at length whenever lm-eval forks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(status())
+    signals.install()
+    ended = status()
+    signals.over(ended)
+    if signals.is_interrupted():  # libraries that were being loaded may not survive to be left in order
+        signals.flush()
+        os._exit(ended)
+    sys.exit(ended)
 
 
 def status() -> int:
     """Runs the verb in `sys.argv` and returns its exit status."""
+    signals.how_to_go_on(f"interrupted. To go on: {_same_again()}")
     try:
-        return app(prog_name=usage.COMMAND, standalone_mode=False) or 0
+        ended = app(prog_name=usage.COMMAND, standalone_mode=False) or 0
+        # the library's own status of an interruption outside of the verbs
+        return _say_interrupted() if ended == signals.AT_ONCE else ended
+    except (Exception, KeyboardInterrupt, StorageError) as error:
+        return _say_why(error)
+
+
+def _same_again() -> str:
+    return without_passwords(shlex.join([usage.COMMAND, *sys.argv[1:]]))
+
+
+def _say_interrupted() -> int:
+    status = _say_error(signals.line(), 1)
+    signals.said()
+    return status
+
+
+def _say_why(ended: BaseException) -> int:
+    """Says what ended the verb, and returns the exit status."""
+    # a library may have made anything of an interruption
+    if signals.is_interrupted():
+        return _say_interrupted()
+    try:
+        raise ended
     except UserError as error:
         return _say_error(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _say_error("interrupted", 1)
+        return _say_interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -228,7 +259,8 @@ def init(
         write_configuration(given, path, Questions(out) if asks else None, _note)
     except (KeyboardInterrupt, EOFError):
         err.print()
-        _say_error(f"interrupted; {path} was not written", 1)
+        signals.how_to_go_on(f"interrupted; {path} was not written")
+        _say_interrupted()
         raise typer.Exit(1) from None
     _say([f"{path} is written."])
     if check:
@@ -248,9 +280,11 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
     from mergesearch import config as configuration
 
     settings = configuration.read(config, override)
-    from mergesearch.commands.progress import RunProgress, sigterm_interrupts
+    again = shlex.join(["mergesearch", "run", str(config), *(part for item in override for part in ("--set", item))])
+    signals.how_to_go_on(f"interrupted; what was scored is kept. To go on: {without_passwords(again)}")
+    from mergesearch.commands.progress import RunProgress
 
-    with RunProgress(settings, out) as progress, sigterm_interrupts():
+    with RunProgress(settings, out) as progress:
         from mergesearch.commands.report import ReportProgress, report_at_end
         from mergesearch.commands.run import prepare
         from mergesearch.commands.table import show
@@ -271,10 +305,9 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
             session.search.run()
         except KeyboardInterrupt:
             progress.stop()
-            again = shlex.join(
-                ["mergesearch", "run", str(config), *(part for item in override for part in ("--set", item))]
-            )
-            _show([*show(session.read()), f"interrupted; what was scored is kept. To go on: {again}"])
+            _show(show(session.read()))
+            _show([signals.line()])
+            signals.said()
             raise typer.Exit(1) from None
         except SearchFailed as error:
             raise CandidateError(str(error)) from error

@@ -322,7 +322,7 @@ def test_ctrl_c_has_the_exit_status_of_an_interruption(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("mergesearch.commands.zoo.folder", interrupted)
     done = mergesearch("zoo")
-    assert done.status == 1 and done.err == "error: interrupted\n"
+    assert done.status == 1 and done.err == "error: interrupted. To go on: mergesearch zoo\n"
 
 
 def test_zoo_prints_its_folder() -> None:

@@ -212,3 +212,20 @@ def test_what_is_stored_means_the_same_from_anywhere(placed: Path, tmp_path: Pat
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "config.yaml").write_text(read.to_yaml())
     assert config.read(tmp_path / "elsewhere" / "config.yaml") == read
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("search.trials=true", ["search.trials", "true", "no number"]),
+        ("search.seed=false", ["search.seed", "false"]),
+        ("search.trials=1000000000000000000000000000000", ["search.trials", "[0, 1000000]"]),
+        ("search.documents=true", ["search.documents", "true"]),
+        ("racing={blocks: 1000000000}", ["racing.blocks", "[2, 1000]"]),
+        ("racing={blocks: true}", ["racing.blocks", "true"]),
+    ],
+)
+def test_numbers_that_nobody_means_are_refused(placed: Path, override: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        config.read(placed, [override])
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)

@@ -1,13 +1,10 @@
-"""How a run goes, told while it goes: a view on a terminal, and a line for each trial everywhere. And how it is
-interrupted."""
+"""How a run goes, told while it goes: a view on a terminal, and a line for each trial everywhere."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.live import Live
 
+from mergesearch import signals
 from mergesearch.commands.live import View, render
 from mergesearch.config import Config
 from mergesearch.results.record import Record, record_of
@@ -80,6 +78,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """What is being done now, or what a reader should know."""
+        signals.check()
         self._view.doing = text
         if self._live is None or text.startswith("note: "):
             self._print(text)
@@ -103,6 +102,7 @@ class RunProgress:
 
     def started(self, record: Record) -> None:
         """A trial has its recipe, and is built and scored."""
+        signals.check()
         view = self._view
         view.stage, view.trial = record.strategy or "", f"trial {record.number} {record.method}"
         view.doing, view.begun = "merging", None
@@ -126,6 +126,7 @@ class RunProgress:
 
     def asked(self, asked: Asked) -> None:
         """The model has answered more of a trial's documents."""
+        signals.check()
         view = self._view
         if view.begun is None:
             view.begun = self._clock()
@@ -139,6 +140,7 @@ class RunProgress:
 
     def learning(self, step: LearningStep) -> None:
         """A soup has been learned a step further."""
+        signals.check()
         self._view.learns(step, self._running())
         self._reckon(learning=True)
         self._still(f"{self._view.trial}: {self._view.doing}")
@@ -203,17 +205,3 @@ class RunProgress:
     def _print(self, text: str) -> None:
         self._printed = self._clock()
         self._console.print(text, markup=False, highlight=False, soft_wrap=self._live is None)
-
-
-@contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """A cluster's SIGTERM ends a run as cleanly as Ctrl-C."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
