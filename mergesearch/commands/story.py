@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from mergesearch import zoo
@@ -12,6 +11,7 @@ from mergesearch.results.card import Asking, Story
 from mergesearch.results.loading import Run
 from mergesearch.results.record import Record
 from mergesearch.results.report import Report, card
+from mergesearch.schema import read_json
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import machine
 
@@ -43,7 +43,8 @@ def _holdout(folder: RunFolder, record: Record) -> str | None:
     file = report_file(folder)
     if not file.is_file():
         return None
-    return card(Report.from_data(json.loads(file.read_text(encoding="utf-8"))), record.number)
+    data = read_json(file, f"remove it, or write it anew: mergesearch report {folder.path}")
+    return card(Report.from_data(data), record.number)
 
 
 def _asking(config: Config) -> Asking:
