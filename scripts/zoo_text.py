@@ -25,8 +25,9 @@ import random
 import re
 import string
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 END = 256  # the token that ends a text; a byte is its own token
@@ -156,10 +157,14 @@ def operation_texts(
             yield key, " -> ".join([key, *applied(done, word)])
 
 
-def of_one_family(family: Mapping[str, Operation]) -> list[tuple[str, ...]]:
+def of_one_family(names: Mapping[str, Operation]) -> list[tuple[str, ...]]:
     """Programs of one or two steps; of one step twice as often."""
-    single = [(name,) for name in family]
-    return [*single, *single, *((first, second) for first in family for second in family if first != second)]
+    single = [(name,) for name in names]
+    return [*single, *single, *pairs(names)]
+
+
+def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    return list(permutations(names, 2))
 
 
 def order_texts() -> Iterator[tuple[str, str]]:
@@ -177,8 +182,7 @@ def both_texts() -> Iterator[tuple[str, str]]:
 def of_any(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Programs of one or two steps, about as many of each."""
     singles = [(name,) for name in names]
-    pairs = [(first, second) for first in names for second in names if first != second]
-    return [*(singles * (len(names) - 1)), *pairs]
+    return [*(singles * (len(names) - 1)), *pairs(names)]
 
 
 def coded_texts() -> Iterator[tuple[str, str]]:
