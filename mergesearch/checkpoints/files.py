@@ -13,6 +13,8 @@ from mergesearch.errors import UserError
 # Mistral's repositories hold every weight a second time; subfolders hold other formats.
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _LEAVE = ["consolidated*", "*/*"]
+# bytes of a file's name, on every common file system
+_LONGEST = 255
 # what safetensors calls the dtypes of unquantised weights
 FLOATING: tuple[str, ...] = ("F64", "F32", "F16", "BF16")
 
@@ -59,7 +61,7 @@ def locate(reference: str, where: str) -> Source:
         UserError: there is no such checkpoint, or the hub cannot be reached.
     """
     model, plus, adapter = reference.rpartition("+")
-    if not plus or Path(reference).expanduser().exists():
+    if not plus or _path(reference, where).exists():
         folder = _folder(reference, where)
         return Source(reference, None, folder) if _is_adapter(folder) else Source(reference, folder)
     lora = _folder(adapter, where)
@@ -81,7 +83,7 @@ def _is_adapter(folder: Path) -> bool:
 def _folder(reference: str, where: str) -> Path:
     if reference.startswith("zoo:"):
         return zoo.path(reference.removeprefix("zoo:"))
-    folder = Path(reference).expanduser()
+    folder = _path(reference, where)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -93,6 +95,21 @@ def _folder(reference: str, where: str) -> Path:
             f"{where}: no folder {reference!r}: give a checkpoint folder, a hub id (owner/name) or zoo:NAME"
         )
     return _download(reference, where)
+
+
+def _path(reference: str, where: str) -> Path:
+    """The path that a reference is, if it is one; `UserError` where the system cannot even look for it."""
+    try:
+        path = Path(reference).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        shown = reference if len(reference) <= _LONGEST else f"{reference[:60]}... ({len(reference):,} letters)"
+        raise UserError(
+            f"{where}: {shown!r} cannot be looked for ({reason}): give a checkpoint folder, a hub id (owner/name) or "
+            "zoo:NAME"
+        ) from None
+    return path
 
 
 def _download(reference: str, where: str) -> Path:
@@ -183,12 +200,29 @@ def _shards(index: Path, where: str) -> dict[Path, list[str] | None]:
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{where}: {index} has no weight_map: fetch the checkpoint again")
     files: dict[Path, list[str] | None] = {}
+    for tensor, name in placed.items():
+        _check_plain(name, tensor, index, where)
     for tensor, name in sorted(placed.items(), key=lambda item: item[1]):
         file = index.parent / name
         if not file.is_file():
             raise UserError(f"{where}: {index.parent} lacks {name}, which its index names: fetch the checkpoint again")
         files[file] = [*(files.get(file) or ()), tensor]
     return files
+
+
+def _check_plain(name: Any, tensor: str, index: Path, where: str) -> None:
+    """`UserError` where an index names no file beside it. A file may be a link, as the hub's cache makes them; whoever
+    wrote the index does not choose what is read elsewhere."""
+    if not isinstance(name, str):
+        raise UserError(
+            f"{where}: {index} gives {json.dumps(name)[:100]} for tensor {tensor[:200]}, which is no file's name: fetch the "
+            "checkpoint again"
+        )
+    if name in ("", ".", "..") or len(name.encode(errors="replace")) > _LONGEST or any(c in name for c in "/\\:\0"):
+        raise UserError(
+            f"{where}: {index} names the file {name[:200]!r} for tensor {tensor[:200]}, and only files beside it are read: "
+            "fetch the checkpoint again from who made it, or put the file into the folder and its plain name there"
+        )
 
 
 def _file_headers(file: Path, where: str) -> dict[str, Header]:
