@@ -70,7 +70,9 @@ def test_links_as_the_hub_cache_makes_them_work(tmp_path: Path) -> None:
     assert before.keys() == after.keys() and all(same_bits(tensor, after[name]) for name, tensor in before.items())
 
 
-@pytest.mark.parametrize("reference", ["x" * 5000, "owner/" + "x" * 5000, "model+" + "x" * 5000, "~nobody-of-that-name/x"])
+@pytest.mark.parametrize(
+    "reference", ["x" * 5000, "owner/" + "x" * 5000, "model+" + "x" * 5000, "~nobody-of-that-name/x"]
+)
 def test_a_reference_that_no_system_looks_for(reference: str) -> None:
     with pytest.raises(UserError) as error:
         locate(reference, "base_model")

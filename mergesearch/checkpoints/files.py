@@ -215,13 +215,13 @@ def _check_plain(name: Any, tensor: str, index: Path, where: str) -> None:
     wrote the index does not choose what is read elsewhere."""
     if not isinstance(name, str):
         raise UserError(
-            f"{where}: {index} gives {json.dumps(name)[:100]} for tensor {tensor[:200]}, which is no file's name: fetch the "
-            "checkpoint again"
+            f"{where}: {index} gives {json.dumps(name)[:100]} for tensor {tensor[:200]}, which is no file's name: "
+            "fetch the checkpoint again"
         )
     if name in ("", ".", "..") or len(name.encode(errors="replace")) > _LONGEST or any(c in name for c in "/\\:\0"):
         raise UserError(
-            f"{where}: {index} names the file {name[:200]!r} for tensor {tensor[:200]}, and only files beside it are read: "
-            "fetch the checkpoint again from who made it, or put the file into the folder and its plain name there"
+            f"{where}: {index} names the file {name[:200]!r} for tensor {tensor[:200]}, and only files beside it are "
+            "read: fetch the checkpoint again from who made it, or put the file into the folder and its plain name there"
         )
 
 

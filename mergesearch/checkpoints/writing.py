@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
+from mergesearch import leftovers
 from mergesearch.checkpoints.loading import quiet_transformers, state
 from mergesearch.errors import UserError
 
@@ -30,7 +31,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     out = Path(out)
     _refuse_taken(out)
     above = _first_missing(out.parent)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    leftovers.clear(out.parent, out.name)
+    partial = leftovers.partial(out)
     try:
         with _disk_errors(out):
             partial.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import optuna
 from filelock import FileLock, Timeout
 from sqlalchemy import event
 
+from mergesearch import leftovers
 from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.schema import read_yaml, validate
@@ -48,6 +50,7 @@ class RunFolder:
             write_atomically(folder.path / CONFIG, config.to_yaml())
             folder.scores.mkdir(exist_ok=True)
             folder.workers.mkdir(exist_ok=True)
+            folder.clear()
         except OSError as error:
             raise UserError(
                 f"cannot write the run folder {folder.path} ({error.strerror}): set output to another"
@@ -62,6 +65,11 @@ class RunFolder:
                 f"{path} is no run folder (it has no {CONFIG}): name the output folder of `mergesearch run`"
             )
         return cls(path)
+
+    def clear(self) -> None:
+        """Takes away what killed workers of this machine were writing."""
+        for folder in (self.path, self.scores, self.holdout, self.fresh):
+            leftovers.clear(folder)
 
     def check(self, config: Config) -> None:
         """`UserError` where the folder holds another configuration, or something else."""
@@ -97,6 +105,11 @@ class RunFolder:
     def best(self) -> Path:
         """Where `mergesearch run` leaves the winner."""
         return self.path / "best"
+
+    @property
+    def fresh(self) -> Path:
+        """Where the next `best` and the last one stand for a moment."""
+        return self.path / ".best"
 
     @property
     def holdout(self) -> Path:
@@ -149,9 +162,14 @@ def check_same(ours: Config, theirs: Config, where: str) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = leftovers.partial(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 # --- the study ----------------------------------------------------------------------------------------------------
