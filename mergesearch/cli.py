@@ -19,7 +19,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from mergesearch.commands import completing, usage
-from mergesearch.errors import CandidateError, StorageError, UserError, unknown, without_passwords
+from mergesearch.errors import CandidateError, CutError, StorageError, UserError, unknown, without_passwords
 
 
 class Verbs(TyperGroup):
@@ -93,7 +93,7 @@ def status() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (CandidateError, StorageError) as error:
+    except (CandidateError, CutError, StorageError) as error:
         return _say_error(str(error), 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # of the library that reads the command line
@@ -362,8 +362,8 @@ def merge(
     from mergesearch.commands.merge import merge_recipe
 
     stated = read_recipe(recipe)
-    merge_recipe(stated, out_folder, device, max_shard_size, allow_unrelated, trust_remote_code)
-    _say([f"recipe {stated.id} is in {out_folder}"])
+    notes = merge_recipe(stated, out_folder, device, max_shard_size, allow_unrelated, trust_remote_code)
+    _say([f"recipe {stated.id} is in {out_folder}", *(f"note: {note}" for note in notes)])
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch import zoo
-from mergesearch.errors import UserError
+from mergesearch.errors import CutError, UserError
 
 # Mistral's repositories hold every weight a second time; subfolders hold other formats.
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -125,6 +125,40 @@ def _download(reference: str, where: str) -> Path:
             f"{reason}): give a folder, or check the name, the revision and the connection"
         ) from None
     return Path(folder)
+
+
+class Watched:
+    """Files that are mapped into memory, of which no page may be read that is no longer there: the system answers with
+    SIGBUS, which ends the process without a word.
+
+    A file that was removed, or another one with its name, does no harm: what was mapped stays.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[Path, tuple[tuple[int, int], int]] = {}
+
+    def add(self, file: Path) -> None:
+        """Notes how large a file is, before it is mapped."""
+        there = file.stat()
+        self._files.setdefault(file, ((there.st_dev, there.st_ino), there.st_size))
+
+    def check(self) -> None:
+        """To be called before tensors are read.
+
+        Raises:
+            CutError: a file has become shorter.
+        """
+        for file, (identity, size) in self._files.items():
+            try:
+                now = file.stat()
+            except OSError:
+                continue
+            if (now.st_dev, now.st_ino) == identity and now.st_size < size:
+                raise CutError(
+                    f"{file} had {size:,} bytes when it was opened and has {now.st_size:,} now: put the whole file "
+                    "back, and type the same command again (who replaces a model's file while it is in use should "
+                    "write the new one beside it and rename it)"
+                )
 
 
 # --- checking -----------------------------------------------------------------------------------------------------

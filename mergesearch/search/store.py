@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
+import tempfile
 import uuid
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.storage import Location, Patience, checked, file_of, patient, refused
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
+# how often a database is copied that is written meanwhile
+_COPIES = 5
+_WRITES_IT = "start `mergesearch run` again, which writes it and goes on from what is there"
 # what a study holds: raised when an older version's trials can no longer be read
 FORMAT = 2
 
@@ -135,11 +141,24 @@ class RunFolder:
 
     def search_documents(self) -> dict[str, list[int]]:
         """The documents that the search scores on, as `lm_eval --samples` takes them."""
-        return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["search"]
+        return self._drawn("search")
 
     def holdout_documents(self) -> dict[str, list[int]]:
         """The documents that only the report scores on, likewise."""
-        return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["holdout"]
+        return self._drawn("holdout")
+
+    def _drawn(self, side: str) -> dict[str, list[int]]:
+        file = self.path / DOCUMENTS
+        try:
+            drawn = json.loads(file.read_text(encoding="utf-8"))[side]
+            if isinstance(drawn, dict) and all(isinstance(numbers, list) for numbers in drawn.values()):
+                return drawn
+            why = "it is damaged"
+        except OSError as error:
+            why = error.strerror or "it cannot be read"
+        except (ValueError, KeyError, TypeError, RecursionError):
+            why = "it is damaged"
+        raise UserError(f"{file} does not say which documents the run uses ({why}): {_WRITES_IT}")
 
     def lock(self, name: str) -> FileLock:
         return FileLock(self.path / f"{name}.lock")
@@ -318,7 +337,48 @@ def open_run(path: str | Path) -> tuple[Config, optuna.Study]:
     check_storage(config, folder)
     if not config.storage and not _has_content(folder.database):
         raise UserError(f"{path} has no study.db yet: start the run with `mergesearch run`")
+    if not config.storage and not _is_writable(folder.database):
+        return config, open_study(config, folder, create=False, storage=_storage_of_copy(folder.database))
     return config, open_study(config, folder, create=False)
+
+
+def _is_writable(file: Path) -> bool:
+    """Whether SQLite can open a database: with a write-ahead log, a reader writes beside it as well."""
+    # as whoever this process works as, where the system can say that
+    effective = os.access in os.supports_effective_ids
+    return all(os.access(path, os.W_OK, effective_ids=effective) for path in (file, file.parent))
+
+
+def _storage_of_copy(file: Path) -> optuna.storages.BaseStorage:
+    """A database that may only be read, by way of a copy, which is there as long as the storage is.
+
+    Raises:
+        UserError: it cannot be copied or opened.
+    """
+    log = file.with_name(f"{file.name}-wal")
+    copies = tempfile.TemporaryDirectory(prefix="mergesearch-")
+    location = Location(f"sqlite:///{copies.name}/{file.name}", file)
+    try:
+        for _ in range(_COPIES):  # a worker of somebody else may be writing
+            before = [_state(path) for path in (file, log)]
+            for path in (file, log):
+                if path.exists():
+                    shutil.copyfile(path, Path(copies.name) / path.name)
+            if before == [_state(path) for path in (file, log)]:
+                break
+        storage = _local_storage(location.url)
+    except Exception as error:
+        raise refused(location, error) from None
+    weakref.finalize(storage, copies.cleanup)
+    return patient(storage, location, None)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return None
+    return there.st_size, there.st_mtime_ns
 
 
 def _location(config: Config, folder: RunFolder) -> Location:
