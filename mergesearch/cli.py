@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from mergesearch import memory
 from mergesearch.commands import completing, usage
 from mergesearch.errors import CandidateError, CutError, StorageError, UserError, unknown, without_passwords
 
@@ -100,6 +101,8 @@ def status() -> int:
             return _say_error(usage.sentence(error), 2)
         if os.environ.get("MERGESEARCH_DEBUG"):
             raise
+        if memory.ran_out(error):
+            return _say_error(memory.too_little("what this command needs"), 1)
         reason = " ".join(str(error).split())
         return _say_error(f"{type(error).__name__}: {reason} (MERGESEARCH_DEBUG=1 shows where)", 1)
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 SAID = (
-    "error: the system ended this process as a file mapped into memory could no longer be read (SIGBUS): a model's file "
-    "was cut short, or its disk failed, while it was read; put the whole file back and type the same command again"
+    "error: the system ended this process as a file mapped into memory could no longer be read (SIGBUS): a model's "
+    "file was cut short, or its disk failed, while it was read; put the whole file back and type the same command again"
 )
 # waits for what faulthandler writes as the process ends, and says nothing where it ends by itself
 _WAITS = """

@@ -33,8 +33,8 @@ class StorageError(BaseException):
 
 
 class CutError(BaseException):
-    """A file that is read as it is needed was cut short meanwhile, which is no fault of a candidate: the work ends before
-    the system ends it with SIGBUS. Exit status 1.
+    """A file that is read as it is needed was cut short meanwhile, which is no fault of a candidate: the work ends
+    before the system ends it with SIGBUS. Exit status 1.
 
     No `Exception`, for the reason that `StorageError` is none.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergesearch import zoo
+from mergesearch import memory, zoo
 from mergesearch.errors import CutError, UserError
 
 # Mistral's repositories hold every weight a second time; subfolders hold other formats.
@@ -255,7 +255,7 @@ def _check_plain(name: Any, tensor: str, index: Path, where: str) -> None:
     if name in ("", ".", "..") or len(name.encode(errors="replace")) > _LONGEST or any(c in name for c in "/\\:\0"):
         raise UserError(
             f"{where}: {index} names the file {name[:200]!r} for tensor {tensor[:200]}, and only files beside it are "
-            "read: fetch the checkpoint again from who made it, or put the file into the folder and its plain name there"
+            "read: fetch the checkpoint again, or put the file into the folder and its plain name there"
         )
 
 
@@ -266,9 +266,12 @@ def _file_headers(file: Path, where: str) -> dict[str, Header]:
         with safe_open(str(file), framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             return {name: Header(tuple(s.get_shape()), str(s.get_dtype())) for name, s in slices.items()}
-    except OSError as error:
-        raise UserError(f"{where}: {file} cannot be read ({error.strerror or error}): check its permissions") from None
     except Exception as error:
+        if memory.ran_out(error):
+            raise UserError(memory.too_little(f"{where}: {file}")) from None
+        if isinstance(error, OSError):
+            why = error.strerror or error
+            raise UserError(f"{where}: {file} cannot be read ({why}): check its permissions") from None
         raise UserError(f"{where}: {file} is truncated or corrupt ({error}): fetch the file again") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mergesearch import memory
 from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.files import Watched, locate
 from mergesearch.checkpoints.layout import Layout
@@ -87,7 +88,12 @@ class Pool:
         reader = kinds[residency](
             base, models, choose_device(device), trust_remote_code, allow_unrelated, tokenizer, weights_alone
         )
-        return cls(**reader.read())
+        try:
+            return cls(**reader.read())
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not memory.ran_out(error):
+                raise
+            raise UserError(memory.too_little(f"a pool of the base and {len(models)} models")) from None
 
     @property
     def infos(self) -> list[TensorInfo]:
