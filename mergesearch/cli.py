@@ -59,6 +59,11 @@ app: typer.Typer = typer.Typer(
 out: Console = Console(width=None if sys.stdout.isatty() else 240)
 err: Console = Console(stderr=True)
 
+_NO_ROOM = (
+    b"error: what this command needs does not fit into memory: end other programs or raise the limit, use fewer or "
+    b"smaller models, or a machine with more\n"
+)
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="the run's YAML file")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
 OutPath = Annotated[Path, typer.Argument(metavar="OUT", help="the new checkpoint folder")]
@@ -80,7 +85,13 @@ def main() -> None:
     """The entry point of the command."""
     # else tokenizers warns at length whenever lm-eval forks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(status())
+    try:
+        code = status()
+    except MemoryError:
+        # there is no room even to say so: what stands ready is written, and nothing else is tried
+        os.write(2, _NO_ROOM)
+        os._exit(1)
+    sys.exit(code)
 
 
 def status() -> int:

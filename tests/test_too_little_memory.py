@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.commands import mergesearch
+from support.commands import QUICKSTART, mergesearch
 
 from mergesearch import memory
 from mergesearch.errors import UserError
@@ -71,3 +73,15 @@ def test_anywhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     done = mergesearch("methods")
     assert done.status == 1 and done.err.startswith("error: what this command needs does not fit into memory (")
     assert "ndarray" not in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not hold a process to the limit")
+@pytest.mark.parametrize("megabytes", [250, 600, 800])
+def test_a_process_that_may_have_no_more(megabytes: int) -> None:
+    """Too little for the libraries themselves: to import them fails in many ways, and to say so may as well."""
+    command = f'ulimit -v {megabytes * 1024}; exec "$0" -m mergesearch check "$1"'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, QUICKSTART], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "does not fit into memory" in done.stderr and done.stderr.count("\n") == 1, done.stderr
