@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from mergesearch import signals
+from mergesearch import memory, signals
 from mergesearch.commands import completing, usage
-from mergesearch.errors import CandidateError, StorageError, UserError, of_system, unknown, without_passwords
+from mergesearch.errors import CandidateError, CutError, StorageError, UserError, of_system, unknown, without_passwords
 
 
 class Verbs(TyperGroup):
@@ -60,6 +60,11 @@ app: typer.Typer = typer.Typer(
 out: Console = Console(width=None if sys.stdout.isatty() else 240)
 err: Console = Console(stderr=True)
 
+_NO_ROOM = (
+    b"error: what this command needs does not fit into memory: end other programs or raise the limit, use fewer or "
+    b"smaller models, or a machine with more\n"
+)
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="the run's YAML file")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
 OutPath = Annotated[Path, typer.Argument(metavar="OUT", help="the new checkpoint folder")]
@@ -82,7 +87,12 @@ def main() -> None:
     # else tokenizers warns at length whenever lm-eval forks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signals.install()
-    ended = status()
+    try:
+        ended = status()
+    except MemoryError:
+        # there is no room even to say so: what stands ready is written, and nothing else is tried
+        os.write(2, _NO_ROOM)
+        os._exit(1)
     signals.over(ended)
     if signals.is_interrupted():  # libraries that were being loaded may not survive to be left in order
         signals.flush()
@@ -97,7 +107,7 @@ def status() -> int:
         ended = app(prog_name=usage.COMMAND, standalone_mode=False) or 0
         # the library's own status of an interruption outside of the verbs
         return _say_interrupted() if ended == signals.AT_ONCE else ended
-    except (Exception, KeyboardInterrupt, StorageError) as error:
+    except (Exception, KeyboardInterrupt, CutError, StorageError) as error:
         return _say_why(error)
 
 
@@ -125,13 +135,15 @@ def _say_why(ended: BaseException) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (CandidateError, StorageError) as error:
+    except (CandidateError, CutError, StorageError) as error:
         return _say_error(str(error), 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # of the library that reads the command line
             return _say_error(usage.sentence(error), 2)
         if os.environ.get("MERGESEARCH_DEBUG"):
             raise
+        if memory.ran_out(error):
+            return _say_error(memory.too_little("what this command needs"), 1)
         if isinstance(error, OSError) and error.errno and error.strerror:
             # no disk makes a name too long
             return _say_error(of_system(error), 2 if error.errno == errno.ENAMETOOLONG else 1)
@@ -399,8 +411,8 @@ def merge(
     from mergesearch.commands.merge import merge_recipe
 
     stated = read_recipe(recipe)
-    merge_recipe(stated, out_folder, device, max_shard_size, allow_unrelated, trust_remote_code)
-    _say([f"recipe {stated.id} is in {out_folder}"])
+    notes = merge_recipe(stated, out_folder, device, max_shard_size, allow_unrelated, trust_remote_code)
+    _say([f"recipe {stated.id} is in {out_folder}", *(f"note: {note}" for note in notes)])
 
 
 @app.command()

@@ -54,6 +54,14 @@ def of_system(error: OSError) -> str:
     return f"{shown} cannot be used ({error.strerror}): {remedy}, then give the same command again"
 
 
+class CutError(BaseException):
+    """A file that is read as it is needed was cut short meanwhile, which is no fault of a candidate: the work ends
+    before the system ends it with SIGBUS. Exit status 1.
+
+    No `Exception`, for the reason that `StorageError` is none.
+    """
+
+
 def without_passwords(text: str) -> str:
     """The text with `***` for each password of a URL in it; one that the environment holds, `${NAME}`, stays.
 

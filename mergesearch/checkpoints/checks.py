@@ -97,6 +97,29 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {**shapes_of, **{alias: shapes_of[name] for alias, name in ties(model).items() if name in shapes_of}}
 
 
+def other_rows(where: str, rows: int, count: int) -> str:
+    """A note on a model whose embedding has another size than the result's although their tokens are the same."""
+    what = (
+        f"its last {rows - count} rows are left out"
+        if rows > count
+        else f"rows of the others stand for the {count - rows} that it lacks"
+    )
+    return (
+        f"{where}: its embedding has {rows} rows, the result's {count}, for the same tokens: {what}, and no token of "
+        "the tokenizer has them"
+    )
+
+
+def repeated(where: str, before: str, reference: str, is_base: bool) -> str:
+    """A note on a model that is the base or another model."""
+    what = (
+        "its task vector is zero, and merges that weigh task vectors only become smaller by it"
+        if is_base
+        else "what it says counts twice"
+    )
+    return f"{where}: {reference} is {before} once more, so {what}: leave it out unless that is meant"
+
+
 def numbers(base: Checkpoint, model: Checkpoint, where: str, allow_unrelated: bool) -> None:
     """Reads every number of a parent once.
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergesearch import zoo
-from mergesearch.errors import UserError
+from mergesearch import memory, zoo
+from mergesearch.errors import CutError, UserError
 
 # Mistral's repositories hold every weight a second time; subfolders hold other formats.
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _LEAVE = ["consolidated*", "*/*"]
+# bytes of a file's name, on every common file system
+_LONGEST = 255
 # what safetensors calls the dtypes of unquantised weights
 FLOATING: tuple[str, ...] = ("F64", "F32", "F16", "BF16")
 
@@ -59,7 +61,7 @@ def locate(reference: str, where: str) -> Source:
         UserError: there is no such checkpoint, or the hub cannot be reached.
     """
     model, plus, adapter = reference.rpartition("+")
-    if not plus or Path(reference).expanduser().exists():
+    if not plus or _path(reference, where).exists():
         folder = _folder(reference, where)
         return Source(reference, None, folder) if _is_adapter(folder) else Source(reference, folder)
     lora = _folder(adapter, where)
@@ -81,7 +83,7 @@ def _is_adapter(folder: Path) -> bool:
 def _folder(reference: str, where: str) -> Path:
     if reference.startswith("zoo:"):
         return zoo.path(reference.removeprefix("zoo:"))
-    folder = Path(reference).expanduser()
+    folder = _path(reference, where)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -93,6 +95,21 @@ def _folder(reference: str, where: str) -> Path:
             f"{where}: no folder {reference!r}: give a checkpoint folder, a hub id (owner/name) or zoo:NAME"
         )
     return _download(reference, where)
+
+
+def _path(reference: str, where: str) -> Path:
+    """The path that a reference is, if it is one; `UserError` where the system cannot even look for it."""
+    try:
+        path = Path(reference).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        shown = reference if len(reference) <= _LONGEST else f"{reference[:60]}... ({len(reference):,} letters)"
+        raise UserError(
+            f"{where}: {shown!r} cannot be looked for ({reason}): give a checkpoint folder, a hub id (owner/name) or "
+            "zoo:NAME"
+        ) from None
+    return path
 
 
 def _download(reference: str, where: str) -> Path:
@@ -108,6 +125,40 @@ def _download(reference: str, where: str) -> Path:
             f"{reason}): give a folder, or check the name, the revision and the connection"
         ) from None
     return Path(folder)
+
+
+class Watched:
+    """Files that are mapped into memory, of which no page may be read that is no longer there: the system answers with
+    SIGBUS, which ends the process without a word.
+
+    A file that was removed, or another one with its name, does no harm: what was mapped stays.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[Path, tuple[tuple[int, int], int]] = {}
+
+    def add(self, file: Path) -> None:
+        """Notes how large a file is, before it is mapped."""
+        there = file.stat()
+        self._files.setdefault(file, ((there.st_dev, there.st_ino), there.st_size))
+
+    def check(self) -> None:
+        """To be called before tensors are read.
+
+        Raises:
+            CutError: a file has become shorter.
+        """
+        for file, (identity, size) in self._files.items():
+            try:
+                now = file.stat()
+            except OSError:
+                continue
+            if (now.st_dev, now.st_ino) == identity and now.st_size < size:
+                raise CutError(
+                    f"{file} had {size:,} bytes when it was opened and has {now.st_size:,} now: put the whole file "
+                    "back, and type the same command again (who replaces a model's file while it is in use should "
+                    "write the new one beside it and rename it)"
+                )
 
 
 # --- checking -----------------------------------------------------------------------------------------------------
@@ -183,12 +234,29 @@ def _shards(index: Path, where: str) -> dict[Path, list[str] | None]:
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{where}: {index} has no weight_map: fetch the checkpoint again")
     files: dict[Path, list[str] | None] = {}
+    for tensor, name in placed.items():
+        _check_plain(name, tensor, index, where)
     for tensor, name in sorted(placed.items(), key=lambda item: item[1]):
         file = index.parent / name
         if not file.is_file():
             raise UserError(f"{where}: {index.parent} lacks {name}, which its index names: fetch the checkpoint again")
         files[file] = [*(files.get(file) or ()), tensor]
     return files
+
+
+def _check_plain(name: Any, tensor: str, index: Path, where: str) -> None:
+    """`UserError` where an index names no file beside it. A file may be a link, as the hub's cache makes them; whoever
+    wrote the index does not choose what is read elsewhere."""
+    if not isinstance(name, str):
+        raise UserError(
+            f"{where}: {index} gives {json.dumps(name)[:100]} for tensor {tensor[:200]}, which is no file's name: "
+            "fetch the checkpoint again"
+        )
+    if name in ("", ".", "..") or len(name.encode(errors="replace")) > _LONGEST or any(c in name for c in "/\\:\0"):
+        raise UserError(
+            f"{where}: {index} names the file {name[:200]!r} for tensor {tensor[:200]}, and only files beside it are "
+            "read: fetch the checkpoint again, or put the file into the folder and its plain name there"
+        )
 
 
 def _file_headers(file: Path, where: str) -> dict[str, Header]:
@@ -198,9 +266,12 @@ def _file_headers(file: Path, where: str) -> dict[str, Header]:
         with safe_open(str(file), framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             return {name: Header(tuple(s.get_shape()), str(s.get_dtype())) for name, s in slices.items()}
-    except OSError as error:
-        raise UserError(f"{where}: {file} cannot be read ({error.strerror or error}): check its permissions") from None
     except Exception as error:
+        if memory.ran_out(error):
+            raise UserError(memory.too_little(f"{where}: {file}")) from None
+        if isinstance(error, OSError):
+            why = error.strerror or error
+            raise UserError(f"{where}: {file} cannot be read ({why}): check its permissions") from None
         raise UserError(f"{where}: {file} is truncated or corrupt ({error}): fetch the file again") from None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mergesearch import memory
 from mergesearch.checkpoints.files import FLOATING, Header, read_config, read_headers
 from mergesearch.errors import UserError
 
@@ -83,6 +84,7 @@ def load_config(folder: Path, where: str, trust_remote_code: bool = False) -> An
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:
+        _check_memory(error, folder, where)
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{where}: {folder} brings code of its own for its architecture: read that code, and set "
@@ -120,6 +122,7 @@ def probe(folder: Path, headers: Mapping[str, Header], where: str, trust_remote_
                 ignore_mismatched_sizes=True,
             )
     except Exception as error:
+        _check_memory(error, folder, where)
         raise UserError(
             f"{where}: transformers cannot build a {config.model_type} model from the tensors of {folder} "
             f"({_reason(error)}): give a complete checkpoint of this architecture"
@@ -177,6 +180,7 @@ def read_model(
                 folder, dtype=wide, trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True
             )
     except Exception as error:
+        _check_memory(error, folder, where)
         raise UserError(f"{where}: transformers cannot load {folder}: {_reason(error)}") from error
     if dtype is None and len(stored) > 1:
         _narrow(model, [d for d in stored if d.itemsize < wide.itemsize])
@@ -266,6 +270,12 @@ def generation_config(folder: Path) -> Any | None:
 def times(shape: Any) -> str:
     """A shape in words: `32x16`."""
     return "x".join(str(n) for n in shape) or "a scalar"
+
+
+def _check_memory(error: Exception, folder: Path, where: str) -> None:
+    """`UserError` where it was memory that a library lacked, and the files may be as they should."""
+    if memory.ran_out(error):
+        raise UserError(memory.too_little(f"{where}: {folder}")) from None
 
 
 def _reason(error: Exception) -> str:

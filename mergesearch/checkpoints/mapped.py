@@ -38,6 +38,10 @@ class MappedReader(Reader):
     The numbers are checked in a sample of each tensor; NaN elsewhere is found when the tensor is merged.
     """
 
+    @property
+    def _maps(self) -> bool:
+        return True
+
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor
 

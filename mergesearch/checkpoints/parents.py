@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mergesearch.checkpoints import checks
 from mergesearch.checkpoints.checkpoint import Checkpoint, Form
-from mergesearch.checkpoints.files import Header, Source, locate, read_config, read_headers
+from mergesearch.checkpoints.files import Header, Source, Watched, locate, read_config, read_headers, weight_files
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import (
     Blueprint,
@@ -52,18 +52,22 @@ class Reader:
 
     def __init__(
         self,
-        base: str,
+        base: str | None,
         models: Mapping[str, str],
         device: torch.device,
         trust: bool,
         allow_unrelated: bool,
         tokenizer: str,
+        weights_alone: bool = False,
     ):
         self.names: list[str] = list(models)
         self.device: torch.device = device
         self.trust: bool = trust
         self.allow_unrelated: bool = allow_unrelated
         self.chosen: str = tokenizer
+        self.weights_alone: bool = weights_alone
+        self.has_base: bool = base is not None
+        base = base or next(iter(models.values()))
         references = {BASE_KEY: base, **{f"models.{name}": reference for name, reference in models.items()}}
         self.sources: dict[str, Source] = {where: locate(reference, where) for where, reference in references.items()}
         if self.sources[BASE_KEY].folder is None:
@@ -71,12 +75,14 @@ class Reader:
         if tokenizer not in (BASE, UNION, *models):
             raise UserError(f"tokenizer is {tokenizer!r}: use base, union or one of {', '.join(models)}")
         self.notes: list[str] = []
+        self.mapped: Watched = Watched()
 
     def read(self) -> dict[str, Any]:
         """The fields of a `Pool`."""
         parents = self._probe()
         tokenizers = self._tokenizers()
         vocabulary = self._vocabulary(parents, tokenizers)
+        self.notes += self._repeated()
         checks.shapes({w: p.blank for w, p in parents.items()}, self._folders(), aligned=vocabulary is not None)
         loaded, fixed = self._load(parents)
         untied = self._untie(loaded, parents)
@@ -86,6 +92,7 @@ class Reader:
         for where, checkpoint in loaded.items():
             checkpoint.live = {piece.live: checkpoint.live[piece.live] for piece in form.layout.pieces}
             checkpoint.tensors = form.layout.views(checkpoint.live)
+            self.mapped.check()
             self._check_numbers(loaded[BASE_KEY], checkpoint, where)
         return {
             "base": loaded[BASE_KEY],
@@ -98,10 +105,16 @@ class Reader:
             "trust_remote_code": self.trust,
             "constants": fixed,
             "notes": tuple(self.notes),
+            "mapped": self.mapped,
         }
 
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)
+
+    @property
+    def _maps(self) -> bool:
+        """Whether tensors may be read from their files after the pool is loaded: on the CPU they always are."""
+        return self.device.type == "cpu"
 
     def _check_numbers(self, base: Checkpoint, checkpoint: Checkpoint, where: str) -> None:
         checks.numbers(base, checkpoint, where, self.allow_unrelated)
@@ -129,7 +142,11 @@ class Reader:
         return folder
 
     def _probe_folder(self, folder: Path, where: str, source: Source, base: Outline | None) -> Outline:
-        config, headers = read_config(folder, where), read_headers(folder, where)
+        config = read_config(folder, where)
+        if self._maps:
+            for file in weight_files(folder, where, "model"):
+                self.mapped.add(file)
+        headers = read_headers(folder, where)
         if base is not None:
             self.notes += checks.configurations(base.config, config, folder, where)
         try:
@@ -148,12 +165,18 @@ class Reader:
             folders = [f for f in (source.adapter, source.folder) if f is not None]
             loaded = (load_tokenizer(folder, where, self.trust) for folder in folders)
             tokenizers[where] = next((t for t in loaded if t is not None), tokenizers.get(BASE_KEY))
-            if tokenizers[where] is None:
+            if tokenizers[where] is None and not (self.weights_alone and self.chosen == BASE):
                 raise UserError(
                     f"{where}: {source.folder} has no tokenizer that transformers can load: add the tokenizer's files"
                 )
-            if self.chosen == BASE:
+            if self.chosen == BASE and tokenizers[BASE_KEY] is not None:
                 check_equal(tokenizers[BASE_KEY], tokenizers[where], source.path, where)
+        if tokenizers[self._anchor()] is None:
+            place = BASE_KEY if self.has_base else f"models.{self.names[0]}"
+            self.notes.append(
+                f"{place}: {self._base_folder()} has no tokenizer, so the weights alone are merged and the result has "
+                "none: copy the files of the models' tokenizer into it"
+            )
         return tokenizers
 
     def _anchor(self) -> str:
@@ -162,15 +185,34 @@ class Reader:
     def _vocabulary(self, parents: Mapping[str, Outline], tokenizers: Mapping[str, Any]) -> Vocabulary | None:
         """What the rows of the result stand for, or None where they are alike in all parents."""
         rows = {where: _rows(parent.blank) for where, parent in parents.items()}
+        if tokenizers[self._anchor()] is None:
+            return None
         words = {where: tokenizer.get_vocab() for where, tokenizer in tokenizers.items()}
         if len(set(rows.values())) == 1 and all(vocab == words[BASE_KEY] for vocab in words.values()):
             return None
         tokenizer = union(tokenizers) if self.chosen == UNION else tokenizers[self._anchor()]
         count = max(rows[self._anchor()], 1 + max(tokenizer.get_vocab().values()))
+        self.notes += [
+            checks.other_rows(where, rows[where], count)
+            for where, vocab in words.items()
+            if rows[where] != count and vocab == tokenizer.get_vocab()
+        ]
         tokens = {where: {t: i for t, i in vocab.items() if i < rows[where]} for where, vocab in words.items()}
         return Vocabulary(tokenizer, count, self._anchor(), tokens)
 
     # --- tensors ---
+
+    def _repeated(self) -> list[str]:
+        """A note for each model that is a parent already; where there is no base, the first model stands in for it."""
+        notes: list[str] = []
+        seen: dict[tuple[Path, ...], str] = {}
+        for where, source in self.sources.items():
+            if where == BASE_KEY and not self.has_base:
+                continue
+            before = seen.setdefault(tuple(folder.resolve() for folder in self._chain(source)), where)
+            if before != where:
+                notes.append(checks.repeated(where, before, source.reference, before == BASE_KEY))
+        return notes
 
     def _load(self, parents: Mapping[str, Outline]) -> tuple[dict[str, Checkpoint], dict[str, Tensor]]:
         loaded: dict[str, Checkpoint] = {}

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mergesearch import memory
 from mergesearch.checkpoints.checkpoint import Checkpoint, Form
-from mergesearch.checkpoints.files import locate
+from mergesearch.checkpoints.files import Watched, locate
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import Blueprint, floating_tensors, load_model
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
@@ -32,11 +33,12 @@ class Pool:
         base: the shared pretrained checkpoint.
         models: the fine-tuned checkpoints by name.
         form: what a candidate without layer stacking looks like.
-        tokenizer: the result's tokenizer.
+        tokenizer: the result's tokenizer; None where the weights alone can be merged.
         tokenizers: each model's own, by name; those that have none have the base's.
         tokenizer_source: what chose it: `base`, `union` or a model's name.
         constants: the base's tensors that are not floating, by live name.
         notes: what a reader of the result should know, a sentence each.
+        mapped: the files that tensors are read from when they are needed; to be checked before each merge.
     """
 
     base: Checkpoint
@@ -49,11 +51,12 @@ class Pool:
     trust_remote_code: bool = False
     constants: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    mapped: Watched = field(default_factory=Watched, repr=False)
 
     @classmethod
     def load(
         cls,
-        base: str,
+        base: str | None,
         models: Mapping[str, str],
         *,
         device: str = "auto",
@@ -61,17 +64,20 @@ class Pool:
         allow_unrelated: bool = False,
         tokenizer: str = BASE,
         residency: Residency = "device",
+        weights_alone: bool = False,
     ) -> Pool:
         """Reads, checks and aligns the base and the models.
 
         Args:
-            base: a folder, a hub id, `zoo:NAME`, or one of these `+` an adapter.
+            base: a folder, a hub id, `zoo:NAME`, or one of these `+` an adapter; None where the models have none, and
+                the first of them stands in for it.
             models: the same by name; an adapter alone lies over the base.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             trust_remote_code: run code from the folders.
             allow_unrelated: let a model through whose task vector is as large as the base.
             tokenizer: `base`: every vocabulary must equal the base's; `union` or a model's name: embeddings and head
                 are aligned by token.
+            weights_alone: let parents without a tokenizer through, which then cannot be scored: the pool has none.
             residency: where the parents' tensors are: on `device`, in pinned host memory, or in their files, mapped
                 into memory (adapters and fused weights are read all the same). Candidates are always on `device`.
 
@@ -79,8 +85,15 @@ class Pool:
             UserError: anything that keeps them from being merged, with the model and the tensor.
         """
         kinds = {"device": Reader, "pinned": PinnedReader, "mapped": MappedReader}
-        reader = kinds[residency](base, models, choose_device(device), trust_remote_code, allow_unrelated, tokenizer)
-        return cls(**reader.read())
+        reader = kinds[residency](
+            base, models, choose_device(device), trust_remote_code, allow_unrelated, tokenizer, weights_alone
+        )
+        try:
+            return cls(**reader.read())
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not memory.ran_out(error):
+                raise
+            raise UserError(memory.too_little(f"a pool of the base and {len(models)} models")) from None
 
     @property
     def infos(self) -> list[TensorInfo]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergesearch import memory
 from mergesearch.checkpoints.loading import quiet_transformers
 from mergesearch.errors import UserError
 
@@ -28,6 +29,8 @@ def load_tokenizer(folder: Path, where: str, trust_remote_code: bool = False) ->
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:
+        if memory.ran_out(error):
+            raise UserError(memory.too_little(f"{where}: the tokenizer in {folder}")) from None
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{where}: the tokenizer in {folder} cannot be loaded: {reason}") from None
 

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
+from mergesearch import leftovers
 from mergesearch.checkpoints.loading import quiet_transformers, state
 from mergesearch.errors import UserError
 
@@ -30,7 +31,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     out = Path(out)
     _refuse_taken(out)
     above = _first_missing(out.parent)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    leftovers.clear(out.parent, out.name)
+    partial = leftovers.partial(out)
     try:
         with _disk_errors(out):
             partial.mkdir(parents=True)
@@ -125,7 +127,7 @@ def save(model: Any, tokenizer: Any, folder: Path, metadata: Mapping[str, str], 
 
     Args:
         model: a model of transformers.
-        tokenizer: the checkpoint's tokenizer.
+        tokenizer: the checkpoint's tokenizer; None to write none.
         folder: an empty folder.
         metadata: goes into the header of each shard.
         max_shard_size: as `5GB`.
@@ -137,7 +139,8 @@ def save(model: Any, tokenizer: Any, folder: Path, metadata: Mapping[str, str], 
     _copy_repeated(model)
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        tokenizer.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     for file in sorted(folder.glob("*.safetensors")):
         _add_metadata(file, metadata)
 
@@ -147,12 +150,13 @@ def save_without_weights(blank: Any, tokenizer: Any, folder: Path) -> None:
 
     Args:
         blank: a model of transformers whose tensors are not read; on the meta device for example.
-        tokenizer: the checkpoint's tokenizer.
+        tokenizer: the checkpoint's tokenizer; None to write none.
         folder: an empty folder.
     """
     with quiet_transformers():
         blank.save_pretrained(folder, state_dict={})
-        tokenizer.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors*"):
         file.unlink()
 

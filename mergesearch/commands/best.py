@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from mergesearch import leftovers
 from mergesearch import recipe as recipes
 from mergesearch.commands.story import story_of
 from mergesearch.engine.live import Engine
@@ -52,25 +53,21 @@ def _tidy(folder: RunFolder) -> None:
     """Clears away what a killed worker left; a complete checkpoint that was about to take the name takes it."""
     if _fresh(folder).exists() and not folder.best.exists():
         _fresh(folder).replace(folder.best)
-    shutil.rmtree(_beside(folder), ignore_errors=True)
+    shutil.rmtree(folder.fresh, ignore_errors=True)
+    leftovers.clear(folder.path)
 
 
 def _swap(folder: RunFolder) -> None:
     """Gives the complete checkpoint the name `best`. No system renames a folder over one that is not empty."""
     if folder.best.exists():
-        folder.best.replace(_beside(folder) / "old")
+        folder.best.replace(folder.fresh / "old")
     _fresh(folder).replace(folder.best)
-    shutil.rmtree(_beside(folder), ignore_errors=True)
+    shutil.rmtree(folder.fresh, ignore_errors=True)
 
 
 def _fresh(folder: RunFolder) -> Path:
     """The next `best/`; it has this name only when it is complete."""
-    return _beside(folder) / "new"
-
-
-def _beside(folder: RunFolder) -> Path:
-    """Where the next `best/` and the last one stand for a moment."""
-    return folder.path / ".best"
+    return folder.fresh / "new"
 
 
 def _holds(checkpoint: Path, recipe: Recipe) -> bool:

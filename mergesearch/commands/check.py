@@ -66,7 +66,7 @@ def preview(path: str | Path, overrides: Sequence[str] = (), allow_unrelated: bo
 
 def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
     check(recipe)
-    pool = pool_of(recipe, allow_unrelated=allow_unrelated)
+    pool = pool_of(recipe, allow_unrelated=allow_unrelated, weights_alone=True)
     jobs = plan(recipe, pool, form_of(recipe, pool))
     return [
         ("recipe", f"{recipe.id}, {len(recipe.rules)} rules, seed {recipe.seed}, to {recipe.out_dtype}"),

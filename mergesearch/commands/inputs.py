@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergesearch import mergekit
+from mergesearch import crashes, mergekit
 from mergesearch.checkpoints import Pool, Residency, locate
 from mergesearch.config import Config
 from mergesearch.errors import UserError
@@ -79,6 +79,7 @@ def check_racing(config: Config, tasks: Sequence[Task]) -> None:
 
 def load_pool(config: Config) -> Pool:
     """The parents of a configuration; `UserError` says what keeps them from being merged."""
+    crashes.explain()
     return Pool.load(
         config.base_model,
         config.models,
@@ -95,16 +96,19 @@ def pool_of(
     allow_unrelated: bool = False,
     trust_remote_code: bool = False,
     residency: Residency = "device",
+    weights_alone: bool = False,
 ) -> Pool:
     """The parents of a recipe; one without base is built like its first model."""
+    crashes.explain()
     return Pool.load(
-        recipe.base or next(iter(recipe.models.values())),
+        recipe.base,
         recipe.models,
         device=device,
         allow_unrelated=allow_unrelated,
         trust_remote_code=trust_remote_code,
         tokenizer=recipe.tokenizer,
         residency=residency,
+        weights_alone=weights_alone,
     )
 
 

@@ -21,8 +21,8 @@ def merge_recipe(
     max_shard_size: str = "5GB",
     allow_unrelated: bool = False,
     trust_remote_code: bool = False,
-) -> None:
-    """Builds a checkpoint from a recipe.
+) -> tuple[str, ...]:
+    """Builds a checkpoint from a recipe; returns what a reader of the result should know, a sentence each.
 
     Args:
         recipe: what to merge.
@@ -41,11 +41,12 @@ def merge_recipe(
     check_new_folder(out)  # before any model is read
     chosen = choose_device(device)
     residency: Residency = "mapped" if chosen.type == "cpu" else "device"
-    pool = pool_of(recipe, device, allow_unrelated, trust_remote_code, residency)
+    pool = pool_of(recipe, device, allow_unrelated, trust_remote_code, residency, weights_alone=True)
     story = Story(out.name, machine(str(chosen)))
     if residency != "mapped" or not can_stream(recipe, pool):
         write_checkpoint(recipe, Engine(pool, recipe.out_dtype), out, story, max_shard_size)
-        return
+        return pool.notes
     with new_folder(out) as folder:
         stream(recipe, pool, folder, metadata_of(recipe), max_shard_size)
         write_words(recipe, folder, story, pool.notes)
+    return pool.notes

@@ -62,7 +62,9 @@ class Engine:
             UserError: the recipe does not fit the pool.
             CandidateError: the merge came out with NaN or infinity; the live model is then half merged, and the next
                 call overwrites it.
+            CutError: a parent's file was cut short since the pool was loaded.
         """
+        self.pool.mapped.check()
         if recipe.out_dtype != self.dtype:
             raise UserError(f"recipe {recipe.id} has out_dtype {recipe.out_dtype}, the live model is {self.dtype}")
         started = time.perf_counter()

@@ -16,6 +16,7 @@ from torch import Tensor
 from mergesearch.checkpoints import Form, Pool, check_shard_size, release, save_without_weights, state
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
+from mergesearch.errors import CutError
 from mergesearch.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def stream(
     Raises:
         UserError: the recipe does not fit the pool, or `max_shard_size` is no size.
         CandidateError: the merge came out with NaN or infinity.
+        CutError: a parent's file was cut short meanwhile.
     """
     check_shard_size(max_shard_size)
     form = form_of(recipe, pool)
@@ -117,6 +119,7 @@ def _shards(tensors: Mapping[str, Tensor], folder: Path, max_shard_size: str) ->
 
 def _merge(job: Job, pool: Pool, seed: int, blank: Tensor, runner: kernels.Runner) -> Tensor:
     out = torch.empty(blank.shape, dtype=blank.dtype)
+    pool.mapped.check()
     operands = job.operands(pool, seed)
     step = job.step
     runner.run(kernels.MethodCall(step.method, step.parameters), [kernels.TensorMerge(operands, out, job.info.name)])
@@ -152,6 +155,10 @@ class _Reading:
             if self._stopped:
                 return
             operands = job.operands(self._pool, self._seed)
+            try:
+                self._pool.mapped.check()
+            except CutError:  # whoever merges the tensor says so
+                return
             for tensor in (operands.base, *operands.models):
                 if tensor is not None and tensor.numel() and tensor.is_contiguous():
                     tensor.view(-1).view(torch.uint8)[::4096].sum()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergesearch import leftovers
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.results import markdown
@@ -155,7 +155,7 @@ def write(
         rendered = render(records, form, top, sort, margins)
         text = "".join(f"{line}\n" for line in (str(rendered), *words)) if form == TEXT else f"{rendered}\n"
         data = text.encode()
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial = leftovers.partial(out)
     try:
         partial.write_bytes(data)
         partial.replace(out)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import socket
+import tempfile
 import uuid
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import optuna
 from filelock import FileLock, Timeout
 from sqlalchemy import event
 
+from mergesearch import leftovers
 from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.schema import read_yaml, validate
@@ -21,6 +26,9 @@ from mergesearch.search.objective import Objective
 from mergesearch.search.storage import Location, Patience, checked, file_of, patient, refused
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
+# how often a database is copied that is written meanwhile
+_COPIES = 5
+_WRITES_IT = "start `mergesearch run` again, which writes it and goes on from what is there"
 # what a study holds: raised when an older version's trials can no longer be read
 FORMAT = 2
 
@@ -48,6 +56,7 @@ class RunFolder:
             write_atomically(folder.path / CONFIG, config.to_yaml())
             folder.scores.mkdir(exist_ok=True)
             folder.workers.mkdir(exist_ok=True)
+            folder.clear()
         except OSError as error:
             raise UserError(
                 f"cannot write the run folder {folder.path} ({error.strerror}): set output to another"
@@ -62,6 +71,11 @@ class RunFolder:
                 f"{path} is no run folder (it has no {CONFIG}): name the output folder of `mergesearch run`"
             )
         return cls(path)
+
+    def clear(self) -> None:
+        """Takes away what killed workers of this machine were writing."""
+        for folder in (self.path, self.scores, self.holdout, self.fresh):
+            leftovers.clear(folder)
 
     def check(self, config: Config) -> None:
         """`UserError` where the folder holds another configuration, or something else."""
@@ -99,6 +113,11 @@ class RunFolder:
         return self.path / "best"
 
     @property
+    def fresh(self) -> Path:
+        """Where the next `best` and the last one stand for a moment."""
+        return self.path / ".best"
+
+    @property
     def holdout(self) -> Path:
         """What the report on the holdout keeps."""
         return self.path / "holdout"
@@ -122,11 +141,24 @@ class RunFolder:
 
     def search_documents(self) -> dict[str, list[int]]:
         """The documents that the search scores on, as `lm_eval --samples` takes them."""
-        return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["search"]
+        return self._drawn("search")
 
     def holdout_documents(self) -> dict[str, list[int]]:
         """The documents that only the report scores on, likewise."""
-        return json.loads((self.path / DOCUMENTS).read_text(encoding="utf-8"))["holdout"]
+        return self._drawn("holdout")
+
+    def _drawn(self, side: str) -> dict[str, list[int]]:
+        file = self.path / DOCUMENTS
+        try:
+            drawn = json.loads(file.read_text(encoding="utf-8"))[side]
+            if isinstance(drawn, dict) and all(isinstance(numbers, list) for numbers in drawn.values()):
+                return drawn
+            why = "it is damaged"
+        except OSError as error:
+            why = error.strerror or "it cannot be read"
+        except (ValueError, KeyError, TypeError, RecursionError):
+            why = "it is damaged"
+        raise UserError(f"{file} does not say which documents the run uses ({why}): {_WRITES_IT}")
 
     def lock(self, name: str) -> FileLock:
         return FileLock(self.path / f"{name}.lock")
@@ -149,9 +181,14 @@ def check_same(ours: Config, theirs: Config, where: str) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = leftovers.partial(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 # --- the study ----------------------------------------------------------------------------------------------------
@@ -300,7 +337,48 @@ def open_run(path: str | Path) -> tuple[Config, optuna.Study]:
     check_storage(config, folder)
     if not config.storage and not _has_content(folder.database):
         raise UserError(f"{path} has no study.db yet: start the run with `mergesearch run`")
+    if not config.storage and not _is_writable(folder.database):
+        return config, open_study(config, folder, create=False, storage=_storage_of_copy(folder.database))
     return config, open_study(config, folder, create=False)
+
+
+def _is_writable(file: Path) -> bool:
+    """Whether SQLite can open a database: with a write-ahead log, a reader writes beside it as well."""
+    # as whoever this process works as, where the system can say that
+    effective = os.access in os.supports_effective_ids
+    return all(os.access(path, os.W_OK, effective_ids=effective) for path in (file, file.parent))
+
+
+def _storage_of_copy(file: Path) -> optuna.storages.BaseStorage:
+    """A database that may only be read, by way of a copy, which is there as long as the storage is.
+
+    Raises:
+        UserError: it cannot be copied or opened.
+    """
+    log = file.with_name(f"{file.name}-wal")
+    copies = tempfile.TemporaryDirectory(prefix="mergesearch-")
+    location = Location(f"sqlite:///{copies.name}/{file.name}", file)
+    try:
+        for _ in range(_COPIES):  # a worker of somebody else may be writing
+            before = [_state(path) for path in (file, log)]
+            for path in (file, log):
+                if path.exists():
+                    shutil.copyfile(path, Path(copies.name) / path.name)
+            if before == [_state(path) for path in (file, log)]:
+                break
+        storage = _local_storage(location.url)
+    except Exception as error:
+        raise refused(location, error) from None
+    weakref.finalize(storage, copies.cleanup)
+    return patient(storage, location, None)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return None
+    return there.st_size, there.st_mtime_ns
 
 
 def _location(config: Config, folder: RunFolder) -> Location:
