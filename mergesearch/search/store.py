@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import event
 
 from mergesearch.config import Config
-from mergesearch.errors import UserError
+from mergesearch.errors import StorageError, UserError
 from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
 from mergesearch.search.storage import Location, Patience, checked, file_of, patient, refused
@@ -286,6 +286,20 @@ def begun(config: Config) -> optuna.Study | None:
     except NoStudy as error:
         if folder.scored:
             raise _lost(folder, str(error).partition(":" + " start")[0]) from None
+        return None
+
+
+def look_up(config: Config, key: str) -> Any:
+    """What the run of a configuration's name and folder noted under a key, also where it is of another configuration;
+    None where it noted nothing, or cannot be read: for whoever does not need a run."""
+    folder = RunFolder(config.folder)
+    file = file_of(config.storage) if config.storage else folder.database
+    if file is not None and not _has_content(file):
+        return None
+    try:
+        study = optuna.load_study(study_name=config.name, storage=open_storage(config, folder))
+        return noted(study, key)
+    except (UserError, KeyError, StorageError):
         return None
 
 
