@@ -28,7 +28,7 @@ FORMAT = 2
 class RunFolder:
     """The files of one run: `config.yaml`, `study.db` unless another storage is named, `scores/NUMBER.npz`
     (per-document scores), `documents.json` (what the search and the holdout score on), `holdout/` (the report),
-    `workers/` (locks)."""
+    `workers/` (locks), `digests.json` (of models' files that need not be read again)."""
 
     def __init__(self, path: str | Path):
         self.path: Path = Path(path)
