@@ -17,6 +17,8 @@ from support.tiny_models import make_model, write
 
 from mergesearch.checkpoints import Source, digests, locate
 from mergesearch.checkpoints.digests import Digest, Memory
+from mergesearch.commands import score
+from mergesearch.config import Config, TaskConfig
 from mergesearch.errors import UserError
 from mergesearch.evaluate.digests import document_digests
 from mergesearch.results.loading import DIGESTS
@@ -202,6 +204,20 @@ def test_documents_are_told_apart_by_their_fields() -> None:
     assert digest_of([{"x": object()}, {"x": b"1"}]) == digest_of([{"x": object()}, {"x": b"1"}])
     assert digest_of([{"x": 1}], [{"x": 2}], 1) != digest_of([{"x": 1}], [{"x": 3}], 1)
     assert digest_of([{"x": 1}], [{"x": 2}], 0) == digest_of([{"x": 1}], [{"x": 3}], 0)
+
+
+def test_a_score_says_that_the_storage_is_out_of_reach(tmp_path: Path) -> None:
+    (tmp_path / "damaged.db").write_text("no database " * 100)
+    config = Config(
+        base_model="b",
+        models={"a": "a"},
+        tasks=[TaskConfig(task="quiz")],
+        output=str(tmp_path),
+        storage=f"sqlite:///{tmp_path}/damaged.db",
+    )
+    said: list[str] = []
+    assert score._noted(config, said.append) == {}
+    assert len(said) == 1 and said[0].startswith("note: whether models and documents are still those of the run")
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def score_model(
         raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
     tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
-    originals = Originals(config, look_up(config, DIGESTS) or {}, allow_changed, say)
+    originals = Originals(config, _noted(config, say), allow_changed, say)
     originals.check(tasks, originals.named(_references(model)))
     live, tokenizer = _live(model, config)
     return scorer_of(config, live, tokenizer, tasks, documents).score()
@@ -91,6 +91,15 @@ def json_of(scores: Scores, model: str, on: str) -> str:
     """The scores as JSON; `model` and `on` as `score_model` got them."""
     tasks = {task: score.to_data() for task, score in scores.tasks.items()}
     return json.dumps({"model": model, "on": on, "seconds": scores.seconds, "tasks": tasks}, indent=2)
+
+
+def _noted(config: Config, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """What the run noted of its models and documents. A score needs no run, so that a storage out of reach is told."""
+    try:
+        return look_up(config, DIGESTS) or {}
+    except UserError as error:
+        say(f"note: whether models and documents are still those of the run is not known: {error}")
+        return {}
 
 
 def _references(model: str) -> list[str]:

@@ -291,7 +291,11 @@ def begun(config: Config) -> optuna.Study | None:
 
 def look_up(config: Config, key: str) -> Any:
     """What the run of a configuration's name and folder noted under a key, also where it is of another configuration;
-    None where it noted nothing, or cannot be read: for whoever does not need a run."""
+    None where it noted nothing, or has not begun. For whoever does not need a run.
+
+    Raises:
+        UserError: its storage cannot be read.
+    """
     folder = RunFolder(config.folder)
     file = file_of(config.storage) if config.storage else folder.database
     if file is not None and not _has_content(file):
@@ -299,8 +303,10 @@ def look_up(config: Config, key: str) -> Any:
     try:
         study = optuna.load_study(study_name=config.name, storage=open_storage(config, folder))
         return noted(study, key)
-    except (UserError, KeyError, StorageError):
+    except KeyError:
         return None
+    except StorageError as error:
+        raise UserError(str(error)) from None
 
 
 def open_run(path: str | Path) -> tuple[Config, optuna.Study]:
