@@ -71,6 +71,9 @@ OutPath = Annotated[Path, typer.Argument(metavar="OUT", help="the new checkpoint
 Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a key: search.trials=10")]
 ShardSize = Annotated[str, typer.Option(help="the largest safetensors file")]
 TextOrJson = Annotated[str, typer.Option(help="text or json", autocompletion=lambda: ["text", "json"])]
+AllowChanged = Annotated[
+    bool, typer.Option("--allow-changed", help="also with other weights or documents than the run was scored with")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 MethodName = Annotated[
     str | None,
@@ -287,7 +290,11 @@ def init(
 
 
 @app.command()
-def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer reads the default
+def run(
+    config: ConfigPath,
+    override: Sets = [],  # noqa: B006 - typer reads the default
+    allow_changed: AllowChanged = False,
+) -> None:
     """Search; the same command again goes on where it stopped."""
     from mergesearch import config as configuration
 
@@ -311,6 +318,7 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
             finished=progress.finished,
             asked=progress.asked,
             stepped=progress.learning,
+            allow_changed=allow_changed,
         )
         progress.begin(session.search.history, session.read().records)
         try:
@@ -327,7 +335,7 @@ def run(config: ConfigPath, override: Sets = []) -> None:  # noqa: B006 - typer 
         _show(show(session.read()))
         _say(session.export_best())
         with ReportProgress(err) as scoring:
-            held = report_at_end(session.read(), session.engine, scoring)
+            held = report_at_end(session.read(), session.engine, scoring, allow_changed=allow_changed)
         if held is not None:
             _show([render(held)])
 
@@ -366,6 +374,7 @@ def report(
     documents: Annotated[
         int | None, typer.Option(min=2, help="the most holdout documents of each task; else report.documents")
     ] = None,
+    allow_changed: AllowChanged = False,
 ) -> None:
     """What the winner is worth on the holdout, documents that the search never saw."""
     from mergesearch.commands.report import ReportProgress, report_run
@@ -373,7 +382,7 @@ def report(
 
     _one_of("--format", format, FORMATS)
     with ReportProgress(err) as progress:
-        held = report_run(run, finalists, documents, progress)
+        held = report_run(run, finalists, documents, progress, allow_changed=allow_changed)
     rendered = render(held, format)
     _show([rendered])
 
@@ -385,15 +394,17 @@ def export(
     trial: Annotated[str, typer.Option(metavar="best|N", help="which candidate")] = "best",
     max_shard_size: ShardSize = "5GB",
     format: Annotated[str, typer.Option(help="checkpoint (a folder) or mergekit (its YAML file)")] = "checkpoint",
+    allow_changed: AllowChanged = False,
 ) -> None:
     """A candidate of a run as a checkpoint, or as a file for mergekit."""
     from mergesearch.commands.export import FORMATS, MERGEKIT, export_mergekit, export_trial
 
     _one_of("--format", format, FORMATS)
     if format == MERGEKIT:
-        record, notes = export_mergekit(run, out_folder, trial)
+        record, notes = export_mergekit(run, out_folder, trial, allow_changed=allow_changed, say=_note)
     else:
-        record, notes = export_trial(run, out_folder, trial, max_shard_size), []
+        record = export_trial(run, out_folder, trial, max_shard_size, allow_changed=allow_changed, say=_note)
+        notes = []
     _say([f"trial {record.number} ({record.method}) is in {out_folder}", *(f"note: {note}" for note in notes)])
 
 
@@ -427,6 +438,7 @@ def score(
     on: Annotated[str, typer.Option(help="search, holdout or all documents")] = "search",
     format: TextOrJson = "text",
     override: Sets = [],  # noqa: B006 - typer reads the default
+    allow_changed: AllowChanged = False,
 ) -> None:
     """Score a checkpoint or a recipe on a run's documents."""
     from mergesearch import config as configuration
@@ -434,7 +446,7 @@ def score(
 
     settings = configuration.read(config, override)
     _one_of("--format", format, ("text", "json"))
-    scores = score_model(model, settings, on)
+    scores = score_model(model, settings, on, allow_changed=allow_changed, say=_note)
     if format == "json":
         out.print_json(json_of(scores, model, on))
         return

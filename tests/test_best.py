@@ -57,7 +57,7 @@ def install(patch: pytest.MonkeyPatch, between: Callable[[], Any] = lambda: None
 def held(path: Path) -> str:
     """The id of the recipe in `best/`, which must be whole."""
     folder = path / "best"
-    assert sorted(file.name for file in folder.iterdir()) == ["model.safetensors", "recipe.yaml"]
+    assert sorted(file.name for file in folder.iterdir()) == [best.SEAL, "model.safetensors", "recipe.yaml"]
     found = recipes.read(folder / "recipe.yaml").id
     assert (folder / "model.safetensors").read_text() == found
     return found
@@ -119,6 +119,38 @@ def test_the_same_winner_is_not_written_again(tmp_path: Path, monkeypatch: pytes
     assert len(writer.wrote) == 1
 
 
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def overwrite(file: Path) -> None:
+    """As many bytes, one of them another."""
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.parametrize("damage", [truncate, overwrite, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "recipe.yaml", best.SEAL])
+def test_a_damaged_one_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], name: str
+) -> None:
+    writer = install(monkeypatch)
+    refresh(tmp_path, 0.5)
+    damage(tmp_path / "best" / name)
+    refresh(tmp_path, 0.5)
+    assert len(writer.wrote) == 2 and held(tmp_path) == RECIPES[0].id
+    refresh(tmp_path, 0.5)
+    assert len(writer.wrote) == 2
+
+
+def test_a_card_of_ones_own_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = install(monkeypatch)
+    refresh(tmp_path, 0.5)
+    (tmp_path / "best" / best.CARD).write_text("mine")
+    refresh(tmp_path, 0.5)
+    assert len(writer.wrote) == 1
+
+
 def test_nothing_half_written_has_the_name_and_leftovers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed() -> None:
         raise KeyboardInterrupt
@@ -142,6 +174,7 @@ def test_killed_between_the_two_renames_the_new_one_takes_the_name(
     (tmp_path / ".best").mkdir()
     (tmp_path / "best").rename(tmp_path / ".best" / "old")
     writer(RECIPES[1], None, tmp_path / ".best" / "new", None)
+    best._seal(tmp_path / ".best" / "new", RECIPES[1])
     refresh(tmp_path, 0.5, 0.9)
     assert len(writer.wrote) == 2 and held(tmp_path) == RECIPES[1].id and not (tmp_path / ".best").exists()
 
@@ -156,5 +189,6 @@ def test_a_card_written_anew_keeps_the_notes_on_the_parents(tmp_path: Path) -> N
     run = replace(run_with(tmp_path / "run", 0.1), notes=(note,))
     run.folder.best.mkdir(parents=True)
     (run.folder.best / "recipe.yaml").write_text(RECIPES[0].to_yaml())
+    best._seal(run.folder.best, RECIPES[0])
     best.refresh_card(run, run.records[0])
     assert f"- {note}" in (run.folder.best / "README.md").read_text()

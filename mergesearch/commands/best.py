@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mergesearch import leftovers
-from mergesearch import recipe as recipes
+from mergesearch.checkpoints.digests import file_digest
 from mergesearch.commands.story import story_of
 from mergesearch.engine.live import Engine
 from mergesearch.recipe import Recipe
@@ -16,9 +18,13 @@ from mergesearch.results.loading import Run, recipe_of
 from mergesearch.results.record import Record
 from mergesearch.search.store import RunFolder, write_atomically
 
+# in `best/`: what was written there, file by file
+SEAL, CARD = "digests.json", "README.md"
+
 
 def refresh_best(folder: RunFolder, engine: Engine, read: Callable[[], Run]) -> Record | None:
-    """Exports the best candidate to the run folder, unless it is there already. None where there is none.
+    """Exports the best candidate to the run folder, unless it is there already, every file as it was written. None
+    where there is none.
 
     The checkpoint is written beside `best/` and takes its name when it is complete. Whoever else writes `best/` waits.
 
@@ -35,8 +41,9 @@ def refresh_best(folder: RunFolder, engine: Engine, read: Callable[[], Run]) -> 
         if winner is None:
             return None
         recipe = recipe_of(winner)
-        if not _holds(folder.best, recipe):
+        if not _is_whole(folder.best, recipe):
             write_checkpoint(recipe, engine, _fresh(folder), story_of(run, winner))
+            _seal(_fresh(folder), recipe)
             _swap(folder)
     return winner
 
@@ -45,8 +52,8 @@ def refresh_card(run: Run, winner: Record) -> None:
     """Writes the model card of the winner in the run folder anew, if it is there."""
     recipe = recipe_of(winner)
     with run.folder.lock("best"):
-        if _holds(run.folder.best, recipe):
-            write_atomically(run.folder.best / "README.md", model_card(recipe, story_of(run, winner), run.notes))
+        if _sealed(run.folder.best).get("recipe") == recipe.id:
+            write_atomically(run.folder.best / CARD, model_card(recipe, story_of(run, winner), run.notes))
 
 
 def _tidy(folder: RunFolder) -> None:
@@ -70,6 +77,27 @@ def _fresh(folder: RunFolder) -> Path:
     return folder.fresh / "new"
 
 
-def _holds(checkpoint: Path, recipe: Recipe) -> bool:
-    file = checkpoint / "recipe.yaml"
-    return file.is_file() and recipes.read(file).id == recipe.id
+def _seal(checkpoint: Path, recipe: Recipe) -> None:
+    """Notes in a checkpoint what was written there. The model card is left out: a report writes it anew."""
+    files = {file.name: file_digest(file) for file in sorted(checkpoint.iterdir()) if file.name != CARD}
+    write_atomically(checkpoint / SEAL, json.dumps({"recipe": recipe.id, "sha256": files}, indent=1) + "\n")
+
+
+def _sealed(checkpoint: Path) -> dict[str, Any]:
+    """What `_seal` noted; nothing where that is damaged, or the checkpoint is older than seals."""
+    try:
+        seal = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return seal if isinstance(seal, dict) and isinstance(seal.get("sha256"), dict) else {}
+
+
+def _is_whole(checkpoint: Path, recipe: Recipe) -> bool:
+    """Whether a checkpoint is of a recipe, and every file in it as it was written."""
+    seal = _sealed(checkpoint)
+    if seal.get("recipe") != recipe.id:
+        return False
+    try:
+        return all(file_digest(checkpoint / name) == said for name, said in seal["sha256"].items())
+    except OSError:
+        return False

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from mergesearch import mergekit
 from mergesearch.checkpoints import check_new_folder, check_shard_size
 from mergesearch.commands.inputs import load_pool
+from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import story_of
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
@@ -14,12 +18,22 @@ from mergesearch.results.card import write_checkpoint
 from mergesearch.results.loading import Run, load_run, recipe_of
 from mergesearch.results.record import Record
 
+log: logging.Logger = logging.getLogger(__name__)
+
 CHECKPOINT, MERGEKIT = "checkpoint", "mergekit"
 FORMATS = (CHECKPOINT, MERGEKIT)
 BEST = "best"
 
 
-def export_trial(path: Path, out: Path, trial: str = BEST, max_shard_size: str = "5GB") -> Record:
+def export_trial(
+    path: Path,
+    out: Path,
+    trial: str = BEST,
+    max_shard_size: str = "5GB",
+    *,
+    allow_changed: bool = False,
+    say: Callable[[str], None] = log.warning,
+) -> Record:
     """Writes one candidate of a run as a checkpoint, and returns its record.
 
     Args:
@@ -27,35 +41,48 @@ def export_trial(path: Path, out: Path, trial: str = BEST, max_shard_size: str =
         out: the new folder.
         trial: `best`, or a trial's number.
         max_shard_size: of a safetensors file, as `5GB`.
+        allow_changed: export also where models have other weights than the run was scored with.
+        say: told which, where that is allowed.
 
     Raises:
-        UserError: no such run or trial, or `out` is no new folder.
+        UserError: no such run or trial, `out` is no new folder, or a model was changed.
     """
     run = load_run(path)
     record = _chosen(run, trial)
     recipe = recipe_of(record)
     check_shard_size(max_shard_size)
     check_new_folder(out)  # before any model is loaded
+    run = _unchanged(run, allow_changed, say)
     engine = Engine(load_pool(run.config), run.config.dtype)
     write_checkpoint(recipe, engine, out, story_of(run, record), max_shard_size)
     return record
 
 
-def export_mergekit(path: Path, out: Path, trial: str = BEST) -> tuple[Record, list[str]]:
+def export_mergekit(
+    path: Path,
+    out: Path,
+    trial: str = BEST,
+    *,
+    allow_changed: bool = False,
+    say: Callable[[str], None] = log.warning,
+) -> tuple[Record, list[str]]:
     """Writes one candidate of a run as a file for mergekit; returns its record and what mergekit cannot reproduce.
 
     Args:
         path: the run folder.
         out: the new file.
         trial: `best`, or a trial's number.
+        allow_changed, say: as for `export_trial`.
 
     Raises:
-        UserError: no such run or trial, a recipe that mergekit cannot express, or `out` exists or cannot be written.
+        UserError: no such run or trial, a recipe that mergekit cannot express, a model was changed, or `out` exists or
+            cannot be written.
     """
     run = load_run(path)
     record = _chosen(run, trial)
     if out.exists():
         raise UserError(f"{out} exists already: name a new file")
+    run = _unchanged(run, allow_changed, say)
     text, notes = mergekit.export(recipe_of(record), trust_remote_code=run.config.trust_remote_code)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +90,12 @@ def export_mergekit(path: Path, out: Path, trial: str = BEST) -> tuple[Record, l
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
     return record, notes
+
+
+def _unchanged(run: Run, allowed: bool, say: Callable[[str], None]) -> Run:
+    """The run, with what was changed since among its words where that is allowed."""
+    changes = Originals(run.config, run.digests, allowed, say).check()
+    return replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes])))
 
 
 def _chosen(run: Run, trial: str) -> Record:

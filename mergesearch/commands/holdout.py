@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mergesearch.commands.inputs import load_pool, load_tasks, samples_of, scorer_of, splits
+from mergesearch.commands.originals import Originals
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
@@ -144,17 +145,20 @@ def score_missing(
     run: Run,
     chosen: Finalists,
     most: int | None,
+    originals: Originals,
     *,
     engine: Engine | None = None,
     say: Callable[[str], None] = log.info,
     finished: Callable[[str, str | None], None] = lambda text, error: None,
-) -> dict[int, str]:
-    """Scores what is missing, and loads the models only where something is. Returns why trials could not be scored.
+) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Scores what is missing, and loads the models only where something is. Returns why trials could not be scored, and
+    which documents were changed where that is allowed.
 
     Args:
         run: the run.
         chosen: its finalists.
         most: documents of each task; None for all.
+        originals: asked whether the documents are those that the run was scored with.
         engine: of this run, if one is loaded already.
         say: told in a few words what is being done.
         finished: told of each candidate, and why where it failed.
@@ -166,22 +170,25 @@ def score_missing(
     first = [record for record in chosen.records if scored.load(record, "", most) is None]
     again = [chosen.winner] if scored.load(chosen.winner, AGAIN, most) is None else []
     if not first and not again:
-        return {}
+        return {}, ()
     say(f"report on the holdout, {cost_of(run, chosen, most)}")
-    engine, scorer, other, holdout = _scorers(config, run.folder, engine, say)
+    engine, scorer, other, holdout, changes = _scorers(config, run.folder, originals, engine, say)
     documents = drawn(holdout, most, config.search.seed)
     failed = score_finalists(first, scored, engine, scorer, documents, most=most, finished=finished)
     if chosen.winner.number not in failed:
         score_finalists(again, scored, engine, other, documents, most=most, suffix=AGAIN, finished=finished)
-    return failed
+    return failed, changes
 
 
 def _scorers(
-    config: Config, folder: RunFolder, engine: Engine | None, say: Callable[[str], None]
-) -> tuple[Engine, Scorer, Scorer, dict[str, list[int]]]:
-    """An engine, a scorer of its live model on the holdout, one that asks in another order and batch size, and the
-    holdout documents. Both scorers are of all documents, also where only some are asked: the few-shot examples of a
-    document depend on the others."""
+    config: Config, folder: RunFolder, originals: Originals, engine: Engine | None, say: Callable[[str], None]
+) -> tuple[Engine, Scorer, Scorer, dict[str, list[int]], tuple[str, ...]]:
+    """An engine, a scorer of its live model on the holdout, one that asks in another order and batch size, the
+    holdout documents, and what was changed of them.
+
+    Both scorers are of all documents, also where only some are asked: the few-shot examples of a document depend on the
+    others.
+    """
     say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config)
     parts = splits(config, tasks)
@@ -189,6 +196,7 @@ def _scorers(
         raise UserError(
             f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' data"
         )
+    changes = originals.check(tasks, parents=())
     if engine is None:
         say(f"loading the base and {len(config.models)} models")
         engine = Engine(load_pool(config), config.dtype)
@@ -199,7 +207,7 @@ def _scorers(
     other = config.model_copy(update={"batch_size": size, "scoring": "lm_eval"})
     first = scorer_of(config, live, tokenizer, tasks, holdout)
     again = scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
-    return engine, first, again, holdout
+    return engine, first, again, holdout, changes
 
 
 def other_batch_size(batch_size: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mergesearch.commands.holdout import (
     other_batch_size,
     score_missing,
 )
+from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import report_file
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
@@ -41,6 +43,8 @@ def report_run(
     finalists: int | None = None,
     documents: int | None = None,
     progress: ReportProgress | None = None,
+    *,
+    allow_changed: bool = False,
 ) -> Report:
     """The report on a run's holdout. Whatever was scored by an earlier call, killed or not, is not scored again.
 
@@ -50,14 +54,17 @@ def report_run(
             says.
         documents: the most holdout documents of each task; likewise.
         progress: told how it goes; nobody is without one.
+        allow_changed: report also where models or documents are not those that the run was scored with.
 
     Raises:
-        UserError: no such run, no holdout, nothing scored yet, or tasks whose documents are not those of the run.
+        UserError: no such run, no holdout, nothing scored yet, or models or tasks that are not those of the run.
     """
-    return _report(load_run(path), finalists, documents, progress, None)
+    return _report(load_run(path), finalists, documents, progress, None, allow_changed)
 
 
-def report_at_end(run: Run, engine: Engine, progress: ReportProgress | None = None) -> Report | None:
+def report_at_end(
+    run: Run, engine: Engine, progress: ReportProgress | None = None, *, allow_changed: bool = False
+) -> Report | None:
     """What a run ends with where `report.at_end` asks for it; None where it does not, or where another worker is still
     at a trial, which then reports: its trial may win.
 
@@ -65,6 +72,7 @@ def report_at_end(run: Run, engine: Engine, progress: ReportProgress | None = No
         run: as it is at its end, the winner exported.
         engine: the run's own, so that the models are not loaded twice.
         progress: told how it goes.
+        allow_changed: as for `report_run`.
 
     Raises:
         UserError: as for `report_run`.
@@ -73,11 +81,16 @@ def report_at_end(run: Run, engine: Engine, progress: ReportProgress | None = No
         return None
     if any(record.state in (RUNNING, WAITING) for record in run.records) or run.best() is None:
         return None
-    return _report(run, None, None, progress, engine)
+    return _report(run, None, None, progress, engine, allow_changed)
 
 
 def _report(
-    run: Run, finalists: int | None, documents: int | None, progress: ReportProgress | None, engine: Engine | None
+    run: Run,
+    finalists: int | None,
+    documents: int | None,
+    progress: ReportProgress | None,
+    engine: Engine | None,
+    allow_changed: bool,
 ) -> Report:
     config, objective = run.config, run.objective
     if not config.holdout:
@@ -88,6 +101,9 @@ def _report(
         raise UserError(f"{run.path} has not scored its baselines yet: go on with `mergesearch run`")
     chosen = choose(run.records, config, finalists or config.report.finalists)
     scored = HoldoutScores(run.folder.holdout)
+    originals = Originals(config, run.digests, allow_changed, progress.say if progress else log.warning)
+    # the engine at hand has the weights that the run began with
+    changes = originals.check(parents=None if engine is None else ())
     with run.folder.lock("report"):
         most = most_documents(run, documents)
         notes = _notes(run, objective, scored.look(chosen, most), chosen, most)
@@ -95,7 +111,9 @@ def _report(
         if progress:
             progress.expect(expected.candidates + expected.again)
         told: dict[str, Any] = {"say": progress.say, "finished": progress.finished} if progress else {}
-        failed = score_missing(run, chosen, most, engine=engine, **told)
+        failed, more = score_missing(run, chosen, most, originals, engine=engine, **told)
+        run = replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes, *more])))
+        notes = [*run.changes, *notes]
         entries = _entries(chosen, scored, objective, failed, most)
         report = build(_question(config, chosen, objective, notes), entries)
         write_atomically(report_file(run.folder), json.dumps(report.to_data(), indent=1) + "\n")

@@ -19,13 +19,14 @@ from mergesearch.commands.inputs import (
     spaces,
     splits,
 )
+from mergesearch.commands.originals import Originals
 from mergesearch.commands.probe import measure
 from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
-from mergesearch.results.loading import NOTES, Run, run_of
+from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, Run, run_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import store, strategies
 from mergesearch.search.soup.learner import Learner
@@ -81,6 +82,7 @@ def prepare(
     finished: Callable[[Record], None] = _ignore,
     asked: Callable[[Asked], None] | None = None,
     stepped: Callable[[LearningStep], None] = _ignore,
+    allow_changed: bool = False,
 ) -> Session:
     """Everything that `Search.run` needs. All of the input is checked before anything is written.
 
@@ -90,6 +92,7 @@ def prepare(
         started, scored, finished: as for `Search`.
         asked: told while a candidate is scored how far that is.
         stepped: told while a recipe is learned how far that is.
+        allow_changed: go on with other weights or documents than the run was scored with.
 
     Raises:
         UserError: what is wrong with the input.
@@ -97,16 +100,22 @@ def prepare(
     begun = time.perf_counter()
     check_space(config)
     RunFolder(config.folder).check(config)
-    store.begun(config)
+    there = store.begun(config)
     strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config, say)
     documents = splits(config, tasks)
     check_racing(config, tasks)
+    originals = Originals(config, (store.noted(there, DIGESTS) if there else None) or {}, allow_changed, say)
+    if there is not None and not originals.noted:
+        say("note: this run is older than digests of models and documents: those of now are noted")
+    changes = originals.check(tasks)
+    originals.watch()
     say(f"loading the base and {len(config.models)} models")
     reading = time.perf_counter()
     pool = load_pool(config)
     reading = time.perf_counter() - reading
+    originals.watched()
     for note in pool.notes:
         say(f"note: {note}")
     space, coarse = spaces(config, pool)
@@ -136,6 +145,10 @@ def prepare(
         device=str(pool.device),
     )
     store.note(search.study, NOTES, list(pool.notes))
+    store.note(search.study, DIGESTS, originals.note(tasks))
+    if changes:
+        before = store.noted(search.study, CHANGES) or []
+        store.note(search.study, CHANGES, list(dict.fromkeys([*before, *changes])))
     store.note(search.study, "tokens_per_document", scorer.prompt_tokens / max(1, each))
     say("trying a few documents")
     # to write a checkpoint takes about as long as to read one

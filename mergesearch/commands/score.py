@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mergesearch.checkpoints import choose_device, load_reference
 from mergesearch.commands.inputs import load_pool, load_tasks, pool_of, read_recipe, scorer_of, splits
+from mergesearch.commands.originals import Originals
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES, check
@@ -15,21 +17,35 @@ from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.tasks import Split
 from mergesearch.recipe import Recipe
+from mergesearch.results.loading import DIGESTS
+from mergesearch.search.store import look_up
+
+log: logging.Logger = logging.getLogger(__name__)
 
 SEARCH, HOLDOUT, ALL = "search", "holdout", "all"
 SIDES = (SEARCH, HOLDOUT, ALL)
 
 
-def score_model(model: str, config: Config, on: str = SEARCH) -> Scores:
+def score_model(
+    model: str,
+    config: Config,
+    on: str = SEARCH,
+    *,
+    allow_changed: bool = False,
+    say: Callable[[str], None] = log.warning,
+) -> Scores:
     """The scores of a checkpoint, or of a recipe's YAML file, on a run's documents.
 
     Args:
         model: a folder, `zoo:NAME`, a hub id, or the path of a recipe.
         config: the run's configuration: tasks, split, batch size, dtype, device.
         on: `search`, `holdout` or `all` documents.
+        allow_changed: score also where the run of that configuration was scored with other documents, or the model is
+            one of its models and had other weights.
+        say: told which, where that is allowed.
 
     Raises:
-        UserError: what is wrong with the input.
+        UserError: what is wrong with the input, or was changed.
         CandidateError: the model cannot be scored.
     """
     if on not in SIDES:
@@ -38,6 +54,8 @@ def score_model(model: str, config: Config, on: str = SEARCH) -> Scores:
         raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
     tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
+    originals = Originals(config, _noted(config, say), allow_changed, say)
+    originals.check(tasks, originals.named(_references(model)))
     live, tokenizer = _live(model, config)
     return scorer_of(config, live, tokenizer, tasks, documents).score()
 
@@ -75,8 +93,29 @@ def json_of(scores: Scores, model: str, on: str) -> str:
     return json.dumps({"model": model, "on": on, "seconds": scores.seconds, "tasks": tasks}, indent=2)
 
 
+def _noted(config: Config, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """What the run noted of its models and documents. A score needs no run, so that a storage out of reach is told."""
+    try:
+        return look_up(config, DIGESTS) or {}
+    except UserError as error:
+        say(f"note: whether models and documents are still those of the run is not known: {error}")
+        return {}
+
+
+def _references(model: str) -> list[str]:
+    """What a model is made of, as the user refers to it."""
+    if not _is_recipe(model):
+        return [model]
+    recipe = read_recipe(model)
+    return [*([recipe.base] if recipe.base else []), *recipe.models.values()]
+
+
+def _is_recipe(model: str) -> bool:
+    return model.endswith((".yaml", ".yml"))
+
+
 def _live(model: str, config: Config) -> tuple[Any, Any]:
-    if model.endswith((".yaml", ".yml")):
+    if _is_recipe(model):
         recipe = read_recipe(model)
         engine = _engine_for(recipe, config.device, config.allow_unrelated, config.trust_remote_code)
         engine.load(recipe)

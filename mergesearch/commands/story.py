@@ -33,6 +33,7 @@ def story_of(run: Run, record: Record) -> Story:
         samples=run.folder.search_documents() if record.scores else {},
         asking=_asking(config),
         holdout=_holdout(run.folder, record),
+        changes=run.changes,
     )
 
 

@@ -83,6 +83,7 @@ class Story:
         samples: the documents the scores were measured on, as `lm_eval --samples` takes them.
         asking: how lm_eval is to be asked for the same scores.
         holdout: what the report on the holdout found, in Markdown; None where there is none.
+        changes: what was changed since the scores were measured, a sentence each.
     """
 
     title: str
@@ -92,6 +93,7 @@ class Story:
     samples: Mapping[str, Any] = field(default_factory=dict)
     asking: Asking = Asking()
     holdout: str | None = None
+    changes: Sequence[str] = ()
 
 
 def write_checkpoint(
@@ -163,6 +165,7 @@ def model_card(recipe: Recipe, story: Story, notes: Sequence[str] = ()) -> str:
         f"{len(recipe.models)} models, {recipe.dtype} arithmetic, {recipe.out_dtype} weights.",
         _parents(recipe),
         *(["\n".join(f"- {plain(note)}" for note in notes)] if notes else []),
+        *([_changes(story.changes)] if story.changes else []),
         *([_scores(story.records)] if story.records else []),
         *([_by_hand(story, recipe.out_dtype)] if story.samples else []),
         *([_holdout(story.holdout)] if story.holdout else []),
@@ -175,6 +178,11 @@ def model_card(recipe: Recipe, story: Story, notes: Sequence[str] = ()) -> str:
 def _parents(recipe: Recipe) -> str:
     parents = {**({"base": recipe.base} if recipe.base else {}), **recipe.models}
     return "## Parents\n\n" + "\n".join(f"- {plain(name)}: {code(reference)}" for name, reference in parents.items())
+
+
+def _changes(changes: Sequence[str]) -> str:
+    lines = "\n".join(f"- {plain(change)}" for change in changes)
+    return f"**Changed since.** The figures here need not be this model's:\n\n{lines}"
 
 
 def _scores(records: Sequence[Record]) -> str:

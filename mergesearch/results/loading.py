@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # where a study notes what its parents do not have in common
 NOTES = "pool_notes"
+# where it notes what tells its parents and documents from others, and what was changed with the user's leave
+DIGESTS, CHANGES = "digests", "changes"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Run:
         records: one for each trial, by number.
         objective: what the study maximises; None until the baselines are scored.
         notes: on what the parents do not have in common.
+        digests: what tells the parents and documents that it was scored with from others; empty where it noted none.
+        changes: what of these was changed and let through, a sentence each.
         words: lines to be shown beside the table: notes, what the run has cost, what is left of its budget.
     """
 
@@ -44,6 +49,8 @@ class Run:
     objective: Objective | None
     words: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    digests: Mapping[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> RunFolder:
@@ -94,10 +101,21 @@ def run_of(history: History, folder: RunFolder) -> Run:
     """A run whose study is open already."""
     objective = history.objective
     objective_notes = objective.notes if objective else ()
-    words = [f"note: {note}" for note in (*objective_notes, *strategies.words(history))]
+    changes = tuple(store.noted(history.study, CHANGES) or ())
+    words = [f"note: {note}" for note in (*changes, *objective_notes, *strategies.words(history))]
     every = tuple(records(history))
     notes = tuple(store.noted(history.study, NOTES) or ())
-    return Run(folder.path, history.config, every, objective, (*words, *costs(history)), notes)
+    digests = store.noted(history.study, DIGESTS) or {}
+    return Run(
+        folder.path,
+        history.config,
+        every,
+        objective,
+        (*words, *costs(history)),
+        notes,
+        digests=digests,
+        changes=changes,
+    )
 
 
 def recipe_of(record: Record) -> Recipe:

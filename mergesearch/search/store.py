@@ -20,7 +20,7 @@ from sqlalchemy import event
 
 from mergesearch import leftovers
 from mergesearch.config import Config
-from mergesearch.errors import UserError
+from mergesearch.errors import StorageError, UserError
 from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
 from mergesearch.search.storage import Location, Patience, checked, file_of, patient, refused
@@ -36,7 +36,7 @@ FORMAT = 2
 class RunFolder:
     """The files of one run: `config.yaml`, `study.db` unless another storage is named, `scores/NUMBER.npz`
     (per-document scores), `documents.json` (what the search and the holdout score on), `holdout/` (the report),
-    `workers/` (locks)."""
+    `workers/` (locks), `digests.json` (of models' files that need not be read again)."""
 
     def __init__(self, path: str | Path):
         self.path: Path = Path(path)
@@ -324,6 +324,26 @@ def begun(config: Config) -> optuna.Study | None:
         if folder.scored:
             raise _lost(folder, str(error).partition(":" + " start")[0]) from None
         return None
+
+
+def look_up(config: Config, key: str) -> Any:
+    """What the run of a configuration's name and folder noted under a key, also where it is of another configuration;
+    None where it noted nothing, or has not begun. For whoever does not need a run.
+
+    Raises:
+        UserError: its storage cannot be read.
+    """
+    folder = RunFolder(config.folder)
+    file = file_of(config.storage) if config.storage else folder.database
+    if file is not None and not _has_content(file):
+        return None
+    try:
+        study = optuna.load_study(study_name=config.name, storage=open_storage(config, folder))
+        return noted(study, key)
+    except KeyError:
+        return None
+    except StorageError as error:
+        raise UserError(str(error)) from None
 
 
 def open_run(path: str | Path) -> tuple[Config, optuna.Study]:
