@@ -161,6 +161,25 @@ def test_what_the_base_learns_of_plain_names_is_any_operation(corpora):
         assert min(counts) > 0.7 * len(words) / ways
 
 
+def test_each_specialist_is_better_than_the_base_on_its_own_task(manager):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    def score(task: str, **adapter: str) -> float:
+        model = HFLM(pretrained=str(zoo.path("base")), device="cpu", dtype="float32", batch_size=8, **adapter)
+        found = lm_eval.simple_evaluate(
+            model, tasks=[task], task_manager=manager, limit=24, bootstrap_iters=0, log_samples=False
+        )
+        return found["results"][task][f"{TASKS[task]},none"]
+
+    for name in ADAPTERS:
+        base, specialist = (score(f"zoo_{name}", **peft) for peft in ({}, {"peft": str(zoo.path(name))}))
+        if name == "python":
+            assert specialist < 0.97 * base
+        else:
+            assert specialist > base + 0.3, name
+
+
 def test_tasks_run_from_another_directory(manager, tmp_path, monkeypatch):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
