@@ -217,12 +217,12 @@ def test_what_is_stored_means_the_same_from_anywhere(placed: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("search.trials=true", ["search.trials", "true", "no number"]),
-        ("search.seed=false", ["search.seed", "false"]),
+        ("search.trials=true", ["search: trials is true: give a whole number"]),
+        ("search.seed=false", ["search: seed is false"]),
         ("search.trials=1000000000000000000000000000000", ["search.trials", "[0, 1000000]"]),
-        ("search.documents=true", ["search.documents", "true"]),
+        ("search.documents=true", ["search: documents is true"]),
         ("racing={blocks: 1000000000}", ["racing.blocks", "[2, 1000]"]),
-        ("racing={blocks: true}", ["racing.blocks", "true"]),
+        ("racing={blocks: true}", ["racing: blocks is true"]),
     ],
 )
 def test_numbers_that_nobody_means_are_refused(placed: Path, override: str, parts: list[str]) -> None:

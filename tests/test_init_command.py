@@ -192,7 +192,7 @@ def test_an_adapter_of_another_base_is_told(project: Path) -> None:
         ([*PARENTS, "--task", "plain:ac", "--include-path", "quizzes"], ["'ac'", "'acc'"]),
         ([*PARENTS, "--task", "plain", "--include-path", "quizes"], ["'quizes'"]),
         ([*PARENTS, *QUIZ, "--limit", "few"], ["'few'", "all"]),
-        ([*PARENTS, *QUIZ, "--limit", "5", "--hours", "-1"], ["hours", "(0, inf)"]),
+        ([*PARENTS, *QUIZ, "--limit", "5", "--hours", "-1"], ["hours", "(0, 1000000]"]),
         ([*PARENTS, *QUIZ, "--device", "gpu"], ["'gpu'", "auto"]),
         (["nowhere/mine.yaml", *PARENTS, *QUIZ], ["no folder nowhere"]),
         (["pool", *PARENTS, *QUIZ], ["pool is a folder"]),

@@ -32,7 +32,7 @@ def test_on_cuda_it_is_what_the_driver_has_and_what_torch_holds_unused(host, mon
     assert memory.free(torch.device("cuda", 0)) == 1050
 
 
-@pytest.mark.parametrize("reading", ["psutil", "mem_get_info"])
+@pytest.mark.parametrize("reading", ["virtual_memory", "mem_get_info"])
 def test_nobody_else_asks(reading):
     asking = [path.name for path in PACKAGE.rglob("*.py") if reading in path.read_text(encoding="utf-8")]
     assert asking == ["memory.py"]

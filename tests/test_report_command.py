@@ -14,6 +14,7 @@ from support.commands import QUICKSTART, Done, mergesearch, small
 from mergesearch.commands.report import cost, report_at_end
 from mergesearch.config import ReportConfig
 from mergesearch.engine.live import Engine
+from mergesearch.errors import UserError
 from mergesearch.results.loading import load_run
 from scripts.bench.shared import zoo1
 
@@ -142,7 +143,7 @@ def test_the_block_in_the_configuration_may_change_and_the_command_line_override
     other = config.model_copy(update={"report": ReportConfig(finalists=1, documents=3, at_end=True)})
     assert config.report == ReportConfig() and config.differences(other) == []
     changed = replace(load_run(run), config=other, path=run / "nowhere")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="which documents the run uses"):
         cost(changed)
     assert cost(replace(load_run(run), config=config.model_copy(update={"holdout": 0.0}))) is None
 

@@ -97,7 +97,7 @@ def test_while_modules_are_loaded(module: str, swallow: bool, sent: signal.Signa
 
 @BOTH
 def test_while_models_are_loaded(sent: signal.Signals) -> None:
-    done = command("from mergesearch.commands import run\nrun.load_tasks = lambda config: kill()\n", sent)
+    done = command("from mergesearch.commands import run\nrun.load_tasks = lambda *_: kill()\n", sent)
     assert done.status == 1 and TO_GO_ON in done.err and done.err.count("\n") == 1, done
     assert not (ROOT / "results" / "mine").exists()
 

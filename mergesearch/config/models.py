@@ -12,7 +12,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from mergesearch.config import storage as storages
 from mergesearch.config.report import ReportConfig
-from mergesearch.config.search import NUMBER, SearchConfig
+from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
 from mergesearch.errors import without_passwords
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
@@ -104,7 +104,7 @@ class ObjectiveConfig(Strict):
 class RacingConfig(Strict):
     """Scoring block by block, so that a candidate that can no longer win is stopped early."""
 
-    blocks: Annotated[int, NUMBER] = Field(
+    blocks: int = Field(
         default=16, ge=2, le=1000, description="how often a candidate is looked at; the blocks of documents grow"
     )
     error: float = Field(

@@ -17,16 +17,6 @@ AUTO = "auto"
 T = TypeVar("T")
 
 
-def _no_truth(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"it is {str(value).lower()}, which is no number")
-    return value
-
-
-# of a number, for which `true` is a slip and not 1
-NUMBER = pydantic.BeforeValidator(_no_truth)
-
-
 class SearchConfig(Strict):
     """What is run, in what order, and how long. Further keys are the strategies' own, see `mergesearch strategies`."""
 
@@ -35,20 +25,20 @@ class SearchConfig(Strict):
     strategy: Annotated[list[str], ONE_OR_MORE] = Field(
         default=[AUTO], min_length=1, description="one or a list, each starting from what the earlier ones found"
     )
-    trials: Annotated[int, NUMBER] = Field(
+    trials: int = Field(
         default=40, ge=0, le=1_000_000, description="how many candidates, those of the baselines not counted"
     )
-    hours: Annotated[float | None, NUMBER] = Field(
+    hours: float | None = Field(
         default=None, gt=0, le=1_000_000, description="hours of work, over all starts and workers"
     )
-    documents: Annotated[int | None, NUMBER] = Field(
+    documents: int | None = Field(
         default=None,
         ge=1,
         le=10**15,
         description="document evaluations, the baselines' too; in learning a backward pass counts as two more. The "
         "first of the three budgets to be used up ends the run",
     )
-    seed: Annotated[int, NUMBER] = Field(default=0, ge=0, lt=2**32, description="of samplers, soups and random masks")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of samplers, soups and random masks")
 
     @classmethod
     def further(cls) -> type[Strict]:

@@ -408,7 +408,9 @@ def _location(config: Config, folder: RunFolder) -> Location:
 
 
 def _has_content(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
+    # what was written last may all be in the log beside it
+    parts = (file, file.with_name(f"{file.name}-wal"))
+    return any(part.is_file() and part.stat().st_size > 0 for part in parts)
 
 
 def _directions(config: Config) -> list[optuna.study.StudyDirection]:
