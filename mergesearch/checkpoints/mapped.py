@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mergesearch.checkpoints import checks
@@ -17,6 +17,7 @@ from mergesearch.checkpoints.checkpoint import Checkpoint
 from mergesearch.checkpoints.files import Header, Source, weight_files
 from mergesearch.checkpoints.loading import state
 from mergesearch.checkpoints.parents import Outline, Reader
+from mergesearch.errors import CutError
 
 # of each tensor, what is read to see whether the parents are related
 _SAMPLE = 2**16
@@ -82,9 +83,15 @@ def mapped_tensors(folder: Path, headers: dict[str, Header], where: str, names: 
     """Tensors of a checkpoint's files by name, each a view of the file: nothing is read yet."""
     wanted, tensors = set(names), {}
     for file in weight_files(folder, where, "model"):
-        with safe_open(str(file), framework="pt") as opened:
-            for name in wanted & set(opened.keys()):
-                tensors[name] = opened.get_tensor(name)
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                for name in wanted & set(opened.keys()):
+                    tensors[name] = opened.get_tensor(name)
+        except SafetensorError as error:  # its header was read whole
+            raise CutError(
+                f"{file} was cut or damaged while it was being read ({error}): put the whole file back, and type the "
+                "same command again"
+            ) from None
     return tensors
 
 

@@ -42,8 +42,12 @@ def refresh_best(folder: RunFolder, engine: Engine, read: Callable[[], Run]) -> 
             return None
         recipe = recipe_of(winner)
         if not _is_whole(folder.best, recipe):
-            write_checkpoint(recipe, engine, _fresh(folder), story_of(run, winner))
-            _seal(_fresh(folder), recipe)
+            try:
+                write_checkpoint(recipe, engine, _fresh(folder), story_of(run, winner))
+                _seal(_fresh(folder), recipe)
+            except BaseException:
+                shutil.rmtree(folder.fresh, ignore_errors=True)
+                raise
             _swap(folder)
     return winner
 

@@ -128,7 +128,7 @@ class Injector:
 
 
 def _blotted(path: str) -> str:
-    path = re.sub(r"\.\d+-[0-9a-f]{8}$", ".#", path)
+    path = re.sub(r"\.partial-\d+-[0-9a-f]{8}@[^/]*", ".partial-#", path)
     path = re.sub(r"[^/]*-\d+-[0-9a-f]{8}", "WORKER", path)
     path = re.sub(r"\.\w{8}\.tmp$", ".tmp", path)
     path = re.sub(r"[0-9a-f]{12,}", "ID", path)
