@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 # `.NAME.partial-PID-RANDOM@HOST`; earlier versions left out what stands after the PID
@@ -26,6 +27,19 @@ def partial(path: Path) -> Path:
     # a long name is cut short, since only its owner tells what it is then
     name = path.name.encode()[: _LONGEST - 1 - len(owner.encode())].decode(errors="ignore")
     return path.with_name(f".{name}{owner}")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Where to write what takes the name `path` at the end: a reader sees the old file or the new one, whole."""
+    temporary = partial(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def clear(folder: Path, name: str | None = None) -> None:

@@ -6,7 +6,6 @@ pandas is loaded when a table is asked for.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -155,13 +154,11 @@ def write(
         rendered = render(records, form, top, sort, margins)
         text = "".join(f"{line}\n" for line in (str(rendered), *words)) if form == TEXT else f"{rendered}\n"
         data = text.encode()
-    partial = leftovers.partial(out)
+    leftovers.clear(out.parent, out.name)
     try:
-        partial.write_bytes(data)
-        partial.replace(out)
+        with leftovers.writing(out) as partial:
+            partial.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -181,14 +180,8 @@ def check_same(ours: Config, theirs: Config, where: str) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of one."""
-    temporary = leftovers.partial(path)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with leftovers.writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 # --- the study ----------------------------------------------------------------------------------------------------
