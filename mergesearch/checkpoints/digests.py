@@ -12,13 +12,13 @@ import json
 import os
 import struct
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mergesearch import leftovers
 from mergesearch.checkpoints.files import Source, read_headers, read_json, weight_files
 from mergesearch.errors import UserError
 
@@ -138,13 +138,9 @@ class Memory:
         if self.path is None or begun - last / 1e9 < SETTLED:
             return
         entries = {**self._entries(), _key(files): {"files": files, "digest": found.to_data()}}
-        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        try:
-            fresh.write_text(json.dumps(entries), encoding="utf-8")
-            fresh.replace(self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                fresh.unlink()
+        # what cannot be kept is read again
+        with contextlib.suppress(OSError), leftovers.writing(self.path) as partial:
+            partial.write_text(json.dumps(entries), encoding="utf-8")
 
     def _entries(self) -> dict[str, Any]:
         try:

@@ -142,9 +142,11 @@ def _import(folder: Path) -> None:
 
     from faults import injecting, oracle, world  # noqa: F401 - forks need them all
     from mergesearch import cli
+    from mergesearch.checkpoints import digests
     from mergesearch.search import worker
 
     worker.PATIENCE = 3.0  # a storage that is made to fail does not come back
+    digests.SETTLED = -1.0  # else it would depend on the clock whether digests are remembered
     tqdm.tqdm.monitor_interval = 0  # no thread that a fork would lack
     made = world.make(folder)
     config = made.write("warm.yaml", {**made.raced, "output": str(folder / "warm")})
