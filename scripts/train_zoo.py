@@ -3,11 +3,11 @@
     python -m scripts.train_zoo                      # the zoo that ships, into mergesearch/zoo
     python -m scripts.train_zoo --output ./my-zoo    # elsewhere
 
-Deterministic on one machine with the same packages and threads; started again, it goes on from the last checkpoint, and
-stages that are done are skipped. What ships was made with `--only base --threads 2`, then the adapters on one thread each,
-on a shared two-core machine without bfloat16 (CPython 3.11.7, torch 2.13.0). They took (seconds, then the mean loss of the
-last steps in nats): base 865, 1.025; order 281, 0.359; letters 118, 0.754; numbers 200, 0.091; python 538, 0.882. The
-losses are of different mixtures and not comparable.
+Deterministic on one machine with the same packages and threads; started again, it goes on from the last checkpoint,
+and stages that are done are skipped. What ships was made with `--only base --threads 2`, then the adapters on one
+thread each, on a shared two-core machine without bfloat16 (CPython 3.11.7, torch 2.13.0). They took (seconds, then
+the mean loss of the last steps in nats): base 865, 1.025; order 281, 0.359; letters 118, 0.754; numbers 200, 0.091;
+python 538, 0.882. The losses are of different mixtures and not comparable.
 """
 
 from __future__ import annotations
