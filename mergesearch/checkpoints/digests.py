@@ -156,8 +156,11 @@ def _key(files: Stamps) -> str:
 
 def file_digest(file: Path) -> str:
     """Of all bytes of a file."""
+    hashed = hashlib.sha256()  # hashlib.file_digest is not in Python 3.10
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while chunk := opened.read(_CHUNK):
+            hashed.update(chunk)
+    return hashed.hexdigest()
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

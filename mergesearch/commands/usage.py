@@ -31,7 +31,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "Merge": ("export", "merge"),
     "Learn": ("methods", "strategies", "zoo"),
 }
-STATUSES = "Exit status: 0 done, 1 failed or interrupted, 2 wrong input, 130 at once."
+STATUSES = "Exit status: 0 done, 1 failed or stopped, 2 wrong input, 130 stopped twice."
 
 
 def write_page(
