@@ -1,18 +1,20 @@
-"""How the command is interrupted, from its first moment to its last: SIGINT and SIGTERM alike.
+"""How the command is interrupted, from its first moment to its last: SIGINT, SIGTERM and SIGHUP alike.
 
 The first of them raises KeyboardInterrupt where the work stands and is remembered, whatever a library on the way makes
-of that. The second ends the process at once, with what there is to say about going on.
+of that. The second ends the process at once, with what there is to say about going on. A terminal that is closed sends
+SIGHUP more than once and is gone by then: SIGHUP counts as the first only, and the lines go nowhere.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import threading
 from dataclasses import dataclass, field
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # the exit status of an interruption that waits for nothing
 AT_ONCE = 130
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -43,7 +45,7 @@ _interruption = _Interruption()
 
 
 def install() -> None:
-    """Takes both signals from here on; in the main thread of the command, once."""
+    """Takes these signals from here on; in the main thread of the command, once."""
     if _interruption.installed or threading.current_thread() is not threading.main_thread():
         return
     _interruption.installed = True
@@ -101,19 +103,32 @@ def end_now(status: int = AT_ONCE) -> None:
     os._exit(status)
 
 
-def _handle(*_: object) -> None:
+def _handle(number: int, _: object) -> None:
     if _interruption.status is not None:
         os._exit(_interruption.status)
+    if number == signal.SIGHUP:
+        _leave_terminal()
+        if _interruption.received:
+            return
     if _interruption.received:
         end_now()
     _interruption.received = True
     raise KeyboardInterrupt
 
 
+def _leave_terminal() -> None:
+    """What is still said after a terminal was closed goes nowhere: writing to it is an error and would end the work."""
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):  # a terminal that is gone no longer says that it is one
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
+
+
 def _listen(heard: int) -> None:
     count = 0
     while got := os.read(heard, 64):
-        count += sum(1 for number in got if number in SIGNALS)
+        count += sum(1 for number in got if number in SIGNALS and not (count and number == signal.SIGHUP))
         if count > 1 and _interruption.status is None:
             end_now()
 
@@ -121,7 +136,7 @@ def _listen(heard: int) -> None:
 def _forget() -> None:
     """In a process that was forked: it is not the command, and its parent decides when it ends."""
     signal.set_wakeup_fd(-1)
-    for each, usual in zip(SIGNALS, (signal.default_int_handler, signal.SIG_DFL), strict=True):
+    for each, usual in zip(SIGNALS, (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL), strict=True):
         if signal.getsignal(each) is _handle:
             signal.signal(each, usual)
 

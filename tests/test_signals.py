@@ -1,11 +1,14 @@
-"""The command interrupted in every phase, by both signals, once and twice."""
+"""The command interrupted in every phase, by every signal, once and twice."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -170,6 +173,36 @@ run.prepare = prepare
 def test_a_signal_after_the_work_is_done_changes_nothing() -> None:
     done = command("import atexit\natexit.register(kill)\n", arguments=["strategies", "--format", "json"])
     assert done.status == 0 and done.err == "" and done.out.startswith("[")
+
+
+def test_a_closed_terminal_ends_it_in_order_though_it_hangs_up_twice(tmp_path: Path) -> None:
+    """Writing to a terminal that is gone is an error; a shell and the kernel both say that it is."""
+    waits = f"""
+import pathlib, time
+
+def search():
+    print("searching", flush=True)
+    time.sleep(60)
+
+def show(found):
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("to nobody", flush=True)
+    pathlib.Path({str(tmp_path / "shown")!r}).touch()
+    return ["the table"]
+"""
+    arguments = ["run", QUICKSTART, "--set", "name=mine"]
+    whole = BEGIN.format(signal=int(signal.SIGHUP), arguments=arguments) + SEARCHED + waits + END
+    ours, theirs = pty.openpty()
+    begun = subprocess.Popen(
+        [sys.executable, "-c", whole], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    heard = b""
+    while b"searching" not in heard:
+        heard += os.read(ours, 1024)
+    os.close(ours)
+    assert begun.wait(timeout=120) == 1 and (tmp_path / "shown").exists()
 
 
 def test_a_password_on_the_command_line_is_not_repeated() -> None:
