@@ -27,9 +27,10 @@ from mergesearch.commands.score import score_recipes
 from mergesearch.config import Config
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.statistics import Difference, difference
-from mergesearch.recipe import AVERAGE, BASE, Recipe, single_rule
+from mergesearch.recipe import AVERAGE, BASE, single_rule
 from mergesearch.results.loading import load_run
 from mergesearch.results.record import ranked
+from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.strategies.baselines import baselines
 from mergesearch.search.worker import machine
@@ -153,21 +154,20 @@ def timed(*command: str) -> float:
 
 
 def outcome(folder: Path, whole: bool = False) -> Outcome:
-    """A run's winner and baselines on its holdout; `whole`: the defaults and one weight for all as well."""
+    """A run's winner and baselines on the documents of its report; `whole`: one weight for all as well."""
     found = load_run(folder)
     config, objective, winner = found.config, found.objective, ranked(found.records)[0]
     assert objective is not None, f"{folder} has not scored its baselines"
-    known = baselines(config)
-    names = known if whole else (BASE, *config.models, AVERAGE)
-    candidates = {name: known[name] for name in names}
+    held = HoldoutScores(found.folder.holdout)
+    kept = {record.name: held.load(record, most=0) for record in found.records if record.name}
+    scores = {name: one for name, one in {**kept, BEST: held.load(winner, most=0)}.items() if one is not None}
     if whole:
         uniform = {name: config.recipe(single_rule("task_arithmetic", weight=w)) for name, w in UNIFORM.items()}
-        candidates = {**candidates, **uniform}
-    candidates[BEST] = Recipe.from_data(dict(winner.recipe or {}), "winner")
+        scores |= score_recipes(uniform, config, "holdout")
     report = json.loads((folder / "holdout" / "report.json").read_text(encoding="utf-8"))
     took = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
     return Outcome(
-        config, objective, score_recipes(candidates, config, "holdout"), winner.method, winner.objective or math.nan,
+        config, objective, scores, winner.method, winner.objective or math.nan,
         report["sentence"], report["improvement"], took["run"], took["report"],
     )  # fmt: skip
 
