@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
 from scripts import real_result
-from scripts.real_result import Candidate, RealResult
+from scripts.real_result import Candidate, RealResult, rounded
 
 OUT = real_result.ROOT / "results" / "search-real.png"
 # a card of its own ground, so that it reads the same on a light page and on a dark one
@@ -69,11 +68,6 @@ def _dot(axes: Any, place: int, candidate: Candidate, colour: str) -> None:
     axes.text(
         candidate.high + 0.018, place, rounded(candidate.holdout), va="center", fontsize=9.5, color=INK, weight=weight
     )
-
-
-def rounded(score: float) -> str:
-    """To two places, halves up: scores are counts of documents, so halves are common."""
-    return str(Decimal(str(score)).quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
 def main() -> None:

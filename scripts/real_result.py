@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -78,3 +79,8 @@ def _candidate(row: list[str], tasks: list[str]) -> Candidate:
     by_task = dict(zip(tasks, map(float, scores), strict=True))
     winner = row[0].startswith(_WINNER)
     return Candidate(name, winner, name.startswith("trial "), float(search), value, low, high, by_task)
+
+
+def rounded(score: float) -> str:
+    """To two places, halves up: scores are counts of documents, so halves are common."""
+    return str(Decimal(str(score)).quantize(Decimal("0.01"), ROUND_HALF_UP))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import yaml
 from support.tiny_models import ARCHITECTURES
 
 from mergesearch import methods
+from mergesearch.commands.inputs import load_tasks
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.schema import validate
-from scripts import docs, draw_result, real_result
+from scripts import docs, real_result
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -97,6 +99,19 @@ def test_configurations_and_recipes_of_the_pages_are_valid() -> None:
     assert {len(Recipe.from_data({**recipe, **given}, "recipes.md").rules) for given in ({}, stack)} == {2, 1}
 
 
+def test_the_task_of_ones_own_is_read_as_it_stands(tmp_path: Path) -> None:
+    task, chosen = _blocks(ROOT / "docs" / "tasks.md", "yaml")
+    there = str(tmp_path)
+    (tmp_path / "capitals.yaml").write_text(task.replace("/home/me/tasks", there), encoding="utf-8")
+    line = json.dumps({"country": "France", "capital": "Paris"})
+    (tmp_path / "capitals.jsonl").write_text(f"{line}\n" * 4, encoding="utf-8")
+    run = {"name": "mine", "base_model": "zoo:base", "models": {"a": "zoo:order", "b": "zoo:letters"}}
+    config = validate(Config, {**run, **yaml.safe_load(chosen.replace("/home/me/tasks", there))}, "tasks.md")
+    (loaded,) = load_tasks(config)
+    assert (loaded.label, loaded.metric, loaded.size) == ("capitals", "exact_match", 4)
+    assert loaded.leaves["capitals"].doc_to_text({"country": "France"}) == "The capital of France is"
+
+
 def test_numbers_of_things() -> None:
     assert f"over {len(methods.names())} methods" in README.read_text(encoding="utf-8")
     machines = " ".join((ROOT / "docs" / "machines.md").read_text(encoding="utf-8").split())
@@ -110,7 +125,7 @@ def test_the_pictures_words_are_its_figures() -> None:
     found = re.search(r"!\[(.*?)\]\(results/search-real\.png\)", README.read_text(encoding="utf-8"))
     assert found is not None
     shown = [result.winner, result.defaults[0], result.average, result.models[0]]
-    assert re.findall(r"\d\.\d+", found[1]) == [draw_result.rounded(candidate.holdout) for candidate in shown]
+    assert re.findall(r"\d\.\d+", found[1]) == [real_result.rounded(candidate.holdout) for candidate in shown]
 
 
 # --- links ---

@@ -38,7 +38,7 @@ def test_the_real_result_is_read_from_its_page() -> None:
 
 
 def test_halves_are_rounded_up() -> None:
-    assert [draw_result.rounded(score) for score in (0.725, 0.315, 0.8925)] == ["0.73", "0.32", "0.89"]
+    assert [real_result.rounded(score) for score in (0.725, 0.315, 0.8925)] == ["0.73", "0.32", "0.89"]
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
