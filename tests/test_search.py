@@ -19,7 +19,7 @@ from mergesearch.results.loading import load_run
 from mergesearch.results.record import ranked, records
 from mergesearch.search import store, trials
 from mergesearch.search.history import History, hours_at_work, worked_hours
-from mergesearch.search.store import Presence, RunFolder
+from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import Trial
 from mergesearch.search.worker import Search, SearchFailed
 from mergesearch.space import SearchSpace
@@ -231,27 +231,6 @@ def test_hours_are_a_budget(tmp_path: Path) -> None:
     search.run()
     assert len(records(search.history())) == 4
     assert History(search.study, search.config).hours > 0
-
-
-def test_a_living_worker_keeps_its_trial(tmp_path: Path) -> None:
-    search = start(tmp_path / "run")
-    with Presence(search.folder) as mine, Presence(search.folder) as other:
-        assert not mine.is_gone(other.id) and not mine.is_gone(None)
-        gone = other.id
-    with Presence(search.folder) as mine:
-        assert mine.is_gone(gone) and mine.is_gone(None)
-    assert list(search.folder.workers.glob("*.lock")) == []
-
-
-def test_a_worker_of_another_host_is_gone_only_where_its_lock_says_so(tmp_path: Path) -> None:
-    search = start(tmp_path / "run")
-    with Presence(search.folder) as mine:
-        assert not mine.is_gone("elsewhere-12-0a1b2c3d")  # its folder may be another one
-        (search.folder.workers / "elsewhere-12-0a1b2c3d.lock").touch()
-        assert mine.is_gone("elsewhere-12-0a1b2c3d")
-    with pytest.raises(KeyboardInterrupt), Presence(search.folder) as stopped:
-        raise KeyboardInterrupt
-    assert (search.folder.workers / f"{stopped.id}.lock").is_file()  # what it left may be taken up, on any host
 
 
 def test_workers_may_begin_a_run_together(tmp_path: Path) -> None:

@@ -366,3 +366,8 @@ def patient(storage: BaseStorage, location: Location, patience: Patience | None 
     # what Optuna would put around a database, which it does not see any more
     cached = optuna.storages.get_storage(storage)
     return PatientStorage(cached, location, patience or Patience())
+
+
+def at_once(storage: BaseStorage) -> BaseStorage:
+    """The storage within a patient one: a call that fails is not made again."""
+    return storage._storage if isinstance(storage, PatientStorage) else storage

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import tempfile
-import uuid
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from sqlalchemy import event
 
 from mergesearch import leftovers
@@ -422,47 +420,6 @@ def _local_storage(url: str) -> optuna.storages.BaseStorage:
     event.listen(storage.engine, "connect", write_ahead)
     storage.engine.dispose()
     return storage
-
-
-# --- who is at work -----------------------------------------------------------------------------------------------
-
-
-class Presence:
-    """This process among the run's workers: holds a lock file as long as it lives, so that others can tell."""
-
-    def __init__(self, folder: RunFolder):
-        self.folder = folder
-        self.id: str = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._lock = FileLock(self._path(self.id))
-
-    def __enter__(self) -> Presence:
-        self._lock.acquire()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._lock.release()
-        if kind is None:  # else a trial may be left, and the file tells other hosts that nobody is at it
-            self._path(self.id).unlink(missing_ok=True)
-
-    def _path(self, worker: str) -> Path:
-        return self.folder.workers / f"{worker}.lock"
-
-    def is_gone(self, worker: str | None) -> bool:
-        """Whether another worker of this run folder has ended; one that never left a name counts by who else lives."""
-        if worker == self.id:
-            return False
-        if worker is not None and not self._path(worker).exists():
-            # a host that shares the storage and not the folder has its locks there
-            return worker.rsplit("-", 2)[0] == socket.gethostname()
-        if worker is None:
-            return all(self.is_gone(path.stem) for path in self.folder.workers.glob("*.lock") if path.stem != self.id)
-        try:
-            with FileLock(self._path(worker), timeout=0):
-                pass
-        except Timeout:
-            return False
-        self._path(worker).unlink(missing_ok=True)
-        return True
 
 
 def write_documents(folder: RunFolder, documents: Mapping[str, Mapping[str, Any]]) -> None:

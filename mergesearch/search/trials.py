@@ -24,6 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
 
+# in place of a worker's id
+HANDED_BACK = ""
+
 
 class Kind(enum.Enum):
     """How a trial's recipe comes about."""
@@ -88,7 +91,9 @@ class Trial:
         learning_documents: document evaluations that went into learning its recipe; a backward pass counts as two more.
         learning_seconds: what that took; None where it was not learned, or by a version that did not note it.
         machine: the device and the versions it was scored with.
-        worker: who is at it.
+        worker: who is at it; `HANDED_BACK` where whoever was at it was interrupted and has said so.
+        lost: how often a worker ended without a word while it was at it, since it last got further.
+        lost_at: its `learning_documents` at the last of these.
         taken: when that worker took it, local time.
         settled_at: when it was scored or stopped, local time; the study is told of the parents only once all of them
             are scored. None of one that a version scored that did not note it.
@@ -119,6 +124,8 @@ class Trial:
     learning_seconds: float | None = None
     machine: Mapping[str, str] = field(default_factory=dict)
     worker: str | None = None
+    lost: int = 0
+    lost_at: int = 0
     taken: datetime | None = None
     settled_at: datetime | None = None
     begun_at: datetime | None = None

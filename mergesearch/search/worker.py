@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +24,15 @@ from mergesearch.search.budget import Budget, Wanted, total
 from mergesearch.search.history import History, hours_at_work
 from mergesearch.search.machine import machine
 from mergesearch.search.objective import Objective
+from mergesearch.search.presence import Presence
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
 from mergesearch.search.samplers import Choice, SeededPerTrial
-from mergesearch.search.storage import Patience
-from mergesearch.search.store import Presence, RunFolder
+from mergesearch.search.storage import Patience, at_once
+from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import exhausted, of_trial, strategies_of
 from mergesearch.search.strategies.base import Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
-from mergesearch.search.trials import Kind, State, Trial
+from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
 from mergesearch.search.work import Work
 from mergesearch.space import Space
 
@@ -39,6 +41,8 @@ log: logging.Logger = logging.getLogger(__name__)
 WAIT_SECONDS = 1.0  # between looks at what other workers are doing
 NOTED_EVERY = 1.0  # seconds of learning after which the study is told of them again
 PATIENCE = 600.0  # seconds for which a storage that fails is asked again
+MOST_LOST = 3  # workers that may end without a word at one trial before it fails
+MOST_FAILURES = 10  # candidates that may fail in a row for one reason
 
 
 class Builds(Protocol):
@@ -61,6 +65,10 @@ class ScoresLive(Protocol):
 
 class SearchFailed(Exception):
     """The search cannot go on, and why."""
+
+
+class _TakenAway(Exception):
+    """Another worker is at a trial that this one was at."""
 
 
 class Search:
@@ -123,6 +131,7 @@ class Search:
             lambda: folder.lock("stage"),
         )
         self._last: History | None = None
+        self._presence: Presence | None = None  # while it is at work
         self._ended: set[str] = set()  # strategies of which it was said that their space is exhausted
         began = len(self.study.get_trials(deepcopy=False))
         self.surroundings: Surroundings = Surroundings(config, self.study, space, coarse, infos, layers, learner, began)
@@ -138,10 +147,15 @@ class Search:
                 the next start.
             KeyboardInterrupt: passed on; the trial at work is taken up by the next start.
         """
-        with Presence(self.folder) as presence:
-            while (handle := self._take_next(presence)) is not None:
-                self._work(handle)
+        with Presence(self.folder, self.study, device=self._machine["device"], say=self._say) as self._presence:
+            while (handle := self._take_next(self._presence)) is not None:
+                try:
+                    self._work(handle)
+                except KeyboardInterrupt:
+                    self._hand_back(handle)
+                    raise
                 self._tell_scored()
+                self._check_failures()
 
     def history(self) -> History:
         """The run so far."""
@@ -157,21 +171,39 @@ class Search:
             with self.folder.lock("take"):
                 history = self.history()
                 left = self._left_behind(presence, history)
-                handle = self._ask(history) if left is None else self._handle(left)
+                handle = self._ask(history) if left is None else self._handle(left.number)
                 if handle is None:
                     return None
                 if not isinstance(handle, Wait):
-                    trials.write(handle, worker=presence.id, taken=datetime.now())
+                    trials.write(handle, worker=presence.id, taken=datetime.now(), **self._losses(left))
                     return handle
             time.sleep(WAIT_SECONDS)
 
-    def _left_behind(self, presence: Presence, history: History) -> int | None:
+    def _left_behind(self, presence: Presence, history: History) -> Trial | None:
         """The first trial at work whose worker has ended."""
         for trial in history.trials:
             at_work = not trial.state.ended and trial.state is not State.WAITING
-            if at_work and presence.is_gone(trial.worker):
-                return trial.number
+            if at_work and (trial.worker == HANDED_BACK or presence.is_gone(trial.worker)):
+                return trial
         return None
+
+    @staticmethod
+    def _losses(left: Trial | None) -> dict[str, int]:
+        """What is noted of a trial whose last worker ended without a word: it may be the trial's doing."""
+        if left is None or left.worker == HANDED_BACK or left.state.settled:
+            return {}
+        further = left.learning_documents > left.lost_at
+        return {"lost": 1 if further else left.lost + 1, "lost_at": left.learning_documents}
+
+    def _hand_back(self, handle: optuna.Trial) -> None:
+        """Says that nobody is at a trial any more, so that any worker may go on with it at once."""
+        try:
+            if self._trial(handle.number).state.settled:
+                return
+            value = trials.plain(worker=HANDED_BACK)["worker"]
+            at_once(self.study._storage).set_trial_user_attr(handle._trial_id, "worker", value)
+        except Exception:  # whoever comes next finds out by itself
+            log.debug("trial %d was not handed back", handle.number, exc_info=True)
 
     def _ask(self, history: History) -> optuna.Trial | Wait | None:
         if any(trial.state is State.WAITING for trial in history.trials):
@@ -244,14 +276,23 @@ class Search:
         if trial.state.settled:
             return
         try:
+            if trial.lost >= MOST_LOST:
+                raise CandidateError(
+                    f"{trial.lost} workers in a row ended without a word while they were at it: killed by the system, "
+                    "perhaps for want of memory, or by a fault in a library"
+                )
             recipe = self._recipe(trial, handle, history)
             self._started(self._trial(number))
             self._build_and_score(handle, recipe)
+        except _TakenAway as error:
+            self._say(f"note: {error}")
         except OSError as error:
             raise SearchFailed(f"trial {number} could not be recorded ({error}): the same command goes on") from error
         except Exception as error:
             log.debug("trial %d failed", number, exc_info=True)
             known = isinstance(error, CandidateError)
+            if self._was_taken(number):
+                return
             trials.write(handle, error=str(error) if known else f"{type(error).__name__}: {error}")
             self.study.tell(handle, state=TrialState.FAIL)
             self._finished(self._trial(number))
@@ -326,9 +367,33 @@ class Search:
 
     def _note_settled(self, handle: optuna.Trial, **values: Any) -> None:
         """Notes what a trial came to: last what says that it is settled."""
+        if self._was_taken(handle.number):
+            raise _TakenAway(
+                f"trial {handle.number} was taken up by another worker meanwhile: what it came to here is dropped"
+            )
         trials.write(handle, settled_at=datetime.now(), **values)
         if self.history().objective is None:  # else the study is told at once
             self._scored(self._trial(handle.number))
+
+    def _was_taken(self, number: int) -> bool:
+        """Whether another worker, to whom this one looked gone, is at a trial now, or has ended it."""
+        trial = self._trial(number)
+        return trial.state.settled or (self._presence is not None and trial.worker != self._presence.id)
+
+    def _check_failures(self) -> None:
+        """Gives up where candidate after candidate fails for one reason, which is then none of theirs.
+
+        Raises:
+            SearchFailed: with that reason.
+        """
+        settled = [trial for trial in self.history().trials if trial.state.settled]
+        last = [trial for trial in settled if trial.number >= self.surroundings.began][-MOST_FAILURES:]
+        reasons = {re.sub(r"\d+", "N", trial.error or "") for trial in last if trial.state is State.FAILED}
+        if len(last) == MOST_FAILURES and len(reasons) == 1 and all(t.state is State.FAILED for t in last):
+            raise SearchFailed(
+                f"the last {MOST_FAILURES} candidates all failed for one reason ({last[-1].error}): mend that, and the "
+                "same command goes on"
+            )
 
     def _copy_equal(self, handle: optuna.Trial, recipe: Recipe, history: History) -> bool:
         """Gives a trial what came of an earlier one that does the same to every tensor. False where there is none."""

@@ -1,0 +1,226 @@
+"""Who is at work on a run: every worker's sign of life, and how the others tell that one is gone.
+
+On one host that is a lock on a file, which the system takes away from whoever ends: it is known at once. Between hosts
+locks say nothing (on many network disks each host has its own), so a worker also counts up a number in the study every
+`BEAT` seconds. One of another host is gone once that number has stood still for `SILENT` seconds of the reader's own
+clock. No two clocks are compared for that; where they differ, somebody is told, since the hours of a run go by them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+
+from mergesearch.search.storage import at_once
+from mergesearch.search.store import RunFolder
+
+log: logging.Logger = logging.getLogger(__name__)
+
+BEAT = 30.0  # seconds between two signs of life
+SILENT = 180.0  # seconds without one after which a worker is gone
+# seconds without one after which it is gone where it had long been silent when it was first looked at
+BRIEFLY = 2.5 * BEAT
+# seconds that two hosts' clocks may differ by before somebody is told
+APART = 60.0
+_KEY = "worker:"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A worker's last sign of life.
+
+    Attributes:
+        worker: its id.
+        host, pid, device: where it is at work.
+        beat: grows by one with each sign.
+        at: when it was given, by its own clock.
+        began: when the worker began, likewise.
+        ended: whether it has said that it ends.
+    """
+
+    worker: str
+    host: str
+    pid: int
+    device: str
+    beat: int
+    at: datetime
+    began: datetime
+    ended: bool = False
+
+    @classmethod
+    def from_data(cls, worker: str, data: Mapping[str, Any]) -> Sign:
+        """Of what the study holds."""
+        times = {key: datetime.fromisoformat(data[key]) for key in ("at", "began")}
+        return cls(worker, **{**data, **times})
+
+    def to_data(self) -> dict[str, Any]:
+        """As the study holds it."""
+        data = {"host": self.host, "pid": self.pid, "device": self.device, "beat": self.beat}
+        return {**data, "at": self.at.isoformat(), "began": self.began.isoformat(), "ended": self.ended}
+
+
+def signs(study: optuna.Study) -> dict[str, Sign]:
+    """The last sign of every worker that a run has had, by id."""
+    noted = study.user_attrs
+    return {
+        key.removeprefix(_KEY): Sign.from_data(key.removeprefix(_KEY), data)
+        for key, data in noted.items()
+        if key.startswith(_KEY)
+    }
+
+
+def host_of(worker: str) -> str:
+    """The host in a worker's id."""
+    return worker.rsplit("-", 2)[0]
+
+
+def pid_of(worker: str) -> int:
+    """The process in a worker's id."""
+    return int(worker.rsplit("-", 2)[1])
+
+
+class Presence:
+    """This process among the run's workers, as a context: it gives signs of life as long as it lasts.
+
+    Args:
+        folder: the run's.
+        study: the run's; its storage may be asked from another thread.
+        device: where this worker's candidates live, for the record.
+        say: told of clocks that differ.
+        clock: seconds that only grow.
+        now: the time of day.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        study: optuna.Study,
+        *,
+        device: str = "cpu",
+        say: Callable[[str], None] = log.warning,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ):
+        self.folder, self.study = folder, study
+        self.host: str = socket.gethostname()
+        self.id: str = f"{self.host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._device, self._say, self._clock, self._now = device, say, clock, now
+        self._lock = FileLock(self._path(self.id))
+        self._began, self._beats = now(), 0
+        self._over = threading.Event()
+        self._beating = threading.Thread(target=self._go_on, daemon=True, name="presence")
+        self._watched: dict[str, _Watched] = {}
+        self._told: set[str] = set()  # hosts whose clocks differ
+
+    def __enter__(self) -> Presence:
+        self._lock.acquire()
+        self._beat(self.study._storage)
+        self._beating.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        self._beating.join(timeout=BEAT)
+        self._try_to_beat(ended=True)
+        self._lock.release()
+        if kind is None:  # else a trial may be left, and the file tells other hosts that nobody is at it
+            self._path(self.id).unlink(missing_ok=True)
+
+    # --- its own signs ---
+
+    def _beat(self, storage: optuna.storages.BaseStorage, ended: bool = False) -> None:
+        self._beats += 1
+        sign = Sign(self.id, self.host, os.getpid(), self._device, self._beats, self._now(), self._began, ended)
+        storage.set_study_user_attr(self.study._study_id, f"{_KEY}{self.id}", sign.to_data())
+
+    def _go_on(self) -> None:
+        while not self._over.wait(BEAT):
+            self._try_to_beat()
+
+    def _try_to_beat(self, ended: bool = False) -> None:
+        try:
+            self._beat(at_once(self.study._storage), ended)
+        except Exception:  # the work itself will meet the same fault, and say so
+            log.debug("no sign of life could be given", exc_info=True)
+
+    # --- the others' ---
+
+    def is_gone(self, worker: str | None) -> bool:
+        """Whether another worker of this run has ended; one that never left a name counts by who else lives."""
+        if worker == self.id:
+            return False
+        if worker is None:
+            return all(self.is_gone(other) for other in self._others())
+        if host_of(worker) == self.host:
+            return self._is_gone_here(worker)
+        sign = signs(self.study).get(worker)
+        # of a version that gave no signs there may still be a lock
+        return self._is_silent(sign) if sign is not None else self._path(worker).exists() and self._is_free(worker)
+
+    def _others(self) -> set[str]:
+        known = {path.stem for path in self.folder.workers.glob("*.lock")}
+        return (known | {worker for worker, sign in signs(self.study).items() if not sign.ended}) - {self.id}
+
+    def _path(self, worker: str) -> Path:
+        return self.folder.workers / f"{worker}.lock"
+
+    def _is_gone_here(self, worker: str) -> bool:
+        return not self._path(worker).exists() or self._is_free(worker)
+
+    def _is_free(self, worker: str) -> bool:
+        try:
+            with FileLock(self._path(worker), timeout=0):
+                pass
+        except Timeout:
+            return False
+        self._path(worker).unlink(missing_ok=True)
+        return True
+
+    def _is_silent(self, sign: Sign) -> bool:
+        """Whether a worker of another host has given no sign for long, seen from here."""
+        if sign.ended:
+            return True
+        moment, behind = self._clock(), (self._now() - sign.at).total_seconds()
+        watched = self._watched.get(sign.worker)
+        if watched is None or watched.beat != sign.beat:
+            if watched is not None:
+                self._compare_clocks(sign, behind)
+            self._watched[sign.worker] = _Watched(sign.beat, moment, long_silent=behind > SILENT)
+            return False
+        return moment - watched.since > (BRIEFLY if watched.long_silent else SILENT)
+
+    def _compare_clocks(self, sign: Sign, behind: float) -> None:
+        """Tells of a clock that is off; the sign was given while it was watched, so it is a few beats old at most."""
+        if -APART <= behind <= SILENT + APART or sign.host in self._told:
+            return
+        self._told.add(sign.host)
+        ahead = "ahead of" if behind < 0 else "behind"
+        self._say(
+            f"note: the clock of {sign.host} is {abs(behind):.0f} s {ahead} this host's: the hours of the run go by "
+            "them, so set both by the same server"
+        )
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A worker's number, and since when it stands there by the reader's clock.
+
+    Attributes:
+        long_silent: whether its sign was old by the clocks when it was first seen.
+    """
+
+    beat: int
+    since: float
+    long_silent: bool
