@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the work failed or was interrupted, 2 the input is wrong,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -57,6 +58,10 @@ app: typer.Typer = typer.Typer(
     rich_markup_mode=None,
 )
 # a file or a pipe has no width to fit into
+if TYPE_CHECKING:
+    from mergesearch.config import Config
+    from mergesearch.results.record import Record
+
 out: Console = Console(width=None if sys.stdout.isatty() else 240)
 err: Console = Console(stderr=True)
 
@@ -293,51 +298,138 @@ def init(
 def run(
     config: ConfigPath,
     override: Sets = [],  # noqa: B006 - typer reads the default
+    workers: Annotated[
+        str, typer.Option(metavar="N|auto", help="processes at work; auto: one for each GPU, one without")
+    ] = "auto",
     allow_changed: AllowChanged = False,
 ) -> None:
-    """Search; the same command again goes on where it stopped."""
+    """Search, on all GPUs that are to be seen; the same command again goes on where it stopped."""
+    settings = _settings(config, override, "run", [] if workers == "auto" else ["--workers", workers])
+    from mergesearch.commands.crew import number_of
+    from mergesearch.commands.hooks import told_at_end
+    from mergesearch.commands.winner import verdict_of
+
+    count, gpus = number_of(workers, settings.device)
+    with told_at_end(settings, lambda: verdict_of(settings.folder), _note):
+        if count == 1:
+            _search(settings, allow_changed)
+        else:
+            _search_with(count, gpus, settings, config, override, allow_changed)
+
+
+@app.command()
+def worker(
+    config: ConfigPath,
+    override: Sets = [],  # noqa: B006 - typer reads the default
+    allow_changed: AllowChanged = False,
+) -> None:
+    """Join a run as one worker more, from any host that reaches its storage, or begin it."""
+    from mergesearch.commands.crew import hold_leash
+
+    hold_leash(os.environ)
+    _search(_settings(config, override, "worker"), allow_changed, alone=False)
+
+
+def _settings(config: Path, override: Sequence[str], verb: str, options: Sequence[str] = ()) -> Config:
+    """The configuration of a search, and from here on how one goes on with it."""
     from mergesearch import config as configuration
 
-    settings = configuration.read(config, override)
-    again = shlex.join(["mergesearch", "run", str(config), *(part for item in override for part in ("--set", item))])
+    settings = configuration.read(config, list(override))
+    sets = [part for item in override for part in ("--set", item)]
+    again = shlex.join([usage.COMMAND, verb, str(config), *options, *sets])
     signals.how_to_go_on(f"interrupted; what was scored is kept. To go on: {without_passwords(again)}")
+    return settings
+
+
+def _search(settings: Config, allow_changed: bool, alone: bool = True) -> None:
+    """One worker, from the first model that it loads to the winner's export.
+
+    Args:
+        alone: whether the reader sees this worker's output as the run's; else it is told in lines.
+    """
     from mergesearch.commands.progress import RunProgress
 
-    with RunProgress(settings, out) as progress:
+    with RunProgress(settings, out if alone else Console(width=240, force_terminal=False)) as progress:
+        from mergesearch.commands.hooks import BestHook
         from mergesearch.commands.report import ReportProgress, report_at_end
         from mergesearch.commands.run import prepare
         from mergesearch.commands.table import show
         from mergesearch.results.report import render
         from mergesearch.search.worker import SearchFailed
 
+        def finished(record: Record) -> None:
+            progress.finished(record)
+            hook.finished(record)
+
         session = prepare(
             settings,
             say=progress.say,
             started=progress.started,
             scored=progress.scored,
-            finished=progress.finished,
+            finished=finished,
             asked=progress.asked,
             stepped=progress.learning,
+            hung=_end_hung,
             allow_changed=allow_changed,
         )
+        hook = BestHook(settings, lambda: session.read().best(), progress.say)
         progress.begin(session.search.history, session.read().records)
         try:
             session.search.run()
         except KeyboardInterrupt:
             progress.stop()
-            _show(show(session.read()))
+            if alone:
+                _show(show(session.read()))
             _show([signals.line()])
             signals.said()
             raise typer.Exit(1) from None
         except SearchFailed as error:
             raise CandidateError(str(error)) from error
         progress.stop()
-        _show(show(session.read()))
+        hook.wait()
+        if alone:
+            _show(show(session.read()))
         _say(session.export_best())
         with ReportProgress(err) as scoring:
             held = report_at_end(session.read(), session.engine, scoring, allow_changed=allow_changed)
         if held is not None:
             _show([render(held)])
+
+
+def _end_hung(reason: str) -> None:
+    """Ends a process whose work may never return."""
+    signals.how_to_go_on(f"{reason}; {signals.line().partition('; ')[2]}")
+    signals.end_now(1)
+
+
+def _search_with(
+    count: int, gpus: int, settings: Config, config: Path, override: Sequence[str], allow_changed: bool
+) -> None:
+    """Several workers on this host, and the run's table once they are done."""
+    from mergesearch.commands.crew import Crew, command_of, seats
+    from mergesearch.commands.table import show
+    from mergesearch.commands.winner import verdict_of
+    from mergesearch.results.loading import load_run
+    from mergesearch.search.presence import signs_of
+
+    where = seats(count, gpus, settings.device, os.environ)
+    _say([f"{count} workers: {', '.join(seat.name for seat in where)}"])
+    crew = Crew(
+        where,
+        lambda seat: command_of(seat, str(config), override, allow_changed),
+        lambda line: _say([line]),
+        lambda: signs_of(settings.folder),
+    )
+    try:
+        crew.run()
+    except KeyboardInterrupt:
+        with contextlib.suppress(UserError):
+            _show(show(load_run(settings.folder)))
+        _show([signals.line()])
+        signals.said()
+        raise typer.Exit(1) from None
+    _show(show(load_run(settings.folder)))
+    _say([verdict_of(settings.folder)[1]])
 
 
 @app.command()

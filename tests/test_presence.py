@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.searches import Engine, Scorer
-from test_search import start
+from support.searches import Engine, Scorer, start
 
 from mergesearch.errors import CandidateError
 from mergesearch.search import store, trials

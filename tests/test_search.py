@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
-from support.searches import INFOS, Engine, Found, Scorer, settings
+from support.searches import Engine, Found, Scorer, start
 
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe
@@ -19,17 +19,8 @@ from mergesearch.results.loading import load_run
 from mergesearch.results.record import ranked, records
 from mergesearch.search import store, trials
 from mergesearch.search.history import History, hours_at_work, worked_hours
-from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import Trial
-from mergesearch.search.worker import Search, SearchFailed
-from mergesearch.space import SearchSpace
-
-
-def start(folder: Path, engine: Engine | None = None, scorer: Scorer | None = None, **changes: Any) -> Search:
-    read = settings(folder, **changes)
-    engine = engine or (scorer.engine if scorer else Engine())
-    space = SearchSpace(read, INFOS, 2)
-    return Search(read, RunFolder.prepare(read), space, engine, scorer or Scorer(engine))
+from mergesearch.search.worker import SearchFailed
 
 
 def proposals(folder: Path) -> list[tuple[str | None, str | None, float | None]]:

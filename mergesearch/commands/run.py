@@ -82,6 +82,7 @@ def prepare(
     finished: Callable[[Record], None] = _ignore,
     asked: Callable[[Asked], None] | None = None,
     stepped: Callable[[LearningStep], None] = _ignore,
+    hung: Callable[[str], None] = log.error,
     allow_changed: bool = False,
 ) -> Session:
     """Everything that `Search.run` needs. All of the input is checked before anything is written.
@@ -91,6 +92,7 @@ def prepare(
         say: told in a few words what is being done.
         started, scored, finished: as for `Search`.
         asked: told while a candidate is scored how far that is.
+        hung: as for `Search`.
         stepped: told while a recipe is learned how far that is.
         allow_changed: go on with other weights or documents than the run was scored with.
 
@@ -142,6 +144,7 @@ def prepare(
         scored=lambda trial: scored(record_of(trial, None)),
         finished=lambda trial: finished(record_of(trial, store.objective_of(search.study))),
         say=say,
+        hung=hung,
         device=str(pool.device),
     )
     store.note(search.study, NOTES, list(pool.notes))

@@ -26,7 +26,7 @@ EXAMPLES: Sequence[tuple[str, Sequence[str]]] = (
 )
 # every verb once, in the order in which a person meets them
 GROUPS: Mapping[str, Sequence[str]] = {
-    "Search": ("init", "check", "run"),
+    "Search": ("init", "check", "run", "worker"),
     "Look": ("table", "report", "score"),
     "Merge": ("export", "merge"),
     "Learn": ("methods", "strategies", "zoo"),

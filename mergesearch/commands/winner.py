@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 from mergesearch.commands.story import report_file
 from mergesearch.recipe import AVERAGE, BASE
-from mergesearch.results.loading import Run
+from mergesearch.results.loading import Run, load_run
 from mergesearch.results.record import Record, ranked
 
 # names of methods that are said letter by letter, or as a word of their own
@@ -20,6 +21,13 @@ _SHOWN = 5e-5
 def sentence(run: Run, winner: Record) -> str:
     """What won, by how much over whom, whether that holds on the holdout, and what to type next."""
     return f"{_found(run, winner)}; {_next(run, winner)}"
+
+
+def verdict_of(folder: Path) -> tuple[Record | None, str]:
+    """The winner of a run that has ended, and the sentence on it."""
+    run = load_run(folder)
+    winner = run.best()
+    return winner, "no candidate was scored" if winner is None else sentence(run, winner)
 
 
 def _found(run: Run, winner: Record) -> str:

@@ -23,6 +23,9 @@ RESUMABLE = (
     ("search", "trials"),
     ("search", "hours"),
     ("search", "documents"),
+    ("search", "trial_timeout"),
+    ("on_best",),
+    ("on_end",),
     ("output",),
     ("device",),
     ("batch_size",),
@@ -164,6 +167,16 @@ class Config(Strict):
         "in `postgresql://me:${PGPASSWORD}@host/runs`; left out: SQLite in the run folder",
     )
     report: ReportConfig = Field(default=ReportConfig(), description="what the report on the holdout may cost")
+    on_best: str | None = Field(
+        default=None,
+        description="a command for the shell, run whenever the search has found a better candidate, with the news in "
+        "its environment: `$MERGESEARCH_VERDICT`, `_TRIAL`, `_OBJECTIVE`, `_METHOD`, `_NAME`, `_RUN`",
+    )
+    on_end: str | None = Field(
+        default=None,
+        description="likewise, when the run ends, also by an error or an interruption; `$MERGESEARCH_STATUS` is its "
+        "exit status",
+    )
     output: str | None = Field(default=None, description="the run folder; default: results/NAME")
     device: str = Field(default="auto", description="where candidates live: `auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: DType = Field(

@@ -38,6 +38,13 @@ class SearchConfig(Strict):
         description="document evaluations, the baselines' too; in learning a backward pass counts as two more. The "
         "first of the three budgets to be used up ends the run",
     )
+    trial_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        description="seconds after which a candidate is given up that is still being built and scored, or a soup whose "
+        "next step is not there; its worker ends, since a library may never return, and the run goes on without it",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of samplers, soups and random masks")
 
     @classmethod

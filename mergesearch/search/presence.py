@@ -23,7 +23,8 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 
-from mergesearch.search.storage import at_once
+from mergesearch.errors import StorageError, UserError
+from mergesearch.search import store
 from mergesearch.search.store import RunFolder
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -73,12 +74,20 @@ class Sign:
 
 def signs(study: optuna.Study) -> dict[str, Sign]:
     """The last sign of every worker that a run has had, by id."""
-    noted = study.user_attrs
+    noted = store.all_noted(study)
     return {
         key.removeprefix(_KEY): Sign.from_data(key.removeprefix(_KEY), data)
         for key, data in noted.items()
         if key.startswith(_KEY)
     }
+
+
+def signs_of(folder: Path) -> dict[str, Sign]:
+    """The same of a run folder; nothing where there is no run yet, or its storage does not answer."""
+    try:
+        return signs(store.open_run(folder)[1])
+    except (UserError, StorageError):
+        return {}
 
 
 def host_of(worker: str) -> str:
@@ -126,7 +135,7 @@ class Presence:
 
     def __enter__(self) -> Presence:
         self._lock.acquire()
-        self._beat(self.study._storage)
+        self._beat(store.note)
         self._beating.start()
         return self
 
@@ -140,10 +149,10 @@ class Presence:
 
     # --- its own signs ---
 
-    def _beat(self, storage: optuna.storages.BaseStorage, ended: bool = False) -> None:
+    def _beat(self, note: Callable[[optuna.Study, str, Any], None], ended: bool = False) -> None:
         self._beats += 1
         sign = Sign(self.id, self.host, os.getpid(), self._device, self._beats, self._now(), self._began, ended)
-        storage.set_study_user_attr(self.study._study_id, f"{_KEY}{self.id}", sign.to_data())
+        note(self.study, f"{_KEY}{self.id}", sign.to_data())
 
     def _go_on(self) -> None:
         while not self._over.wait(BEAT):
@@ -151,7 +160,7 @@ class Presence:
 
     def _try_to_beat(self, ended: bool = False) -> None:
         try:
-            self._beat(at_once(self.study._storage), ended)
+            self._beat(store.note_at_once, ended)
         except Exception:  # the work itself will meet the same fault, and say so
             log.debug("no sign of life could be given", exc_info=True)
 

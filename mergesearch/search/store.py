@@ -20,7 +20,7 @@ from mergesearch.config import Config
 from mergesearch.errors import StorageError, UserError
 from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
-from mergesearch.search.storage import Location, Patience, checked, file_of, patient, refused
+from mergesearch.search.storage import Location, Patience, at_once, checked, file_of, patient, refused
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
 # how often a database is copied that is written meanwhile
@@ -280,6 +280,16 @@ def open_stage(study: optuna.Study, storage: optuna.storages.BaseStorage, label:
 def note(study: optuna.Study, key: str, value: Any) -> None:
     """Notes something of the whole run, plain data, that every worker and every start reads."""
     study.set_user_attr(key, value)
+
+
+def note_at_once(study: optuna.Study, key: str, value: Any) -> None:
+    """The same for what is worth nothing later: a storage that fails is not asked again."""
+    at_once(study._storage).set_study_user_attr(study._study_id, key, value)
+
+
+def all_noted(study: optuna.Study) -> dict[str, Any]:
+    """Everything that was noted, by its key."""
+    return study.user_attrs
 
 
 def noted(study: optuna.Study, key: str) -> Any:

@@ -235,6 +235,11 @@ def write(trial: optuna.Trial, **values: Any) -> None:
         trial.set_user_attr(name, value)
 
 
+def hand_back(storage: optuna.storages.BaseStorage, trial: optuna.Trial) -> None:
+    """Says that nobody is at a trial any more."""
+    storage.set_trial_user_attr(trial._trial_id, "worker", HANDED_BACK)
+
+
 def enqueue(study: optuna.Study, **values: Any) -> None:
     """Adds a trial to a study that nobody has taken yet, with fields of a `Trial`.
 

@@ -33,6 +33,7 @@ from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import exhausted, of_trial, strategies_of
 from mergesearch.search.strategies.base import Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
 from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
+from mergesearch.search.watchdog import Watchdog
 from mergesearch.search.work import Work
 from mergesearch.space import Space
 
@@ -87,6 +88,8 @@ class Search:
         scored: called with each trial that is scored before the parents fix the objective; it ends later.
         finished: called with each trial that ends, in the order in which they end here.
         say: told what a reader should know.
+        hung: told, from another thread, why a trial was given up at which this worker may be stuck for ever; ends the
+            process.
         patience: how long a storage that fails is asked again; `PATIENCE` seconds unless another is given.
         device: where candidates live, for the record.
     """
@@ -107,6 +110,7 @@ class Search:
         scored: Callable[[Trial], None] = lambda trial: None,
         finished: Callable[[Trial], None] = lambda trial: None,
         say: Callable[[str], None] = log.warning,
+        hung: Callable[[str], None] = log.error,
         patience: Patience | None = None,
         device: str = "cpu",
     ):
@@ -119,6 +123,8 @@ class Search:
         self._scored = scored
         self._finished = finished
         self._say = say
+        self._hung = hung
+        self._watchdog = Watchdog(config.search.trial_timeout, self._give_up)
         self._machine = machine(device)
         self._races = self._racing(config.racing) if config.racing else None
         with folder.lock("start"):  # workers that begin a run together would each make its tables
@@ -150,7 +156,8 @@ class Search:
         with Presence(self.folder, self.study, device=self._machine["device"], say=self._say) as self._presence:
             while (handle := self._take_next(self._presence)) is not None:
                 try:
-                    self._work(handle)
+                    with self._watchdog.watching(handle.number):
+                        self._work(handle)
                 except KeyboardInterrupt:
                     self._hand_back(handle)
                     raise
@@ -200,8 +207,7 @@ class Search:
         try:
             if self._trial(handle.number).state.settled:
                 return
-            value = trials.plain(worker=HANDED_BACK)["worker"]
-            at_once(self.study._storage).set_trial_user_attr(handle._trial_id, "worker", value)
+            trials.hand_back(at_once(self.study._storage), handle)
         except Exception:  # whoever comes next finds out by itself
             log.debug("trial %d was not handed back", handle.number, exc_info=True)
 
@@ -282,6 +288,7 @@ class Search:
                     "perhaps for want of memory, or by a fault in a library"
                 )
             recipe = self._recipe(trial, handle, history)
+            self._watchdog.further()
             self._started(self._trial(number))
             self._build_and_score(handle, recipe)
         except _TakenAway as error:
@@ -296,6 +303,14 @@ class Search:
             trials.write(handle, error=str(error) if known else f"{type(error).__name__}: {error}")
             self.study.tell(handle, state=TrialState.FAIL)
             self._finished(self._trial(number))
+
+    def _give_up(self, number: int) -> None:
+        """Fails a trial that takes too long, from another thread than the one that is at it."""
+        reason = f"it took more than {self.config.search.trial_timeout:g} s (search.trial_timeout)"
+        handle = self._handle(number)
+        trials.write(handle, error=reason)
+        self.study.tell(handle, state=TrialState.FAIL)
+        self._hung(f"trial {number} was given up: {reason}")
 
     def _recipe(self, trial: Trial, handle: optuna.Trial, history: History) -> Recipe:
         """The trial's recipe: stated, chosen by a sampler, or found on the search documents."""
@@ -330,6 +345,7 @@ class Search:
 
         def more(documents: int) -> None:
             nonlocal spent, written
+            self._watchdog.further()
             spent, seconds = spent + documents, time.perf_counter() - start
             if seconds - written > NOTED_EVERY:  # a step may be quicker than what the study takes to keep it
                 written = seconds

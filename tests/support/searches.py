@@ -10,6 +10,9 @@ from mergesearch.config import Config
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.schema import validate
+from mergesearch.search.store import RunFolder
+from mergesearch.search.worker import Search
+from mergesearch.space import SearchSpace
 
 INFOS = [TensorInfo(f"layers.{i}.mlp", i, "mlp", (2, 2)) for i in range(2)]
 
@@ -78,3 +81,11 @@ def settings(folder: Path, **changes: Any) -> Config:
     }
     search = {"trials": 14, "seed": 3, "strategy": "study", "sampler": "tpe", "defaults": False}
     return validate(Config, {**data, **changes, "search": {**search, **changes.get("search", {})}}, "test")
+
+
+def start(folder: Path, engine: Engine | None = None, scorer: Scorer | None = None, **changes: Any) -> Search:
+    """A search over the stand-ins."""
+    read = settings(folder, **changes)
+    engine = engine or (scorer.engine if scorer else Engine())
+    space = SearchSpace(read, INFOS, 2)
+    return Search(read, RunFolder.prepare(read), space, engine, scorer or Scorer(engine))

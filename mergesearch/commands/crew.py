@@ -1,0 +1,253 @@
+"""`mergesearch run` with several workers: one process for each device of this host, watched until the search is over.
+
+The workers share the run's storage and nothing else, as workers anywhere do. This process starts them, passes their
+lines on, starts one again that died, ends one that hangs, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.search.presence import SILENT, Sign
+
+log: logging.Logger = logging.getLogger(__name__)
+
+# in a worker's environment: it ends when whoever started it has
+LEASH = "MERGESEARCH_LEASH"
+# a worker that died so often for one reason within so many seconds is not started again
+MOST_DEATHS, WITHIN = 3, 600.0
+# seconds that workers have to end in order
+GRACE = 20.0
+_LOOKS = 0.2  # seconds between looks at who lives
+_SIGNS = 30.0  # seconds between looks at their signs of life
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_WRONG_INPUT = 2
+AUTO = "auto"
+MOST_WORKERS = 1024
+
+
+def number_of(workers: str, device: str) -> tuple[int, int]:
+    """How many workers are asked for, and how many GPUs are to be seen where they may choose.
+
+    Args:
+        workers: a number, or `auto`: one for each GPU, one without.
+        device: of the configuration.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if workers != AUTO and not (workers.isdecimal() and 1 <= int(workers) <= MOST_WORKERS):
+        raise UserError(f"--workers {workers!r}: give a number from 1 to {MOST_WORKERS}, or auto for one for each GPU")
+    if workers == "1" or device != AUTO:
+        return (1 if workers == AUTO else int(workers)), 0
+    import torch  # the command waits for nothing else of it
+
+    gpus = torch.cuda.device_count()
+    return (max(1, gpus) if workers == AUTO else int(workers)), gpus
+
+
+def command_of(seat: Seat, config: str, sets: Sequence[str], allow_changed: bool) -> list[str]:
+    """The command line of one worker."""
+    parts = [part for item in (*sets, f"device={seat.device}") for part in ("--set", item)]
+    allowed = ["--allow-changed"] if allow_changed else []
+    return [sys.executable, "-m", "mergesearch", "worker", config, *parts, *allowed]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where one worker is at work.
+
+    Attributes:
+        name: in front of its lines.
+        device: for its configuration.
+        environment: what its process finds beside ours.
+    """
+
+    name: str
+    device: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def seats(workers: int, gpus: int, device: str, environment: Mapping[str, str]) -> list[Seat]:
+    """Where so many workers are at work: spread over the GPUs that are to be seen, each seeing its own alone.
+
+    Args:
+        workers: how many.
+        gpus: how many are to be seen.
+        device: of the configuration: `auto`, or the one device that all of them share.
+        environment: ours.
+    """
+    if device != "auto" or not gpus:
+        return [Seat(f"worker {index}", device) for index in range(workers)]
+    seen = environment.get(_VISIBLE)
+    names = [name.strip() for name in seen.split(",")] if seen else [str(index) for index in range(gpus)]
+    return [
+        Seat(f"worker {index} on GPU {names[index % gpus]}", "cuda", {_VISIBLE: names[index % gpus]})
+        for index in range(workers)
+    ]
+
+
+@dataclass
+class _Worker:
+    seat: Seat
+    process: subprocess.Popen[str] | None = None
+    last: str = ""  # what it said last
+    deaths: list[tuple[float, str]] = field(default_factory=list)
+    beat: tuple[int, float] | None = None  # its number, and since when it stands there
+    done: bool = False
+    given_up: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.done or self.given_up
+
+
+class Crew:
+    """The workers of one host.
+
+    Args:
+        where: one seat for each.
+        command: a worker's command line at a seat.
+        say: told each line of a worker, and what became of it.
+        signs: reads the last sign of life of every worker of the run; None while there is no run to read.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        where: Sequence[Seat],
+        command: Callable[[Seat], Sequence[str]],
+        say: Callable[[str], None],
+        signs: Callable[[], Mapping[str, Sign]] = dict,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._workers = [_Worker(seat) for seat in where]
+        self._command, self._say, self._signs, self._clock = command, say, signs, clock
+        self._lines: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
+        self._looked = clock()
+
+    def run(self) -> None:
+        """Returns once every worker has ended, and at least one because there was nothing left to do.
+
+        Raises:
+            UserError: the input is wrong, as a worker said.
+            CandidateError: no worker got to the end.
+            KeyboardInterrupt: passed on, once the workers have handed back what they were at.
+        """
+        try:
+            for worker in self._workers:
+                self._start(worker)
+            while not all(worker.over for worker in self._workers):
+                self._pass_on()
+                for worker in self._workers:
+                    self._look(worker)
+                self._look_for_hanging()
+        except BaseException:
+            self._end()
+            raise
+        self._pass_on(wait=False)
+        if not any(worker.done for worker in self._workers):
+            raise CandidateError(f"no worker is left: the last one ended with {self._workers[-1].deaths[-1][1]}")
+
+    # --- one worker ---
+
+    def _start(self, worker: _Worker) -> None:
+        # a session of its own: Ctrl-C comes to this process, which then asks each worker to end, once
+        worker.process = subprocess.Popen(
+            self._command(worker.seat), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace", start_new_session=True,
+            env={**os.environ, **worker.seat.environment, LEASH: "1"},
+        )  # fmt: skip
+        worker.beat = None
+        threading.Thread(target=self._listen, args=(worker, worker.process), daemon=True).start()
+
+    def _listen(self, worker: _Worker, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._lines.put((worker, line.rstrip("\n")))
+
+    def _pass_on(self, wait: bool = True) -> None:
+        """Prints what the workers have said; waits a moment for it."""
+        while True:
+            try:
+                worker, line = self._lines.get(timeout=_LOOKS if wait else 0.0)
+            except queue.Empty:
+                return
+            worker.last = line or worker.last
+            self._say(f"{worker.seat.name}: {line}")
+            wait = False
+
+    def _look(self, worker: _Worker) -> None:
+        """Starts a worker again that has died."""
+        process = worker.process
+        if worker.over or process is None or (status := process.poll()) is None:
+            return
+        self._pass_on(wait=False)
+        if status == 0:
+            worker.done = True
+            return
+        if status == _WRONG_INPUT:
+            raise UserError(worker.last.removeprefix("error: "))
+        reason = signal.Signals(-status).name if status < 0 else worker.last.removeprefix("error: ")
+        now = self._clock()
+        worker.deaths = [death for death in worker.deaths if now - death[0] <= WITHIN] + [(now, reason)]
+        alike = sum(1 for _, other in worker.deaths if other == reason)
+        if alike > MOST_DEATHS:
+            worker.given_up = True
+            self._say(f"note: {worker.seat.name} ended {alike} times with {reason}, and is not started again")
+            return
+        self._say(f"note: {worker.seat.name} ended with {reason}: it is started again")
+        self._start(worker)
+
+    def _look_for_hanging(self) -> None:
+        """Kills a worker that lives and gives no sign of life; its trial is then anybody's."""
+        now = self._clock()
+        if now - self._looked < _SIGNS:
+            return
+        self._looked = now
+        here = {sign.pid: sign for sign in self._signs().values() if sign.host == os.uname().nodename}
+        for worker in self._workers:
+            sign = here.get(worker.process.pid) if worker.process else None
+            if worker.over or sign is None or worker.process is None:
+                continue
+            if worker.beat is None or worker.beat[0] != sign.beat:
+                worker.beat = sign.beat, now
+            elif now - worker.beat[1] > SILENT and not sign.ended:
+                self._say(f"note: {worker.seat.name} has given no sign of life for {SILENT:.0f} s: it is ended")
+                worker.process.kill()
+
+    def _end(self) -> None:
+        """Asks every worker to end in order, and ends those that do not."""
+        living = [w.process for w in self._workers if w.process is not None and w.process.poll() is None]
+        for process in living:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for process in living:
+            try:
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def hold_leash(environment: Mapping[str, str]) -> None:
+    """In a worker: ends it, as a signal would, when whoever started it is gone without a word."""
+    if not environment.get(LEASH):
+        return
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="leash").start()

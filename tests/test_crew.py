@@ -1,0 +1,153 @@
+"""Several workers on one host: started, passed on, started again, ended in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from mergesearch.commands.crew import LEASH, MOST_DEATHS, Crew, Seat, command_of, number_of, seats
+from mergesearch.errors import CandidateError, UserError
+from mergesearch.search.presence import SILENT, Sign
+
+ROOT = Path(__file__).parent.parent
+
+
+def crew(code: str, said: list[str], *names: str, **given) -> Crew:
+    def command(seat: Seat) -> Sequence[str]:
+        return [sys.executable, "-S", "-c", code, seat.name]
+
+    return Crew([Seat(name, "cpu") for name in names], command, said.append, **given)
+
+
+def test_workers_are_spread_over_the_gpus_that_are_to_be_seen() -> None:
+    assert [p.environment["CUDA_VISIBLE_DEVICES"] for p in seats(3, 2, "auto", {})] == ["0", "1", "0"]
+    seen = {"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b"}
+    there = seats(2, 2, "auto", seen)
+    assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in there] == ["GPU-a", "GPU-b"]
+    assert {seat.device for seat in there} == {"cuda"} and there[1].name == "worker 1 on GPU GPU-b"
+    assert seats(2, 8, "cuda:3", {}) == [Seat("worker 0", "cuda:3"), Seat("worker 1", "cuda:3")]
+    assert seats(2, 0, "auto", {}) == [Seat("worker 0", "auto"), Seat("worker 1", "auto")]
+    line = command_of(there[0], "my.yaml", ["search.trials=3"], allow_changed=True)
+    assert line[1:] == [
+        "-m", "mergesearch", "worker", "my.yaml", "--set", "search.trials=3", "--set", "device=cuda", "--allow-changed",
+    ]  # fmt: skip
+
+
+def test_how_many() -> None:
+    assert number_of("auto", "cuda:1") == (1, 0) and number_of("3", "cpu") == (3, 0) and number_of("1", "auto")[0] == 1
+    for wrong in ("0", "-1", "many", "1.5", "5000"):
+        with pytest.raises(UserError, match="give a number from 1 to 1024, or auto"):
+            number_of(wrong, "auto")
+
+
+def test_lines_are_passed_on_and_the_end_is_awaited() -> None:
+    said: list[str] = []
+    crew("import sys; print('hello from', sys.argv[1]); print('bye')", said, "one", "two").run()
+    assert sorted(said) == ["one: bye", "one: hello from one", "two: bye", "two: hello from two"]
+
+
+def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
+    once = f"""
+import os, pathlib, signal
+there = pathlib.Path({str(tmp_path / "there")!r})
+if not there.exists():
+    there.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+print("done")
+"""
+    said: list[str] = []
+    crew(once, said, "one").run()
+    assert said == ["note: one ended with SIGKILL: it is started again", "one: done"]
+
+
+def test_one_that_dies_of_the_same_again_and_again_is_given_up_and_the_others_go_on() -> None:
+    said: list[str] = []
+    crew("import sys; sys.exit('error: no GPU' if sys.argv[1] == 'one' else 0)", said, "one", "two").run()
+    assert said.count("one: error: no GPU") == MOST_DEATHS + 1
+    assert said[-1] == f"note: one ended {MOST_DEATHS + 1} times with no GPU, and is not started again"
+    with pytest.raises(CandidateError, match="no worker is left: the last one ended with no GPU"):
+        crew("import sys; sys.exit('error: no GPU')", said, "one").run()
+
+
+def test_wrong_input_is_said_once() -> None:
+    code = "import sys, time; sys.argv[1] == 'two' and time.sleep(60); print('error: no such key'); sys.exit(2)"
+    with pytest.raises(UserError, match=r"^no such key$"):
+        crew(code, [], "one", "two").run()
+
+
+def test_an_interruption_ends_them_in_order(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, signal, sys, time
+def handed_back(*_):
+    pathlib.Path({str(tmp_path)!r}, sys.argv[1]).touch()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, handed_back)
+print("at work", flush=True)
+time.sleep(60)
+"""
+    heard: list[str] = []
+
+    def say(line: str) -> None:
+        heard.append(line)
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Crew(
+            [Seat("one", "cpu"), Seat("two", "cpu")],
+            lambda seat: [sys.executable, "-S", "-c", code, seat.name],
+            say,
+        ).run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_one_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = f"""
+import pathlib, time
+there = pathlib.Path({str(tmp_path / "there")!r})
+if not there.exists():
+    there.touch()
+    print("stuck", flush=True)
+    time.sleep(60)
+"""
+    seconds = [0.0]
+
+    def clock() -> float:
+        seconds[0] += 31.0
+        return seconds[0]
+
+    def signs() -> dict[str, Sign]:
+        now = datetime.now(timezone.utc)
+        pid = one._workers[0].process.pid if one._workers[0].process else 0
+        return {"id": Sign("id", os.uname().nodename, pid, "cpu", 1, now, now)}
+
+    said: list[str] = []
+    one = crew(code, said, "one", signs=signs, clock=clock)
+    one.run()
+    assert f"note: one has given no sign of life for {SILENT:.0f} s: it is ended" in said
+    assert "note: one ended with SIGKILL: it is started again" in said
+
+
+def test_a_worker_ends_when_whoever_started_it_is_gone() -> None:
+    code = (
+        "import os, time; from mergesearch.commands.crew import hold_leash; hold_leash(os.environ); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, LEASH: "1", "PYTHONPATH": str(ROOT)}
+    held = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    assert held.stdin is not None and held.stdout is not None
+    assert held.stdout.readline() == b"held\n"
+    time.sleep(0.1)
+    assert held.poll() is None
+    held.stdin.close()
+    assert held.wait(timeout=60) == -signal.SIGTERM
