@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mergesearch"
 FLOORS = {
-    "crashes": 0, "errors": 0, "leftovers": 0, "memory": 0, "signals": 0,
+    "crashes": 0, "disks": 0, "errors": 0, "leftovers": 0, "memory": 0, "signals": 0,
     "schema": 1, "paths": 1, "registry": 1, "zoo": 1, "methods": 1,
     "recipe": 2,
     "config": 3,

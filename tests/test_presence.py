@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support.searches import Engine, Scorer, start
 
-from mergesearch.errors import CandidateError
+from mergesearch.errors import CandidateError, UserError
 from mergesearch.search import store, trials
-from mergesearch.search.presence import APART, BEAT, BRIEFLY, SILENT, Presence, Sign, host_of, pid_of, signs
+from mergesearch.search.presence import APART, BEAT, BRIEFLY, SILENT, Presence, Sign, check_disk, host_of, pid_of, signs
 from mergesearch.search.trials import HANDED_BACK, State
 from mergesearch.search.worker import MOST_FAILURES, MOST_LOST, Search, SearchFailed
 
@@ -113,6 +113,25 @@ def test_who_was_long_silent_when_it_was_first_seen_is_gone_sooner(search: Searc
     assert not mine.is_gone(ELSEWHERE)
     clock.seconds = BRIEFLY + 1
     assert mine.is_gone(ELSEWHERE)
+
+
+def test_sqlite_on_a_network_disk_is_for_one_host(search: Search, tmp_path: Path) -> None:
+    mounts, said = tmp_path / "mounts", []
+    mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/runs {tmp_path} nfs4 rw 0 0\n")
+    check_disk(search.config, search.folder, None, said.append, mounts)
+    assert len(said) == 1 and "is SQLite on a network disk (nfs4), which is safe for one host alone" in said[0]
+    beats(search, 1, datetime.now(timezone.utc))
+    with pytest.raises(
+        UserError, match=r"far-away is at work on it too.*set storage to a database that all hosts reach"
+    ):
+        check_disk(search.config, search.folder, search.study, said.append, mounts)
+    beats(search, 2, datetime.now(timezone.utc), ended=True)
+    check_disk(search.config, search.folder, search.study, said.append, mounts)
+    elsewhere = search.config.model_copy(update={"storage": "postgresql://me@host/runs"})
+    check_disk(elsewhere, search.folder, search.study, said.append, mounts)
+    assert len(said) == 3 and "locks may not hold between hosts" in said[-1]
+    check_disk(search.config, search.folder, search.study, said.append, tmp_path / "none")
+    assert len(said) == 3
 
 
 # --- what becomes of its trial ---

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from mergesearch import leftovers
+from mergesearch import disks, leftovers
 from mergesearch.checkpoints.loading import quiet_transformers, state
 from mergesearch.errors import UserError
 
@@ -92,7 +92,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(out) from None
+            raise _full(out, (error.strerror or "").partition(": ")[2]) from None
         if not str(error.filename).startswith(str(out.parent)):
             raise  # not about this folder
         raise UserError(f"cannot write {out} ({error.strerror}): name a folder that can be written") from None
@@ -104,8 +104,10 @@ def _disk_errors(out: Path) -> Iterator[None]:
         raise
 
 
-def _full(out: Path) -> UserError:
-    return UserError(f"cannot write {out}: the disk is full (nothing was kept): free space or name a folder elsewhere")
+def _full(out: Path, why: str = "") -> UserError:
+    return UserError(
+        f"cannot write {out}: the disk is full ({why or 'nothing was kept'}): free space or name a folder elsewhere"
+    )
 
 
 def remove(folder: Path) -> None:
@@ -134,8 +136,10 @@ def save(model: Any, tokenizer: Any, folder: Path, metadata: Mapping[str, str], 
 
     Raises:
         UserError: `max_shard_size` is no size.
+        OSError: there is no room for it, which is found before anything is written, or something cannot be written.
     """
     check_shard_size(max_shard_size)
+    disks.need(folder, sum(tensor.nbytes for tensor in state(model).values()))
     _copy_repeated(model)
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=max_shard_size)

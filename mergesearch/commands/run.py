@@ -29,6 +29,7 @@ from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, Run, run_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import store, strategies
+from mergesearch.search.presence import check_disk
 from mergesearch.search.soup.learner import Learner
 from mergesearch.search.soup.learning import LearningStep
 from mergesearch.search.speed import PROBE, Probe
@@ -103,6 +104,7 @@ def prepare(
     check_space(config)
     RunFolder(config.folder).check(config)
     there = store.begun(config)
+    check_disk(config, RunFolder(config.folder), there, say)
     strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config, say)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from mergesearch import disks
 from mergesearch.checkpoints import Form, Pool, check_shard_size, release, save_without_weights, state
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
@@ -62,6 +63,7 @@ def stream(
         UserError: the recipe does not fit the pool, or `max_shard_size` is no size.
         CandidateError: the merge came out with NaN or infinity.
         CutError: a parent's file was cut short meanwhile.
+        OSError: there is no room for it, which is found before a tensor is merged.
     """
     check_shard_size(max_shard_size)
     form = form_of(recipe, pool)
@@ -69,6 +71,7 @@ def stream(
     blank = _blank(form, DTYPES[recipe.out_dtype])
     save_without_weights(blank, pool.tokenizer, folder)
     tensors = _in_files(blank)
+    disks.need(folder, sum(tensor.nbytes for tensor in tensors.values()))
     runner = kernels.runner_for(pool.parameters, len(pool.models) + 1, torch.device("cpu"), compiled)
     constants = pool.constants_of(form)
     order = [name for names in _shards(tensors, folder, max_shard_size).values() for name in names]

@@ -23,8 +23,11 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 
+from mergesearch import disks
+from mergesearch.config import Config
 from mergesearch.errors import StorageError, UserError
 from mergesearch.search import store
+from mergesearch.search.storage import file_of
 from mergesearch.search.store import RunFolder
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -98,6 +101,54 @@ def host_of(worker: str) -> str:
 def pid_of(worker: str) -> int:
     """The process in a worker's id."""
     return int(worker.rsplit("-", 2)[1])
+
+
+def check_disk(
+    config: Config,
+    folder: RunFolder,
+    study: optuna.Study | None,
+    say: Callable[[str], None],
+    mounts: Path | None = None,
+) -> None:
+    """Looks whether a run lies on a disk that other hosts write too.
+
+    Args:
+        config: the run's.
+        folder: its folder, which need not be there yet.
+        study: the run's, where it has begun.
+        say: told of what may go wrong there.
+        mounts: the system's table of file systems, where it is not the usual one.
+
+    Raises:
+        UserError: the study is SQLite there, and another host is at work on it.
+    """
+    file = file_of(config.storage) if config.storage else folder.database
+    known = {} if mounts is None else {"mounts": mounts}
+    kind = disks.shared_kind(file or folder.path, **known)
+    if kind is None:
+        return
+    if file is None:
+        say(
+            f"note: {folder.path} is on a network disk ({kind}), where locks may not hold between hosts: workers of "
+            "several hosts may then propose a candidate twice"
+        )
+        return
+    here = socket.gethostname()
+    others = {} if study is None else signs(study)
+    fresh = [s.host for s in others.values() if s.host != here and not s.ended and _age(s) < SILENT]
+    if fresh:
+        raise UserError(
+            f"{file} is SQLite on a network disk ({kind}), and {fresh[0]} is at work on it too, which may damage it: "
+            "set storage to a database that all hosts reach (postgresql://USER@HOST/NAME), or use one host"
+        )
+    say(
+        f"note: {file} is SQLite on a network disk ({kind}), which is safe for one host alone: for several, set "
+        "storage to postgresql://USER@HOST/NAME"
+    )
+
+
+def _age(sign: Sign) -> float:
+    return abs((datetime.now(timezone.utc) - sign.at).total_seconds())
 
 
 class Presence:
