@@ -44,7 +44,8 @@ class Choice:
 
 def _tpe(seed: int, choice: Choice) -> BaseSampler:
     # group: the space depends on the method; without it only what all trials have in common is modelled
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+    # liar: trials at work elsewhere count as bad until they are known, so that workers do not ask for the same
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 def _cmaes(seed: int, choice: Choice) -> BaseSampler:
@@ -108,7 +109,7 @@ class SeededPerTrial(BaseSampler):
         seed: of the run.
         choose: which sampler proposes a trial.
         stages: opens the study of a stage by its label.
-        lock: held while such a study is brought up to date and asked.
+        lock: held while such a study is brought up to date.
     """
 
     def __init__(
@@ -169,6 +170,9 @@ class SeededPerTrial(BaseSampler):
             if trial.number not in trials.copies(stage):
                 stage.add_trial(trials.begin_copy(trial.number))
             asked = optuna.Trial(stage, trials.copies(stage)[trial.number]._trial_id)
+        # a Gaussian process takes seconds, in which nobody waits; it sees the copies of trials that are at work
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return {name: _suggest(asked, name, search_space[name]) for name in search_space}
 
     def sample_independent(

@@ -371,3 +371,19 @@ def patient(storage: BaseStorage, location: Location, patience: Patience | None 
 def at_once(storage: BaseStorage) -> BaseStorage:
     """The storage within a patient one: a call that fails is not made again."""
     return storage._storage if isinstance(storage, PatientStorage) else storage
+
+
+def asked(storage: BaseStorage, call: Callable[[], T]) -> T:
+    """What a call to a storage's own database answers, made again as the storage's calls are.
+
+    Raises:
+        StorageError: likewise.
+    """
+    return storage._ask(call) if isinstance(storage, PatientStorage) else call()
+
+
+def engine_of(storage: BaseStorage) -> sqlalchemy.Engine | None:
+    """The database behind a storage; None for a storage without one."""
+    inner = at_once(storage)
+    inner = getattr(inner, "_backend", inner)  # of Optuna's cache before it
+    return inner.engine if isinstance(inner, optuna.storages.RDBStorage) else None

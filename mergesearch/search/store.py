@@ -221,6 +221,8 @@ def open_storage(config: Config, folder: RunFolder, patience: Patience | None = 
     location = _location(config, folder)
     try:
         storage = optuna.storages.get_storage(checked(location.url)) if config.storage else _local_storage(location.url)
+    except UserError:
+        raise
     except Exception as error:
         raise refused(location, error) from None
     return patient(storage, location, patience)

@@ -33,6 +33,7 @@ from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import exhausted, of_trial, strategies_of
 from mergesearch.search.strategies.base import Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
 from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
+from mergesearch.search.turns import Turns
 from mergesearch.search.watchdog import Watchdog
 from mergesearch.search.work import Work
 from mergesearch.space import Space
@@ -130,11 +131,12 @@ class Search:
         with folder.lock("start"):  # workers that begin a run together would each make its tables
             storage = store.open_storage(config, folder, patience or Patience(PATIENCE, say))
             self.study: optuna.Study = store.open_study(config, folder, storage=storage)
+        self._turns = Turns(storage, folder, config.name)
         self._sampler = self.study.sampler = SeededPerTrial(
             config.search.seed,
             self._choice,
             cache(lambda label: store.open_stage(self.study, storage, label)),
-            lambda: folder.lock("stage"),
+            lambda: self._turns.turn("stage"),
         )
         self._last: History | None = None
         self._presence: Presence | None = None  # while it is at work
@@ -175,7 +177,7 @@ class Search:
         """Takes the next trial to work on: one that an ended worker left, a waiting one, or what a strategy proposes.
         None once there is nothing left to do."""
         while True:
-            with self.folder.lock("take"):
+            with self._turns.turn("take"):
                 history = self.history()
                 left = self._left_behind(presence, history)
                 handle = self._ask(history) if left is None else self._handle(left.number)

@@ -10,6 +10,7 @@ from mergesearch.config import Config
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.schema import validate
+from mergesearch.search.storage import Patience
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace
@@ -83,9 +84,15 @@ def settings(folder: Path, **changes: Any) -> Config:
     return validate(Config, {**data, **changes, "search": {**search, **changes.get("search", {})}}, "test")
 
 
-def start(folder: Path, engine: Engine | None = None, scorer: Scorer | None = None, **changes: Any) -> Search:
+def start(
+    folder: Path,
+    engine: Engine | None = None,
+    scorer: Scorer | None = None,
+    patience: Patience | None = None,
+    **changes: Any,
+) -> Search:
     """A search over the stand-ins."""
     read = settings(folder, **changes)
     engine = engine or (scorer.engine if scorer else Engine())
     space = SearchSpace(read, INFOS, 2)
-    return Search(read, RunFolder.prepare(read), space, engine, scorer or Scorer(engine))
+    return Search(read, RunFolder.prepare(read), space, engine, scorer or Scorer(engine), patience=patience)

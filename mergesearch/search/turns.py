@@ -1,0 +1,118 @@
+"""What one worker of a run does at a time, such as to take a trial.
+
+A turn is a lock in the storage where that is a database on a server, which takes it away from a worker whose connection
+is gone; elsewhere a lock on a file in the run folder. Where the server restarts during a turn, another worker may begin
+one beside it: a candidate may then be proposed twice, and the second is a copy that costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import optuna
+import sqlalchemy
+
+from mergesearch.search.storage import asked, engine_of
+from mergesearch.search.store import RunFolder
+
+# seconds between two looks whether it is one's turn, drawn between these, so that workers do not look together
+FIRST_LOOKS, LATER_LOOKS = (0.01, 0.03), (0.05, 0.15)
+_SOON = 5
+
+
+@dataclass(frozen=True)
+class _Server:
+    """How a kind of database locks a name for as long as a connection lasts: 1 or true where it did."""
+
+    lock: str
+    unlock: str
+
+
+# the lock is the connection's own: it is gone with the connection
+_MYSQL = _Server(
+    "SELECT GET_LOCK(CONCAT('mergesearch ', :key), 0)", "SELECT RELEASE_LOCK(CONCAT('mergesearch ', :key))"
+)
+_SERVERS = {
+    "postgresql": _Server("SELECT pg_try_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)"),
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+}
+
+
+class Turns:
+    """The turns of one run.
+
+    Args:
+        storage: of its study.
+        folder: its folder.
+        name: of its study.
+        waited: told the seconds that a turn was waited for.
+    """
+
+    def __init__(
+        self,
+        storage: optuna.storages.BaseStorage,
+        folder: RunFolder,
+        name: str,
+        waited: Callable[[float], None] = lambda seconds: None,
+    ):
+        self._storage, self._folder, self._name, self._waited = storage, folder, name, waited
+        engine = engine_of(storage)
+        self._server = None if engine is None else _SERVERS.get(engine.dialect.name)
+        self._engine = engine
+
+    @contextlib.contextmanager
+    def turn(self, what: str) -> Iterator[None]:
+        """A context that one worker of the run is in at a time.
+
+        Args:
+            what: is done in it; each has turns of its own.
+
+        Raises:
+            StorageError: the storage has failed for too long.
+        """
+        begun = time.monotonic()
+        with self._on_server(what) if self._server is not None else self._folder.lock(what):
+            self._waited(time.monotonic() - begun)
+            yield
+
+    @contextlib.contextmanager
+    def _on_server(self, what: str) -> Iterator[None]:
+        assert self._server is not None
+        key = _key(f"{self._name}/{what}")
+        looks = 0
+        while (connection := asked(self._storage, lambda: self._try(key))) is None:
+            # no random state of the process is touched
+            time.sleep(random.SystemRandom().uniform(*(FIRST_LOOKS if looks < _SOON else LATER_LOOKS)))
+            looks += 1
+        try:
+            yield
+        finally:
+            try:
+                connection.execute(sqlalchemy.text(self._server.unlock), {"key": key})
+                connection.close()
+            except sqlalchemy.exc.SQLAlchemyError:
+                connection.invalidate()  # the lock is gone with it
+
+    def _try(self, key: int) -> sqlalchemy.Connection | None:
+        """A connection that has the lock; None where another has it."""
+        assert self._engine is not None and self._server is not None
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            if connection.scalar(sqlalchemy.text(self._server.lock), {"key": key}):
+                return connection
+        except BaseException:
+            connection.invalidate()
+            raise
+        connection.close()
+        return None
+
+
+def _key(text: str) -> int:
+    """63 bits of a text: what PostgreSQL takes as the name of a lock."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
