@@ -103,7 +103,7 @@ def prepare(
     begun = time.perf_counter()
     check_space(config)
     RunFolder(config.folder).check(config)
-    there = store.begun(config)
+    there = store.begun(config, say)
     check_disk(config, RunFolder(config.folder), there, say)
     strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")

@@ -150,7 +150,7 @@ def passes(error: BaseException) -> bool:
     return not _says(error, *_FULL, *_DAMAGED, *_READ_ONLY, *_GONE)
 
 
-def refused(location: Location, error: Exception) -> UserError:
+def refused(location: Location, error: BaseException) -> UserError:
     """Why a storage could not be opened."""
     why = reason(error)
     if location.own is not None:
@@ -220,6 +220,40 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
 
+def asked_again(
+    call: Callable[[], T], location: Location, patience: Patience, again: Callable[[], T] | None = None
+) -> T:
+    """What a call to a storage answers, made again as long as the patience lasts.
+
+    Args:
+        again: in place of the call from the second attempt on.
+
+    Raises:
+        StorageError: the patience is at its end, or the fault does not pass by itself.
+    """
+    attempt, wait = call, FIRST_WAIT
+    begun: float | None = None
+    while True:
+        try:
+            answer = attempt()
+        except FAULTS as error:
+            if not patience.seconds or not passes(error):
+                raise failed(location, error) from error
+            now = patience.clock()
+            if begun is None:
+                begun = now
+                patience.say(f"note: {location} does not answer ({reason(error)}): asking again")
+            left = begun + patience.seconds - now
+            if left <= 0:
+                raise failed(location, error, now - begun) from error
+            patience.sleep(min(wait, left))
+            wait, attempt = min(2 * wait, LAST_WAIT), again or call
+            continue
+        if begun is not None:
+            patience.say(f"note: {location} answers again")
+        return answer
+
+
 class PatientStorage(BaseStorage):
     """A storage that is asked again where it fails.
 
@@ -239,32 +273,7 @@ class PatientStorage(BaseStorage):
         self._storage, self._location, self._patience = storage, location, patience
 
     def _ask(self, call: Callable[[], T], again: Callable[[], T] | None = None) -> T:
-        """What a call answers.
-
-        Args:
-            again: in location of the call from the second attempt on.
-        """
-        patience, attempt, wait = self._patience, call, FIRST_WAIT
-        begun: float | None = None
-        while True:
-            try:
-                answer = attempt()
-            except FAULTS as error:
-                if not patience.seconds or not passes(error):
-                    raise failed(self._location, error) from error
-                now = patience.clock()
-                if begun is None:
-                    begun = now
-                    patience.say(f"note: {self._location} does not answer ({reason(error)}): asking again")
-                left = begun + patience.seconds - now
-                if left <= 0:
-                    raise failed(self._location, error, now - begun) from error
-                patience.sleep(min(wait, left))
-                wait, attempt = min(2 * wait, LAST_WAIT), again or call
-                continue
-            if begun is not None:
-                patience.say(f"note: {self._location} answers again")
-            return answer
+        return asked_again(call, self._location, self._patience, again)
 
     # --- studies ---
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from mergesearch.config import Config
 from mergesearch.errors import StorageError, UserError
 from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
-from mergesearch.search.storage import Location, Patience, at_once, checked, file_of, patient, refused
+from mergesearch.search.storage import Location, Patience, asked_again, at_once, checked, file_of, patient, refused
 
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
+# seconds for which the storage of a run that has begun is asked again when it is opened
+OPENING = 60.0
 # how often a database is copied that is written meanwhile
 _COPIES = 5
 _WRITES_IT = "start `mergesearch run` again, which writes it and goes on from what is there"
@@ -212,19 +214,23 @@ def open_storage(config: Config, folder: RunFolder, patience: Patience | None = 
     """Where a run's study is kept.
 
     Args:
-        patience: how long it is asked again where it fails later; it has to be there now.
+        patience: how long it is asked again where it does not answer, now and later.
 
     Raises:
         UserError: it cannot be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     location = _location(config, folder)
+
+    def opened() -> optuna.storages.BaseStorage:
+        return optuna.storages.get_storage(checked(location.url)) if config.storage else _local_storage(location.url)
+
     try:
-        storage = optuna.storages.get_storage(checked(location.url)) if config.storage else _local_storage(location.url)
+        storage = asked_again(opened, location, patience or Patience())
     except UserError:
         raise
-    except Exception as error:
-        raise refused(location, error) from None
+    except (StorageError, Exception) as error:
+        raise refused(location, error.__cause__ or error) from None
     return patient(storage, location, patience)
 
 
@@ -310,8 +316,14 @@ def objective_of(study: optuna.Study) -> Objective | None:
     return Objective.from_data(data) if data else None
 
 
-def begun(config: Config) -> optuna.Study | None:
+def begun(config: Config, say: Callable[[str], None] | None = None) -> optuna.Study | None:
     """The study of a run that has begun; None where there is none.
+
+    A server that does not answer for a moment is waited for where there is a run folder already: a worker may be
+    started again while it restarts.
+
+    Args:
+        say: told that it is waited for; without it nothing is.
 
     Raises:
         UserError: it cannot be read, or is of another configuration or version.
@@ -321,8 +333,10 @@ def begun(config: Config) -> optuna.Study | None:
     file = file_of(config.storage) if config.storage else folder.database
     if file is not None and not _has_content(file):  # opened, it would be written
         return None
+    there = say is not None and (folder.path / CONFIG).is_file()
+    patience = Patience(OPENING, say) if there and say is not None else None
     try:
-        return open_study(config, folder, create=False)
+        return open_study(config, folder, create=False, storage=open_storage(config, folder, patience))
     except NoStudy as error:
         if folder.scored:
             raise _lost(folder, str(error).partition(":" + " start")[0]) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,11 @@ def start(
     engine: Engine | None = None,
     scorer: Scorer | None = None,
     patience: Patience | None = None,
+    say: Callable[[str], None] = print,
     **changes: Any,
 ) -> Search:
     """A search over the stand-ins."""
     read = settings(folder, **changes)
     engine = engine or (scorer.engine if scorer else Engine())
     space = SearchSpace(read, INFOS, 2)
-    return Search(read, RunFolder.prepare(read), space, engine, scorer or Scorer(engine), patience=patience)
+    return Search(read, RunFolder.prepare(read), space, engine, scorer or Scorer(engine), patience=patience, say=say)
