@@ -51,7 +51,7 @@ class Turns:
         storage: of its study.
         folder: its folder.
         name: of its study.
-        waited: told the seconds that a turn was waited for.
+        told: of each turn what was done in it, and the seconds that it was waited for and that it lasted.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Turns:
         storage: optuna.storages.BaseStorage,
         folder: RunFolder,
         name: str,
-        waited: Callable[[float], None] = lambda seconds: None,
+        told: Callable[[str, float, float], None] = lambda what, waited, lasted: None,
     ):
-        self._storage, self._folder, self._name, self._waited = storage, folder, name, waited
+        self._storage, self._folder, self._name, self._told = storage, folder, name, told
         engine = engine_of(storage)
         self._server = None if engine is None else _SERVERS.get(engine.dialect.name)
         self._engine = engine
@@ -78,8 +78,11 @@ class Turns:
         """
         begun = time.monotonic()
         with self._on_server(what) if self._server is not None else self._folder.lock(what):
-            self._waited(time.monotonic() - begun)
-            yield
+            entered = time.monotonic()
+            try:
+                yield
+            finally:
+                self._told(what, entered - begun, time.monotonic() - entered)
 
     @contextlib.contextmanager
     def _on_server(self, what: str) -> Iterator[None]:

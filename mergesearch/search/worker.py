@@ -92,6 +92,7 @@ class Search:
         hung: told, from another thread, why a trial was given up at which this worker may be stuck for ever; ends the
             process.
         patience: how long a storage that fails is asked again; `PATIENCE` seconds unless another is given.
+        turn: told of each turn that this worker had, as `Turns` tells it.
         device: where candidates live, for the record.
     """
 
@@ -113,6 +114,7 @@ class Search:
         say: Callable[[str], None] = log.warning,
         hung: Callable[[str], None] = log.error,
         patience: Patience | None = None,
+        turn: Callable[[str, float, float], None] = lambda what, waited, lasted: None,
         device: str = "cpu",
     ):
         self.config = config
@@ -131,7 +133,7 @@ class Search:
         with folder.lock("start"):  # workers that begin a run together would each make its tables
             storage = store.open_storage(config, folder, patience or Patience(PATIENCE, say))
             self.study: optuna.Study = store.open_study(config, folder, storage=storage)
-        self._turns = Turns(storage, folder, config.name)
+        self._turns = Turns(storage, folder, config.name, turn)
         self._sampler = self.study.sampler = SeededPerTrial(
             config.search.seed,
             self._choice,

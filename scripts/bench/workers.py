@@ -1,0 +1,220 @@
+"""What many workers wait for each other and for the storage: prints results/workers.md.
+
+    python -m scripts.bench.workers --workers 1 4 16 32 --seconds 30 --each 8 --out results/workers.md
+    python -m scripts.bench.workers --storage postgresql://me@127.0.0.1/runs ...
+
+The workers are processes of this host with the real study, storage and sampler; what they build and score is a sleep,
+of the durations that trials have (log-normal around `--seconds`, a spread of a third). A worker's time falls into four:
+asleep (the work), its own CPU (history, sampler), waiting for its turn, and waiting for the storage and the machine,
+which is all the rest. Shares are of a worker's whole time from its first trial to its last. For more workers than were
+run, the wait for a turn is computed from how long a turn lasts, as a queue with one server (Pollaczek and Khinchine,
+constant service), and is said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import queue
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from mergesearch.config import Config
+from mergesearch.errors import without_passwords
+from mergesearch.evaluate.scores import TaskScore
+from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.schema import validate
+from mergesearch.search.machine import machine
+from mergesearch.search.store import RunFolder
+from mergesearch.search.worker import Search
+from mergesearch.space import SearchSpace
+
+LAYERS = 4
+INFOS = [TensorInfo(f"layers.{layer}.mlp", layer, "mlp", (2, 2)) for layer in range(LAYERS)]
+MODELS = ("a", "b", "c", "d")
+SPREAD = 0.33  # of the logarithm of a trial's seconds
+COMPUTED = (64, 256)
+TITLES = (
+    "workers", "trials", "trials an hour", "turn", "storage and machine", "own CPU", "waiting in all", "a turn lasts",
+    "CPU a trial",
+)  # fmt: skip
+FORK = multiprocessing.get_context("fork")
+
+
+class Sleeps:
+    """An engine and a scorer that sleep; the scores are a smooth function of the recipe with a little noise."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.slept, self.recipe = seconds, 0.0, ""
+        self.weights: list[float] = []
+
+    def load(self, recipe: Recipe) -> float:
+        self.recipe = recipe.id
+        self.weights = [float(x) for rule in recipe.rules for x in _numbers(rule.parameters)]
+        return 0.0
+
+    def identity(self, recipe: Recipe) -> str:
+        return recipe.id
+
+    def score(self) -> Any:
+        drawn = random.Random(self.recipe)
+        seconds = self.seconds * drawn.lognormvariate(0.0, SPREAD)
+        begun = time.monotonic()
+        time.sleep(seconds)
+        self.slept += time.monotonic() - begun
+        value = 1 / (1 + sum((x - 0.4) ** 2 for x in self.weights)) + drawn.gauss(0, 0.01)
+        return _Scores({"quiz": TaskScore(value, 0.01, 100, "acc")})
+
+
+class _Scores:
+    def __init__(self, tasks: dict[str, TaskScore]):
+        self.tasks, self.seconds = tasks, 0.0
+
+    def save_documents(self, path: Path) -> None:
+        path.write_bytes(b"")
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [x for item in value.values() for x in _numbers(item)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Of one worker, in seconds, over so many trials."""
+
+    trials: int
+    whole: float
+    asleep: float
+    cpu: float
+    turns: float
+    lasted: float  # all of its turns together
+    taken: int  # turns
+
+    @property
+    def rest(self) -> float:
+        return max(0.0, self.whole - self.asleep - self.cpu - self.turns)
+
+
+def settings(folder: Path, name: str, trials: int, storage: str | None) -> Config:
+    data = {
+        "name": name,
+        "base_model": "base",
+        "models": {model: model for model in MODELS},
+        "tasks": [{"task": "quiz"}],
+        "space": {"methods": ["task_arithmetic", "ties", "dare_ties"], "layer_groups": 2},
+        "search": {"strategy": "study", "trials": trials, "seed": 0, "defaults": False},
+        "output": str(folder),
+        "storage": storage,
+    }
+    return validate(Config, data, "workers")
+
+
+def work(folder: Path, name: str, trials: int, storage: str | None, seconds: float, told: Any) -> None:
+    """One worker, in a process of its own."""
+    config, stand_in = settings(folder, name, trials, storage), Sleeps(seconds)
+    turns = {"waited": 0.0, "lasted": 0.0, "taken": 0}
+
+    def turn(what: str, waited: float, lasted: float) -> None:
+        if what == "take":
+            turns["waited"] += waited
+            turns["lasted"] += lasted
+            turns["taken"] += 1
+
+    ended: list[int] = []
+    space = SearchSpace(config, INFOS, LAYERS)
+    search = Search(
+        config, RunFolder.prepare(config), space, stand_in, stand_in, infos=INFOS, layers=LAYERS, turn=turn,
+        say=lambda text: None, finished=lambda trial: ended.append(trial.number),
+    )  # fmt: skip
+    begun, cpu = time.monotonic(), time.process_time()
+    search.run()
+    whole, cpu = time.monotonic() - begun, time.process_time() - cpu
+    told.put(Spent(len(ended), whole, stand_in.slept, cpu, turns["waited"], turns["lasted"], int(turns["taken"])))
+
+
+def measured(workers: int, each: int, seconds: float, storage: str | None) -> list[Spent]:
+    """What so many workers spent, about `each` trials apiece."""
+    place = Path(tempfile.mkdtemp(prefix="mergesearch-workers-"))
+    name, told = f"workers-{workers}-{time.time_ns()}", FORK.Queue()
+    given = (place / "run", name, workers * each, storage, seconds, told)
+    processes = [FORK.Process(target=work, args=given) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    spent: list[Spent] = []
+    while len(spent) < workers:
+        try:
+            spent.append(told.get(timeout=1.0))
+        except queue.Empty:
+            if any(process.exitcode for process in processes):
+                raise SystemExit("a worker failed, see above") from None
+    for process in processes:
+        process.join()
+    shutil.rmtree(place)
+    return spent
+
+
+def row(workers: int, spent: list[Spent]) -> list[str]:
+    whole = sum(one.whole for one in spent)
+    trials = max(1, sum(one.trials for one in spent))
+    share = [sum(getattr(one, key) for one in spent) / whole for key in ("turns", "rest", "cpu")]
+    hour = trials / max(one.whole for one in spent) * 3600
+    lasted = sum(one.lasted for one in spent) / max(1, sum(one.taken for one in spent))
+    return [
+        str(workers), str(trials), f"{hour:.0f}", *(f"{x:.2%}" for x in share), f"{share[0] + share[1]:.2%}",
+        f"{lasted * 1000:.0f} ms", f"{statistics.median(one.cpu / max(1, one.trials) for one in spent):.2f} s",
+    ]  # fmt: skip
+
+
+def computed(workers: int, lasted: float, seconds: float) -> list[str]:
+    """The wait for a turn of so many workers, each of which comes once in `seconds`."""
+    busy = min(workers * lasted / seconds, 1.0)
+    wait = busy * lasted / (2 * (1 - busy)) if busy < 1 else float("inf")
+    said = "the turns are used up" if busy >= 1 else f"{wait * 1000:.0f} ms, {wait / seconds:.2%}"
+    return [str(workers), f"{busy:.0%}", said]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--seconds", type=float, default=30.0, help="of a trial, at the median")
+    parser.add_argument("--each", type=int, default=8, help="trials of a worker, about")
+    parser.add_argument("--storage", nargs="+", default=["sqlite"], help="sqlite, or the URL of a server")
+    parser.add_argument("--out", type=Path, default=Path("results/workers.md"))
+    given = parser.parse_args()
+    versions = ", ".join(f"{key} {value}" for key, value in machine("cpu").items() if key in ("python", "optuna"))
+    lines = [
+        "# Many workers: what they wait for", "",
+        f"`python -m scripts.bench.workers --workers {' '.join(map(str, given.workers))} --seconds {given.seconds:g} "
+        f"--each {given.each}`; {date.today()}; all on one host of 2 cores; {versions}.", "",
+        "Shares of a worker's time, from its first trial to its last. *Turn*: until it might take a trial. *Storage",
+        "and machine*: all that is neither sleep nor CPU nor a turn, so also what 2 cores cannot do at once.", "",
+    ]  # fmt: skip
+    for storage in given.storage:
+        shown = storage if storage == "sqlite" else without_passwords(storage).partition(":")[0]
+        lines += [f"## {shown}", "", "| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|"]
+        lasted = 0.0
+        for workers in given.workers:
+            spent = measured(workers, given.each, given.seconds, None if storage == "sqlite" else storage)
+            lasted = sum(one.lasted for one in spent) / max(1, sum(one.taken for one in spent))
+            lines.append("| " + " | ".join(row(workers, spent)) + " |")
+            print(lines[-1], flush=True)
+        lines += [
+            "", f"Computed, not run, from the last row's turn of {lasted * 1000:.0f} ms:", "",
+            "| workers | turns in use | wait for a turn |", "|---|---|---|",
+            *("| " + " | ".join(computed(workers, lasted, given.seconds)) + " |" for workers in COMPUTED), "",
+        ]  # fmt: skip
+    given.out.write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
