@@ -179,6 +179,28 @@ def test_killed_between_the_two_renames_the_new_one_takes_the_name(
     assert len(writer.wrote) == 2 and held(tmp_path) == RECIPES[1].id and not (tmp_path / ".best").exists()
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_interrupted_at_either_rename_it_stands_whole_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    install(monkeypatch)
+    refresh(tmp_path, 0.1)
+    rename, calls = Path.replace, []
+
+    def interrupted(self: Path, target: Any) -> Any:
+        found = rename(self, target)
+        if self.name in ("best", "new"):
+            calls.append(self.name)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        refresh(tmp_path, 0.1, 0.2)
+    assert held(tmp_path) == RECIPES[1].id and not (tmp_path / ".best").exists()
+
+
 def test_without_a_winner_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = install(monkeypatch)
     assert refresh(tmp_path) is None and writer.wrote == [] and not (tmp_path / "best").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,20 @@ def test_a_damaged_file_whose_trial_cannot_be_scored_again_is_left_out(tmp_path:
     again.run()
     assert any(f"trial {best.number} is left out of races: it could not be scored again" in text for text in said)
     assert not [trial.error for trial in again.history().trials if trial.error]
+
+
+def test_blocks_and_soups_that_a_kill_left_behind_are_cleared_at_the_next_start(tmp_path: Path) -> None:
+    search = start(tmp_path / "run", trials=4)
+    search.run()
+    done = next(t for t in search.history().trials if t.state is trials.State.COMPLETE and not t.name)
+    (search.folder.blocks(done.recipe_id or "") / "000.json").parent.mkdir(parents=True)
+    under_way = search.folder.blocks("of a trial that is at work")
+    under_way.mkdir(parents=True)
+    half = search.folder.learning(4).parent / f".00004.partial-999999999-0a1b2c3d@{socket.gethostname()}"
+    half.parent.mkdir(exist_ok=True)
+    half.touch()
+    start(tmp_path / "run", trials=4).run()
+    assert not search.folder.blocks(done.recipe_id or "").exists() and not half.exists() and under_way.exists()
 
 
 def test_a_damaged_file_of_blocks_is_asked_again(tmp_path: Path) -> None:

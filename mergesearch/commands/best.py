@@ -48,7 +48,11 @@ def refresh_best(folder: RunFolder, engine: Engine, read: Callable[[], Run]) -> 
             except BaseException:
                 shutil.rmtree(folder.fresh, ignore_errors=True)
                 raise
-            _swap(folder)
+            try:
+                _swap(folder)
+            except BaseException:
+                _tidy(folder)
+                raise
     return winner
 
 

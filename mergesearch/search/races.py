@@ -66,6 +66,14 @@ class Races:
         """Removes the answers to a candidate's blocks, once its scores are recorded."""
         shutil.rmtree(self.folder.blocks(recipe.id), ignore_errors=True)
 
+    def tidy(self, history: History) -> None:
+        """Removes the answers to blocks whose candidate is scored to the end: a worker was killed as it forgot them."""
+        done = {trial.recipe_id for trial in history.trials if trial.state in (State.SCORED, State.COMPLETE)}
+        folder = self.folder.blocks("all").parent
+        for kept in folder.iterdir() if folder.is_dir() else ():
+            if kept.name in done:
+                shutil.rmtree(kept, ignore_errors=True)
+
     def _best(self, history: History) -> Best | None:
         """The best finished trial whose documents are here and that breaks no guard."""
         there = [t for t in history.complete() if t.feasible and self.folder.documents(t.number).is_file()]

@@ -73,7 +73,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Takes away what killed workers of this machine were writing."""
-        for folder in (self.path, self.scores, self.holdout, self.fresh):
+        for folder in (self.path, self.scores, self.holdout, self.fresh, self.learning(0).parent):
             leftovers.clear(folder)
 
     def check(self, config: Config) -> None:

@@ -157,6 +157,8 @@ class Search:
                 the next start.
             KeyboardInterrupt: passed on; the trial at work is taken up by the next start.
         """
+        if self._races is not None:
+            self._races.tidy(self.history())
         with Presence(self.folder, self.study, device=self._machine["device"], say=self._say) as self._presence:
             while (handle := self._take_next(self._presence)) is not None:
                 try:

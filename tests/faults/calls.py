@@ -38,6 +38,10 @@ WORDS = {
 _ALIKE = re.compile(r" world/(base|b)/| world/(base|b)$|tiny_(?!choice)|shown\.jsonl|last\.jsonl|json-train|\.lock$")
 
 
+# how often a case is tried whose call is not made: how often a soup notes how far it is goes by the clock
+ATTEMPTS = 3
+
+
 @dataclass(frozen=True)
 class Fault:
     """One call of one verb, and how it fails."""
@@ -142,9 +146,12 @@ class Verb:
 
     def tried(self, fault: Fault) -> Outcome:
         """Runs the verb with the fault, then once more without, and judges both."""
-        self.fresh()
-        before = _names(self.case)
-        ended = self.run(fault)
+        for _ in range(ATTEMPTS):
+            self.fresh()
+            before = _names(self.case)
+            ended = self.run(fault)
+            if ended.fired:
+                break
         wrong = [] if ended.fired else ["the call was not made"]
         if fault.how in DEADLY:
             wrong += [] if ended.status == -9 or not ended.fired else [f"status {ended.status}"]
