@@ -209,7 +209,7 @@ def _rules(recipe: Recipe, jobs: Sequence[Job]) -> Lines:
         position = recipe.rules.index(recipe.rule_for(job.info))
         tensors[position] += 1
         parameters[position] += _numbers([job.info.shape])
-        methods[position] = f"{job.step.method.name} of {', '.join(job.step.models)}"
+        methods[position] = f"{recipe.rules[position].method} of {', '.join(job.step.models)}"
     return [
         (f"rule {rule.label}", f"{methods[n]}: {tensors[n]} tensors, {parameters[n]:,} parameters")
         if n in tensors

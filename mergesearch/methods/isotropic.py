@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mergesearch.methods.common import Scalar, Weights, added
-from mergesearch.methods.listening import statistic
 from mergesearch.methods.matrices import (
     Embeddings,
     Triples,
@@ -67,7 +66,6 @@ def iso(
     return spectral(base, u, s, v, lam)
 
 
-@statistic(how="matrix")
 def summed(base: Tensor, models: Sequence[Tensor], weights: tuple[float, ...]) -> Triples:
     """The singular triples of sum_i w_i d_i, float64 on the base's device."""
     u, s, v = triples(_sum(base, models, weights))
@@ -104,7 +102,6 @@ def iso_cts(
     return spectral(base, u, s, v, lam)
 
 
-@statistic(how="matrix")
 def common_and_own(base: Tensor, models: Sequence[Tensor], weights: tuple[float, ...], common: float) -> Triples:
     """The orthonormal sides and the mean singular value of Iso-CTS, float64 on the base's device."""
     side = min(base.shape)
@@ -114,7 +111,7 @@ def common_and_own(base: Tensor, models: Sequence[Tensor], weights: tuple[float,
     parts = [] if own else [first]
     for model, w in zip(models, weights, strict=True) if own else ():
         d = change(base, model) * w
-        parts.append(_first(triples(d - first[0] @ (first[0].T @ d)), own))
+        parts.append(_first(triples(d - first[0] @ (first[0].T @ d), d), own))
     u, s, v = side_by_side([*parts, first] if own else parts)
     mean = s.mean() if len(s) else torch.zeros((), dtype=s.dtype)
     return tuple(t.to(base.device) for t in (polar(u), mean.expand(len(s)).clone(), polar(v)))  # type: ignore[return-value]

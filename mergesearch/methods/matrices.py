@@ -62,16 +62,17 @@ def wide(*kept: Tensor) -> tuple[Tensor, ...]:
     return tuple(k.double() for k in kept)
 
 
-def triples(matrix: Tensor) -> Triples:
+def triples(matrix: Tensor, of: Tensor | None = None) -> Triples:
     """The singular triples of a float64 matrix within its numerical rank: U (out, r), S (r,), V^T (r, in).
 
-    Left out is what is no larger than max(out, in) 2^-23 times the largest. Where the matrix has a NaN or an infinity
+    Left out is what is no larger than max(out, in) 2^-23 times the largest; of a part of a matrix, times the length of
+    `of`, the whole. Where the matrix has a NaN or an infinity
     all three are NaN, of rank 1.
     """
     if not bool(matrix.isfinite().all()):
         return matrix[:, :1] * torch.nan, matrix[0, :1] * torch.nan, matrix[:1] * torch.nan
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    kept = s > max(matrix.shape) * _NOISE * s[:1]
+    kept = s > max(matrix.shape) * _NOISE * (s[:1] if of is None else of.norm())
     u, s, v = u[:, kept], s[kept], v[kept]
     signs = _signs(u)
     return u * signs, s, v * signs[:, None]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mergesearch.methods.common import Scalar, added, scalar
-from mergesearch.methods.listening import statistic
 from mergesearch.methods.matrices import Embeddings, Triples, change, is_matrix, put_back, triples
 from mergesearch.methods.registry import Parameter, wrapper
 from mergesearch.methods.task_vector import l1_factor, l1_norm, task_vectors
@@ -95,7 +94,6 @@ def svc(
     return put_back(merged, (u * (s * (len(models) / counted - 1))) @ v)
 
 
-@statistic(how="matrix")
 def decomposed(base: Tensor, merged: Tensor) -> Triples:
     """The singular triples of merged - base, float64 on the base's device."""
     u, s, v = triples(change(base, merged))
