@@ -13,7 +13,7 @@ from support import tiny_models
 from torch import Tensor
 
 from mergesearch import methods
-from mergesearch.engine import kernels
+from mergesearch.engine import decomposing, kernels
 from mergesearch.engine.kernels import decompositions, notices
 from mergesearch.engine.kernels.kept_files import KeptFiles
 from mergesearch.engine.live import Engine
@@ -189,3 +189,15 @@ def test_files_are_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("MERGESEARCH_STATISTICS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert KeptFiles.usual().folder == Path(tmp_path / "mergesearch" / "statistics")
+
+
+def test_what_it_will_take_is_said(loaded):
+    """`check` names what the parents take once and a candidate afterwards, of a recipe and of a space."""
+    tiny, pool = loaded
+    step = plan(tiny.recipe(*single_rule("tsv")), pool)[-2].step
+    small, large = (decomposing.expected(step.method, step.parameters, pool.infos * n, 3) for n in (1, 50))
+    assert small.kept * 50 == pytest.approx(large.kept, rel=0.01) and small.kept > 0
+    assert large.once > 5 * small.once > 0 and large.each > 0
+    assert "once for the parents" in str(large) and "a candidate" in str(large)
+    iso = plan(tiny.recipe(*single_rule("iso")), pool)[-2].step
+    assert str(decomposing.expected(iso.method, iso.parameters, pool.infos, 3)).startswith("about")

@@ -57,6 +57,8 @@ METHODS = (
     ),
     *("sce", "ram", "ramplus_tl"),
 )
+# what an export can express: those, and the plain average as mergekit's `linear`
+EXPORTED: tuple[str, ...] = (*METHODS, "uniform_soup")
 # ours -> mergekit's, where the names differ
 RENAMED = {
     ("nuslerp", "flatten"): "nuslerp_flatten",

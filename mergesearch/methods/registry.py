@@ -336,10 +336,10 @@ def get_wrapper(name: str, where: str = "the recipe") -> Wrapper:
     return _wrappers[name]
 
 
-def describe() -> list[dict[str, Any]]:
-    """One row for each method: name, family, base, models, summary, paper, parameters (key, default, allowed values,
-    default search range, whether one value per model, meaning)."""
-    return [_row(get(name)) for name in names()]
+def describe(chosen: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """One row for each method, or for those chosen: name, family, base, models, summary, paper, parameters (key,
+    default, allowed values, default search range, whether one value per model, meaning)."""
+    return [_row(get(name)) for name in (names() if chosen is None else chosen)]
 
 
 def describe_wrappers() -> list[dict[str, Any]]:

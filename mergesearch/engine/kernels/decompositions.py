@@ -30,7 +30,7 @@ from mergesearch.methods.listening import Listener, Statistic
 # raise it where a function gives other bytes than before: what an earlier version kept is then made anew
 _FORMAT = 1
 # matrices that are decomposed at once at most: each takes some copies of itself in float64
-_AT_ONCE = 16
+AT_ONCE = 16
 # elements of all matrices below which a decomposition takes no longer than a file
 _WORTH_A_FILE = 2**16
 
@@ -75,7 +75,7 @@ class Decompositions:
     ) -> tuple[Tensor, ...]:
         tensors = (operands.base, *operands.models)
         device = operands.models[0].device
-        key = (statistic.name, repr(stated), operands.names, str(device))
+        key = (statistic.name, repr(stated), tuple(operands.names), str(device))
         found = self.held.get(key)
         if found is not None:
             return found
@@ -141,7 +141,7 @@ def each_on_one_thread(work: Callable[[int], Tensor], count: int) -> list[Tensor
                     return
                 results[number] = work(number)
 
-    others = min(threads, _AT_ONCE, count) - 1
+    others = min(threads, AT_ONCE, count) - 1
     try:
         started = [_workers(threads).submit(take) for _ in range(others)]
         take()
@@ -154,4 +154,4 @@ def each_on_one_thread(work: Callable[[int], Tensor], count: int) -> list[Tensor
 
 @cache
 def _workers(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, min(threads, _AT_ONCE) - 1), thread_name_prefix="mergesearch-matrices")
+    return ThreadPoolExecutor(max(1, min(threads, AT_ONCE) - 1), thread_name_prefix="mergesearch-matrices")
