@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from mergesearch import methods, registry
 from mergesearch.config import Config
 from mergesearch.engine.residency import OVERHEAD, SHARE
+from mergesearch.mergekit.known import EXPORTED
 from mergesearch.recipe import Recipe
 from mergesearch.schema import Strict, fields_of, inner_model, words_of_type
 from mergesearch.search import strategies
@@ -142,19 +143,28 @@ _BASE = {"required": "yes", "optional": "if there is one", "unused": "no"}
 def method_list() -> str:
     """One line for each method."""
     rows = [
-        (f"[`{row['name']}`](#{row['name']})", row["summary"], row["models"], _BASE[row["base"]])
+        (
+            f"[`{row['name']}`](#{row['name']})", row["summary"], row["models"], _BASE[row["base"]],
+            "yes" if row["name"] in EXPORTED else "no",
+        )
         for row in methods.describe()
+    ]  # fmt: skip
+    wrapped = [
+        (f"[`...+{row['name']}`](#{row['name']})", row["summary"], "any method's result", "yes", "no")
+        for row in methods.describe_wrappers()
     ]
-    return _table(("method", "what it does", "merges", "uses the base"), rows)
+    return _table(("method", "what it does", "merges", "uses the base", "mergekit export"), [*rows, *wrapped])
 
 
 def method_pages() -> str:
     """Every method: parameters and mathematics."""
-    return "\n\n".join(_method(row) for row in methods.describe())
+    told = [_method(row, methods.get(row["name"]).function) for row in methods.describe()]
+    told += [_method(row, methods.get_wrapper(row["name"]).function) for row in methods.describe_wrappers()]
+    return "\n\n".join(told)
 
 
-def _method(row: dict[str, Any]) -> str:
-    text = inspect.getdoc(methods.get(row["name"]).function) or ""
+def _method(row: dict[str, Any], function: Callable[..., Any]) -> str:
+    text = inspect.getdoc(function) or ""
     mathematics = text.partition("\n")[2].strip()
     parameters = [
         (f"`{p['key']}`", p["meaning"], p["allowed"], _each(p), _plain(_number(p["default"])), _range(p["search"]))

@@ -50,6 +50,8 @@ COMPILED = ("linear", "dare_ties")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # methods whose few coefficients come from sums over the tensor, which each device adds up in an order of its own
 SMALL_SUMS = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "arcee_fusion")
+# methods that can be split into statistics and an elementwise rest for tensors of any shape
+SPLIT = [name for name in methods.names() if not methods.get(name).matrices]
 slow = pytest.mark.skipif(not os.environ.get("MERGESEARCH_SLOW"), reason="takes minutes: set MERGESEARCH_SLOW=1")
 
 
@@ -58,6 +60,7 @@ def cases(method: Method) -> list[dict[str, Any]]:
     found = list(contract.settings(method))
     if "density" in method.parameters:
         found = [{"density": 0.5, **given} for given in found]
+    if "rescale" in method.parameters:
         found += [{"density": 0.5, "rescale": "l1", "weight": [0.4, -0.7, 1.1][: contract.count(method)]}]
     if "select_topk" in method.parameters:
         found += [{"select_topk": 0.4}]
@@ -123,14 +126,16 @@ def test_blocks_equal_the_definition(name):
                 assert torch.equal(got, wanted), (shape, given, base)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", [*methods.names(), "ties+lines", "dare_ties+svc"])
 def test_no_method_needs_its_plain_definition(name, monkeypatch):
-    """Each method here can be split into statistics and an elementwise rest: none is slow without anybody noticing."""
+    """Each method here can be split into statistics and an elementwise rest: none is slow without anybody noticing.
+    Those that decompose matrices are meant to be slow there, and nowhere else."""
     method = methods.get(name)
-    monkeypatch.setattr(runner, "plain", lambda recipe, merge: pytest.fail("the plain definition was used"))
+    monkeypatch.setattr(runner, "plain", lambda *_: pytest.fail("the plain definition was used"))
     run = Runner(Statistics(MANY, MANY), Compiler("never"))
     for given in cases(method):
-        made(run, method, parents(method, (6, 7), torch.bfloat16, True), given, torch.bfloat16)
+        shape = (42,) if method.matrices else (6, 7)
+        made(run, method, parents(method, shape, torch.bfloat16, True), given, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -427,7 +432,7 @@ def test_grouped_and_single_launches_are_equal(name):
     alone_and_together(name, "cpu")
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", SPLIT)
 def test_numbers_that_follow_from_statistics_do_not_depend_on_the_group(name):
     """In float64, before a rounding to the tensors' dtype hides that one was multiplied in another order."""
     method = methods.get(name)
@@ -658,7 +663,7 @@ def test_nan_on_cuda_names_the_tensor():
 # --- the text of kernels ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", SPLIT)
 def test_every_method_is_written_in_both_languages(name):
     """All but the programs with values for each row; the Triton text is Python that compiles."""
     method = methods.get(name)

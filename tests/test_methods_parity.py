@@ -20,7 +20,7 @@ pytest.importorskip("mergekit", reason="mergekit is not installed: pip install '
 
 from scripts.bench.shared import oracle
 
-RANDOM = [name for name in methods.names() if methods.get(name).random]
+RANDOM = [name for name in oracle.METHODS if methods.get(name).random]
 shapes = st.one_of(
     st.sampled_from([(), (1,), (1, 1), (2,), (3, 1)]),
     st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple),

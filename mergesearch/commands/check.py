@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -25,12 +25,13 @@ from mergesearch.commands.inputs import (
 )
 from mergesearch.commands.probe import measure
 from mergesearch.config import Config
+from mergesearch.engine.decomposing import expected
 from mergesearch.engine.live import Engine
-from mergesearch.engine.plan import DTYPES, Job, check, form_of, plan
+from mergesearch.engine.plan import DTYPES, Job, Step, check, form_of, plan
 from mergesearch.engine.residency import residency
 from mergesearch.evaluate import task_code
 from mergesearch.evaluate.tasks import Split, Task
-from mergesearch.recipe import Recipe
+from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.schema import read_yaml
 from mergesearch.search import store, strategies
 from mergesearch.search.costs import costs, words_of
@@ -73,6 +74,7 @@ def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
         *_parents(pool),
         ("result", _size((job.info.shape for job in jobs), len({job.info.layer for job in jobs}))),
         *_rules(recipe, jobs),
+        *_decomposed((job.step, job.info) for job in jobs),
         *_memory(pool, _numbers(job.info.shape for job in jobs), recipe.out_dtype),
     ]
 
@@ -115,6 +117,7 @@ def _run(config: Config) -> Lines:
             for name, found in code.items()
         ),
         *_proposed(space),
+        *_decomposed(_in_space(config, space, pool)),
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
         ("budget", _UNKNOWN if code else _budget(config, documents, _tokens(config, pool, tasks, documents))),
@@ -209,12 +212,33 @@ def _rules(recipe: Recipe, jobs: Sequence[Job]) -> Lines:
         position = recipe.rules.index(recipe.rule_for(job.info))
         tensors[position] += 1
         parameters[position] += _numbers([job.info.shape])
-        methods[position] = f"{job.step.method.name} of {', '.join(job.step.models)}"
+        methods[position] = f"{recipe.rules[position].method} of {', '.join(job.step.models)}"
     return [
         (f"rule {rule.label}", f"{methods[n]}: {tensors[n]} tensors, {parameters[n]:,} parameters")
         if n in tensors
         else (f"rule {rule.label}", f"{rule.method} covers no tensor: an earlier rule takes them all")
         for n, rule in enumerate(recipe.rules)
+    ]
+
+
+def _in_space(config: Config, space: Space, pool: Pool) -> Iterator[tuple[Step, TensorInfo]]:
+    """Each tensor with each method of matrices that the space has, as it is by default."""
+    for method in space.methods.values() if isinstance(space, SearchSpace) else ():
+        if method.matrices:
+            models = tuple(config.models)[: method.max_models]
+            step = Step(method, models, method.complete({}, models, "space.methods"))
+            yield from ((step, info) for info in pool.infos)
+
+
+def _decomposed(merged: Iterable[tuple[Step, TensorInfo]]) -> Lines:
+    """What methods that decompose matrices will take, each with all tensors that it merges."""
+    tensors: dict[str, tuple[Step, list[TensorInfo]]] = {}
+    for step, info in merged:
+        if step.method.matrices:
+            tensors.setdefault(step.method.name, (step, []))[1].append(info)
+    return [
+        (f"matrices {name}", str(expected(step.method, step.parameters, infos, len(step.models))))
+        for name, (step, infos) in tensors.items()
     ]
 
 

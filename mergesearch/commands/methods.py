@@ -1,37 +1,58 @@
-"""`mergesearch methods`: every merge method with its parameters, their ranges, and the paper."""
+"""`mergesearch methods`: every merge method and wrapper with its parameters, their ranges, and the paper."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
 from mergesearch import methods
 from mergesearch.commands.listing import Row, lines, named
+from mergesearch.mergekit.known import EXPORTED
 
+_NOT_EXPORTED = "no mergekit export can express it"
 _BASE = {"required": "the base and ", "optional": "with or without the base, ", "unused": ""}
 
 
 def described(name: str | None = None) -> list[Row]:
-    """The methods as plain data: all, or the one that is named.
+    """The methods and what may be wrapped around them as plain data: all, or the one that is named.
 
     Raises:
         UserError: there is no such method.
     """
+    if name in methods.wrappers():
+        return named(_wrapped(), name)
     if name:
-        methods.get(name, "the command line")
-    return named(methods.describe(), name)
+        chosen = methods.get(name, "the command line")
+        return _rows([chosen.name])
+    return [*_rows(methods.names()), *_wrapped()]
+
+
+def _rows(names: Sequence[str]) -> list[Row]:
+    return [{**row, "mergekit": row["name"] in EXPORTED} for row in methods.describe(names)]
+
+
+def _wrapped() -> list[Row]:
+    return [{**row, "mergekit": False, "wraps": True} for row in methods.describe_wrappers()]
 
 
 def lines_of(name: str | None = None) -> list[Text]:
     """The methods in words; the one that is named with its mathematics. Raises as `described`."""
-    rows = described(name)
-    return lines(rows, _details, (inspect.getdoc(methods.get(name).function) or "") if name else None)
+    return lines(described(name), _details, _mathematics(name) if name else None)
+
+
+def _mathematics(name: str) -> str:
+    told = methods.get_wrapper(name) if name in methods.wrappers() else methods.get(name)
+    return inspect.getdoc(told.function) or ""
 
 
 def _details(row: Row) -> Iterator[str]:
-    yield f"merges {_BASE[row['base']]}{row['models']}; {row['paper']}"
+    if row.get("wraps"):
+        yield f"written after a method, as in ties+{row['name']}; {row['paper']}; {_NOT_EXPORTED}"
+    else:
+        exported = "a mergekit export can express it" if row["mergekit"] else _NOT_EXPORTED
+        yield f"merges {_BASE[row['base']]}{row['models']}; {row['paper']}; {exported}"
     yield from map(_parameter, row["parameters"])
 
 

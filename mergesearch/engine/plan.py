@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from mergesearch import methods
-from mergesearch.checkpoints import Form, Piece, Pool
+from mergesearch.checkpoints import Form, Layout, Piece, Pool
 from mergesearch.engine import kernels
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe, Rule, TensorInfo
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Row = Mapping[str, tuple[int, int]]
+# what methods of matrices leave to the average: rows are tokens or experts there, not features
+LEFT_OUT = ("embedding", "head", "router")
 
 
 # --- what a recipe means ------------------------------------------------------------------------------------------
@@ -35,6 +37,24 @@ class Step:
     def identity(self) -> str:
         """Equal for steps that do the same."""
         return repr((self.method.name, self.models, sorted(self.parameters.items())))
+
+    @cached_property
+    def aside(self) -> Step:
+        """What merges the tensors that a method of matrices leaves out."""
+        return Step(methods.get(self.method.aside), self.models, self.method.complete_aside(self.parameters))
+
+    def at(self, info: TensorInfo, depth: float | None) -> Step:
+        """The step for one tensor.
+
+        Args:
+            depth: of the tensor's layer, from 0 to 1; None outside of the layers.
+        """
+        step = self
+        if self.method.matrices and info.component in LEFT_OUT and not self.parameters["embeddings"]:
+            step = self.aside
+        if depth is not None and step.parameters.get("depth") == -1:
+            step = Step(step.method, step.models, {**step.parameters, "depth": depth})
+        return step
 
     @property
     def copies(self) -> bool:
@@ -167,9 +187,14 @@ def plan(recipe: Recipe, pool: Pool, form: Form | None = None) -> list[Job]:
     layout = (form or form_of(recipe, pool)).layout
     steps = {id(rule): _steps(recipe, position) for position, rule in enumerate(recipe.rules)}
     return [
-        _job(info, piece, steps[id(recipe.rule_for(info))], recipe, pool)
+        _job(info, piece, steps[id(recipe.rule_for(info))], recipe, pool, _depth(piece, info, layout))
         for info, piece in zip(layout.infos, layout.pieces, strict=True)
     ]
+
+
+def _depth(piece: Piece, info: TensorInfo, layout: Layout) -> float | None:
+    """Where a tensor's layer lies, from 0 for the first to 1 for the last; None outside of the layers."""
+    return info.layer / max(1, layout.layers - 1) if piece.live.startswith(layout.prefix) else None
 
 
 def form_of(recipe: Recipe, pool: Pool) -> Form:
@@ -196,12 +221,19 @@ def _lead(row: Row) -> tuple[int, int]:
     return next(iter(row.values()))
 
 
-def _job(info: TensorInfo, piece: Piece, steps: Mapping[int | None, Step], recipe: Recipe, pool: Pool) -> Job:
+def _job(
+    info: TensorInfo,
+    piece: Piece,
+    steps: Mapping[int | None, Step],
+    recipe: Recipe,
+    pool: Pool,
+    depth: float | None,
+) -> Job:
     if recipe.stack is None:
-        step = steps[None]
+        step = steps[None].at(info, depth)
         return Job(info, piece, step, info.name if recipe.base is not None else None, (info.name,) * len(step.models))
     number, start = next((n, a) for n, (a, b) in enumerate(_spans(recipe.stack)) if a <= info.layer <= b)
-    row, step, offset = recipe.stack[number], steps[number], info.layer - start
+    row, step, offset = recipe.stack[number], steps[number].at(info, depth), info.layer - start
     base_layers = row.get("base", _lead(row))
     base = _origin(piece, info, base_layers[0] + offset, "base", pool) if recipe.base is not None else None
     parents = tuple(_origin(piece, info, row[name][0] + offset, name, pool) for name in step.models)

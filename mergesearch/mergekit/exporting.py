@@ -172,7 +172,7 @@ def _translated(method: methods.Method, complete: Mapping[str, Any], where: str)
         return {"weight": 1.0}
     if method.name not in known.METHODS:
         raise UserError(f"{method.name} in {where} cannot be written for mergekit, which has no such method")
-    for key in (*known.OURS_ALONE.get(method.name, ()), "samples"):
+    for key in (*known.OURS_ALONE.get(method.name, ()), *known.OURS_EVERYWHERE):
         if key in complete and not _is_default(method, key, complete[key]):
             raise UserError(
                 f"{key} {complete[key]} of {method.name} in {where} cannot be written for mergekit, which has none: "

@@ -57,6 +57,8 @@ METHODS = (
     ),
     *("sce", "ram", "ramplus_tl"),
 )
+# what an export can express: those, and the plain average as mergekit's `linear`
+EXPORTED: tuple[str, ...] = (*METHODS, "uniform_soup")
 # ours -> mergekit's, where the names differ
 RENAMED = {
     ("nuslerp", "flatten"): "nuslerp_flatten",
@@ -75,6 +77,8 @@ OURS_ALONE: dict[str, tuple[str, ...]] = {
     "ram": ("weight", "lambda"),
     "ramplus_tl": ("weight", "lambda"),
 }
+# the same for every method
+OURS_EVERYWHERE: tuple[str, ...] = ("samples", "q")
 # mergekit's first input is its base_model
 FIRST_IS_BASE = ("slerp", "nearswap", "arcee_fusion")
 # the base_model is one more input
@@ -95,8 +99,8 @@ def their_key(method_name: str, key: str) -> str:
 
 
 def keys_of(chosen: Method) -> dict[str, str]:
-    """mergekit's name -> ours for every parameter that a file may give to a method; `samples` is ours alone."""
-    return {their_key(chosen.name, key): key for key in chosen.parameters if key != "samples"}
+    """mergekit's name -> ours for every parameter that a file may give to a method."""
+    return {their_key(chosen.name, key): key for key in chosen.parameters if key not in OURS_EVERYWHERE}
 
 
 def from_source(chosen: Method, key: str) -> bool:

@@ -9,6 +9,34 @@ from __future__ import annotations
 
 from mergesearch.methods import masks
 from mergesearch.methods.masks import MaskKey, mask_key, uniform
-from mergesearch.methods.registry import Method, Parameter, describe, get, method, names
+from mergesearch.methods.registry import (
+    Method,
+    Parameter,
+    Wrapper,
+    describe,
+    describe_wrappers,
+    get,
+    get_wrapper,
+    method,
+    names,
+    wrapper,
+    wrappers,
+)
 
-__all__ = ["MaskKey", "Method", "Parameter", "describe", "get", "mask_key", "masks", "method", "names", "uniform"]
+__all__ = [
+    "MaskKey",
+    "Method",
+    "Parameter",
+    "Wrapper",
+    "describe",
+    "describe_wrappers",
+    "get",
+    "get_wrapper",
+    "mask_key",
+    "masks",
+    "method",
+    "names",
+    "uniform",
+    "wrapper",
+    "wrappers",
+]

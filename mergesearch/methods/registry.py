@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 Base = Literal["required", "optional", "unused"]
 Family = Literal["interpolation", "task_vector", "structure"]
 
+# between a method and what is done to its result: `ties+svc`
+_WRAPPED = "+"
+
 _registered: dict[str, Method] = {}
+_wrappers: dict[str, Wrapper] = {}
+_composed: dict[str, tuple[Method, Method]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +98,52 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True)
+class Wrapper:
+    """A registered wrapper: what is done to the result of any method, as `f(base, models, merged, *, ...)`.
+
+    A recipe names it after the method: `ties+svc`. What is wrapped has the parameters of both, and needs a base.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    parameters: Mapping[str, Parameter]
+    paper: str
+    summary: str
+    matrices: bool = False
+
+    def around(self, inner: Method) -> Method:
+        """The method of that name. Raises `ValueError` where both have a parameter of one name that differs."""
+        for key in self.parameters.keys() & inner.parameters.keys():
+            if self.parameters[key] != inner.parameters[key]:
+                raise ValueError(f"{inner.name} and {self.name} mean different things by {key!r}")
+        mine = [p.name for p in self.parameters.values()]
+        theirs = {p.name for p in inner.parameters.values()} | {"keys"}
+
+        def wrapped(base: Tensor, models: Sequence[Tensor], **given: Any) -> Tensor:
+            merged = inner.function(base, models, **{k: v for k, v in given.items() if k in theirs})
+            return self.function(base, models, merged, **{name: given[name] for name in mine})
+
+        wrapped.__doc__ = "\n\n".join(inspect.getdoc(f) or "" for f in (inner.function, self.function))
+        return dataclasses.replace(
+            inner,
+            name=f"{inner.name}{_WRAPPED}{self.name}",
+            function=wrapped,
+            parameters={**inner.parameters, **self.parameters},
+            base="required",
+            family="task_vector",
+            paper=f"{inner.paper}; {self.paper}",
+            summary=f"{inner.summary} Then: {self.summary}",
+            matrices=inner.matrices or self.matrices,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """A registered merge method. `parameters` is keyed by the name used in YAML; `max_models` None means any number.
 
     `base`: "required", "optional" (task vectors where there is one) or "unused" (the models alone).
-    `random`: it draws masks and takes `keys`, one for each model.
+    `random`: it draws masks and takes `keys`, one for each model. `matrices`: it decomposes matrices, and what merges
+    embeddings, heads and routers in its place is `aside`, unless its parameter `embeddings` is true.
     """
 
     name: str
@@ -110,6 +156,25 @@ class Method:
     family: Family
     paper: str
     summary: str
+    matrices: bool = False
+
+    @property
+    def aside(self) -> str:
+        """What merges the tensors that a method of matrices leaves out: the average of task vectors; for a wrapped
+        method the same without the wrappers that are such methods."""
+        inner, *around = self.name.split(_WRAPPED)
+        inner = "task_arithmetic" if get(inner).matrices else inner
+        return _WRAPPED.join([inner, *(name for name in around if not _wrappers[name].matrices)])
+
+    def complete_aside(self, complete: Mapping[str, Any]) -> dict[str, Any]:
+        """The complete parameters of `aside`, from this method's: those that both have, and a mean where it averages
+        in the place of a method of matrices."""
+        other = get(self.aside)
+        known = {key: p.default for key, p in other.parameters.items() if not p.per_model}
+        known |= {key: complete[key] for key in other.parameters if key in complete}
+        if get(self.name.split(_WRAPPED)[0]).matrices:
+            known["normalize"] = True
+        return known
 
     def complete(
         self, parameters: Mapping[str, Any], models: Sequence[str], where: str, *, has_base: bool = True
@@ -187,6 +252,7 @@ def method(
     min_models: int = 1,
     max_models: int | None = None,
     name: str | None = None,
+    matrices: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register `f(base, models, *, ...) -> Tensor` as a merge method, under its own name unless `name` says otherwise.
 
@@ -207,9 +273,21 @@ def method(
             random="keys" in inspect.signature(function).parameters,
             family=family,
             paper=paper,
-            summary=(inspect.getdoc(function) or "").partition("\n")[0],
+            summary=_summary(function),
+            matrices=matrices,
         )
-        _add(new)
+        _add(new, _registered)
+        return function
+
+    return register
+
+
+def wrapper(*, paper: str, matrices: bool = False) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register `f(base, models, merged, *, ...) -> Tensor` as a wrapper of methods, see `Wrapper` and `method`."""
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        parameters = {p.key: p for p in _parameters(function)}
+        _add(Wrapper(function.__name__, function, parameters, paper, _summary(function), matrices), _wrappers)
         return function
 
     return register
@@ -221,25 +299,69 @@ def names() -> list[str]:
     return sorted(_registered)
 
 
-def get(name: str, where: str = "the recipe") -> Method:
-    """The method called `name`; `UserError` with the nearest name where there is none."""
+def wrappers() -> list[str]:
+    """The names of all wrappers, sorted."""
     _discover()
-    if name not in _registered:
-        raise unknown("merge method", name, _registered, where)
-    return _registered[name]
+    return sorted(_wrappers)
 
 
-def describe() -> list[dict[str, Any]]:
-    """One row for each method: name, family, base, models, summary, paper, parameters (key, default, allowed values,
-    default search range, whether one value per model, meaning)."""
-    return [_row(get(name)) for name in names()]
+def get(name: str, where: str = "the recipe") -> Method:
+    """The method called `name`, which may be wrapped: `ties+svc`.
+
+    Raises:
+        UserError: there is no such method or wrapper; with the nearest name.
+    """
+    _discover()
+    first, *around = name.split(_WRAPPED)
+    if first not in _registered:
+        raise unknown("merge method", first, _registered, where)
+    if not around:
+        return _registered[first]
+    for one in around:
+        if one not in _wrappers or around.count(one) > 1:
+            raise unknown(f"wrapper (once each after {first}{_WRAPPED})", one, _wrappers, where)
+    inner = get(name.rpartition(_WRAPPED)[0], where)
+    held = _composed.get(name)
+    if held is None or held[0] is not inner:
+        # one function for each name: what is kept of a method is kept by its function
+        held = _composed[name] = (inner, _wrappers[around[-1]].around(inner))
+    return held[1]
+
+
+def get_wrapper(name: str, where: str = "the recipe") -> Wrapper:
+    """The wrapper called `name`; `UserError` with the nearest name where there is none."""
+    _discover()
+    if name not in _wrappers:
+        raise unknown("wrapper", name, _wrappers, where)
+    return _wrappers[name]
+
+
+def describe(chosen: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """One row for each method, or for those chosen: name, family, base, models, summary, paper, parameters (key,
+    default, allowed values, default search range, whether one value per model, meaning)."""
+    return [_row(get(name)) for name in (names() if chosen is None else chosen)]
+
+
+def describe_wrappers() -> list[dict[str, Any]]:
+    """As `describe`, for each wrapper: name, summary, paper, parameters."""
+    return [
+        {"name": w.name, "summary": w.summary, "paper": w.paper, "parameters": _columns(w.parameters)}
+        for w in map(get_wrapper, wrappers())
+    ]
 
 
 def _row(m: Method) -> dict[str, Any]:
+    stated = {c: getattr(m, c) for c in ("name", "family", "base", "random", "matrices", "summary", "paper")}
+    return {**stated, "models": m._count(), "parameters": _columns(m.parameters)}
+
+
+def _columns(parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
     columns = ("key", "default", "allowed", "search", "per_model", "meaning")
-    parameters = [{c: getattr(p, c) for c in columns} for p in m.parameters.values()]
-    stated = {c: getattr(m, c) for c in ("name", "family", "base", "random", "summary", "paper")}
-    return {**stated, "models": m._count(), "parameters": parameters}
+    return [{c: getattr(p, c) for c in columns} for p in parameters.values()]
+
+
+def _summary(function: Callable[..., Tensor]) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 def _discover() -> None:
@@ -248,12 +370,12 @@ def _discover() -> None:
         importlib.import_module(module.name)
 
 
-def _add(new: Method) -> None:
-    before = _registered.get(new.name)
+def _add(new: Any, known: dict[str, Any]) -> None:
+    before = known.get(new.name)
     where = (new.function.__module__, new.function.__qualname__)
     if before is not None and (before.function.__module__, before.function.__qualname__) != where:
         raise ValueError(f"merge method {new.name!r} of {where[0]} is already in {before.function.__module__}")
-    _registered[new.name] = new
+    known[new.name] = new
 
 
 def _parameters(function: Callable[..., Tensor]) -> list[Parameter]:

@@ -20,6 +20,7 @@ from mergesearch.methods.common import (
     Weights,
     nonzero,
     per_model,
+    scalar,
     total,
     weighted_sum,
 )
@@ -57,6 +58,15 @@ DropRescale = Annotated[
 ]
 Samples = Annotated[
     int, Parameter(kind="int", low=1, high=1024, meaning="average the dropped task vector over this many masks")
+]
+
+Divisor = Annotated[
+    Scalar,
+    Parameter(
+        low=0.0,
+        high=1.0,
+        meaning="what is kept is divided by this where rescale is inverse (DAREx-q); 0: by the probability of being kept",
+    ),
 ]
 
 
@@ -99,20 +109,26 @@ def l1_factor(after: Tensor, before: Tensor) -> Tensor:
     return torch.where(after > 0, before / after, torch.ones_like(after))
 
 
-def drop(d: Tensor, probability: Scalar, rescale: str, key: MaskKey, samples: int) -> Tensor:
-    """d with each element kept with its `probability` (a scalar or a tensor of d's shape), averaged over samples."""
-    merged = _drop_once(d, probability, rescale, key, 0)
+def drop(
+    d: Tensor, probability: Scalar, rescale: str, key: MaskKey, samples: int, divisor: Scalar | None = None
+) -> Tensor:
+    """d with each element kept with its `probability` (a scalar or a tensor of d's shape), averaged over samples.
+
+    `divisor`: what `rescale` inverse divides by, the probability where it is not given.
+    """
+    divisor = probability if divisor is None else divisor
+    merged = _drop_once(d, probability, rescale, key, 0, divisor)
     for sample in range(1, samples):
-        merged = merged + _drop_once(d, probability, rescale, key, sample)
+        merged = merged + _drop_once(d, probability, rescale, key, sample, divisor)
     return merged / samples
 
 
-def _drop_once(d: Tensor, probability: Scalar, rescale: str, key: MaskKey, sample: int) -> Tensor:
+def _drop_once(d: Tensor, probability: Scalar, rescale: str, key: MaskKey, sample: int, divisor: Scalar) -> Tensor:
     mask = uniform(key, d.shape, sample=sample, device=d.device) < probability
     kept = torch.where(mask, d, torch.zeros_like(d))
     if rescale == "l1":
         return match_l1(kept, d)
-    return kept / probability if rescale == "inverse" else kept
+    return kept / divisor if rescale == "inverse" else kept
 
 
 def elect(weighted: Sequence[Tensor]) -> Tensor:
@@ -211,17 +227,18 @@ def dare_linear(
     normalize: Normalize = False,
     rescale: DropRescale = "inverse",
     samples: Samples = 1,
+    q: Divisor = 0.0,
 ) -> Tensor:
     """Drop elements of each task vector at random, rescale the others, add the weighted sum to the base.
 
     m_ij ~ Bernoulli(density), d_i <- m_i d_i / density; base + lambda sum_i w_i d_i. Yu et al., "Language Models are
-    Super Mario", arXiv:2311.03099.
+    Super Mario", arXiv:2311.03099. With q: / q in the place of / density (DAREx-q), Deng et al., arXiv:2410.09344.
 
     weight: any number for each model, 1. density: (0, 1] for each model, 1. lambda: any number, 1. normalize: divide
     by sum_i w_i, false. rescale: "inverse" (by 1/density), "l1" or "none", inverse. samples: masks to average, 1.
-    keys: one mask key for each model. base and each model: one shape; returns that shape.
+    q: [0, 1], 0 (density). keys: one mask key for each model. base and each model: one shape; returns that shape.
     """
-    return merge_linear(base, _dropped(base, models, keys, density, rescale, samples), weight, lam, normalize)
+    return merge_linear(base, _dropped(base, models, keys, density, rescale, samples, q), weight, lam, normalize)
 
 
 @method(paper="Yu et al. 2023, arXiv:2311.03099", family="task_vector", base="required")
@@ -236,6 +253,7 @@ def dare_ties(
     normalize: Normalize = False,
     rescale: DropRescale = "inverse",
     samples: Samples = 1,
+    q: Divisor = 0.0,
 ) -> Tensor:
     """Drop elements of each task vector at random and rescale the others, elect signs, sum what agrees.
 
@@ -244,13 +262,21 @@ def dare_ties(
 
     weight: any number for each model, 1. density: (0, 1] for each model, 1. lambda: any number, 1. normalize: divide
     by the weights that took part, false. rescale: "inverse" (by 1/density), "l1" or "none", inverse. samples: masks to
-    average, 1. keys: one mask key for each model. base and each model: one shape; returns that shape.
+    average, 1. q: as `dare_linear`, 0. keys: one mask key for each model. base and each model: one shape; returns that
+    shape.
     """
-    return merge_elected(base, _dropped(base, models, keys, density, rescale, samples), weight, lam, normalize)
+    return merge_elected(base, _dropped(base, models, keys, density, rescale, samples, q), weight, lam, normalize)
 
 
 def _dropped(
-    base: Tensor, models: Sequence[Tensor], keys: Sequence[MaskKey], density: Scalars, rescale: str, samples: int
+    base: Tensor,
+    models: Sequence[Tensor],
+    keys: Sequence[MaskKey],
+    density: Scalars,
+    rescale: str,
+    samples: int,
+    q: Scalar,
 ) -> list[Tensor]:
+    own = scalar(q)
     triples = zip(task_vectors(base, models), per_model(density, models), keys, strict=True)
-    return [drop(d, p, rescale, key, samples) for d, p, key in triples]
+    return [drop(d, p, rescale, key, samples, torch.where(own > 0, own, scalar(p))) for d, p, key in triples]

@@ -1,4 +1,4 @@
-"""Compare every merge method with mergekit and print the table of results/parity.md.
+"""Compare every merge method with mergekit, or with what fusion-bench gave, and print results/parity.md.
 
     python -m scripts.bench.parity > results/parity.md
 
@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import torch
 
 from mergesearch import methods
-from scripts.bench.shared import oracle
+from mergesearch.mergekit.known import METHODS
+from scripts.bench.shared import fusion_bench, oracle
 
 SHAPES = [(), (1,), (2,), (7,), (1, 4), (4, 1), (5, 6), (3, 4, 5), (300, 500)]
 ABOUT = f"""
@@ -54,6 +55,26 @@ ON_PURPOSE = {
     "slerp": "mergekit takes tensors with a norm below 1e-8 for zero",
     "ties": "every element equal to the smallest one kept is kept, mergekit keeps exactly k by an unstable sort",
 }
+NEWER = """
+## What mergekit 0.1.5 lacks, against fusion-bench
+
+Recorded once from fusion-bench {version} in an environment of its own (`scripts/bench/record_fusion_bench.py`, which
+says how), in float64: 2 to 4 task vectors of 9 x 14 to 24 x 10. `largest`: the largest difference of our float64 result,
+as a share of the largest change; `float32`: of our result from the same task vectors in float32.
+"""
+ALONE = """
+Its own directions are cut where they lie below the numerical rank, which none of these task vectors has: there
+fusion-bench keeps noise. fusion-bench has none of the others. What holds them is a formula written out in float64 in
+tests/test_methods_newer.py:
+
+| method | compared with |
+|---|---|
+| regmean_free | the ridge regression by an inverse, for p 0, 0.5 and 1; of adapters, the pseudo-inverse in their joint row space; its loss at p = 1 with that of fusion-bench's WUDI, which stops after 400 steps of Adam: {losses} |
+| star | the truncated and rescaled singular values by torch's own decomposition; each keeps its nuclear norm |
+| resmerge | the paper's steps one by one over full matrices |
+| lines | a + b t with the paper's a |
+| dare_linear, dare_ties with q | the masks of the same seed divided by q |
+"""
 
 
 def main() -> None:
@@ -66,8 +87,39 @@ def main() -> None:
     print(ABOUT)
     print("| method | dtype | compared | equal | largest | units | our error | its error | different on purpose |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name, dtype in itertools.product(methods.names(), (torch.float32, torch.float64)):
+    theirs = [name for name in methods.names() if name in (*METHODS, "uniform_soup")]
+    for name, dtype in itertools.product(theirs, (torch.float32, torch.float64)):
         print(_row(name, dtype), flush=True)
+    print(NEWER.format(version=fusion_bench.version()))
+    print("| method | as in fusion-bench | cases | largest | float32 |")
+    print("|---|---|---|---|---|")
+    for label in dict.fromkeys(one.label for one in fusion_bench.recorded()):
+        print(_newer(label))
+    print(ALONE.format(losses=", ".join(map(_losses, fusion_bench.stopped_early()))))
+
+
+def _newer(label: str) -> str:
+    """A row for what fusion-bench gave under a label."""
+    found = [one for one in fusion_bench.recorded() if one.label == label]
+    wide, narrow = (max(_gap(one, dtype) for one in found) for dtype in (torch.float64, torch.float32))
+    return f"| {found[0].method} | {label} | {len(found)} | {wide:.1e} | {narrow:.1e} |"
+
+
+def _gap(one: fusion_bench.Recorded, dtype: torch.dtype) -> float:
+    return float((one.ours(dtype).double() - one.theirs).abs().max() / one.theirs.abs().max())
+
+
+def _losses(one: fusion_bench.Recorded) -> str:
+    """Ours and theirs, as shares of the plain sum's."""
+
+    def loss(merged: torch.Tensor) -> float:
+        return float(sum(((merged - d) @ d.T).square().sum() / d.square().sum() for d in one.vectors))
+
+    method = methods.get("regmean_free")
+    parameters = method.complete({"p": 1.0}, [f"m{i}" for i in range(len(one.vectors))], "a case")
+    ours = method(torch.zeros_like(one.theirs), one.vectors, parameters)
+    whole = loss(torch.stack(one.vectors).sum(0))
+    return f"{loss(ours) / whole:.2f} beside {loss(one.theirs) / whole:.2f} of the sum's ({one.case})"
 
 
 def _row(name: str, dtype: torch.dtype) -> str:

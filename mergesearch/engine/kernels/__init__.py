@@ -3,8 +3,8 @@
 symbols: a method run once on symbols shows its elementwise part and its statistics. recording: what that shows, kept.
 program: the elementwise part as a function over blocks. code: the same as typed operations; native, device: those in
 C++ and in Triton. compiled: when they are built; built: what was, on disk; platforms: where. launch, double_buffer:
-many tensors in one call. tables, orders, parent_statistics: what is kept of the parents between candidates. runner: all
-of it.
+many tensors in one call. tables, orders, parent_statistics: what is kept of the parents between candidates, and
+decompositions, kept_files: of their matrices, on disk too. runner: all of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 
 from mergesearch import memory
 from mergesearch.engine.kernels.compiled import WORTH_COMPILING, WORTH_WAITING, Compiler, When
+from mergesearch.engine.kernels.decompositions import Decompositions
+from mergesearch.engine.kernels.kept_files import KeptFiles
 from mergesearch.engine.kernels.launch import MergeSet, TensorMerge
 from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.parent_statistics import Statistics
@@ -23,6 +25,8 @@ __all__ = [
     "WORTH_COMPILING",
     "WORTH_WAITING",
     "Compiler",
+    "Decompositions",
+    "KeptFiles",
     "MergeSet",
     "MethodCall",
     "Operands",
@@ -38,9 +42,11 @@ def runner_for(parameters: int, parents: int, device: torch.device, compiled: Wh
     """A runner for candidates of that many parameters made of that many parents (the base counts).
 
     Small statistics are kept up to a fiftieth of what the parents take in 16 bits (64 MiB at least), those of the
-    tensors' own shape up to a quarter of the device's free memory.
+    tensors' own shape up to a quarter of the device's free memory, and so what is kept of matrices, on disk besides.
     """
     usual: When = "now" if parameters >= WORTH_WAITING or device.type == "cuda" else "background"
     when = compiled or (usual if parameters >= WORTH_COMPILING else "never")
     limit = max(64 * 2**20, parameters * parents * 2 // 50)
-    return Runner(Statistics(limit, memory.free(device) // 4), Compiler(when))
+    quarter = memory.free(device) // 4
+    kept = Decompositions(quarter, KeptFiles.usual())
+    return Runner(Statistics(limit, quarter), Compiler(when), decompositions=kept)

@@ -19,7 +19,7 @@ place. There law 1 is kept by merging for the export on the device that the cand
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mergesearch.engine.kernels.compiled import Compiler
+from mergesearch.engine.kernels.decompositions import Decompositions, each_on_one_thread
 from mergesearch.engine.kernels.double_buffer import DoubleBuffer, by_tensor
 from mergesearch.engine.kernels.exact import exact_division
 from mergesearch.engine.kernels.launch import AlikeMerges, Kernel, Launch, MergeSet, TensorMerge
@@ -36,6 +37,8 @@ from mergesearch.engine.kernels.program import BLOCK, WINDOW, Program, cut, span
 from mergesearch.engine.kernels.recording import MethodCall, Place, Recording, Recordings, Values
 from mergesearch.engine.kernels.symbols import Unsupported, numbers
 from mergesearch.errors import CandidateError
+from mergesearch.methods.listening import Listener, listening
+from mergesearch.methods.matrices import is_matrix
 
 # tables of pointers that a set of merges keeps, one for each program that its groups came up with
 _LAUNCHES = 32
@@ -67,13 +70,21 @@ class Runner:
         statistics: what is kept between candidates.
         compiler: where compiled kernels come from.
         block: elements of a block where there is no compiled kernel.
+        decompositions: what is kept of the parents' matrices; in memory alone, if it is not given.
     """
 
-    def __init__(self, statistics: Statistics, compiler: Compiler, block: int = BLOCK):
+    def __init__(
+        self,
+        statistics: Statistics,
+        compiler: Compiler,
+        block: int = BLOCK,
+        decompositions: Decompositions | None = None,
+    ):
         self.statistics = statistics
         self.compiler = compiler
         self.block = block
         self.recordings: Recordings = Recordings(statistics)
+        self.decompositions: Decompositions = decompositions or Decompositions(statistics.elements.limit)
         self._buffers: dict[torch.device, DoubleBuffer] = {}
 
     @torch.no_grad()
@@ -91,10 +102,14 @@ class Runner:
         given = numbers(call.method, call.parameters)
         flags: list[tuple[list[TensorMerge], Tensor]] = []
         together: dict[Any, tuple[Kernel, list[_Share]]] = {}
+        matrices: list[TensorMerge] = []
         for alike in merge_set.groups:
             try:
                 share = self._share(call, alike, given)
             except Unsupported:
+                if call.method.matrices:
+                    matrices += alike.merges
+                    continue
                 flags.append((alike.merges, torch.stack([plain(call, merge) for merge in alike.merges])))
                 continue
             key, kernel = self._launched_with(share)
@@ -107,11 +122,25 @@ class Runner:
         for key, (kernel, shares) in together.items():
             all_merges = [merge for share in shares for merge in share.alike.merges]
             flags.append((all_merges, self._launch(merge_set, key, kernel, shares)))
+        if matrices:
+            flags.append((matrices, torch.stack(self._decomposed(call, matrices))))
         check_finite(call.method.name, flags)
+
+    def _decomposed(self, call: MethodCall, merges: list[TensorMerge]) -> list[Tensor]:
+        """Makes tensors by a method that decomposes them, the largest first; which of them are not finite (0-d each)."""
+        merges.sort(key=lambda merge: -merge.out.numel())
+
+        def make(number: int) -> Tensor:
+            merge = merges[number]
+            return plain(call, merge, self.decompositions.listener(merge.operands)).cpu()
+
+        return each_on_one_thread(make, len(merges))
 
     def _share(self, call: MethodCall, alike: AlikeMerges, given: Mapping[Place, float]) -> _Share:
         if alike.operands[0].models[0].numel() == 0:
             raise Unsupported("there is nothing to merge")
+        if call.method.matrices and is_matrix(alike.out):
+            raise Unsupported("a decomposition")
         recording = self.recordings.get(call, alike.operands[0], given)
         values = Values(recording, given, alike.operands, self.statistics, alike.token)
         return _Share(alike, recording, values, values.elements(recording.elements))
@@ -189,17 +218,18 @@ def _joined(shares: Sequence[_Share]) -> Tensor:
     return torch.cat([s.expand(len(share.alike.merges), -1) for s, share in zip(scalars, shares, strict=True)])
 
 
-def plain(call: MethodCall, merge: TensorMerge) -> Tensor:
-    """The method's plain definition over the whole tensor; whether the result is not finite (0-d)."""
+def plain(call: MethodCall, merge: TensorMerge, kept: Callable[..., Listener] | None = None) -> Tensor:
+    """The method's plain definition over the whole tensor; whether the result is not finite (0-d).
+
+    Args:
+        kept: gives what answers the method's decompositions, from the base's and the models' tensors.
+    """
     base, models = merge.operands.base, merge.operands.models
     device = merge.out.device
-    with exact_division(device):
-        merged = call.method(
-            None if base is None else base.to(device).float(),
-            [m.to(device).float() for m in models],
-            call.parameters,
-            list(merge.operands.masks) or None,
-        ).to(merge.out.dtype)
+    start = None if base is None else base.to(device).float()
+    others = [m.to(device).float() for m in models]
+    with exact_division(device), listening(kept(start, others) if kept else None):
+        merged = call.method(start, others, call.parameters, list(merge.operands.masks) or None).to(merge.out.dtype)
     merge.out.copy_(merged)
     return ~torch.isfinite(merged).all()
 

@@ -225,6 +225,8 @@ class Tape:
 
     def listen(self, statistic: Statistic, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call of a statistic gives while a method is recorded."""
+        if statistic.how == "matrix":
+            raise Unsupported("a decomposition of whole matrices")
         if not symbols_in((args, kwargs)) and statistic.how != "uniform":
             with listening(None):
                 return statistic.function(*args, **kwargs)

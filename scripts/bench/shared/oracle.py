@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from mergesearch import methods
+from mergesearch.mergekit.known import METHODS
 from mergesearch.methods import adaptive, common, interpolation, mask_key, sparse, task_vector
 
-DETERMINISTIC = [name for name in methods.names() if not methods.get(name).random]
+# methods that mergekit 0.1.5 lacks are compared elsewhere, see newer.py
+DETERMINISTIC = [name for name in methods.names() if name in (*METHODS, "uniform_soup") and not methods.get(name).random]
 # mergekit takes the first of the two as its base
 FIRST_IS_BASE = {"slerp", "nearswap", "arcee_fusion"}
 NAMES = {
@@ -61,7 +63,7 @@ def merge_tensors(
     from mergekit.merge_methods import merge_tensors as oracle
 
     theirs = "linear" if method == "uniform_soup" else method
-    unknown = {"samples"} | UNKNOWN.get(method, set())
+    unknown = {"samples", "q"} | UNKNOWN.get(method, set())
     given = {NAMES.get((method, k), k): _translate(k, v) for k, v in parameters.items() if k not in unknown}
     given = {"weight": 1.0} if method == "uniform_soup" else given
     uses_base = base is not None and methods.get(method).base != "unused"

@@ -1,0 +1,102 @@
+"""What the methods that decompose matrices share: changes in float64, singular triples, polar factors.
+
+Decompositions are done on the CPU in float64, whatever is merged where, so that a recipe gives the same bytes on every
+device; what they give is rounded once to the tensors' own dtype, which is what is kept of it. Degenerate values are
+fixed: directions below the numerical rank are left out, since they are noise that a flattened spectrum would scale up,
+and of each pair of singular vectors the left one's largest entry is positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from mergesearch.methods.common import Scalars, per_model
+from mergesearch.methods.registry import Parameter
+from mergesearch.methods.task_vector import merge_linear, task_vectors
+
+# a singular value below this share of the largest, times the longer side, is noise of float32 weights
+_NOISE = 2.0**-23
+
+Embeddings = Annotated[
+    bool, Parameter(kind="bool", meaning="decompose embeddings, heads and routers too, which are averaged otherwise")
+]
+Triples = tuple[Tensor, Tensor, Tensor]
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor is decomposed: two dimensions, both longer than 1."""
+    return tensor.ndim == 2 and min(tensor.shape) > 1
+
+
+def averaged(base: Tensor, models: Sequence[Tensor], weight: Scalars, lam: float | Tensor) -> Tensor:
+    """base + lambda sum_i w_i d_i / sum_i w_i: what the papers do to norms and biases."""
+    return merge_linear(base, task_vectors(base, models), weight, lam, True)
+
+
+def numbers(weight: Scalars, models: Sequence[Tensor]) -> list[float]:
+    """Each model's weight as a Python number."""
+    return [float(w) for w in per_model(weight, models)]
+
+
+def change(base: Tensor, model: Tensor) -> Tensor:
+    """model - base, in float64 on the CPU."""
+    return (model.double() - base.double()).cpu().contiguous()
+
+
+def put_back(base: Tensor, delta: Tensor) -> Tensor:
+    """base + delta, rounded once to the base's dtype; delta is float64, on any device."""
+    return (base.double() + delta.to(base.device)).to(base.dtype)
+
+
+def like(base: Tensor, *results: Tensor) -> tuple[Tensor, ...]:
+    """Results of a decomposition as they are kept: in the base's dtype, on its device."""
+    return tuple(r.to(base.device, base.dtype).contiguous() for r in results)
+
+
+def wide(*kept: Tensor) -> tuple[Tensor, ...]:
+    """What was kept, in float64."""
+    return tuple(k.double() for k in kept)
+
+
+def triples(matrix: Tensor, of: Tensor | None = None) -> Triples:
+    """The singular triples of a float64 matrix within its numerical rank: U (out, r), S (r,), V^T (r, in).
+
+    Left out is what is no larger than max(out, in) 2^-23 times the largest; of a part of a matrix, times the length of
+    `of`, the whole. Where the matrix has a NaN or an infinity
+    all three are NaN, of rank 1.
+    """
+    if not bool(matrix.isfinite().all()):
+        return matrix[:, :1] * torch.nan, matrix[0, :1] * torch.nan, matrix[:1] * torch.nan
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    kept = s > max(matrix.shape) * _NOISE * (s[:1] if of is None else of.norm())
+    u, s, v = u[:, kept], s[kept], v[kept]
+    signs = _signs(u)
+    return u * signs, s, v * signs[:, None]
+
+
+def _signs(columns: Tensor) -> Tensor:
+    """+1 or -1 for each column: the sign of its largest entry by magnitude, the first of equal ones."""
+    largest = columns.abs().argmax(0, keepdim=True) if columns.shape[1] else columns[:0].long()
+    found = columns.gather(0, largest)[0] if columns.shape[1] else columns.new_zeros(0)
+    return torch.where(found < 0, -1.0, 1.0).to(columns.dtype)
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns (rows, where there are fewer): U V^T, within the numerical rank."""
+    u, _, v = triples(matrix)
+    return u @ v
+
+
+def spectral(base: Tensor, u: Tensor, s: Tensor, v: Tensor, lam: float | Tensor) -> Tensor:
+    """base + lambda U diag(S) V^T, from float64 factors."""
+    return put_back(base, (u * (s * float(lam))) @ v)
+
+
+def side_by_side(parts: Sequence[Triples]) -> Triples:
+    """The triples of several matrices as those of one: U (out, sum r), S (sum r,), V^T (sum r, in)."""
+    u, s, v = zip(*parts, strict=True)
+    return torch.cat(u, 1), torch.cat(s), torch.cat(v)
