@@ -13,13 +13,15 @@ import torch
 
 from mergesearch import memory
 from mergesearch.engine.kernels.compiled import WORTH_COMPILING, WORTH_WAITING, Compiler, When
+from mergesearch.engine.kernels.double_buffer import SIZE as BUFFER
 from mergesearch.engine.kernels.launch import MergeSet, TensorMerge
 from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.parent_statistics import Statistics
 from mergesearch.engine.kernels.recording import MethodCall
-from mergesearch.engine.kernels.runner import Runner
+from mergesearch.engine.kernels.runner import DEVICE_BLOCK, Runner
 
 __all__ = [
+    "WORKING",
     "WORTH_COMPILING",
     "WORTH_WAITING",
     "Compiler",
@@ -34,13 +36,19 @@ __all__ = [
 ]
 
 
-def runner_for(parameters: int, parents: int, device: torch.device, compiled: When | None = None) -> Runner:
+# on a CUDA device: two buffers for parents that lie elsewhere, and a block's temporaries
+WORKING: int = 2 * BUFFER + 8 * 4 * DEVICE_BLOCK
+
+
+def runner_for(
+    parameters: int, parents: int, device: torch.device, compiled: When | None = None, kept: int | None = None
+) -> Runner:
     """A runner for candidates of that many parameters made of that many parents (the base counts).
 
     Small statistics are kept up to a fiftieth of what the parents take in 16 bits (64 MiB at least), those of the
-    tensors' own shape up to a quarter of the device's free memory.
+    tensors' own shape up to `kept` bytes; None: a quarter of the device's free memory.
     """
     usual: When = "now" if parameters >= WORTH_WAITING or device.type == "cuda" else "background"
     when = compiled or (usual if parameters >= WORTH_COMPILING else "never")
     limit = max(64 * 2**20, parameters * parents * 2 // 50)
-    return Runner(Statistics(limit, memory.free(device) // 4), Compiler(when))
+    return Runner(Statistics(limit, memory.free(device) // 4 if kept is None else kept), Compiler(when))
