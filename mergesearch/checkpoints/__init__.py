@@ -1,10 +1,11 @@
 """Checkpoints and the pool: reading the base and its models, aligning them once, writing what was merged.
 
-Each module imports those named before it. files: where the files are and what their headers say. loading: live models
-by way of transformers. layout: the tensors that rules cover. lora, tokenizers, stacking: adapters, vocabularies, layer
-stacks. checkpoint: what a parent is once it is read. checks: what is refused. devices: where tensors live. survey: what
-is known before a tensor is read. parents: reading them all in one pass. mapped: the same, with the tensors left in host memory or on disk. pool: what the reading gives. writing: the way back
-to disk. digests: what tells a parent's weights from others.
+Each module imports those named before it. files: where the files are and what their headers say. devices: where
+tensors live. loading: live models by way of transformers. layout: the tensors that rules cover. lora, tokenizers,
+stacking: adapters, vocabularies, layer stacks. checkpoint: what a parent is once it is read. checks: what is refused.
+survey: what is known before a tensor is read. parents: reading them all in one pass. mapped: the same, with the tensors
+left in host memory or on disk. pool: what the reading gives. writing: the way back to disk. digests: what tells a
+parent's weights from others.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from mergesearch.checkpoints.writing import (
 )
 
 __all__ = [
-    "Blueprint", "Checkpoint", "Devices", "Form", "Layout", "Piece", "Pool", "Residency", "Source", "Survey", "apply_adapter",
-    "check_new_folder", "check_shard_size", "choose_device", "constants", "describe", "floating_tensors", "load_model",
+    "Blueprint", "Checkpoint", "Devices", "Form", "Layout", "Piece", "Pool", "Residency", "Source", "Survey",
+    "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants", "describe",
+    "floating_tensors", "load_model",
     "load_reference", "load_tokenizer", "locate", "new_folder", "parameters", "release", "remove", "resolve",
     "save", "save_without_weights", "slab_bytes", "state",
 ]  # fmt: skip

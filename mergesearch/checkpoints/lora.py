@@ -29,15 +29,10 @@ def check_adapter(folder: Path, where: str) -> None:
         raise UserError(f"{where}: {folder} is a {kind} adapter, which cannot be merged into weights: use a LoRA")
 
 
-def adapted(folder: Path, where: str) -> tuple[set[str], set[str]]:
-    """What an adapter gives weights of its own, by its headers: (modules that it adds to, tensors that it replaces)."""
-    modules: set[str] = set()
-    replaced: set[str] = set()
-    for key in read_headers(folder, where, "adapter_model"):
-        name = key.removeprefix("base_model.model.").replace(".base_layer", "")
-        module, lora, _ = name.partition(".lora_")
-        (modules if lora else replaced).add(module)
-    return modules, replaced
+def adapted(folder: Path, where: str) -> list[str]:
+    """The names of an adapter's own tensors, by its headers: each begins with the module or the tensor it changes."""
+    headers = read_headers(folder, where, "adapter_model")
+    return [key.removeprefix("base_model.model.").replace(".base_layer", "") for key in headers]
 
 
 def apply_adapter(model: nn.Module, folder: Path, where: str) -> nn.Module:

@@ -89,11 +89,10 @@ class Reader:
             self.aliases[where] = ties(model)
             fixed = fixed or {name: tensor.to(self.devices.of(name)) for name, tensor in constants(model).items()}
             below = self._below(where, loaded)
-            if below is not None:
-                self._share_unchanged(live, loaded[below].live, where, below)
+            shared = set() if below is None else self._share_unchanged(live, loaded[below].live, where, below)
             del model
             for name in list(live):  # one by one, so that what was read is let go as it is placed
-                if below is None or live[name] is not loaded[below].live.get(name):
+                if name not in shared:
                     live[name] = self._place(name, live[name])
             loaded[where] = Checkpoint(source.reference, source.path, live)
         return loaded, fixed
@@ -103,17 +102,22 @@ class Reader:
         chain = self.survey.chain(self.survey.sources[where])
         return next((w for w in loaded if self.survey.chain(self.survey.sources[w]) == chain[:1] != chain), None)
 
-    def _share_unchanged(self, live: dict[str, Tensor], below: Mapping[str, Tensor], where: str, other: str) -> None:
-        """Lets an adapter's parent share with the model below it what the adapter did not touch."""
+    def _share_unchanged(
+        self, live: dict[str, Tensor], below: Mapping[str, Tensor], where: str, other: str
+    ) -> set[str]:
+        """Lets an adapter's parent share with the model below it what the adapter left alone; returns these names."""
+        shared = set()
         for name, tensor in live.items():
-            there = below.get(name)
+            there = below.get(name if name in below else self.aliases[other].get(name, ""))
             if there is not None and there.dtype == tensor.dtype and torch.equal(there, tensor.to(there.device)):
                 live[name] = there
+                shared.add(name)
         for name, pieces in self._fused(live, other).items():
             theirs = self.parts[other]
             if all(theirs[n].dtype == t.dtype and torch.equal(theirs[n], t) for n, t in pieces.items()):
                 del live[name]
                 self.parts.setdefault(where, {}).update({n: theirs[n] for n in pieces})
+        return shared
 
     def _fused(self, live: Mapping[str, Tensor], other: str) -> dict[str, dict[str, Tensor]]:
         """The live tensors that another parent has in parts, each as such parts by name."""

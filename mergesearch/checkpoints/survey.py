@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -231,7 +231,7 @@ class Survey:
 
     @cached_property
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Each parent's live tensors as they will be once they are read, on the meta device; shared ones are one object.
+        """Each parent's live tensors as they will be once they are read, on the meta device; shared ones are one.
 
         An adapter's change is float32; what it leaves alone is the model's below it.
         """
@@ -244,7 +244,7 @@ class Survey:
             below = self._below(where, outlined)
             tied = ties(self.parents[where].blank)
             for folder in self.chain(source)[1:]:
-                _lay_over(below, tied, *adapted(folder, where))
+                _lay_over(below, tied, adapted(folder, where))
             outlined[where] = below
         self._fill(outlined)
         return outlined
@@ -327,21 +327,31 @@ def _rows(model: nn.Module) -> int:
     return cast(Any, model).get_input_embeddings().weight.shape[0]
 
 
-def _lay_over(live: dict[str, Tensor], tied: Mapping[str, str], modules: set[str], replaced: set[str]) -> None:
-    """Lays an adapter over outlined tensors: what it changes is float32, and no longer tied to anything."""
-    before = dict(live)
+def _lay_over(live: dict[str, Tensor], tied: Mapping[str, str], names: Sequence[str]) -> None:
+    """Lays an adapter over outlined tensors: what it changes is float32, and no longer tied to anything.
 
-    def own(name: str) -> None:
+    Args:
+        live: by live name, changed in place.
+        tied: for each name that is tied to another, that other.
+        names: of the adapter's own tensors.
+    """
+    before, every = dict(live), [*live, *(alias for alias in tied if alias not in live)]
+    replaced = set(names) & set(every)
+    by_module: dict[str, list[str]] = {}
+    for name in every:
+        by_module.setdefault(name.rpartition(".")[0], []).append(name)
+    touched = set(replaced)
+    for name in set(names) - replaced:
+        while name and name not in by_module:
+            name = name.rpartition(".")[0]
+        touched.update(by_module.get(name, ()))
+    # a head that is replaced is made float32 with what it is tied to, before it gets a copy of its own
+    touched |= {tied[name] for name in replaced & tied.keys()}
+    for name in touched:
         live[name] = torch.empty(before[tied.get(name, name)].shape, dtype=torch.float32, device="meta")
-
-    for name in [*before, *(alias for alias in tied if alias not in before)]:
-        if name in replaced or name in modules or name.rpartition(".")[0] in modules:
-            own(name)
     for alias, name in tied.items():
-        if name in before and live[name] is not before[name]:
+        if name in touched and name in before and alias not in touched:
             live.setdefault(alias, before[name])
-        if alias in replaced and name not in replaced:  # it is made float32 before the head gets a copy of its own
-            own(name)
 
 
 def _set(config: Any, key: str, value: Any) -> None:

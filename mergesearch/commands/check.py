@@ -50,8 +50,9 @@ _UNKNOWN = f"not known without the documents of every task: {_ASK.replace('runs 
 
 
 def preview(path: str | Path, overrides: Sequence[str] = ()) -> Lines:
-    """Label and text of each line of `mergesearch check`. No weights are read: what only their numbers show (NaN, models
-    that share no base) is said when they are.
+    """Label and text of each line of `mergesearch check`.
+
+    No weights are read: what only their numbers show (NaN, models that share no base) is said when they are.
 
     Python that the user's tasks name is run where `trust_tasks` is true, and else not.
 

@@ -1,4 +1,4 @@
-"""Where a command holds what it works on: chosen from the files' headers and from what is free, alike for every verb."""
+"""Where a command holds what it works on: chosen from the files' headers and from what is free, alike for all verbs."""
 
 from __future__ import annotations
 

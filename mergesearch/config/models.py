@@ -176,8 +176,8 @@ class Config(Strict):
     memory: Literal["auto", "device", "pinned", "mapped"] = Field(
         default="auto",
         description="where the base and the models are held while candidates are made: `device`, beside the candidate; "
-        "`pinned`, in host memory that a GPU copies from; `mapped`, in their files; `auto`: the first of these that has "
-        "room, by what is free",
+        "`pinned`, in host memory that a GPU copies from; `mapped`, in their files; `auto`: the first of these that "
+        "has room, by what is free",
     )
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = Field(
         default="auto",
