@@ -549,12 +549,14 @@ def score(
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a recipe, or a run's configuration")],
     override: Sets = [],  # noqa: B006 - typer reads the default
-    allow_unrelated: Annotated[bool, typer.Option(help="for a recipe: merge models that share no base")] = False,
+    allow_unrelated: Annotated[
+        bool, typer.Option(help="as `merge` takes it; `check` reads no weights, so that it cannot tell", hidden=True)
+    ] = False,
 ) -> None:
-    """What a configuration or a recipe would do and cost; merges nothing."""
+    """What a configuration or a recipe would do and cost; reads no weights and merges nothing."""
     from mergesearch.commands.check import preview
 
-    _labelled(preview(file, override, allow_unrelated))
+    _labelled(preview(file, override))
 
 
 @app.command()

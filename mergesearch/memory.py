@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,8 +66,65 @@ def free(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + idle
 
 
+def accelerators() -> list[torch.device]:
+    """The CUDA devices that this process may use."""
+    import torch
+
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+
 def free_on_host() -> int:
-    """Bytes of the host's memory that can be had now, without swapping."""
+    """Bytes of the host's memory that this process can have now, without swapping: what the machine has left, or what
+    its group of processes or its own limits leave of that."""
     import psutil
 
-    return psutil.virtual_memory().available
+    return max(0, min([psutil.virtual_memory().available, *_of_group(), *_of_limits()]))
+
+
+def _of_group() -> list[int]:
+    """What the limits of the process's control groups leave, files that are kept in memory apart."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on every system
+        return []
+    left = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        root, limit, used = "/sys/fs/cgroup", "memory.max", "memory.current"
+        if controllers:
+            root, limit, used = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        for folder in (Path(root + path), *Path(root + path).parents):
+            if folder.is_relative_to(root):
+                left += _left_of(folder, limit, used)
+    return left
+
+
+def _left_of(folder: Path, limit: str, used: str) -> list[int]:
+    try:
+        most = (folder / limit).read_text(encoding="utf-8").strip()
+        if most == "max":
+            return []
+        pages = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        cached = int(pages.get("total_inactive_file", pages.get("inactive_file", 0)))
+        return [int(most) - int((folder / used).read_text(encoding="utf-8")) + cached]
+    except (OSError, ValueError):
+        return []
+
+
+def _of_limits() -> list[int]:
+    """What the limits of the process itself (`ulimit -v`, `ulimit -d`) leave."""
+    try:
+        import resource
+    except ImportError:  # not on every system
+        return []
+    import psutil
+
+    taken = {resource.RLIMIT_AS: "vms", resource.RLIMIT_DATA: "data"}
+    limits = {limit: resource.getrlimit(limit)[0] for limit in taken}
+    set_here = {limit: most for limit, most in limits.items() if most != resource.RLIM_INFINITY}
+    if not set_here:
+        return []
+    held = psutil.Process().memory_info()
+    return [most - getattr(held, taken[limit], 0) for limit, most in set_here.items()]

@@ -8,45 +8,111 @@ import os
 import psutil
 import pytest
 import torch
+from support.tiny_models import make_model
 
 from mergesearch import methods
+from mergesearch.commands.holding import held
+from mergesearch.engine import kernels
+from mergesearch.engine import residency as residencies
+from mergesearch.engine.kernels import WORKING
 from mergesearch.engine.live import Engine
-from mergesearch.engine.residency import residency
+from mergesearch.engine.residency import Needs, residency
+from mergesearch.errors import UserError
 from mergesearch.recipe import Rule
+
+GIB = 2**30
 
 
 @pytest.fixture
 def ten_gib(monkeypatch):
     class Memory:
-        available = 10 * 2**30
+        available = 10 * GIB
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory)
 
 
+def gpus(monkeypatch, *gib: float) -> None:
+    """CUDA devices with so much free memory each, as far as anybody asks."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gib))
+    free = {f"cuda:{number}": int(size * GIB) for number, size in enumerate(gib)} | {"cuda": int(gib[0] * GIB)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[str(device)], 80 * GIB))
+
+
 def test_a_small_pool_is_held_whole(ten_gib):
-    choice = residency(4 * 2**30, 2**30, "cpu")
-    assert (choice.mode, choice.fits) == ("device", True)
-    assert choice.device_bytes == pytest.approx(1.05 * 5 * 2**30)
+    choice = residency(Needs(4 * GIB, GIB), "cpu")
+    assert (choice.mode, choice.fits, choice.possible) == ("device", True, True)
+    assert choice.device_bytes == pytest.approx(1.05 * 5 * GIB)
     assert "5.2 GiB of 10.0 GiB free on cpu" in str(choice)
+    assert choice.kept == pytest.approx((9.5 - 5.25) * GIB / 4, rel=1e-6)
 
 
 def test_a_pool_larger_than_memory_is_mapped(ten_gib):
-    choice = residency(40 * 2**30, 2**30, "cpu")
+    choice = residency(Needs(40 * GIB, GIB, made=GIB), "cpu")
     assert (choice.mode, choice.fits) == ("mapped", True)
-    assert choice.device_bytes < 4 * 2**30
+    assert choice.device_bytes == pytest.approx(2 * GIB + 0.05 * 41 * GIB)
+    forced = residency(Needs(40 * GIB, GIB), "cpu", "device")
+    assert (forced.mode, forced.fits, forced.possible) == ("device", False, False)
+    assert residency(Needs(GIB, GIB), "cpu", "mapped").mode == "mapped"
 
 
 def test_a_candidate_larger_than_memory_does_not_fit(ten_gib):
-    choice = residency(400 * 2**30, 100 * 2**30, "cpu")
-    assert (choice.mode, choice.fits) == ("mapped", False)
+    choice = residency(Needs(400 * GIB, 100 * GIB), "cpu")
+    assert (choice.mode, choice.fits, choice.possible) == ("mapped", False, False)
+    with pytest.raises(UserError, match=r"does not fit: parents read from their files.* of 10.0 GiB free on cpu"):
+        held(choice)
+
+
+def test_scorings_share_counts(ten_gib):
+    """As many requests at once as there is room for, 8 at least beside a pool that is held whole; or as many as asked."""
+    small = residency(Needs(4 * GIB, GIB, row=GIB // 64), "cpu")
+    assert (small.mode, small.rows, small.scoring) == ("device", 64, GIB)
+    assert "(1.0 GiB for scoring)" in str(small)
+    large = residency(Needs(4 * GIB, GIB, row=GIB // 4), "cpu")
+    assert (large.mode, large.rows, large.scoring) == ("device", 16, 4 * GIB) and large.fits
+    assert residency(Needs(4 * GIB, GIB, row=GIB), "cpu").mode == "mapped"
+    asked = residency(Needs(4 * GIB, GIB, row=GIB // 4, rows=24), "cpu")
+    assert (asked.mode, asked.rows, asked.scoring) == ("mapped", 24, 6 * GIB)
+    assert residency(Needs(4 * GIB, GIB, row=GIB // 64, scoring=3 * GIB), "cpu").scoring == 3 * GIB
+    beyond = residency(Needs(GIB, GIB, row=100 * GIB), "cpu")
+    assert (beyond.rows, beyond.fits, beyond.possible) == (1, False, True)
 
 
 def test_cuda_spills_to_pinned_memory(ten_gib, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 4 * 2**30))
-    assert residency(2**30, 2**29, "cuda:0").mode == "device"
-    choice = residency(6 * 2**30, 2**30, "cuda:0")
-    assert (choice.mode, choice.host_bytes) == ("pinned", 6 * 2**30)
-    assert residency(60 * 2**30, 2**30, "cuda:0").mode == "mapped"
+    gpus(monkeypatch, 5)
+    assert residency(Needs(GIB, GIB // 2), "cuda:0").mode == "device"
+    choice = residency(Needs(6 * GIB, GIB, pinned=7 * GIB), "cuda:0")
+    assert (choice.mode, choice.host_bytes) == ("pinned", 7 * GIB)
+    assert choice.device_bytes == GIB + Needs(6 * GIB, GIB).overhead + WORKING
+    assert residency(Needs(60 * GIB, GIB), "cuda:0").mode == "mapped"
+    assert residency(Needs(GIB, GIB // 2), "cuda:0", "mapped").mode == "mapped"
+    with pytest.raises(UserError, match="memory is 'pinned', which holds parents beside a GPU"):
+        residency(Needs(GIB, GIB), "cpu", "pinned")
+
+
+def test_a_candidate_that_fits_no_single_gpu_is_split(ten_gib, monkeypatch):
+    blank = make_model(num_hidden_layers=8).to("meta")
+    size = sum(tensor.nbytes for tensor in blank.parameters())
+    monkeypatch.setattr(kernels, "WORKING", 0)
+    monkeypatch.setattr(residencies, "SHARE", 1.0)
+
+    def free(*parts: float) -> None:
+        gpus(monkeypatch, *(part * size / GIB for part in parts))
+
+    free(1.6, 1.6, 1.6, 1.6)
+    alone = Needs(2 * size, size, blank=blank)
+    assert not residency(alone, "auto").devices.parts  # it fits one of them, and its parents go to the host
+    free(0.8, 0.8, 0.8, 0.8)
+    choice = residency(alone, "auto")
+    assert choice.mode == "pinned" and len(set(choice.devices.parts.values())) == 2
+    assert "on cuda:0 and cuda:1, split between them" in str(choice)
+    free(2.2, 2.2)
+    within = residency(Needs(2 * size, size, row=size * 2, rows=1, blank=blank), "auto")
+    assert within.mode == "device" and len(within.devices.every) == 2 and within.fits
+    named = residency(alone, "cuda:0")
+    assert not named.devices.parts
+    free(0.2, 0.2)
+    assert not residency(alone, "auto").possible
 
 
 def test_only_what_changed_is_rebuilt(tiny_pool, monkeypatch):

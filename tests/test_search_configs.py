@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from mergesearch import config
-from mergesearch.commands import inputs
+from mergesearch.commands import holding, inputs
 from mergesearch.commands import run as run_command
 from mergesearch.commands.check import preview
 from mergesearch.commands.export import export_trial
@@ -58,8 +58,8 @@ def shared() -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "_local_storage", in_memory)
-        for name in ("load_pool", "load_tasks"):
-            patch.setattr(run_command, name, _once(getattr(inputs, name)))
+        patch.setattr(run_command, "load_pool", _once(holding.load_pool))
+        patch.setattr(run_command, "load_tasks", _once(inputs.load_tasks))
         yield
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mergesearch import memory
+from mergesearch.checkpoints.devices import Devices
 from mergesearch.checkpoints.files import FLOATING, Header, read_config, read_headers
 from mergesearch.errors import UserError
 
@@ -71,6 +72,11 @@ def ties(model: nn.Module) -> dict[str, str]:
         if first.setdefault(id(tensor), name) != name:
             tied[name] = first[id(tensor)]
     return tied
+
+
+def stored_dtype(header: Header) -> torch.dtype | None:
+    """The dtype of a floating tensor in a file; None of any other."""
+    return _DTYPES.get(header.dtype)
 
 
 # --- from files ---------------------------------------------------------------------------------------------------
@@ -222,8 +228,10 @@ class Blueprint:
         with quiet_transformers(), META:
             return self._finish(self.model_class(copy.deepcopy(self.config)))
 
-    def build(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def build(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, devices: Devices) -> nn.Module:
         """The model that holds `tensors`, by live name; those that have the right dtype and device are not copied.
+
+        Where it is split over several devices, accelerate moves what goes from one part to the next.
 
         Raises:
             UserError: the configuration asks for other tensors than these.
@@ -234,7 +242,7 @@ class Blueprint:
                 config=copy.deepcopy(self.config),
                 state_dict=dict(tensors),
                 dtype=dtype,
-                device_map=None if device.type == "cpu" else {"": str(device)},
+                device_map=devices.map,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )

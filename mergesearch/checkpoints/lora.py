@@ -29,6 +29,12 @@ def check_adapter(folder: Path, where: str) -> None:
         raise UserError(f"{where}: {folder} is a {kind} adapter, which cannot be merged into weights: use a LoRA")
 
 
+def adapted(folder: Path, where: str) -> list[str]:
+    """The names of an adapter's own tensors, by its headers: each begins with the module or the tensor it changes."""
+    headers = read_headers(folder, where, "adapter_model")
+    return [key.removeprefix("base_model.model.").replace(".base_layer", "") for key in headers]
+
+
 def apply_adapter(model: nn.Module, folder: Path, where: str) -> nn.Module:
     """The model with the adapter merged in: plain, rank-stabilised and weight-decomposed LoRA, modules_to_save.
 

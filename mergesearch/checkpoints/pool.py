@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 
 from mergesearch import memory
 from mergesearch.checkpoints.checkpoint import Checkpoint, Form
+from mergesearch.checkpoints.devices import Devices
 from mergesearch.checkpoints.files import Watched, locate
 from mergesearch.checkpoints.layout import Layout
-from mergesearch.checkpoints.loading import Blueprint, floating_tensors, load_model
+from mergesearch.checkpoints.loading import META, Blueprint, floating_tensors, load_model
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
 from mergesearch.checkpoints.mapped import MappedReader, PinnedReader
-from mergesearch.checkpoints.parents import BASE_KEY, Reader
+from mergesearch.checkpoints.parents import Reader
 from mergesearch.checkpoints.stacking import stacked_config
+from mergesearch.checkpoints.survey import BASE_KEY, Survey
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.errors import UserError
 from mergesearch.recipe import BASE, TensorInfo
@@ -38,7 +41,9 @@ class Pool:
         tokenizer_source: what chose it: `base`, `union` or a model's name.
         constants: the base's tensors that are not floating, by live name.
         notes: what a reader of the result should know, a sentence each.
+        device: where a candidate's inputs go, and all of it where `parts` is empty.
         mapped: the files that tensors are read from when they are needed; to be checked before each merge.
+        parts: the devices of a candidate that is split, see `Devices`.
     """
 
     base: Checkpoint
@@ -52,6 +57,7 @@ class Pool:
     constants: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     mapped: Watched = field(default_factory=Watched, repr=False)
+    parts: Mapping[str, torch.device] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -79,21 +85,54 @@ class Pool:
                 are aligned by token.
             weights_alone: let parents without a tokenizer through, which then cannot be scored: the pool has none.
             residency: where the parents' tensors are: on `device`, in pinned host memory, or in their files, mapped
-                into memory (adapters and fused weights are read all the same). Candidates are always on `device`.
+                into memory (adapters are read all the same). Candidates are always on `device`.
 
         Raises:
             UserError: anything that keeps them from being merged, with the model and the tensor.
         """
+        devices = Devices(choose_device(device))
+        with _enough_memory(len(models)):
+            survey = Survey(base, models, trust_remote_code, tokenizer, weights_alone)
+        return cls.read(survey, devices, residency, allow_unrelated)
+
+    @classmethod
+    def read(
+        cls, survey: Survey, devices: Devices, residency: Residency = "device", allow_unrelated: bool = False
+    ) -> Pool:
+        """Reads the tensors of parents whose headers were read.
+
+        Args:
+            survey: what the headers say.
+            devices: where candidates live, and the parents where `residency` is "device".
+            residency, allow_unrelated: as for `load`.
+
+        Raises:
+            UserError: NaN, infinity or unrelated models, files that cannot be read, too little memory.
+        """
         kinds = {"device": Reader, "pinned": PinnedReader, "mapped": MappedReader}
-        reader = kinds[residency](
-            base, models, choose_device(device), trust_remote_code, allow_unrelated, tokenizer, weights_alone
-        )
-        try:
-            return cls(**reader.read())
-        except (MemoryError, RuntimeError, OSError) as error:
-            if not memory.ran_out(error):
-                raise
-            raise UserError(memory.too_little(f"a pool of the base and {len(models)} models")) from None
+        with _enough_memory(len(survey.names)):
+            read = kinds[residency](survey, devices, allow_unrelated).read()
+        return cls(**_told(survey), **read, device=devices.main, parts=devices.parts)
+
+    @classmethod
+    def outline(cls, survey: Survey) -> Pool:
+        """The pool as its files' headers describe it: its tensors are on the meta device, and none was read.
+
+        For whatever asks for names, shapes, layers, rules and the tokenizer.
+        """
+        parents = {
+            where: Checkpoint(source.reference, source.path, survey.tensors[where])
+            for where, source in survey.sources.items()
+        }
+        for parent in parents.values():
+            parent.tensors = survey.form.layout.views(parent.live)
+        models = {name: parents[f"models.{name}"] for name in survey.names}
+        return cls(parents[BASE_KEY], models, survey.form, device=META, **_told(survey))
+
+    @property
+    def devices(self) -> Devices:
+        """Where a candidate's tensors live."""
+        return Devices(self.device, self.parts)
 
     @property
     def infos(self) -> list[TensorInfo]:
@@ -129,12 +168,14 @@ class Pool:
         return Form(stacked, Layout.of(stacked.blank()), tuple(origins))
 
     def new_model(self, dtype: torch.dtype) -> nn.Module:
-        """A live model with the base's weights, on the pool's device."""
-        blank = {name: self._empty(tensor.shape, dtype) for name, tensor in self.base.live.items()}
-        model = self.form.blueprint.build({**blank, **self.constants_of(self.form)}, dtype, self.device)
+        """A live model with the base's weights, on the pool's devices."""
+        blank = floating_tensors(self.form.blueprint.blank())
+        empty = {n: torch.empty(t.shape, dtype=dtype, device=self.devices.of(n)) for n, t in blank.items()}
+        model = self.form.blueprint.build({**empty, **self.constants_of(self.form)}, dtype, self.devices)
+        live = floating_tensors(model)
         with torch.no_grad():
-            for name, tensor in floating_tensors(model).items():
-                tensor.copy_(self.base.live[name])
+            for piece in self.form.layout.pieces:
+                piece.view(live).copy_(self.base.tensors[piece.name])
         return model
 
     def constants_of(self, form: Form) -> dict[str, Tensor]:
@@ -150,8 +191,26 @@ class Pool:
                     copies[f"{form.layout.prefix}{number}.{inside}"] = tensor.clone()
         return copies
 
-    def _empty(self, shape: Any, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device)
+
+def _told(survey: Survey) -> dict[str, Any]:
+    """The fields of a pool that no tensor is read for."""
+    return {
+        "tokenizer": survey.tokenizer,
+        "tokenizers": {name: survey.tokenizers[f"models.{name}"] for name in survey.names},
+        "tokenizer_source": survey.chosen,
+        "trust_remote_code": survey.trust,
+        "notes": tuple(survey.notes),
+    }
+
+
+@contextlib.contextmanager
+def _enough_memory(models: int) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not memory.ran_out(error):
+            raise
+        raise UserError(memory.too_little(f"a pool of the base and {models} models")) from None
 
 
 def choose_device(device: str) -> torch.device:

@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mergesearch import config as configuration
 from mergesearch.checkpoints import Pool
+from mergesearch.commands.holding import alike, engine_of, holding_of, length_of, survey_of, survey_of_recipe
+from mergesearch.commands.imagined import imagined
 from mergesearch.commands.inputs import (
     check_racing,
-    load_pool,
     load_tasks,
     load_tasks_without_code,
-    pool_of,
     read_recipe,
     scorer_of,
     spaces,
@@ -26,12 +27,12 @@ from mergesearch.commands.inputs import (
 from mergesearch.commands.probe import measure
 from mergesearch.config import Config
 from mergesearch.engine.decomposing import expected
-from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES, Job, Step, check, form_of, plan
-from mergesearch.engine.residency import residency
+from mergesearch.engine.residency import Holding, needs_of, residency
 from mergesearch.evaluate import task_code
 from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.results.loading import SETTLED, batch_size_of
 from mergesearch.schema import read_yaml
 from mergesearch.search import store, strategies
 from mergesearch.search.costs import costs, words_of
@@ -43,31 +44,36 @@ from mergesearch.space import SearchSpace, Space, StackSpace, check_space
 
 Lines = list[tuple[str, str]]
 
+# bytes that are read or written in a second, about
+_READ = 5e8
 _ASK = "--set trust_tasks=true runs it"
 _UNKNOWN = f"not known without the documents of every task: {_ASK.replace('runs it', 'loads them')}"
 
 
-def preview(path: str | Path, overrides: Sequence[str] = (), allow_unrelated: bool = False) -> Lines:
+def preview(path: str | Path, overrides: Sequence[str] = ()) -> Lines:
     """Label and text of each line of `mergesearch check`.
+
+    No weights are read: what only their numbers show (NaN, models that share no base) is said when they are.
 
     Python that the user's tasks name is run where `trust_tasks` is true, and else not.
 
     Args:
         path: a recipe (native or mergekit's), or a run configuration: what has `tasks` is a configuration.
         overrides: `key=value`, for a configuration.
-        allow_unrelated: for a recipe, accept models that share no base.
 
     Raises:
-        UserError: whatever `mergesearch merge` or `mergesearch run` would refuse.
+        UserError: whatever `mergesearch merge` or `mergesearch run` would refuse before they read weights.
     """
     if "tasks" in read_yaml(path):
         return _run(configuration.read(path, overrides))
-    return _merge(read_recipe(path), allow_unrelated)
+    return _merge(read_recipe(path))
 
 
-def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
+def _merge(recipe: Recipe) -> Lines:
     check(recipe)
-    pool = pool_of(recipe, allow_unrelated=allow_unrelated, weights_alone=True)
+    survey = survey_of_recipe(recipe, weights_alone=True)
+    pool = Pool.outline(survey)
+    needs = needs_of(survey, DTYPES[recipe.out_dtype])
     jobs = plan(recipe, pool, form_of(recipe, pool))
     return [
         ("recipe", f"{recipe.id}, {len(recipe.rules)} rules, seed {recipe.seed}, to {recipe.out_dtype}"),
@@ -75,7 +81,7 @@ def _merge(recipe: Recipe, allow_unrelated: bool) -> Lines:
         ("result", _size((job.info.shape for job in jobs), len({job.info.layer for job in jobs}))),
         *_rules(recipe, jobs),
         *_decomposed((job.step, job.info) for job in jobs),
-        *_memory(pool, _numbers(job.info.shape for job in jobs), recipe.out_dtype),
+        *_memory(residency(needs)),
     ]
 
 
@@ -89,9 +95,12 @@ def _run(config: Config) -> Lines:
     tasks, code = (load_tasks(config), {}) if whole else load_tasks_without_code(config)
     documents = splits(config, tasks)
     check_racing(config, tasks)
-    reading = time.perf_counter()
-    pool = load_pool(config)
-    writing = (time.perf_counter() - reading) / (1 + len(config.models))
+    survey = survey_of(config)
+    pool = Pool.outline(survey)
+    searched = {label: part.search for label, part in documents.items()}
+    settled = (store.noted(study, SETTLED) if study else None) or {}
+    length = None if code else length_of(config, survey, tasks, searched)
+    holding = holding_of(config, survey, length, settled, None if code else searched)
     space, _ = spaces(config, pool)
     history = History(study, config) if study else None
     if history and history.documents_each:
@@ -99,7 +108,7 @@ def _run(config: Config) -> Lines:
     elif code:
         costs_and_time = []
     else:
-        costs_and_time = [("time", _time(config, pool, tasks, documents, begun, writing))]
+        costs_and_time = [("time", _time(config, pool, holding, tasks, searched, begun))]
     return [
         ("run", f"{config.name} in {config.folder}"),
         *_parents(pool),
@@ -122,8 +131,18 @@ def _run(config: Config) -> Lines:
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
         ("budget", _UNKNOWN if code else _budget(config, documents, _tokens(config, pool, tasks, documents))),
         *costs_and_time,
-        *_memory(pool, pool.parameters, config.dtype),
+        *_memory(holding),
+        ("batch size", _batch(config, settled, holding, scored=length is not None)),
     ]
+
+
+def _batch(config: Config, settled: Mapping[str, Any], holding: Holding, scored: bool) -> str:
+    rows = batch_size_of(config, settled)
+    if config.batch_size != "auto":
+        return f"{rows}, as the configuration says"
+    if rows is not None:
+        return f"{rows}, found when the run began"
+    return f"found by trying, at most {holding.rows}" if scored else _UNKNOWN
 
 
 def _proposed(space: Space) -> Lines:
@@ -148,23 +167,34 @@ def _so_far(history: History) -> Lines:
 
 
 def _time(
-    config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split], begun: float, writing: float
+    config: Config,
+    outline: Pool,
+    holding: Holding,
+    tasks: Sequence[Task],
+    searched: Mapping[str, list[int]],
+    begun: float,
 ) -> str:
-    """How long the run will take, by what a few documents take.
+    """How long the run will take, by what a few documents take with random numbers in the place of the weights.
 
     Args:
-        begun: the clock when the checks began, which load what a run loads.
-        writing: seconds to write the winner, about.
+        begun: the clock when the checks began, which load what a run loads but for the weights.
     """
-    searched = {label: part.search for label, part in documents.items()}
-    engine = Engine(pool, config.dtype)
-    scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched)
-    learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched)
-    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing)
+    needs = holding.needs
+    room = residency(alike(needs), config.device, "device")
+    if not room.possible:
+        return "not known: a base and a candidate that could be tried for it do not fit into memory here"
+    engine = engine_of(imagined(outline, room.devices), config.dtype, room)
+    scorer = scorer_of(config, engine.model, outline.tokenizer, tasks, searched, batch_size=holding.rows)
+    learner = Learner(config, engine, scorer, outline.infos, outline.layers, searched)
+    reading, writing = needs.parents / _READ, needs.candidate / _READ
+    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun + reading, writing)
     rest = estimate(config, probe=probe)
     if rest is None or rest.seconds is None:
         return "not known: the few documents that were tried could not be scored in a few seconds"
-    return f"{words_of(rest)} (from a probe of a few documents; the run's own trials tell better)"
+    return (
+        f"{words_of(rest)} (from a probe of a few documents with random weights, which end no answer early; the run's "
+        "own trials tell better)"
+    )
 
 
 def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:
@@ -242,20 +272,13 @@ def _decomposed(merged: Iterable[tuple[Step, TensorInfo]]) -> Lines:
     ]
 
 
-def _memory(pool: Pool, parameters: int, dtype: str) -> Lines:
-    parents = [pool.base, *pool.models.values()]
-    held = _held(tensor for parent in parents for tensor in parent.live.values())
-    candidate = parameters * DTYPES[dtype].itemsize
-    # the parents that were read for this check are memory that the run can have
-    choice = residency(held, candidate, pool.device, held)
-    room = "" if choice.fits else "; that is more than there is: use fewer models or another device"
-    return [("memory", f"{_bytes(held)} parents + {_bytes(candidate)} candidate: {choice}{room}")]
-
-
-def _held(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages, shared ones once."""
-    storages: Mapping[int, int] = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+def _memory(holding: Holding) -> Lines:
+    needs = holding.needs
+    room = "" if holding.fits else "; that is more than there is: use fewer models or another device"
+    kept = f"; statistics that some methods keep may take {_bytes(holding.kept)} more" if holding.kept else ""
+    several = " (several GPUs were not measured yet)" if holding.devices.parts else ""
+    sizes = f"{_bytes(needs.parents)} parents + {_bytes(needs.candidate)} candidate"
+    return [("memory", f"{sizes}: {holding}{several}{room or kept}")]
 
 
 def _bytes(count: float) -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from mergesearch import mergekit
 from mergesearch.checkpoints import check_new_folder, check_shard_size
-from mergesearch.commands.inputs import load_pool
+from mergesearch.commands.holding import engine_of, holding_of, load_pool, survey_of
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import story_of
-from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.results.card import write_checkpoint
 from mergesearch.results.loading import Run, load_run, recipe_of
@@ -53,7 +52,9 @@ def export_trial(
     check_shard_size(max_shard_size)
     check_new_folder(out)  # before any model is loaded
     run = _unchanged(run, allow_changed, say)
-    engine = Engine(load_pool(run.config), run.config.dtype)
+    survey = survey_of(run.config)
+    holding = holding_of(run.config, survey, settled=run.settled)
+    engine = engine_of(load_pool(run.config, survey, holding), run.config.dtype, holding)
     write_checkpoint(recipe, engine, out, story_of(run, record), max_shard_size)
     return record
 

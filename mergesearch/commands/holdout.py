@@ -11,18 +11,17 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mergesearch.commands.inputs import load_pool, load_tasks, samples_of, scorer_of, splits
+from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
+from mergesearch.commands.inputs import load_tasks, samples_of, scorer_of, splits
 from mergesearch.commands.originals import Originals
-from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.results.loading import Run
+from mergesearch.results.loading import Run, batch_size_of
 from mergesearch.results.record import Record
 from mergesearch.results.report.finalists import Finalists, choose
 from mergesearch.results.report.holdout import HoldoutScores, drawn, score_finalists
 from mergesearch.search.costs import duration
-from mergesearch.search.store import RunFolder
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -172,7 +171,7 @@ def score_missing(
     if not first and not again:
         return {}, ()
     say(f"report on the holdout, {cost_of(run, chosen, most)}")
-    engine, scorer, other, holdout, changes = _scorers(config, run.folder, originals, engine, say)
+    engine, scorer, other, holdout, changes = _scorers(run, originals, engine, say)
     documents = drawn(holdout, most, config.search.seed)
     failed = score_finalists(first, scored, engine, scorer, documents, most=most, finished=finished)
     if chosen.winner.number not in failed:
@@ -181,7 +180,7 @@ def score_missing(
 
 
 def _scorers(
-    config: Config, folder: RunFolder, originals: Originals, engine: Engine | None, say: Callable[[str], None]
+    run: Run, originals: Originals, engine: Engine | None, say: Callable[[str], None]
 ) -> tuple[Engine, Scorer, Scorer, dict[str, list[int]], tuple[str, ...]]:
     """An engine, a scorer of its live model on the holdout, one that asks in another order and batch size, the
     holdout documents, and what was changed of them.
@@ -189,6 +188,7 @@ def _scorers(
     Both scorers are of all documents, also where only some are asked: the few-shot examples of a document depend on the
     others.
     """
+    config, folder = run.config, run.folder
     say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config)
     parts = splits(config, tasks)
@@ -197,15 +197,21 @@ def _scorers(
             f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' data"
         )
     changes = originals.check(tasks, parents=())
-    if engine is None:
-        say(f"loading the base and {len(config.models)} models")
-        engine = Engine(load_pool(config), config.dtype)
-    say("building requests")
     holdout = {label: part.holdout for label, part in parts.items()}
+    rows = batch_size_of(config, run.settled)
+    holding = None
+    if engine is None:
+        survey = survey_of(config)
+        holding = holding_of(config, survey, length_of(config, survey, tasks, holdout), run.settled)
+        say(f"loading the base and {len(config.models)} models: {holding}")
+        engine = engine_of(load_pool(config, survey, holding), config.dtype, holding)
+    say("building requests")
     live, tokenizer = engine.model, engine.pool.tokenizer
-    size = other_batch_size(config.batch_size)
+    first = scorer_of(config, live, tokenizer, tasks, holdout, batch_size=rows)
+    if holding is not None and rows is None:  # a run that was searched before batch sizes were found
+        settled_with(config, first, holding, run.settled)
+    size = other_batch_size(first.batch_size)
     other = config.model_copy(update={"batch_size": size, "scoring": "lm_eval"})
-    first = scorer_of(config, live, tokenizer, tasks, holdout)
     again = scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
     return engine, first, again, holdout, changes
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergesearch import crashes, mergekit
-from mergesearch.checkpoints import Pool, Residency, locate
+from mergesearch import mergekit
+from mergesearch.checkpoints import Pool, locate
 from mergesearch.config import Config
 from mergesearch.errors import UserError
 from mergesearch.evaluate import task_code
@@ -21,6 +21,9 @@ from mergesearch.schema import read_yaml
 from mergesearch.space import Space, space_of
 
 log: logging.Logger = logging.getLogger(__name__)
+
+# where a batch size is still to be found, what requests are built with
+PROVISIONAL = 64
 
 
 def load_tasks(config: Config, say: Callable[[str], None] = log.warning) -> list[Task]:
@@ -77,41 +80,6 @@ def check_racing(config: Config, tasks: Sequence[Task]) -> None:
         )
 
 
-def load_pool(config: Config) -> Pool:
-    """The parents of a configuration; `UserError` says what keeps them from being merged."""
-    crashes.explain()
-    return Pool.load(
-        config.base_model,
-        config.models,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        allow_unrelated=config.allow_unrelated,
-        tokenizer=config.tokenizer,
-    )
-
-
-def pool_of(
-    recipe: Recipe,
-    device: str = "auto",
-    allow_unrelated: bool = False,
-    trust_remote_code: bool = False,
-    residency: Residency = "device",
-    weights_alone: bool = False,
-) -> Pool:
-    """The parents of a recipe; one without base is built like its first model."""
-    crashes.explain()
-    return Pool.load(
-        recipe.base,
-        recipe.models,
-        device=device,
-        allow_unrelated=allow_unrelated,
-        trust_remote_code=trust_remote_code,
-        tokenizer=recipe.tokenizer,
-        residency=residency,
-        weights_alone=weights_alone,
-    )
-
-
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a YAML file, native or mergekit's, with absolute paths.
 
@@ -145,13 +113,21 @@ def scorer_of(
     tasks: Sequence[Task],
     documents: Mapping[str, Iterable[int]],
     shuffle: int | None = None,
+    batch_size: int | None = None,
 ) -> Scorer:
+    """A scorer as a configuration asks for it.
+
+    Args:
+        model, tokenizer, tasks, documents, shuffle: as for `Scorer`.
+        batch_size: requests at once; None: as the configuration says, and a provisional one where that is to be found.
+    """
+    said = PROVISIONAL if config.batch_size == "auto" else config.batch_size
     return Scorer(
         model,
         tokenizer,
         tasks,
         documents,
-        batch_size=config.batch_size,
+        batch_size=batch_size or said,
         scoring=config.scoring,
         apply_chat_template=config.apply_chat_template,
         fewshot_as_multiturn=config.fewshot_as_multiturn,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from mergesearch.checkpoints import Residency, check_new_folder, check_shard_size, choose_device, new_folder
-from mergesearch.commands.inputs import pool_of
-from mergesearch.engine.live import Engine
-from mergesearch.engine.plan import check
+from mergesearch.checkpoints import Pool, check_new_folder, check_shard_size, choose_device, new_folder
+from mergesearch.commands.holding import engine_of, pool_of, survey_of_recipe
+from mergesearch.engine.plan import DTYPES, check
+from mergesearch.engine.residency import needs_of, residency
 from mergesearch.engine.streaming import can_stream, stream
 from mergesearch.recipe import Recipe
 from mergesearch.results.card import Story, metadata_of, write_checkpoint, write_words
@@ -40,11 +41,16 @@ def merge_recipe(
     check_shard_size(max_shard_size)
     check_new_folder(out)  # before any model is read
     chosen = choose_device(device)
-    residency: Residency = "mapped" if chosen.type == "cpu" else "device"
-    pool = pool_of(recipe, device, allow_unrelated, trust_remote_code, residency, weights_alone=True)
+    survey = survey_of_recipe(recipe, trust_remote_code, weights_alone=True)
+    streams = chosen.type == "cpu" and can_stream(recipe, Pool.outline(survey))
+    needs = needs_of(survey, DTYPES[recipe.out_dtype])
+    # what is streamed is never in memory as a whole
+    needs = replace(needs, candidate=0, parents=needs.made) if streams else needs
+    holding = residency(needs, device, "mapped" if chosen.type == "cpu" else "auto")
+    pool = pool_of(survey, holding, allow_unrelated)
     story = Story(out.name, machine(str(chosen)))
-    if residency != "mapped" or not can_stream(recipe, pool):
-        write_checkpoint(recipe, Engine(pool, recipe.out_dtype), out, story, max_shard_size)
+    if not streams:
+        write_checkpoint(recipe, engine_of(pool, recipe.out_dtype, holding), out, story, max_shard_size)
         return pool.notes
     with new_folder(out) as folder:
         stream(recipe, pool, folder, metadata_of(recipe), max_shard_size)

@@ -115,13 +115,14 @@ def _report(
         run = replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes, *more])))
         notes = [*run.changes, *notes]
         entries = _entries(chosen, scored, objective, failed, most)
-        report = build(_question(config, chosen, objective, notes), entries)
+        report = build(_question(run, chosen, objective, notes), entries)
         write_atomically(report_file(run.folder), json.dumps(report.to_data(), indent=1) + "\n")
     refresh_card(run, chosen.winner)
     return report
 
 
-def _question(config: Config, chosen: Finalists, objective: Objective, notes: list[str]) -> Question:
+def _question(run: Run, chosen: Finalists, objective: Objective, notes: list[str]) -> Question:
+    config = run.config
     references = {SINGLE: chosen.single, AVERAGE: chosen.average}
     return Question(
         run=config.name,
@@ -131,16 +132,16 @@ def _question(config: Config, chosen: Finalists, objective: Objective, notes: li
         },
         factors=objective.factors(chosen.winner.scores),
         seed=config.search.seed,
-        repeat=_repeat(config),
+        repeat=_repeat(config, run.batch_size),
         notes=tuple(notes),
         guards=_guards(chosen, objective),
     )
 
 
-def _repeat(config: Config) -> str:
-    size = f"requests shuffled, batch size {other_batch_size(config.batch_size)}"
+def _repeat(config: Config, batch_size: int) -> str:
+    size = f"requests shuffled, batch size {other_batch_size(batch_size)}"
     # token tries take no batch size from the configuration, so lm-eval's own model is the other way to batch
-    return f"{size} of lm-eval's own model" if config.scoring == "auto" else f"{size} instead of {config.batch_size}"
+    return f"{size} of lm-eval's own model" if config.scoring == "auto" else f"{size} instead of {batch_size}"
 
 
 def _guards(chosen: Finalists, objective: Objective) -> dict[str, tuple[int, float]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from mergesearch.checkpoints import Pool
 from mergesearch.commands.best import refresh_best
+from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
 from mergesearch.commands.inputs import (
     check_racing,
-    load_pool,
     load_tasks,
     samples_of,
     scorer_of,
@@ -26,7 +26,7 @@ from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
-from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, Run, run_of
+from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import store, strategies
 from mergesearch.search.presence import check_disk
@@ -115,18 +115,23 @@ def prepare(
         say("note: this run is older than digests of models and documents: those of now are noted")
     changes = originals.check(tasks)
     originals.watch()
-    say(f"loading the base and {len(config.models)} models")
+    survey = survey_of(config)
+    searched = {label: part.search for label, part in documents.items()}
+    settled = (store.noted(there, SETTLED) if there else None) or {}
+    holding = holding_of(config, survey, length_of(config, survey, tasks, searched), settled, searched)
+    say(f"loading the base and {len(config.models)} models: {holding}")
     reading = time.perf_counter()
-    pool = load_pool(config)
+    pool = load_pool(config, survey, holding)
     reading = time.perf_counter() - reading
     originals.watched()
     for note in pool.notes:
         say(f"note: {note}")
     space, coarse = spaces(config, pool)
-    engine = Engine(pool, config.dtype)
+    engine = engine_of(pool, config.dtype, holding)
     say("building requests")
-    searched = {label: part.search for label, part in documents.items()}
-    scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched)
+    rows = batch_size_of(config, settled)
+    scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched, batch_size=rows)
+    settled = settled_with(config, scorer, holding, settled)
     blocks = BlockScorer(scorer, searched, config.racing.blocks, config.search.seed) if config.racing else None
     folder = RunFolder.prepare(config)
     write_documents(folder, samples_of(tasks, documents))
@@ -150,6 +155,7 @@ def prepare(
         device=str(pool.device),
     )
     store.note(search.study, NOTES, list(pool.notes))
+    store.note(search.study, SETTLED, settled)
     store.note(search.study, DIGESTS, originals.note(tasks))
     if changes:
         before = store.noted(search.study, CHANGES) or []

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mergesearch.checkpoints import choose_device, load_reference
-from mergesearch.commands.inputs import load_pool, load_tasks, pool_of, read_recipe, scorer_of, splits
+from mergesearch.checkpoints import Survey, load_reference, locate
+from mergesearch.commands.holding import (
+    alone,
+    engine_of,
+    held,
+    holding_of,
+    length_of,
+    load_pool,
+    pool_of,
+    settled_with,
+    survey_of,
+    survey_of_recipe,
+)
+from mergesearch.commands.inputs import load_tasks, read_recipe, scorer_of, splits
 from mergesearch.commands.originals import Originals
 from mergesearch.config import Config
-from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES, check
+from mergesearch.engine.residency import Holding, residency
+from mergesearch.engine.splitting import dispatch
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import Scores
-from mergesearch.evaluate.tasks import Split
+from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe
-from mergesearch.results.loading import DIGESTS
+from mergesearch.results.loading import DIGESTS, SETTLED, batch_size_of
 from mergesearch.search.store import look_up
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -54,10 +67,13 @@ def score_model(
         raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
     tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
-    originals = Originals(config, _noted(config, say), allow_changed, say)
+    originals = Originals(config, _noted(config, DIGESTS, say), allow_changed, say)
     originals.check(tasks, originals.named(_references(model)))
-    live, tokenizer = _live(model, config)
-    return scorer_of(config, live, tokenizer, tasks, documents).score()
+    settled = _noted(config, SETTLED, say)
+    live, tokenizer, holding = _live(model, config, tasks, documents, settled)
+    scorer = scorer_of(config, live, tokenizer, tasks, documents, batch_size=batch_size_of(config, settled))
+    settled_with(config, scorer, holding, settled)
+    return scorer.score()
 
 
 def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = HOLDOUT) -> dict[str, Scores]:
@@ -69,8 +85,12 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = HO
     """
     tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
-    engine = Engine(load_pool(config), config.dtype)
-    scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents)
+    survey, settled = survey_of(config), look_up(config, SETTLED) or {}
+    holding = holding_of(config, survey, length_of(config, survey, tasks, documents), settled)
+    engine = engine_of(load_pool(config, survey, holding), config.dtype, holding)
+    rows = batch_size_of(config, settled)
+    scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents, batch_size=rows)
+    settled_with(config, scorer, holding, settled)
     scores = {}
     for name, recipe in candidates.items():
         engine.load(recipe)
@@ -93,12 +113,13 @@ def json_of(scores: Scores, model: str, on: str) -> str:
     return json.dumps({"model": model, "on": on, "seconds": scores.seconds, "tasks": tasks}, indent=2)
 
 
-def _noted(config: Config, say: Callable[[str], None]) -> Mapping[str, Any]:
-    """What the run noted of its models and documents. A score needs no run, so that a storage out of reach is told."""
+def _noted(config: Config, key: str, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """What the run noted under a key. A score needs no run, so that a storage out of reach is told, once."""
     try:
-        return look_up(config, DIGESTS) or {}
+        return look_up(config, key) or {}
     except UserError as error:
-        say(f"note: whether models and documents are still those of the run is not known: {error}")
+        if key == DIGESTS:
+            say(f"note: whether models and documents are still those of the run is not known: {error}")
         return {}
 
 
@@ -114,20 +135,31 @@ def _is_recipe(model: str) -> bool:
     return model.endswith((".yaml", ".yml"))
 
 
-def _live(model: str, config: Config) -> tuple[Any, Any]:
+def _live(
+    model: str,
+    config: Config,
+    tasks: Sequence[Task],
+    documents: Mapping[str, Sequence[int]],
+    settled: Mapping[str, Any],
+) -> tuple[Any, Any, Holding]:
+    """The live model of a recipe or a checkpoint, its tokenizer, and where it is held."""
     if _is_recipe(model):
         recipe = read_recipe(model)
-        engine = _engine_for(recipe, config.device, config.allow_unrelated, config.trust_remote_code)
+        check(recipe)
+        asked = config.model_copy(update={"dtype": recipe.out_dtype})
+        survey = survey_of_recipe(recipe, config.trust_remote_code)
+        holding = holding_of(asked, survey, length_of(asked, survey, tasks, documents), settled)
+        engine = engine_of(pool_of(survey, holding, config.allow_unrelated), recipe.out_dtype, holding)
         engine.load(recipe)
-        return engine.model, engine.pool.tokenizer
-    device = choose_device(config.device)
-    live, tokenizer = load_reference(model, config.base_model, "MODEL", DTYPES[config.dtype], config.trust_remote_code)
-    return live.to(device), tokenizer
-
-
-def _engine_for(recipe: Recipe, device: str, allow_unrelated: bool, trust_remote_code: bool) -> Engine:
-    check(recipe)
-    return Engine(pool_of(recipe, device, allow_unrelated, trust_remote_code), recipe.out_dtype)
+        return engine.model, engine.pool.tokenizer, holding
+    dtype = DTYPES[config.dtype]
+    lies_over_base = locate(model, "MODEL").folder is None
+    base = config.base_model if lies_over_base else None
+    survey = Survey(base, {"MODEL": model}, config.trust_remote_code, "MODEL" if lies_over_base else "base")
+    needs = alone(config, survey, length_of(config, survey, tasks, documents), settled)
+    holding = held(residency(needs, config.device))
+    live, tokenizer = load_reference(model, config.base_model, "MODEL", dtype, config.trust_remote_code)
+    return (dispatch(live, holding.devices), tokenizer, holding)
 
 
 def _side(part: Split, on: str) -> list[int]:

@@ -31,7 +31,7 @@ def story_of(run: Run, record: Record) -> Story:
         records=shown,
         tasks={task.task: task.num_fewshot for task in config.scored},
         samples=run.folder.search_documents() if record.scores else {},
-        asking=_asking(config),
+        asking=_asking(config, run.batch_size),
         holdout=_holdout(run.folder, record),
         changes=run.changes,
     )
@@ -54,11 +54,11 @@ def _holdout(folder: RunFolder, record: Record) -> str | None:
         raise UserError(f"{file} holds no report ({type(error).__name__}: {error}): {_DAMAGED}") from None
 
 
-def _asking(config: Config) -> Asking:
+def _asking(config: Config, batch_size: int) -> Asking:
     return Asking(
         task_folders=tuple(config.include_path),
         zoo=any((zoo.folder() / "tasks" / f"{task.task}.yaml").is_file() for task in config.scored),
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         apply_chat_template=config.apply_chat_template,
         fewshot_as_multiturn=config.fewshot_as_multiturn,
         system_instruction=config.system_instruction,

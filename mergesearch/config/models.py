@@ -28,6 +28,7 @@ RESUMABLE = (
     ("on_end",),
     ("output",),
     ("device",),
+    ("memory",),
     ("batch_size",),
     ("scoring",),
     ("report", "finalists"),
@@ -185,8 +186,16 @@ class Config(Strict):
     tokenizer: str = Field(
         default="base", description="`base`, `union`, or the model whose tokenizer the candidates get"
     )
-    batch_size: int = Field(
-        default=64, ge=1, le=1_000_000, description="requests at once where lm-eval's own model answers"
+    memory: Literal["auto", "device", "pinned", "mapped"] = Field(
+        default="auto",
+        description="where the base and the models are held while candidates are made: `device`, beside the candidate; "
+        "`pinned`, in host memory that a GPU copies from; `mapped`, in their files; `auto`: the first of these that "
+        "has room, by what is free",
+    )
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = Field(
+        default="auto",
+        description="requests at once where lm-eval's own model answers; `auto`: as many as fit, found by trying when "
+        "the run begins and kept for all its workers, at most 64 on a CPU",
     )
     scoring: Literal["auto", "lm_eval"] = Field(
         default="lm_eval",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergesearch.checkpoints import Form, Pool, parameters
+from mergesearch.checkpoints import Form, Pool, floating_tensors, parameters
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
 from mergesearch.errors import UserError
@@ -35,11 +35,13 @@ class Engine:
         dtype: the dtype of the candidates, a recipe's `out_dtype`.
         compiled: when kernels are compiled: "background", "now" (before their first use) or "never"; None: in the
             background where candidates are large enough for it to pay.
+        kept: the most bytes of the parents' statistics that some methods keep between candidates; None: a quarter of
+            what is free.
     """
 
-    def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None):
+    def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None, kept: int | None = None):
         parents = len(pool.models) + 1
-        self.runner: kernels.Runner = kernels.runner_for(pool.parameters, parents, pool.device, compiled)
+        self.runner: kernels.Runner = kernels.runner_for(pool.parameters, parents, pool.device, compiled, kept)
         self._identities: dict[tuple[str, int], Any] = {}
         self._merges: dict[tuple[str, int], tuple[Any, kernels.TensorMerge]] = {}
         self._merge_sets: OrderedDict[Any, kernels.MergeSet] = OrderedDict()
@@ -135,12 +137,15 @@ class Engine:
         self._live, self._shared, self._identities = {}, set(), {}
         self._merges.clear()
         self._merge_sets.clear()
-        dtype, device = DTYPES[self.dtype], self.pool.device
-        tensors = {job.piece.live: _origin_tensor(job, self.pool) for job in jobs}
-        for name, tensor in tensors.items():
-            if name not in sources or tensor.dtype != dtype:
-                tensors[name] = torch.empty(tensor.shape, dtype=dtype, device=device)
-        built = form.blueprint.build({**tensors, **self.pool.constants_of(form)}, dtype, device)
+        dtype = DTYPES[self.dtype]
+        devices = self.pool.devices.stacked(form.layout.prefix, form.origins or range(form.layout.layers))
+        tensors = {
+            name: sources[name]
+            if name in sources and (sources[name].dtype, sources[name].device) == (dtype, devices.of(name))
+            else torch.empty(blank.shape, dtype=dtype, device=devices.of(name))
+            for name, blank in floating_tensors(form.blueprint.blank()).items()
+        }
+        built = form.blueprint.build({**tensors, **self.pool.constants_of(form)}, dtype, devices)
         self.model.__dict__.clear()
         self.model.__dict__.update(built.__dict__)
         self._live = parameters(self.model)
@@ -162,9 +167,10 @@ class Engine:
                 self._shared.discard(name)
 
 
-def _origin_tensor(job: Job, pool: Pool) -> Tensor:
-    """The live tensor of the job's first parent that the candidate's live tensor is made of."""
-    return pool.parent(job.step.models[0]).live[pool.form.layout.named[job.parents[0]].live]
+def _origin_tensor(job: Job, pool: Pool) -> Tensor | None:
+    """The live tensor of the job's first parent that the candidate's live tensor is made of; None where that parent's
+    files hold it in parts."""
+    return pool.parent(job.step.models[0]).live.get(pool.form.layout.named[job.parents[0]].live)
 
 
 def _sources(jobs: Iterable[Job], pool: Pool) -> dict[str, Tensor]:

@@ -1,18 +1,67 @@
-"""Where the parents are held while candidates are made, and what that takes."""
+"""Where the parents are held while candidates are made, and what that takes: chosen before a tensor is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mergesearch import memory
-from mergesearch.checkpoints import Residency
+from mergesearch.checkpoints import Devices, Residency, Survey, choose_device, slab_bytes
+from mergesearch.engine import kernels
+from mergesearch.engine.splitting import split
+from mergesearch.errors import UserError
 
 # what is needed beside pool and candidate: kept statistics and blocks, as a share of both
 OVERHEAD = 0.05
-# of the free memory, what a pool may take: the rest is for scoring
+# of the free memory, what a pool and a candidate may take: the rest is for scoring
 SHARE = 0.8
+# and what may be taken in all: allocators round, other programs grow
+MOST = 0.95
+# of what is left, the share for statistics of the parents that some methods keep
+_KEPT = 0.25
+# requests at once that a residency has to leave room for, where the batch size is found by trying
+_ROWS = 8
+MODES: tuple[Residency, ...] = ("device", "pinned", "mapped")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a pool, its candidates and their scoring take, in bytes.
+
+    Attributes:
+        parents: of the base and all models, in the dtypes of their files; what they share once.
+        candidate: of one candidate in its out_dtype.
+        made: of the parents, what no file holds as it is, so that it is in memory even where the others are mapped.
+        pinned: of the parents in blocks of pinned memory; as `parents` where that is not known.
+        row: of scoring, for each request of a batch.
+        scoring: of scoring, however small a batch is.
+        rows: requests at once, as they were asked for; None: as many as fit.
+        most: the most requests at once.
+        blank: a candidate on the meta device, for splitting it; None where it cannot be split.
+    """
+
+    parents: int
+    candidate: int
+    made: int = 0
+    pinned: int = 0
+    row: int = 0
+    scoring: int = 0
+    rows: int | None = None
+    most: int = 64
+    blank: Any = field(default=None, repr=False)
+
+    @property
+    def overhead(self) -> int:
+        """Of blocks, and of small statistics that are kept."""
+        return int(OVERHEAD * (self.parents + self.candidate))
+
+    def scored(self, rows: int) -> int:
+        """Of scoring with so many requests at once."""
+        return max(self.scoring, rows * self.row)
 
 
 @dataclass(frozen=True)
@@ -20,57 +69,169 @@ class Holding:
     """How a pool is held.
 
     Attributes:
-        mode: "device": all on the device; "pinned": the parents in pinned host memory, copied while the device
-            computes; "mapped": the parents in their files, read when they are merged. What `Pool.load` takes.
-        device: where candidates are made.
-        device_bytes, host_bytes: the peak on the device and in the host's memory, files mapped into memory apart.
+        mode: "device": all where candidates are made; "pinned": the parents in pinned host memory, copied while the
+            device computes; "mapped": the parents in their files, read when they are merged. What `Pool.read` takes.
+        devices: where candidates are made.
+        device_bytes, host_bytes: the peak on the devices together and in the host's memory, files mapped into memory
+            apart.
         free_device, free_host: what is free there now.
+        scoring: of the peak on the devices, what is for scoring.
+        rows: requests at once that this has room for.
+        kept: beside the peak, what statistics of the parents may take, which some methods keep where there is room.
+        needs: what it was made from.
     """
 
     mode: Residency
-    device: str
+    devices: Devices
     device_bytes: int
     host_bytes: int
     free_device: int
     free_host: int
+    scoring: int
+    rows: int
+    kept: int
+    needs: Needs = field(repr=False)
 
     @property
     def fits(self) -> bool:
         """Whether the peak fits into what is free."""
         return self.device_bytes <= self.free_device and self.host_bytes <= self.free_host
 
+    @property
+    def possible(self) -> bool:
+        """Whether it fits but for scoring, which asks for less at once where memory runs out."""
+        return self.device_bytes - self.scoring <= self.free_device and self.host_bytes <= self.free_host
+
+    @property
+    def on_host(self) -> bool:
+        """Whether candidates are made in the host's memory."""
+        return self.devices.main.type == "cpu"
+
     def __str__(self) -> str:
         held = {
-            "device": f"parents and candidate in memory on {self.device}",
-            "pinned": f"parents in pinned host memory, the candidate on {self.device}",
-            "mapped": f"parents read from their files, the candidate in memory on {self.device}",
+            "device": f"parents and candidate in memory on {self.devices}",
+            "pinned": f"parents in pinned host memory, the candidate on {self.devices}",
+            "mapped": f"parents read from their files, the candidate in memory on {self.devices}",
         }[self.mode]
-        on_device = f"{_gib(self.device_bytes)} of {_gib(self.free_device)} free on {self.device}"
-        on_host = f", {_gib(self.host_bytes)} of {_gib(self.free_host)} free on the host"
-        return f"{held}; peak {on_device}{on_host if self.device != 'cpu' else ''}"
+        split_over = ", split between them" if self.devices.parts else ""
+        on_device = f"{size_text(self.device_bytes)} of {size_text(self.free_device)} free on {self.devices}"
+        scoring = f" ({size_text(self.scoring)} for scoring)" if self.scoring else ""
+        on_host = f", {size_text(self.host_bytes)} of {size_text(self.free_host)} free on the host"
+        return f"{held}{split_over}; peak {on_device}{scoring}{on_host if not self.on_host else ''}"
 
 
-def residency(pool_bytes: int, candidate_bytes: int, device: torch.device | str, held: int = 0) -> Holding:
+def needs_of(survey: Survey, dtype: torch.dtype) -> Needs:
+    """What a pool takes, by its files' headers; scoring is not in it."""
+    tensors = {id(t): t for parent in survey.tensors.values() for t in parent.values()}
+    made = {id(survey.tensors[where][name]) for where in survey.sources for name in survey.made(where)}
+    blank = survey.form.blueprint.blank()
+    candidate = sum(torch.Size(info.shape).numel() for info in survey.form.layout.infos) * dtype.itemsize
+    return Needs(
+        parents=_bytes(tensors.values()),
+        candidate=candidate,
+        made=_bytes(t for key, t in tensors.items() if key in made),
+        pinned=slab_bytes([t.nbytes for t in tensors.values()]),
+        blank=blank.to(dtype),
+    )
+
+
+def residency(needs: Needs, device: str = "auto", wanted: str = "auto", held: int = 0) -> Holding:
     """The first of device, pinned host memory and mapped files that has room for the pool, by what is free now.
 
     Args:
-        pool_bytes: of the base and all models, in the dtypes of their files.
-        candidate_bytes: of one candidate in its out_dtype.
-        device: where candidates are made.
-        held: bytes of the pool that are on the device already, and count as free.
+        needs: bytes.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`, where candidates are made. With `auto` a candidate that does not fit
+            one GPU is split over those that are visible.
+        wanted: one of `MODES` whether it fits or not, or `auto`.
+        held: bytes of the pool that are in memory already, and count as free.
+
+    Raises:
+        UserError: no such device; `pinned` without a CUDA device.
     """
-    device = torch.device(device)
-    host = memory.free_on_host() + (held if device.type == "cpu" else 0)
-    free = memory.free(device) + held if device.type == "cuda" else host
-    extra = int(OVERHEAD * (pool_bytes + candidate_bytes))
-    whole, alone = pool_bytes + candidate_bytes + extra, candidate_bytes + extra
-    on_host = device.type == "cpu"
-    if whole <= SHARE * free:
-        return Holding("device", str(device), whole, whole if on_host else 0, free, host)
-    if not on_host and pool_bytes <= SHARE * host:
-        return Holding("pinned", str(device), alone, pool_bytes, free, host)
-    return Holding("mapped", str(device), alone, alone if on_host else 0, free, host)
+    main = choose_device(device)
+    if main.type == "cpu" and wanted == "pinned":
+        raise UserError("memory is 'pinned', which holds parents beside a GPU, and candidates are on the CPU: use auto")
+    if main.type == "cpu":
+        return _on_host(needs, wanted, held)
+    every = memory.accelerators() if device == "auto" else [main]
+    alone = needs.candidate + needs.overhead + _working(main) + needs.scored(needs.rows or 1)
+    if alone > MOST * memory.free(main) and len(every) > 1 and needs.blank is not None:
+        return _split(needs, every, wanted)
+    return _on_device(needs, Devices(main), wanted, held)
 
 
-def _gib(size: int) -> str:
+def _on_host(needs: Needs, wanted: str, held: int) -> Holding:
+    free = memory.free_on_host() + held
+    whole = needs.parents + needs.candidate + needs.overhead
+    alone = needs.made + needs.candidate + needs.overhead
+    fits = whole <= SHARE * free and whole + needs.scored(needs.rows or _ROWS) <= MOST * free
+    mode: Residency = "device" if wanted == "device" or (wanted == "auto" and fits) else "mapped"
+    return _holding(needs, mode, Devices(torch.device("cpu")), whole if mode == "device" else alone, 0, free, free)
+
+
+def _on_device(needs: Needs, devices: Devices, wanted: str, held: int = 0) -> Holding:
+    free, host = sum(map(memory.free, devices.every)) + held, memory.free_on_host()
+    working = needs.overhead + sum(map(_working, devices.every))
+    scored = needs.scored(needs.rows or _ROWS)
+    whole, alone = needs.parents + needs.candidate + working, needs.candidate + working
+    pinned = max(needs.pinned, needs.parents)
+    room = {
+        "device": whole <= SHARE * free and whole + scored <= MOST * free,
+        "pinned": pinned <= SHARE * host,
+        "mapped": True,
+    }
+    mode = next(mode for mode in MODES if mode == wanted or (wanted == "auto" and room[mode]))
+    taken = {"device": (whole, 0), "pinned": (alone, pinned), "mapped": (alone, needs.made)}[mode]
+    return _holding(needs, mode, devices, *taken, free, host)
+
+
+def _split(needs: Needs, every: Sequence[torch.device], wanted: str) -> Holding:
+    """A candidate over the fewest devices that hold it; the parents beside their parts where these have room."""
+    holding = None
+    for count in range(2, len(every) + 1):
+        used = every[:count]
+        # a part may fill what is free but for scoring's own; the first one takes the most of that
+        room = {d: int(SHARE * memory.free(d)) - _working(d) - needs.scored(1) // count for d in used}
+        for share in ((needs.parents + needs.candidate) / max(1, needs.candidate), 1.0):
+            parts = split(needs.blank, {d: int(size / share) for d, size in room.items()})
+            if parts is None or (share > 1 and wanted not in ("auto", "device")):
+                continue
+            holding = _on_device(needs, Devices(used[0], parts), "device" if share > 1 else _elsewhere(needs, wanted))
+            return holding
+    return _on_device(needs, Devices(every[0]), wanted)
+
+
+def _elsewhere(needs: Needs, wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "pinned" if max(needs.pinned, needs.parents) <= SHARE * memory.free_on_host() else "mapped"
+
+
+def _holding(
+    needs: Needs, mode: Residency, devices: Devices, on_device: int, on_host: int, free: int, host: int
+) -> Holding:
+    left = int(MOST * free) - on_device
+    rows = needs.rows or _fitting(needs, left)
+    scoring = needs.scored(rows)
+    kept = max(0, int(_KEPT * (left - scoring)))
+    return Holding(mode, devices, on_device + scoring, on_host, free, host, scoring, rows, kept, needs)
+
+
+def _fitting(needs: Needs, room: int) -> int:
+    """The most requests at once that fit, a power of two or `most`."""
+    fitting = room // needs.row if needs.row else needs.most
+    return needs.most if fitting >= needs.most else 1 << max(0, int(fitting).bit_length() - 1)
+
+
+def _working(device: torch.device) -> int:
+    """What merging holds on a device whatever the models' size: buffers to copy through, blocks of statistics."""
+    return 0 if device.type == "cpu" else kernels.WORKING
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def size_text(size: int) -> str:
+    """Bytes in words."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mergesearch import disks
-from mergesearch.checkpoints import Form, Pool, check_shard_size, release, save_without_weights, state
+from mergesearch.checkpoints import Devices, Form, Pool, check_shard_size, release, save_without_weights, state
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
 from mergesearch.errors import CutError
@@ -95,7 +95,7 @@ def _blank(form: Form, dtype: torch.dtype) -> PreTrainedModel:
         n: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device=meta)
         for n, t in blank.items()
     }
-    return cast("PreTrainedModel", form.blueprint.build(empty, dtype, meta))
+    return cast("PreTrainedModel", form.blueprint.build(empty, dtype, Devices(meta)))
 
 
 def _in_files(blank: PreTrainedModel) -> dict[str, Tensor]:

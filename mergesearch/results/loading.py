@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 NOTES = "pool_notes"
 # where it notes what tells its parents and documents from others, and what was changed with the user's leave
 DIGESTS, CHANGES = "digests", "changes"
+# where it notes how its memory was shared out: the parents' residency, and how many requests are asked at once
+SETTLED = "memory"
+RESIDENCY, BATCH_SIZE = "residency", "batch_size"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Run:
         notes: on what the parents do not have in common.
         digests: what tells the parents and documents that it was scored with from others; empty where it noted none.
         changes: what of these was changed and let through, a sentence each.
+        settled: how the run's memory was shared out, as the study notes it; empty where it noted nothing.
         words: lines to be shown beside the table: notes, what the run has cost, what is left of its budget.
     """
 
@@ -51,6 +55,12 @@ class Run:
     notes: tuple[str, ...] = ()
     digests: Mapping[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
+    settled: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        """Requests at once: what the configuration says, or what was found when the run began."""
+        return batch_size_of(self.config, self.settled) or 1
 
     @property
     def folder(self) -> RunFolder:
@@ -115,7 +125,13 @@ def run_of(history: History, folder: RunFolder) -> Run:
         notes,
         digests=digests,
         changes=changes,
+        settled=store.noted(history.study, SETTLED) or {},
     )
+
+
+def batch_size_of(config: Config, settled: Mapping[str, Any]) -> int | None:
+    """Requests at once, as the configuration says or as it was found and noted; None where it is still to be found."""
+    return settled.get(BATCH_SIZE) if config.batch_size == "auto" else config.batch_size
 
 
 def recipe_of(record: Record) -> Recipe:

@@ -21,7 +21,8 @@ import numpy as np
 import optuna
 
 from mergesearch import config as configuration
-from mergesearch.commands.inputs import load_pool, load_tasks, scorer_of, splits
+from mergesearch.commands.holding import load_pool
+from mergesearch.commands.inputs import load_tasks, scorer_of, splits
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.evaluate.statistics import figure

@@ -270,12 +270,13 @@ class Bench:
 
     def __init__(self, config: Config, out: Path):
         from mergesearch.commands import inputs as materials
+        from mergesearch.commands.holding import load_pool
         from mergesearch.engine.live import Engine
 
         self.config, self.out = config, out
         tasks = materials.load_tasks(config)
         parts = materials.splits(config, tasks)
-        self.pool = materials.load_pool(config)
+        self.pool = load_pool(config)
         self.engine = Engine(self.pool, config.dtype)
         self.scorers = {
             side: materials.scorer_of(

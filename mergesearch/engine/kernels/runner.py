@@ -40,6 +40,8 @@ from mergesearch.errors import CandidateError
 from mergesearch.methods.listening import Listener, listening
 from mergesearch.methods.matrices import is_matrix
 
+# elements of a block on a CUDA device
+DEVICE_BLOCK = 2**24
 # tables of pointers that a set of merges keeps, one for each program that its groups came up with
 _LAUNCHES = 32
 
@@ -194,7 +196,7 @@ class Runner:
         if all(t.is_contiguous() for t in (out, *tensors)) and not program.rows:
             out, tensors = out.view(-1), [t.view(-1) for t in tensors]
         length, inner = out.shape[0], max(1, out.shape[1:].numel())
-        size = self.block if device.type == "cpu" else max(self.block, 2**24)
+        size = self.block if device.type == "cpu" else max(self.block, DEVICE_BLOCK)
         flags = []
         for window, end in spans(out.shape, True, WINDOW) if out.ndim == 1 else [(0, length)]:
             for start, stop in spans(out[window:end].shape, out.ndim == 1, size):

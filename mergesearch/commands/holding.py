@@ -1,0 +1,172 @@
+"""Where a command holds what it works on: chosen from the files' headers and from what is free, alike for all verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mergesearch import crashes
+from mergesearch.checkpoints import Pool, Survey, choose_device
+from mergesearch.commands.inputs import PROVISIONAL, scorer_of
+from mergesearch.config import Config
+from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import DTYPES
+from mergesearch.engine.residency import MODES, Holding, Needs, needs_of, residency
+from mergesearch.errors import UserError
+from mergesearch.evaluate.batch_size import MOST, Appetite, Length, appetite, longest, sample, settle
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.evaluate.tasks import Task
+from mergesearch.recipe import Recipe
+from mergesearch.results.loading import BATCH_SIZE, RESIDENCY, batch_size_of
+from mergesearch.search import strategies
+from mergesearch.search.outlook import Outlook
+from mergesearch.search.soup.settings import SoupSettings
+
+Documents = Mapping[str, Sequence[int]]
+
+
+def survey_of(config: Config) -> Survey:
+    """What the headers of a configuration's models say; `UserError` says what keeps them from being merged."""
+    crashes.explain()
+    return Survey(config.base_model, config.models, config.trust_remote_code, config.tokenizer)
+
+
+def survey_of_recipe(recipe: Recipe, trust_remote_code: bool = False, weights_alone: bool = False) -> Survey:
+    """The same of a recipe's models; one without base is built like its first model."""
+    crashes.explain()
+    return Survey(recipe.base, recipe.models, trust_remote_code, recipe.tokenizer, weights_alone)
+
+
+def holding_of(
+    config: Config,
+    survey: Survey,
+    length: Length | None = None,
+    settled: Mapping[str, Any] | None = None,
+    documents: Documents | None = None,
+) -> Holding:
+    """Where the pool of a configuration is held.
+
+    Args:
+        config: the run's configuration.
+        survey: of its models.
+        length: of the longest requests; None where nothing is scored.
+        settled: what a study noted of its memory: workers hold parents alike where they can, as sums over a tensor are
+            added up in another order on the host than on a GPU.
+        documents: the search documents by task, where soups may be learned on them.
+
+    Raises:
+        UserError: no such device, `pinned` without a GPU.
+    """
+    settled = settled or {}
+    needs = needs_of(survey, DTYPES[config.dtype])
+    device = choose_device(config.device).type
+    if length is not None:
+        taken = _appetite(config, survey, length, device, documents)
+        needs = _with_scoring(needs, taken, batch_size_of(config, settled), device)
+    if config.memory == "auto" and settled.get(RESIDENCY) in MODES and device != "cpu":
+        noted = residency(needs, config.device, settled[RESIDENCY])
+        if noted.fits:
+            return noted
+    return residency(needs, config.device, config.memory)
+
+
+def alone(config: Config, survey: Survey, length: Length, settled: Mapping[str, Any]) -> Needs:
+    """What one model takes that is scored as it is: the last one of a survey."""
+    needs, device = needs_of(survey, DTYPES[config.dtype]), choose_device(config.device).type
+    needs = replace(needs, parents=0, made=0, pinned=0)
+    taken = _appetite(config, survey, length, device, None)
+    return _with_scoring(needs, taken, batch_size_of(config, settled), device)
+
+
+def alike(needs: Needs) -> Needs:
+    """What a pool takes whose parents all have the same tensors."""
+    return replace(needs, parents=min(needs.parents, 2 * needs.candidate), made=0, pinned=0)
+
+
+def _appetite(config: Config, survey: Survey, length: Length, device: str, documents: Documents | None) -> Appetite:
+    soup: SoupSettings = config.search.key("learned_soup", SoupSettings)
+    learns = documents is not None and _learns(config, documents) and soup.optimizer == "adam"
+    return appetite(
+        survey.form.blueprint.config,
+        DTYPES[config.dtype].itemsize,
+        length,
+        device,
+        packed=config.scoring == "auto",
+        documents=soup.batch_size if learns else 0,
+        largest=max((tensor.numel() for tensor in survey.tensors["base_model"].values()), default=0),
+        checkpointing=soup.checkpointing,
+    )
+
+
+def _with_scoring(needs: Needs, taken: Appetite, rows: int | None, device: str) -> Needs:
+    return replace(
+        needs, row=taken.row, scoring=max(taken.packed, taken.learning), rows=rows, most=MOST.get(device, PROVISIONAL)
+    )
+
+
+def _learns(config: Config, documents: Documents) -> bool:
+    counts = [len(documents[task.task]) for task in config.tasks]
+    known, outlook = strategies.registered(), Outlook(config, counts)
+    return any(ahead.learning for name in config.search.strategies for ahead in known[name].expects(outlook))
+
+
+def length_of(config: Config, survey: Survey, tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]) -> Length:
+    """The longest requests, by those about a few documents of each task; no weights are needed for that."""
+    few = {label: sample(list(ids)) for label, ids in documents.items()}
+    plain = config.model_copy(update={"scoring": "lm_eval"})
+    return longest(scorer_of(plain, survey.form.blueprint.empty(), survey.tokenizer, tasks, few))
+
+
+def held(holding: Holding) -> Holding:
+    """The same, if it fits, scoring apart: that asks for less at once where memory runs out.
+
+    Raises:
+        UserError: it does not, in one sentence.
+    """
+    if holding.possible:
+        return holding
+    raise UserError(
+        f"what this needs does not fit: {holding}: use fewer or smaller models, a smaller batch_size, another device, "
+        "or a machine with more memory"
+    )
+
+
+def load_pool(config: Config, survey: Survey | None = None, holding: Holding | None = None) -> Pool:
+    """The parents of a configuration, read to where they are held; `UserError` says what keeps them from being merged.
+
+    Args:
+        survey: of its models, if there is one already.
+        holding: where they are held; None: as their size alone says.
+    """
+    survey = survey or survey_of(config)
+    return pool_of(survey, holding or holding_of(config, survey), config.allow_unrelated)
+
+
+def pool_of(survey: Survey, holding: Holding, allow_unrelated: bool = False) -> Pool:
+    """Parents, read to where they are held.
+
+    Raises:
+        UserError: there is no room for them, or what keeps them from being merged.
+    """
+    fitting = held(holding)
+    return Pool.read(survey, fitting.devices, fitting.mode, allow_unrelated)
+
+
+def engine_of(pool: Pool, dtype: str, holding: Holding) -> Engine:
+    """An engine that keeps no more between candidates than there is room for."""
+    return Engine(pool, dtype, kept=holding.kept)
+
+
+def settled_with(config: Config, scorer: Scorer, holding: Holding, settled: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study notes of its memory, and what its scorer goes by: a batch size that is still to be found is tried.
+
+    Args:
+        scorer: of the engine's live model.
+        holding: where the pool is held.
+        settled: what was noted before.
+    """
+    rows = batch_size_of(config, settled)
+    if rows is None:
+        rows = settle(scorer, holding.rows)
+    return {**settled, RESIDENCY: settled.get(RESIDENCY, holding.mode), BATCH_SIZE: rows}
