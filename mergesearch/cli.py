@@ -332,6 +332,7 @@ def run(
         except SearchFailed as error:
             raise CandidateError(str(error)) from error
         progress.stop()
+        session.score_again(_note)
         _show(show(session.read()))
         _say(session.export_best())
         with ReportProgress(err) as scoring:

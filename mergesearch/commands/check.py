@@ -157,7 +157,8 @@ def _time(
     engine = Engine(pool, config.dtype)
     scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched)
     learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched)
-    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing)
+    plain = scorer.by_lm_eval()
+    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing, plain)
     rest = estimate(config, probe=probe)
     if rest is None or rest.seconds is None:
         return "not known: the few documents that were tried could not be scored in a few seconds"

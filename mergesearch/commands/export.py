@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mergesearch import mergekit
 from mergesearch.checkpoints import check_new_folder, check_shard_size
+from mergesearch.commands.again import with_figures
 from mergesearch.commands.inputs import load_pool
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import story_of
@@ -54,7 +55,7 @@ def export_trial(
     check_new_folder(out)  # before any model is loaded
     run = _unchanged(run, allow_changed, say)
     engine = Engine(load_pool(run.config), run.config.dtype)
-    write_checkpoint(recipe, engine, out, story_of(run, record), max_shard_size)
+    write_checkpoint(recipe, engine, out, story_of(run, with_figures(run, record, engine, say)), max_shard_size)
     return record
 
 

@@ -32,6 +32,7 @@ from mergesearch.results.report.data import AVERAGE, LEVEL, SINGLE
 from mergesearch.results.report.finalists import Finalists, choose
 from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.results.states import ENDED, RUNNING, WAITING
+from mergesearch.search import by_lm_eval
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import write_atomically
 
@@ -114,6 +115,8 @@ def _report(
         failed, more = score_missing(run, chosen, most, originals, engine=engine, **told)
         run = replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes, *more])))
         notes = [*run.changes, *notes]
+        if by_lm_eval.in_words(run.kinds):
+            notes.append("figures on the holdout are lm-eval's own model's; those of the search are by token tries")
         entries = _entries(chosen, scored, objective, failed, most)
         report = build(_question(config, chosen, objective, notes), entries)
         write_atomically(report_file(run.folder), json.dumps(report.to_data(), indent=1) + "\n")
@@ -138,9 +141,7 @@ def _question(config: Config, chosen: Finalists, objective: Objective, notes: li
 
 
 def _repeat(config: Config) -> str:
-    size = f"requests shuffled, batch size {other_batch_size(config.batch_size)}"
-    # token tries take no batch size from the configuration, so lm-eval's own model is the other way to batch
-    return f"{size} of lm-eval's own model" if config.scoring == "auto" else f"{size} instead of {config.batch_size}"
+    return f"requests shuffled, batch size {other_batch_size(config.batch_size)} instead of {config.batch_size}"
 
 
 def _guards(chosen: Finalists, objective: Objective) -> dict[str, tuple[int, float]]:

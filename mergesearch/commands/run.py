@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mergesearch.checkpoints import Pool
+from mergesearch.commands.again import score_again
 from mergesearch.commands.best import refresh_best
 from mergesearch.commands.inputs import (
     check_racing,
@@ -26,9 +28,10 @@ from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
+from mergesearch.evaluate.scoring import Scorer
 from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, Run, run_of
 from mergesearch.results.record import Record, record_of
-from mergesearch.search import store, strategies
+from mergesearch.search import by_lm_eval, store, strategies
 from mergesearch.search.soup.learner import Learner
 from mergesearch.search.soup.learning import LearningStep
 from mergesearch.search.speed import PROBE, Probe
@@ -49,10 +52,19 @@ class Session:
     engine: Engine
     search: Search
     probe: Probe
+    plain: Scorer | None = None
 
     def read(self) -> Run:
         """The run as it is by now."""
         return run_of(self.search.history(), self.folder)
+
+    def score_again(self, say: Callable[[str], None] = log.info) -> None:
+        """Has lm-eval's own model score what a person goes by, where the search was scored by token tries."""
+        if self.plain is None:
+            return
+        study = self.search.study
+        with self.folder.lock("best"):
+            score_again(self.read(), self.engine, self.plain, partial(by_lm_eval.note, study), say)
 
     def export_best(self) -> list[str]:
         """Exports the best candidate to `best/` in the run folder, and says where it is; see `refresh_best`."""
@@ -144,6 +156,9 @@ def prepare(
         say=say,
         device=str(pool.device),
     )
+    with folder.lock("start"):
+        scorer.settle(by_lm_eval.agree(search.study, scorer.kinds))
+    plain = scorer.by_lm_eval()
     store.note(search.study, NOTES, list(pool.notes))
     store.note(search.study, DIGESTS, originals.note(tasks))
     if changes:
@@ -153,10 +168,10 @@ def prepare(
     say("trying a few documents")
     # to write a checkpoint takes about as long as to read one
     writing = reading / (1 + len(config.models))
-    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing)
+    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing, plain)
     store.note(search.study, PROBE, probe.to_data())
     scorer.asked = asked
-    return Session(config, folder, pool, engine, search, probe)
+    return Session(config, folder, pool, engine, search, probe, plain)
 
 
 __all__ = ["Session", "prepare"]

@@ -57,7 +57,7 @@ def score_model(
     originals = Originals(config, _noted(config, say), allow_changed, say)
     originals.check(tasks, originals.named(_references(model)))
     live, tokenizer = _live(model, config)
-    return scorer_of(config, live, tokenizer, tasks, documents).score()
+    return scorer_of(_plain(config), live, tokenizer, tasks, documents).score()
 
 
 def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = HOLDOUT) -> dict[str, Scores]:
@@ -70,7 +70,7 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = HO
     tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
     engine = Engine(load_pool(config), config.dtype)
-    scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents)
+    scorer = scorer_of(_plain(config), engine.model, engine.pool.tokenizer, tasks, documents)
     scores = {}
     for name, recipe in candidates.items():
         engine.load(recipe)
@@ -91,6 +91,11 @@ def json_of(scores: Scores, model: str, on: str) -> str:
     """The scores as JSON; `model` and `on` as `score_model` got them."""
     tasks = {task: score.to_data() for task, score in scores.tasks.items()}
     return json.dumps({"model": model, "on": on, "seconds": scores.seconds, "tasks": tasks}, indent=2)
+
+
+def _plain(config: Config) -> Config:
+    """With lm-eval's own model: what is printed the `lm_eval` command gives too."""
+    return config.model_copy(update={"scoring": "lm_eval"})
 
 
 def _noted(config: Config, say: Callable[[str], None]) -> Mapping[str, Any]:

@@ -26,7 +26,6 @@ RESUMABLE = (
     ("output",),
     ("device",),
     ("batch_size",),
-    ("scoring",),
     ("report", "finalists"),
     ("report", "documents"),
     ("report", "at_end"),
@@ -176,9 +175,11 @@ class Config(Strict):
         default=64, ge=1, le=1_000_000, description="requests at once where lm-eval's own model answers"
     )
     scoring: Literal["auto", "lm_eval"] = Field(
-        default="lm_eval",
-        description="`lm_eval`: lm-eval's own model answers everything, so that its command gives the same figures to "
-        "the last bit; `auto`: a prompt that requests share is computed once, wherever the model takes that",
+        default="auto",
+        description="`auto`: the search computes a prompt that requests share once, wherever that is as exact as "
+        "lm-eval's own way and saves something, and lm-eval's own model scores the parents, the average and the winner "
+        "once more at the end, so that the `lm_eval` command gives the figures in the model card; `lm_eval`: lm-eval's "
+        "own model answers everything",
     )
     apply_chat_template: bool = Field(default=False, description="as the option of `lm_eval`")
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,6 +75,12 @@ if TYPE_CHECKING:
 
 else:
     _HFLM = HFLM
+
+
+# by what requests are answered: lm-eval's own model, token tries, and these with the model's head in float32
+LM_EVAL, TRIES, TRIES_WIDE = "lm_eval", "tries", "tries, head in float32"
+# the types of request that tries may answer
+TRIED = ("loglikelihood", "generate_until")
 
 
 class _Answers:
@@ -155,6 +161,15 @@ class RememberingLM(_HFLM):
         """(tokens that the log-likelihoods compute, tokens of one sequence for each distinct request); None where
         every request is computed for itself, as lm-eval does."""
         return None
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """By what each type of request that tries may answer is answered, as far as there are such requests: LM_EVAL,
+        TRIES or TRIES_WIDE. Scores by different ones differ by rounding, and are not to be compared."""
+        return {}
+
+    def settle(self, kinds: Mapping[str, str]) -> None:
+        """Answers as `kinds` of another process says, from now on; what it does not say goes through lm-eval."""
 
     def can_generate(self, text: str) -> bool:
         """Whether the logits after `text` are numbers: greedy decoding hides NaN, log-likelihoods show it."""

@@ -28,7 +28,7 @@ from mergesearch.evaluate import gold, statistics
 from mergesearch.evaluate.asking import Asked, Count, counts_of
 from mergesearch.evaluate.leaves import FAULTS
 from mergesearch.evaluate.leaves import reason as _reason
-from mergesearch.evaluate.model import RememberingLM
+from mergesearch.evaluate.model import LM_EVAL, RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task
@@ -114,7 +114,10 @@ class Scorer:
         self.chat: bool = apply_chat_template
         self._shuffle = shuffle
         with quiet():
-            self._lm = _language_model(scoring)(model, copy.deepcopy(tokenizer), batch_size)
+            self._new_lm: Callable[[type[RememberingLM]], RememberingLM] = lambda kind: kind(
+                model, copy.deepcopy(tokenizer), batch_size
+            )
+            self._lm = self._new_lm(_language_model(scoring))
             options = {
                 "system_instruction": system_instruction,
                 "apply_chat_template": apply_chat_template,
@@ -139,6 +142,39 @@ class Scorer:
     def batch_size(self) -> int:
         """The most requests at once, after what running out of memory has taught."""
         return self._lm.batch_size
+
+    @property
+    def labels(self) -> list[str]:
+        """The tasks that are scored."""
+        return [task.label for task in self._tasks]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """By what each type of request that token tries may answer is answered; see `model.RememberingLM.kinds`."""
+        return self._lm.kinds
+
+    def settle(self, kinds: Mapping[str, str]) -> None:
+        """Answers from now on as `kinds` says, which another scorer of the same requests gave."""
+        self._lm.settle(kinds)
+
+    def by_lm_eval(self) -> Scorer | None:
+        """A scorer of the tasks that token tries answer here, by lm-eval's own model; None where they answer none.
+
+        It shares the requests with this one, and the answers to them.
+        """
+        tried = {request_type for request_type, kind in self.kinds.items() if kind != LM_EVAL}
+        tasks = {part.task.label for part in self._parts for each in part.instances if each.request_type in tried}
+        if not tasks:
+            return None
+        other = copy.copy(self)
+        other._tasks = [task for task in self._tasks if task.label in tasks]
+        other._parts = [part for part in self._parts if part.task.label in tasks]
+        other._requests = _by_type(other._parts, self._shuffle)
+        with quiet():
+            other._lm = self._new_lm(RememberingLM)
+            other._lm.tokenize(other._requests)
+        other.asked = None
+        return other
 
     @property
     def requests(self) -> Mapping[str, Sequence[Instance]]:

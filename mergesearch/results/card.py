@@ -191,8 +191,10 @@ def _scores(records: Sequence[Record]) -> str:
     rows = []
     for position, record in enumerate(records):
         label = "**this model**" if position == 0 else plain(record.name or f"trial {record.number}")
-        rows.append([label, _number(record.objective, record.stderr), *(_cell(record.scores.get(t)) for t in tasks)])
+        rows.append([label, _number(record.objective, record.stderr), *(_cell(record.shown.get(t)) for t in tasks)])
     note = "Measured on the documents that the search saw, ± one standard error: the winner's score is biased upwards."
+    if any(record.by_lm_eval for record in records):
+        note += " The tasks' figures are those of lm-eval's own model; the objective is what the search saw, by token tries."
     return "## Scores\n\n" + note + "\n\n" + table(head, rows)
 
 
