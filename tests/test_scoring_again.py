@@ -62,7 +62,7 @@ def test_the_table_marks_which_is_which(finished):
 
 
 def test_figures_that_differ_are_named(finished):
-    config, study = open_run(finished)
+    _, study = open_run(finished)
     before = study.user_attrs[by_lm_eval.FIGURES]
     changed = json.loads(json.dumps(before))
     changed["0"]["tasks"]["zoo_code"]["value"] = 0.987654

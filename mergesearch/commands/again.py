@@ -59,7 +59,7 @@ def with_figures(run: Run, record: Record, engine: Engine, say: Callable[[str], 
     if record.by_lm_eval or not record.scores or not by_lm_eval.in_words(run.kinds):
         return record
     try:
-        tasks = load_tasks(run.config)
+        tasks = load_tasks(run.pinned)
         documents = {label: part.search for label, part in splits(run.config, tasks).items()}
         config = run.config.model_copy(update={"scoring": "lm_eval"})
         scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents)

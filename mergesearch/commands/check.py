@@ -32,7 +32,7 @@ from mergesearch.evaluate import task_code
 from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
-from mergesearch.search import store, strategies
+from mergesearch.search import revisions, store, strategies
 from mergesearch.search.costs import costs, words_of
 from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History
@@ -84,11 +84,12 @@ def _run(config: Config) -> Lines:
     study = store.begun(config)
     strategies.refuse(config)
     whole = config.trust_tasks is not None
-    tasks, code = (load_tasks(config), {}) if whole else load_tasks_without_code(config)
+    loading = revisions.at(config, (store.noted(study, revisions.REVISIONS) if study else None) or {})
+    tasks, code = (load_tasks(loading), {}) if whole else load_tasks_without_code(loading)
     documents = splits(config, tasks)
     check_racing(config, tasks)
     reading = time.perf_counter()
-    pool = load_pool(config)
+    pool = load_pool(loading)
     writing = (time.perf_counter() - reading) / (1 + len(config.models))
     space, _ = spaces(config, pool)
     history = History(study, config) if study else None

@@ -54,7 +54,7 @@ def export_trial(
     check_shard_size(max_shard_size)
     check_new_folder(out)  # before any model is loaded
     run = _unchanged(run, allow_changed, say)
-    engine = Engine(load_pool(run.config), run.config.dtype)
+    engine = Engine(load_pool(run.pinned), run.config.dtype)
     write_checkpoint(recipe, engine, out, story_of(run, with_figures(run, record, engine, say)), max_shard_size)
     return record
 
@@ -95,7 +95,7 @@ def export_mergekit(
 
 def _unchanged(run: Run, allowed: bool, say: Callable[[str], None]) -> Run:
     """The run, with what was changed since among its words where that is allowed."""
-    changes = Originals(run.config, run.digests, allowed, say).check()
+    changes = Originals(run.pinned, run.digests, allowed, say).check()
     return replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes])))
 
 

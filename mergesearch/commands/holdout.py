@@ -172,7 +172,7 @@ def score_missing(
     Raises:
         UserError: what is wrong with the input; a task's documents are not those that the run split.
     """
-    scored, config = HoldoutScores(run.folder.holdout), run.config
+    scored, config = HoldoutScores(run.folder.holdout), run.pinned
     first = [record for record in chosen.records if scored.load(record, "", most) is None]
     again = [chosen.winner] if scored.load(chosen.winner, AGAIN, most) is None else []
     if not first and not again:

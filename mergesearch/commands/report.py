@@ -102,7 +102,7 @@ def _report(
         raise UserError(f"{run.path} has not scored its baselines yet: go on with `mergesearch run`")
     chosen = choose(run.records, config, finalists or config.report.finalists)
     scored = HoldoutScores(run.folder.holdout)
-    originals = Originals(config, run.digests, allow_changed, progress.say if progress else log.warning)
+    originals = Originals(run.pinned, run.digests, allow_changed, progress.say if progress else log.warning)
     # the engine at hand has the weights that the run began with
     changes = originals.check(parents=None if engine is None else ())
     with run.folder.lock("report"):

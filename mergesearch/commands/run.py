@@ -31,7 +31,7 @@ from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, Run, run_of
 from mergesearch.results.record import Record, record_of
-from mergesearch.search import by_lm_eval, store, strategies
+from mergesearch.search import by_lm_eval, revisions, store, strategies
 from mergesearch.search.soup.learner import Learner
 from mergesearch.search.soup.learning import LearningStep
 from mergesearch.search.speed import PROBE, Probe
@@ -115,17 +115,20 @@ def prepare(
     there = store.begun(config)
     strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")
-    tasks = load_tasks(config, say)
+    commits = dict((store.noted(there, revisions.REVISIONS) if there else None) or {})
+    tasks = load_tasks(revisions.at(config, commits), say)
+    commits = {**revisions.revisions(revisions.at(config, commits)), **commits}
+    loading = revisions.at(config, commits)
     documents = splits(config, tasks)
     check_racing(config, tasks)
-    originals = Originals(config, (store.noted(there, DIGESTS) if there else None) or {}, allow_changed, say)
+    originals = Originals(loading, (store.noted(there, DIGESTS) if there else None) or {}, allow_changed, say)
     if there is not None and not originals.noted:
         say("note: this run is older than digests of models and documents: those of now are noted")
     changes = originals.check(tasks)
     originals.watch()
     say(f"loading the base and {len(config.models)} models")
     reading = time.perf_counter()
-    pool = load_pool(config)
+    pool = load_pool(loading)
     reading = time.perf_counter() - reading
     originals.watched()
     for note in pool.notes:
@@ -159,7 +162,8 @@ def prepare(
     with folder.lock("start"):
         scorer.settle(by_lm_eval.agree(search.study, scorer.kinds))
     plain = scorer.by_lm_eval()
-    store.note(search.study, NOTES, list(pool.notes))
+    store.note(search.study, NOTES, [*pool.notes, *revisions.words(commits)])
+    store.note(search.study, revisions.REVISIONS, commits)
     store.note(search.study, DIGESTS, originals.note(tasks))
     if changes:
         before = store.noted(search.study, CHANGES) or []

@@ -12,7 +12,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.results import table
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
-from mergesearch.search import by_lm_eval, store, strategies
+from mergesearch.search import by_lm_eval, revisions, store, strategies
 from mergesearch.search.costs import costs
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
@@ -41,6 +41,7 @@ class Run:
         digests: what tells the parents and documents that it was scored with from others; empty where it noted none.
         changes: what of these was changed and let through, a sentence each.
         kinds: by what each type of request was answered in the search, as far as that is noted.
+        revisions: the models that were read from the hub, with their commits, by where the configuration names them.
         words: lines to be shown beside the table: notes, what the run has cost, what is left of its budget.
     """
 
@@ -53,6 +54,12 @@ class Run:
     digests: Mapping[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
+    revisions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pinned(self) -> Config:
+        """The configuration with models of the hub at the commits that the run has read: what is to be loaded."""
+        return revisions.at(self.config, self.revisions)
 
     @property
     def folder(self) -> RunFolder:
@@ -120,6 +127,7 @@ def run_of(history: History, folder: RunFolder) -> Run:
         digests=digests,
         changes=changes,
         kinds=kinds,
+        revisions=store.noted(history.study, revisions.REVISIONS) or {},
     )
 
 

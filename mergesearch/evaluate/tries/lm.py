@@ -43,8 +43,8 @@ class TrieLM(RememberingLM):
     used. Where they cannot, lm-eval's own code answers, and one logged line says why.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
-        super().__init__(model, tokenizer, batch_size)
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, **thinking: Any) -> None:
+        super().__init__(model, tokenizer, batch_size, **thinking)
         self._limit, self._fill = memory.pack_length(model), memory.fill_length(model)
         self._tokens: list[tuple[Any, ...]] = []
         # lists of requests are known by the identity of their members, which therefore stay alive
@@ -94,7 +94,7 @@ class TrieLM(RememberingLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         if self._model_left_out or not self._try("generate_until", requests):
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
-        self._cut.difference_update(map(question, requests))
+        self._forget(requests)
         groups, others = self._grouped(requests)
         texts: list[str] = [""] * len(requests)
         own_way = super().generate_until([requests[number] for number in others], disable_tqdm)
@@ -120,7 +120,7 @@ class TrieLM(RememberingLM):
         self._wide_head = kinds.get("loglikelihood") == TRIES_WIDE
 
     def _saves(self, requests: Sequence[Instance]) -> bool:
-        """Whether tries compute so much less that they are worth their masks; lm-eval too computes equal inputs once."""
+        """Whether tries compute so much less that their masks pay; lm-eval too computes equal inputs once."""
         passes = self._passes_of(requests)
         if passes.tokens <= _WORTH_IT * passes.naive:
             return True
@@ -247,13 +247,20 @@ class TrieLM(RememberingLM):
             for batch in batches(group.prompts, self._rows_of(group)):
                 for prompt, (answer, cut) in zip(batch.prompts, decoder.decode(batch, stops), strict=True):
                     texts.append((prompt.number, self._text(answer, group.until)))
+                    self._lengths.setdefault(question(requests[prompt.number]), []).append(len(answer))
                     if cut:
                         self._cut.add(question(requests[prompt.number]))
                 self.answered(len(batch.prompts))
         return texts
 
     def _text(self, answer: Sequence[int], until: list[str]) -> str:
-        return postprocess_generated_text(self.tok_decode(answer), stop=until, think_end_token=None)
+        """The text as lm-eval cuts it: what follows the end of thinking, up to the first stop."""
+        end = self.think_end_token
+        if not isinstance(end, int):
+            return postprocess_generated_text(self.tok_decode(answer), stop=until, think_end_token=end)
+        places = [place for place, token in enumerate(answer) if token == end]
+        text = self.tok_decode(answer[places[-1] + 1 :] if places else answer).lstrip()
+        return postprocess_generated_text(text, stop=until, think_end_token=None)
 
     def _rows_of(self, group: _Alike) -> int:
         longest = max(len(prompt.tokens) for prompt in group.prompts) + group.most

@@ -100,7 +100,7 @@ def _leave(held: dict[int, _Aside]) -> Any:
 
 @contextmanager
 def head_in_float32(model: Any) -> Iterator[None]:
-    """Until the block ends the model's head computes and gives float32, from its present weights; the rest is as it was.
+    """Until the block ends the model's head computes and gives float32, from its present weights.
 
     A head that is no plain linear map stays as it is.
     """

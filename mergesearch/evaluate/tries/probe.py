@@ -21,7 +21,7 @@ from mergesearch.evaluate.tries.packed import PackRunner, picked
 from mergesearch.evaluate.tries.precision import head_in_float32, in_float32, is_exact
 from mergesearch.evaluate.tries.trie import Passes, Query, arrange
 
-# What rounding alone may do to a row of logits, as a share of their spread, where nothing but the order of sums differs.
+# What rounding alone may do to a row of logits, as a share of their spread, where only the order of sums differs.
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
 # of real requests, this many tokens and requests are tried, and never fewer than two
 _TOKENS = {"cpu": 768, "cuda": 8192}
@@ -54,7 +54,7 @@ class Distances:
     """How far a pass is from the plain one in float32.
 
     Attributes:
-        logits: float64, [requests]; the mean over a request's rows of the distance of logits as a share of their spread.
+        logits: float64, [requests]; of logits as a share of their spread, the mean over a request's rows.
         furthest: the largest distance of one row.
         sums: float64, [requests]; of the summed log-likelihood, nats.
     """
@@ -255,8 +255,9 @@ def _further(ours: Distances, theirs: Distances) -> str | None:
     """In which way the packed pass is further from float32 than the plain one; None where it is not."""
     if _is_further(ours.logits, theirs.logits) or ours.furthest > _FURTHEST * theirs.furthest:
         return (
-            f"its logits are further from float32 than those of plain sequences: mean {ours.logits.mean():.2g} of their "
-            f"spread, largest {ours.furthest:.2g} (plain {theirs.logits.mean():.2g}, {theirs.furthest:.2g})"
+            "its logits are further from float32 than those of plain sequences: "
+            f"mean {ours.logits.mean():.2g} of their spread, largest {ours.furthest:.2g} "
+            f"(plain {theirs.logits.mean():.2g}, {theirs.furthest:.2g})"
         )
     if _is_further(ours.sums, theirs.sums):
         return (
