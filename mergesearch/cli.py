@@ -387,6 +387,7 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> None:
             raise CandidateError(str(error)) from error
         progress.stop()
         hook.wait()
+        session.score_again(_note)
         if alone:
             _show(show(session.read()))
         _say(session.export_best())

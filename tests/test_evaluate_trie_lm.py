@@ -312,7 +312,8 @@ class TestOutOfMemory:
         said = []
         while (line := lm.shrink("loglikelihood")) is not None:
             said.append(line)
-        assert said[-1] == "forward passes now have at most 32 tokens" and len(said) < 10
+        assert said[-1].startswith("forward passes now have at most ") and len(said) < 10
+        assert 32 <= int(said[-1].split()[-2]) < 64
 
 
 class TestWhatWasLost:

@@ -34,7 +34,7 @@ from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.results.loading import SETTLED, batch_size_of
 from mergesearch.schema import read_yaml
-from mergesearch.search import store, strategies
+from mergesearch.search import revisions, store, strategies
 from mergesearch.search.costs import costs, words_of
 from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History
@@ -92,10 +92,11 @@ def _run(config: Config) -> Lines:
     study = store.begun(config)
     strategies.refuse(config)
     whole = config.trust_tasks is not None
-    tasks, code = (load_tasks(config), {}) if whole else load_tasks_without_code(config)
+    loading = revisions.at(config, (store.noted(study, revisions.REVISIONS) if study else None) or {})
+    tasks, code = (load_tasks(loading), {}) if whole else load_tasks_without_code(loading)
     documents = splits(config, tasks)
     check_racing(config, tasks)
-    survey = survey_of(config)
+    survey = survey_of(loading)
     pool = Pool.outline(survey)
     searched = {label: part.search for label, part in documents.items()}
     settled = (store.noted(study, SETTLED) if study else None) or {}
@@ -187,7 +188,8 @@ def _time(
     scorer = scorer_of(config, engine.model, outline.tokenizer, tasks, searched, batch_size=holding.rows)
     learner = Learner(config, engine, scorer, outline.infos, outline.layers, searched)
     reading, writing = needs.parents / _READ, needs.candidate / _READ
-    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun + reading, writing)
+    before = time.perf_counter() - begun + reading
+    probe = measure(config, engine, scorer, learner, searched, before, writing, scorer.by_lm_eval())
     rest = estimate(config, probe=probe)
     if rest is None or rest.seconds is None:
         return "not known: the few documents that were tried could not be scored in a few seconds"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mergesearch import mergekit
 from mergesearch.checkpoints import check_new_folder, check_shard_size
+from mergesearch.commands.again import with_figures
 from mergesearch.commands.holding import engine_of, holding_of, load_pool, survey_of
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import story_of
@@ -52,10 +53,10 @@ def export_trial(
     check_shard_size(max_shard_size)
     check_new_folder(out)  # before any model is loaded
     run = _unchanged(run, allow_changed, say)
-    survey = survey_of(run.config)
-    holding = holding_of(run.config, survey, settled=run.settled)
-    engine = engine_of(load_pool(run.config, survey, holding), run.config.dtype, holding)
-    write_checkpoint(recipe, engine, out, story_of(run, record), max_shard_size)
+    survey = survey_of(run.pinned)
+    holding = holding_of(run.pinned, survey, settled=run.settled)
+    engine = engine_of(load_pool(run.pinned, survey, holding), run.config.dtype, holding)
+    write_checkpoint(recipe, engine, out, story_of(run, with_figures(run, record, engine, say)), max_shard_size)
     return record
 
 
@@ -95,7 +96,7 @@ def export_mergekit(
 
 def _unchanged(run: Run, allowed: bool, say: Callable[[str], None]) -> Run:
     """The run, with what was changed since among its words where that is allowed."""
-    changes = Originals(run.config, run.digests, allowed, say).check()
+    changes = Originals(run.pinned, run.digests, allowed, say).check()
     return replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes])))
 
 

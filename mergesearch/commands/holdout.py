@@ -126,10 +126,16 @@ def _sizes(run: Run) -> dict[str, int]:
 
 
 def _measured(records: Sequence[Record]) -> tuple[float, float]:
-    """Seconds of a document and of building a candidate, as most candidates of the search took them."""
+    """Seconds of a document and of building a candidate, as most candidates of the search took them; by lm-eval's own
+    model, which answers on the holdout, where it was asked."""
+    asked = [record for record in records if record.by_lm_eval_seconds]
     timed = [
-        (record.score_seconds / sum(score.documents for score in record.scores.values()), record.merge_seconds or 0.0)
-        for record in records
+        (
+            max(record.score_seconds, record.by_lm_eval_seconds or 0.0)
+            / sum(score.documents for score in record.scores.values()),
+            record.merge_seconds or 0.0,
+        )
+        for record in asked or records
         if record.scores and record.score_seconds
     ]
     if not timed:
@@ -165,7 +171,7 @@ def score_missing(
     Raises:
         UserError: what is wrong with the input; a task's documents are not those that the run split.
     """
-    scored, config = HoldoutScores(run.folder.holdout), run.config
+    scored, config = HoldoutScores(run.folder.holdout), run.pinned
     first = [record for record in chosen.records if scored.load(record, "", most) is None]
     again = [chosen.winner] if scored.load(chosen.winner, AGAIN, most) is None else []
     if not first and not again:
@@ -201,17 +207,18 @@ def _scorers(
     rows = batch_size_of(config, run.settled)
     holding = None
     if engine is None:
-        survey = survey_of(config)
+        survey = survey_of(run.pinned)
         holding = holding_of(config, survey, length_of(config, survey, tasks, holdout), run.settled)
         say(f"loading the base and {len(config.models)} models: {holding}")
-        engine = engine_of(load_pool(config, survey, holding), config.dtype, holding)
+        engine = engine_of(load_pool(run.pinned, survey, holding), config.dtype, holding)
     say("building requests")
     live, tokenizer = engine.model, engine.pool.tokenizer
-    first = scorer_of(config, live, tokenizer, tasks, holdout, batch_size=rows)
+    # what a report says the lm_eval command gives too
+    plain = config.model_copy(update={"scoring": "lm_eval"})
+    first = scorer_of(plain, live, tokenizer, tasks, holdout, batch_size=rows)
     if holding is not None and rows is None:  # a run that was searched before batch sizes were found
         settled_with(config, first, holding, run.settled)
-    size = other_batch_size(first.batch_size)
-    other = config.model_copy(update={"batch_size": size, "scoring": "lm_eval"})
+    other = plain.model_copy(update={"batch_size": other_batch_size(first.batch_size)})
     again = scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
     return engine, first, again, holdout, changes
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from mergesearch import mergekit
 from mergesearch.checkpoints import Pool, locate
-from mergesearch.config import Config
+from mergesearch.config import Config, TaskConfig
 from mergesearch.errors import UserError
 from mergesearch.evaluate import task_code
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
-from mergesearch.evaluate.tasks import Split, Task, load, split
+from mergesearch.evaluate.tasks import Split, Task, load, refuse_thinking, split
 from mergesearch.paths import absolute_reference
 from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
@@ -38,15 +38,28 @@ def load_tasks(config: Config, say: Callable[[str], None] = log.warning) -> list
     if config.trust_tasks is not False and (running := code_of_tasks(config)):
         words = task_code.words(code for found in running.values() for code in found)
         say(f"note: the tasks run Python of their own, {words} (trust_tasks: false refuses it)")
-    return load(config.scored, config.include_path, tokenizer=tokenizer, metric=config.objective.metric)
+    return _loaded(config, config.scored, tokenizer)
 
 
 def load_tasks_without_code(config: Config) -> tuple[list[Task], dict[str, list[task_code.TaskCode]]]:
     """The tasks that run no Python of the user's, and what the others would run, by task; none of it is run."""
     tokenizer, running = where_tokenizer(config), code_of_tasks(config)
     rest = [task for task in config.scored if task.task not in running]
-    metric = config.objective.metric
-    return load(rest, config.include_path, tokenizer=tokenizer, metric=metric, complete=not running), running
+    return _loaded(config, rest, tokenizer, complete=not running), running
+
+
+def _loaded(config: Config, scored: Sequence[TaskConfig], tokenizer: str, complete: bool = True) -> list[Task]:
+    tasks = load(
+        scored,
+        config.include_path,
+        tokenizer=tokenizer,
+        metric=config.objective.metric,
+        complete=complete,
+        unsafe_code=config.confirm_run_unsafe_code,
+    )
+    if config.enable_thinking:
+        refuse_thinking(tasks)
+    return tasks
 
 
 def code_of_tasks(config: Config) -> dict[str, list[task_code.TaskCode]]:
@@ -133,6 +146,7 @@ def scorer_of(
         fewshot_as_multiturn=config.fewshot_as_multiturn,
         system_instruction=config.system_instruction,
         shuffle=shuffle,
+        **config.model_args,
     )
 
 

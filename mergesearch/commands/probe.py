@@ -30,6 +30,7 @@ def measure(
     documents: Mapping[str, Sequence[int]],
     loading: float = 0.0,
     export: float = 0.0,
+    plain: Scorer | None = None,
 ) -> Probe:
     """What the base takes on a few documents; the live model is the base afterwards.
 
@@ -43,8 +44,10 @@ def measure(
         documents: the search documents by task.
         loading: the seconds until now.
         export: what writing the winner may take.
+        plain: by lm-eval's own model, of the tasks that are to be scored once more at the end; None where none are.
     """
     begun, merge, scoring = time.perf_counter(), 0.0, {}
+    by_lm_eval: dict[str, float] = {}
     try:
         merge = engine.load(config.recipe(parents(config)[BASE]))
         _ask(scorer, documents, next(iter(documents)), 1)  # the first forward pass is no measure
@@ -52,11 +55,19 @@ def measure(
             if time.perf_counter() - begun > SECONDS:
                 break
             scoring[label] = _ask(scorer, documents, label, FEW)
+        for label in plain.labels if plain else ():
+            if time.perf_counter() - begun < 2 * SECONDS:
+                by_lm_eval[label] = _ask(plain, documents, label, FEW)
     except Exception:  # whatever it is, the first trial meets it again and says so
         log.debug("the speed of scoring was not measured", exc_info=True)
     learning = _guarded(learner.seconds_a_document) if _learns(config, documents) else None
     counts = {label: len(ids) for label, ids in documents.items()}
-    return Probe(counts, scoring, merge, learning, loading, export)
+    again = 0.0
+    if plain is not None:
+        each = sum(by_lm_eval.get(label, scoring.get(label, 0.0)) * counts[label] for label in plain.labels)
+        # the parents, the average, the winner
+        again = (len(config.parents) + 2) * (merge + each)
+    return Probe(counts, scoring, merge, learning, loading, export, again)
 
 
 def _ask(scorer: Scorer, documents: Mapping[str, Sequence[int]], label: str, few: int) -> float:

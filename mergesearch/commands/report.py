@@ -22,7 +22,6 @@ from mergesearch.commands.holdout import (
 )
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import report_file
-from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.results.loading import Run, load_run
@@ -32,6 +31,7 @@ from mergesearch.results.report.data import AVERAGE, LEVEL, SINGLE
 from mergesearch.results.report.finalists import Finalists, choose
 from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.results.states import ENDED, RUNNING, WAITING
+from mergesearch.search import by_lm_eval
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import write_atomically
 
@@ -101,7 +101,7 @@ def _report(
         raise UserError(f"{run.path} has not scored its baselines yet: go on with `mergesearch run`")
     chosen = choose(run.records, config, finalists or config.report.finalists)
     scored = HoldoutScores(run.folder.holdout)
-    originals = Originals(config, run.digests, allow_changed, progress.say if progress else log.warning)
+    originals = Originals(run.pinned, run.digests, allow_changed, progress.say if progress else log.warning)
     # the engine at hand has the weights that the run began with
     changes = originals.check(parents=None if engine is None else ())
     with run.folder.lock("report"):
@@ -114,6 +114,8 @@ def _report(
         failed, more = score_missing(run, chosen, most, originals, engine=engine, **told)
         run = replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes, *more])))
         notes = [*run.changes, *notes]
+        if by_lm_eval.in_words(run.kinds):
+            notes.append("figures on the holdout are lm-eval's own model's; those of the search are by token tries")
         entries = _entries(chosen, scored, objective, failed, most)
         report = build(_question(run, chosen, objective, notes), entries)
         write_atomically(report_file(run.folder), json.dumps(report.to_data(), indent=1) + "\n")
@@ -132,16 +134,14 @@ def _question(run: Run, chosen: Finalists, objective: Objective, notes: list[str
         },
         factors=objective.factors(chosen.winner.scores),
         seed=config.search.seed,
-        repeat=_repeat(config, run.batch_size),
+        repeat=_repeat(run.batch_size),
         notes=tuple(notes),
         guards=_guards(chosen, objective),
     )
 
 
-def _repeat(config: Config, batch_size: int) -> str:
-    size = f"requests shuffled, batch size {other_batch_size(batch_size)}"
-    # token tries take no batch size from the configuration, so lm-eval's own model is the other way to batch
-    return f"{size} of lm-eval's own model" if config.scoring == "auto" else f"{size} instead of {batch_size}"
+def _repeat(batch_size: int) -> str:
+    return f"requests shuffled, batch size {other_batch_size(batch_size)} instead of {batch_size}"
 
 
 def _guards(chosen: Finalists, objective: Objective) -> dict[str, tuple[int, float]]:

@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mergesearch.checkpoints import Pool
+from mergesearch.commands.again import score_again
 from mergesearch.commands.best import refresh_best
 from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
 from mergesearch.commands.inputs import (
@@ -26,9 +28,10 @@ from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
+from mergesearch.evaluate.scoring import Scorer
 from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
 from mergesearch.results.record import Record, record_of
-from mergesearch.search import store, strategies
+from mergesearch.search import by_lm_eval, revisions, store, strategies
 from mergesearch.search.presence import check_disk
 from mergesearch.search.soup.learner import Learner
 from mergesearch.search.soup.learning import LearningStep
@@ -50,10 +53,19 @@ class Session:
     engine: Engine
     search: Search
     probe: Probe
+    plain: Scorer | None = None
 
     def read(self) -> Run:
         """The run as it is by now."""
         return run_of(self.search.history(), self.folder)
+
+    def score_again(self, say: Callable[[str], None] = log.info) -> None:
+        """Has lm-eval's own model score what a person goes by, where the search was scored by token tries."""
+        if self.plain is None:
+            return
+        study = self.search.study
+        with self.folder.lock("best"):
+            score_again(self.read(), self.engine, self.plain, partial(by_lm_eval.note, study), say)
 
     def export_best(self) -> list[str]:
         """Exports the best candidate to `best/` in the run folder, and says where it is; see `refresh_best`."""
@@ -107,21 +119,24 @@ def prepare(
     check_disk(config, RunFolder(config.folder), there, say)
     strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")
-    tasks = load_tasks(config, say)
+    commits = dict((store.noted(there, revisions.REVISIONS) if there else None) or {})
+    tasks = load_tasks(revisions.at(config, commits), say)
+    commits = {**revisions.revisions(revisions.at(config, commits)), **commits}
+    loading = revisions.at(config, commits)
     documents = splits(config, tasks)
     check_racing(config, tasks)
-    originals = Originals(config, (store.noted(there, DIGESTS) if there else None) or {}, allow_changed, say)
+    originals = Originals(loading, (store.noted(there, DIGESTS) if there else None) or {}, allow_changed, say)
     if there is not None and not originals.noted:
         say("note: this run is older than digests of models and documents: those of now are noted")
     changes = originals.check(tasks)
     originals.watch()
-    survey = survey_of(config)
+    survey = survey_of(loading)
     searched = {label: part.search for label, part in documents.items()}
     settled = (store.noted(there, SETTLED) if there else None) or {}
     holding = holding_of(config, survey, length_of(config, survey, tasks, searched), settled, searched)
     say(f"loading the base and {len(config.models)} models: {holding}")
     reading = time.perf_counter()
-    pool = load_pool(config, survey, holding)
+    pool = load_pool(loading, survey, holding)
     reading = time.perf_counter() - reading
     originals.watched()
     for note in pool.notes:
@@ -154,8 +169,12 @@ def prepare(
         hung=hung,
         device=str(pool.device),
     )
-    store.note(search.study, NOTES, list(pool.notes))
     store.note(search.study, SETTLED, settled)
+    with folder.lock("start"):
+        scorer.settle(by_lm_eval.agree(search.study, scorer.kinds))
+    plain = scorer.by_lm_eval()
+    store.note(search.study, NOTES, [*pool.notes, *revisions.words(commits)])
+    store.note(search.study, revisions.REVISIONS, commits)
     store.note(search.study, DIGESTS, originals.note(tasks))
     if changes:
         before = store.noted(search.study, CHANGES) or []
@@ -164,10 +183,10 @@ def prepare(
     say("trying a few documents")
     # to write a checkpoint takes about as long as to read one
     writing = reading / (1 + len(config.models))
-    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing)
+    probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing, plain)
     store.note(search.study, PROBE, probe.to_data())
     scorer.asked = asked
-    return Session(config, folder, pool, engine, search, probe)
+    return Session(config, folder, pool, engine, search, probe, plain)
 
 
 __all__ = ["Session", "prepare"]

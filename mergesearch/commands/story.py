@@ -34,6 +34,7 @@ def story_of(run: Run, record: Record) -> Story:
         asking=_asking(config, run.batch_size),
         holdout=_holdout(run.folder, record),
         changes=run.changes,
+        gen_kwargs={task.task: task.gen_kwargs for task in config.scored if task.gen_kwargs},
     )
 
 
@@ -63,4 +64,6 @@ def _asking(config: Config, batch_size: int) -> Asking:
         fewshot_as_multiturn=config.fewshot_as_multiturn,
         system_instruction=config.system_instruction,
         trust_remote_code=config.trust_remote_code,
+        confirm_run_unsafe_code=config.confirm_run_unsafe_code,
+        model_args={name: value for name, value in config.model_args.items() if value is not None},
     )

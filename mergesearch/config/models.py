@@ -30,11 +30,11 @@ RESUMABLE = (
     ("device",),
     ("memory",),
     ("batch_size",),
-    ("scoring",),
     ("report", "finalists"),
     ("report", "documents"),
     ("report", "at_end"),
     ("trust_tasks",),
+    ("confirm_run_unsafe_code",),
 )
 
 
@@ -46,14 +46,20 @@ class TaskConfig(Strict):
     )
     metric: str | None = Field(
         default=None,
-        description="as lm-eval names it (`acc`, or `exact_match,strict-match`), or `gold_prob` or `gold_logprob`, the "
-        "probability of the right answer; default: the task's only one",
+        description="as lm-eval names it (`acc`, or `exact_match,strict-match`), `gold_prob` or `gold_logprob`, the "
+        "probability of the right answer, or `length`, the number of tokens that an answer takes (fewer are better); "
+        "default: the task's only one",
     )
     # far beyond any use, and far from where a mean of scores overflows or vanishes
     weight: float = Field(default=1.0, ge=1e-6, le=1_000_000, description="its part in the mean of the tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="default: what the task says")
     limit: int | None = Field(
         default=None, ge=1, description="the most documents that the search scores a candidate on"
+    )
+    gen_kwargs: dict[str, Any] | None = Field(
+        default=None,
+        description="how answers are generated, as the option of `lm_eval`, over what the task says: `max_gen_toks`, "
+        "`until`, `temperature`, `do_sample` and what else transformers takes",
     )
 
 
@@ -64,6 +70,7 @@ class GuardConfig(Strict):
     metric: str | None = Field(default=None, description="as for tasks")
     num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
     limit: int | None = Field(default=None, ge=1, description="as for tasks")
+    gen_kwargs: dict[str, Any] | None = Field(default=None, description="as for tasks")
     max_drop: float = Field(ge=0, le=1_000_000, description="how much worse than the reference, in the metric's unit")
     against: Literal["base", "best"] = Field(
         default="base", description="the base, or the model that is best on this task"
@@ -71,7 +78,8 @@ class GuardConfig(Strict):
 
     def as_task(self) -> TaskConfig:
         """What is to be scored."""
-        return TaskConfig(task=self.task, metric=self.metric, num_fewshot=self.num_fewshot, limit=self.limit)
+        keys = {name: getattr(self, name) for name in TaskConfig.model_fields if hasattr(self, name)}
+        return TaskConfig(**keys)
 
 
 class ObjectiveConfig(Strict):
@@ -198,13 +206,33 @@ class Config(Strict):
         "the run begins and kept for all its workers, at most 64 on a CPU",
     )
     scoring: Literal["auto", "lm_eval"] = Field(
-        default="lm_eval",
-        description="`lm_eval`: lm-eval's own model answers everything, so that its command gives the same figures to "
-        "the last bit; `auto`: a prompt that requests share is computed once, wherever the model takes that",
+        default="auto",
+        description="`auto`: the search computes a prompt that requests share once, wherever that is as exact as "
+        "lm-eval's own way and saves something, and lm-eval's own model scores the parents, the average and the winner "
+        "once more at the end, so that the `lm_eval` command gives the figures in the model card; `lm_eval`: lm-eval's "
+        "own model answers everything",
     )
     apply_chat_template: bool = Field(default=False, description="as the option of `lm_eval`")
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")
     system_instruction: str | None = Field(default=None, description="as the option of `lm_eval`")
+    enable_thinking: bool | None = Field(
+        default=None,
+        description="as lm-eval's model argument: what the chat template of a reasoning model is told; `true` needs "
+        "`think_end_token`, and tasks that ask for log-likelihoods are refused with it",
+    )
+    think_end_token: str | int | None = Field(
+        default=None, description="as lm-eval's model argument: the answer is what follows it, as in `</think>`"
+    )
+    attn_implementation: str | None = Field(
+        default=None,
+        description="how the models attend while they are scored, as transformers names it: `sdpa`, `eager`, "
+        "`flash_attention_2`; default: what transformers chooses",
+    )
+    confirm_run_unsafe_code: bool = Field(
+        default=False,
+        description="as the option of `lm_eval`: tasks that run what a model wrote (humaneval, mbpp) are refused until "
+        "this is true. The code runs as you, on this machine: do that where it can do no harm",
+    )
     trust_remote_code: bool = Field(default=False, description="run code from the models' folders")
     trust_tasks: bool | None = Field(
         default=None,
@@ -213,6 +241,25 @@ class Config(Strict):
         "it alone; `true`: `check` runs it too",
     )
     allow_unrelated: bool = Field(default=False, description="accept models that were hardly fine-tuned from the base")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _something_is_scored(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "predict_only" in value:
+            raise ValueError(
+                "predict_only leaves out the figures, and a search goes by them: leave it out, and score the winner "
+                "with `lm_eval --predict_only` by hand"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _thinking_has_an_end(self) -> Config:
+        if self.enable_thinking and self.think_end_token is None:
+            raise ValueError(
+                "enable_thinking is true and there is no think_end_token, which lm-eval needs to find the answer: set "
+                "it, for example to </think>"
+            )
+        return self
 
     @field_validator("name")
     @classmethod
@@ -258,7 +305,8 @@ class Config(Strict):
             raise ValueError(f"guard {twice!r} is listed twice: list each task once")
         tasks = {task.task for task in self.tasks}
         for guard in self.guard:
-            own = next((key for key in ("metric", "num_fewshot", "limit") if getattr(guard, key) is not None), None)
+            keys = ("metric", "num_fewshot", "limit", "gen_kwargs")
+            own = next((key for key in keys if getattr(guard, key) is not None), None)
             if own and guard.task in tasks:
                 raise ValueError(
                     f"guard {guard.task!r} sets {own}, and the same task is in tasks, where it is scored: set it there"
@@ -276,6 +324,12 @@ class Config(Strict):
         """Every task that candidates are scored on: those of the objective, then the guards'."""
         tasks = {task.task for task in self.tasks}
         return [*self.tasks, *(guard.as_task() for guard in self.guard if guard.task not in tasks)]
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """What lm-eval's model is told beside the checkpoint, as its `--model_args`; None where nothing is set."""
+        names = ("attn_implementation", "enable_thinking", "think_end_token")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def folder(self) -> Path:

@@ -12,6 +12,10 @@ from lm_eval.api.task import Task as LmEvalTask
 FAULTS: tuple[type[BaseException], ...] = (Exception, SystemExit)
 
 
+# what a task that generates can be scored on beside its own metrics: the tokens that an answer took, fewer are better
+LENGTH = "length"
+
+
 def reason(fault: BaseException) -> str:
     """What a task's code raised, in a line."""
     text = " ".join(str(fault).split())
@@ -31,6 +35,16 @@ def directions(leaf: LmEvalTask) -> Mapping[str, bool]:
 def choices(leaf: LmEvalTask, document: Mapping[str, Any]) -> list[str]:
     """The choices of a document of a multiple-choice task."""
     return cast(Any, leaf).doc_to_choice(document)
+
+
+def generates(leaf: LmEvalTask) -> bool:
+    """Whether a task's answers are generated texts."""
+    return str(leaf.OUTPUT_TYPE) == "generate_until"
+
+
+def is_length(leaf: LmEvalTask, metric: str) -> bool:
+    """Whether a metric counts the tokens of answers; a task's own metric of that name comes first."""
+    return metric == LENGTH and LENGTH not in aggregations(leaf) and generates(leaf)
 
 
 def filters(leaf: LmEvalTask) -> list[str]:

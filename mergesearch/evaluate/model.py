@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
         tokenizer: Any
         backend: str
+        think_end_token: str | int | None
         batch_size_per_gpu: int
         _device: torch.device
 
-        def __init__(self, pretrained: Any, *, tokenizer: Any, batch_size: int) -> None: ...
+        def __init__(self, pretrained: Any, *, tokenizer: Any, batch_size: int, **options: Any) -> None: ...
         @property
         def model(self) -> Any: ...
         @property
@@ -77,6 +78,12 @@ else:
     _HFLM = HFLM
 
 
+# by what requests are answered: lm-eval's own model, token tries, and these with the model's head in float32
+LM_EVAL, TRIES, TRIES_WIDE = "lm_eval", "tries", "tries, head in float32"
+# the types of request that tries may answer
+TRIED = ("loglikelihood", "generate_until")
+
+
 class _Answers:
     """In the place of lm-eval's cache: counts the answers as they come, and keeps none."""
 
@@ -96,12 +103,17 @@ class RememberingLM(_HFLM):
 
     Attributes:
         answered: called with how many more requests were answered, batch by batch; a text in several windows in parts.
+
+    Args:
+        thinking: `enable_thinking` and `think_end_token`, as HFLM takes them.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, **thinking: Any) -> None:
         # by what was asked, as `question` gives it: tasks may share prompts and not what becomes of them
         self._truncated: set[tuple[str, ...]] = set()
         self._cut: set[tuple[str, ...]] = set()
+        # the tokens of each answer to a question: as many as it is repeated
+        self._lengths: dict[tuple[str, ...], list[float]] = {}
         # of the batch under way: its prompts, and the conditions of their generation
         self._prompts: list[str] = []
         self._conditions: str | None = None
@@ -112,7 +124,7 @@ class RememberingLM(_HFLM):
         # of all texts that are asked for by loglikelihood_rolling
         self._rolling, self._windows = 0, 0
         self.answered: Callable[[float], None] = lambda count: None
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **thinking)
         if self._device.type == "meta":  # a model without weights: texts become tokens, and nothing is asked
             self._device = torch.device("cpu")
         self.set_cache_hook(_Answers(lambda count: self.answered(count)))
@@ -151,10 +163,36 @@ class RememberingLM(_HFLM):
         """Makes `was_cut` say so, of an answer that was kept from before."""
         (self._cut.add if cut else self._cut.discard)(question(request))
 
+    def length_of(self, request: Instance) -> float | None:
+        """How many tokens were generated for the request, what ended the answer counted; the mean over its repeats.
+        None where nothing is generated, or where that is not known."""
+        lengths = self._lengths.get(question(request)) if request.request_type == "generate_until" else None
+        return sum(lengths) / len(lengths) if lengths else None
+
+    def mark_length(self, request: Instance, length: float | None) -> None:
+        """Makes `length_of` say so, of an answer that was kept from before."""
+        if length is not None:
+            self._lengths[question(request)] = [length]
+
+    def _forget(self, requests: Sequence[Instance]) -> None:
+        """What is known of earlier answers to these requests."""
+        for key in map(question, requests):
+            self._cut.discard(key)
+            self._lengths.pop(key, None)
+
     def work(self) -> tuple[int, int] | None:
         """(tokens that the log-likelihoods compute, tokens of one sequence for each distinct request); None where
         every request is computed for itself, as lm-eval does."""
         return None
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """By what each type of request that tries may answer is answered, as far as there are such requests: LM_EVAL,
+        TRIES or TRIES_WIDE. Scores by different ones differ by rounding, and are not to be compared."""
+        return {}
+
+    def settle(self, kinds: Mapping[str, str]) -> None:
+        """Answers as `kinds` of another process says, from now on; what it does not say goes through lm-eval."""
 
     def can_generate(self, text: str) -> bool:
         """Whether the logits after `text` are numbers: greedy decoding hides NaN, log-likelihoods show it."""
@@ -221,7 +259,7 @@ class RememberingLM(_HFLM):
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        self._cut.difference_update(map(question, requests))
+        self._forget(requests)
         # lm-eval makes its batches of requests with equal conditions too, so that one call for each of them gives the
         # same batches in the same order
         numbers: dict[str, list[int]] = {}
@@ -247,8 +285,11 @@ class RememberingLM(_HFLM):
             return self._model_generate(padding, max_length + 1, stop, **kwargs)[:, 1:]
         prompts, conditions = self._prompts, self._conditions
         tokens = super()._model_generate(context, max_length, stop, **kwargs)
+        answers = tokens[:, context.shape[1] :].tolist()
+        for prompt, answer in zip(prompts, answers, strict=True):
+            key = ("generate_until", prompt, str(conditions))
+            self._lengths.setdefault(key, []).append(self._length(answer, stop))
         if tokens.shape[1] >= max_length:
-            answers = tokens[:, context.shape[1] :].tolist()
             cut = [prompt for prompt, answer in zip(prompts, answers, strict=True) if not self._ended(answer, stop)]
             self._cut.update(("generate_until", prompt, str(conditions)) for prompt in cut)
         return tokens
@@ -256,6 +297,23 @@ class RememberingLM(_HFLM):
     def _ended(self, answer: Sequence[int], stop: Sequence[str]) -> bool:
         text = self.tokenizer.decode(answer)
         return not self.ends().isdisjoint(answer) or any(term in text for term in stop if term)
+
+    def _length(self, answer: Sequence[int], stop: Sequence[str]) -> int:
+        """How many tokens an answer took: others in the batch may go on after it has ended."""
+        ends, stops = self.ends(), [term for term in stop if term]
+        high = next((place for place, token in enumerate(answer, start=1) if token in ends), len(answer))
+
+        def ended(count: int) -> bool:
+            text = self.tokenizer.decode(answer[:count])
+            return any(term in text for term in stops)
+
+        if not high or not ended(high):
+            return high
+        low = 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if ended(middle) else (middle, high)
+        return high
 
     def ends(self) -> set[int]:
         """The token ids that end a sequence, as the model's generation configuration has them."""

@@ -29,6 +29,7 @@ class TaskScore:
         cut: the share of its generated answers that ended at the token limit.
         gold: how probable what is right is, in [0, 1]: the mean probability of the right choice among the choices; of
             a task without choices the geometric mean of its targets' probabilities; None where its answers are texts.
+        length: tokens that were generated for a document, the mean; None where no answer is generated.
     """
 
     value: float
@@ -40,6 +41,7 @@ class TaskScore:
     truncated: float = 0.0
     cut: float = 0.0
     gold: float | None = None
+    length: float | None = None
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,12 +58,15 @@ class DocumentScores:
         aggregation: how they become the figure, one of `statistics.AGGREGATIONS`.
         gold: float64, [n], the log-probability (nats) of what is right: of the right choice among the choices, or of
             the target text; NaN where it is not known; None where the answers are texts.
+        length: float64, [n], the tokens that were generated for each, up to what ended the answer and with it; None
+            where no answer is generated.
     """
 
     ids: list[int]
     values: np.ndarray
     aggregation: str
     gold: np.ndarray | None = None
+    length: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +99,8 @@ class Scores:
             arrays[f"values{number}"] = scores.values
             if scores.gold is not None:
                 arrays[f"gold{number}"] = scores.gold
+            if scores.length is not None:
+                arrays[f"length{number}"] = scores.length
         contents = [[label, scores.aggregation] for label, scores in self.documents.items()]
         arrays["contents"] = np.array(json.dumps(contents))
         _write_atomically(Path(path), arrays)
@@ -115,6 +122,7 @@ def load_documents(path: str | Path) -> dict[str, DocumentScores]:
                     arrays[f"values{n}"],
                     aggregation,
                     arrays.get(f"gold{n}"),
+                    arrays.get(f"length{n}"),
                 )
                 for n, (label, aggregation) in enumerate(contents)
             }

@@ -26,9 +26,9 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate import gold, statistics
 from mergesearch.evaluate.asking import Asked, Count, counts_of
-from mergesearch.evaluate.leaves import FAULTS
+from mergesearch.evaluate.leaves import FAULTS, generates
 from mergesearch.evaluate.leaves import reason as _reason
-from mergesearch.evaluate.model import RememberingLM
+from mergesearch.evaluate.model import LM_EVAL, RememberingLM
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task
@@ -88,6 +88,8 @@ class Scorer:
             out. Token tries take their sizes from the free memory.
         scoring: `auto`, by token tries wherever the model takes them; `lm_eval`, by lm-eval's own model alone.
         apply_chat_template, fewshot_as_multiturn, system_instruction: as the options of `lm_eval`.
+        attn_implementation: how the model attends, as transformers names it; None leaves what it has.
+        enable_thinking, think_end_token: as HFLM takes them.
         shuffle: ask the requests in an order drawn from this seed; None keeps lm-eval's. The few-shot examples of each
             document stay the same.
 
@@ -108,13 +110,22 @@ class Scorer:
         fewshot_as_multiturn: bool = False,
         system_instruction: str | None = None,
         shuffle: int | None = None,
+        attn_implementation: str | None = None,
+        enable_thinking: bool | None = None,
+        think_end_token: str | int | None = None,
     ) -> None:
         _check_chat(tokenizer, apply_chat_template, fewshot_as_multiturn)
         self._tasks = list(tasks)
         self.chat: bool = apply_chat_template
         self._shuffle = shuffle
+        self._attention = attn_implementation
+        _attend(model, attn_implementation)
+        thinking = {"enable_thinking": enable_thinking, "think_end_token": think_end_token}
         with quiet():
-            self._lm = _language_model(scoring)(model, copy.deepcopy(tokenizer), batch_size)
+            self._new_lm: Callable[[type[RememberingLM]], RememberingLM] = lambda kind: kind(
+                model, copy.deepcopy(tokenizer), batch_size, **thinking
+            )
+            self._lm = self._new_lm(_language_model(scoring))
             options = {
                 "system_instruction": system_instruction,
                 "apply_chat_template": apply_chat_template,
@@ -141,6 +152,39 @@ class Scorer:
         return self._lm.batch_size
 
     @property
+    def labels(self) -> list[str]:
+        """The tasks that are scored."""
+        return [task.label for task in self._tasks]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """By what each type of request that token tries may answer is answered; see `model.RememberingLM.kinds`."""
+        return self._lm.kinds
+
+    def settle(self, kinds: Mapping[str, str]) -> None:
+        """Answers from now on as `kinds` says, which another scorer of the same requests gave."""
+        self._lm.settle(kinds)
+
+    def by_lm_eval(self) -> Scorer | None:
+        """A scorer of the tasks that token tries answer here, by lm-eval's own model; None where they answer none.
+
+        It shares the requests with this one, and the answers to them.
+        """
+        tried = {request_type for request_type, kind in self.kinds.items() if kind != LM_EVAL}
+        tasks = {part.task.label for part in self._parts for each in part.instances if each.request_type in tried}
+        if not tasks:
+            return None
+        other = copy.copy(self)
+        other._tasks = [task for task in self._tasks if task.label in tasks]
+        other._parts = [part for part in self._parts if part.task.label in tasks]
+        other._requests = _by_type(other._parts, self._shuffle)
+        with quiet():
+            other._lm = self._new_lm(RememberingLM)
+            other._lm.tokenize(other._requests)
+        other.asked = None
+        return other
+
+    @property
     def requests(self) -> Mapping[str, Sequence[Instance]]:
         """lm-eval's requests by type; `resps` holds the answers of the weights that were scored last."""
         return self._requests
@@ -164,9 +208,9 @@ class Scorer:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all requests, each for itself: prompts with their continuations, without what is generated."""
-        return sum(self._length(request) for asked in self._requests.values() for request in asked)
+        return sum(self._tokens_of(request) for asked in self._requests.values() for request in asked)
 
-    def _length(self, request: Instance) -> int:
+    def _tokens_of(self, request: Instance) -> int:
         if request.request_type == "loglikelihood":
             return sum(map(len, self._lm.pair(*request.args)))
         return len(self._lm.tok_encode(request.args[0]))
@@ -190,6 +234,8 @@ class Scorer:
         """
         with quiet(), lm_eval_seeds():
             self._lm.model.eval()
+            # a stack of layers makes the live model another one
+            _attend(self._lm.model, self._attention)
             counts = counts_of(self._requests, self._documents_by_type(), self.asked)
             for request_type, requests in self._requests.items():
                 with counts[request_type].of_answers(self._lm):
@@ -222,8 +268,10 @@ class Scorer:
         return part
 
     def answers(self) -> list[list[Any]]:
-        """The answers to the requests, as plain data: for each a few numbers or texts, and whether they were cut."""
-        return [[list(each.resps), self._lm.was_cut(each)] for part in self._parts for each in part.instances]
+        """The answers to the requests, as plain data: for each a few numbers or texts, whether they were cut, and how
+        many tokens they took where they were generated."""
+        every = [each for part in self._parts for each in part.instances]
+        return [[list(each.resps), self._lm.was_cut(each), self._lm.length_of(each)] for each in every]
 
     def restore(self, answers: Sequence[Sequence[Any]]) -> None:
         """Puts back what `answers` gave, after JSON.
@@ -232,10 +280,11 @@ class Scorer:
             ValueError: they are answers to other requests.
         """
         instances = [instance for part in self._parts for instance in part.instances]
-        for instance, (responses, cut) in zip(instances, answers, strict=True):
+        for instance, (responses, cut, *length) in zip(instances, answers, strict=True):
             instance.resps = [tuple(answer) if isinstance(answer, list) else answer for answer in responses]
             instance.filtered_resps = {}
             self._lm.mark_cut(instance, cut)
+            self._lm.mark_length(instance, length[0] if length else None)
 
     def _documents_by_type(self) -> dict[str, dict[tuple[int, int], str]]:
         """By type of request: the documents that have such requests, with the labels of their tasks."""
@@ -274,12 +323,13 @@ class Scorer:
             log.warning("out of memory on %s requests: %s", request_type, smaller)
 
     def _score_task(self, task: Task) -> tuple[TaskScore, DocumentScores]:
-        items = [items for items in (_items(part) for part in self._parts if part.task is task) if items]
+        items = [items for items in (self._items(part) for part in self._parts if part.task is task) if items]
         if not items:
             raise CandidateError(f"task {task.label!r}: no document gave {task.metric}")
         try:
             value = _figure(task, [[item for _, item, _ in leaf] for leaf in items])
             documents = _document_scores(task, [each for leaf in items for each in leaf])
+            documents = replace(documents, length=self._lengths(task, documents.ids))
         except FAULTS as error:
             raise CandidateError(f"task {task.label!r}: {task.metric} cannot be computed: {_reason(error)}") from error
         if not math.isfinite(value):
@@ -294,8 +344,27 @@ class Scorer:
             truncated=self._truncated[task.label],
             cut=self._cut(task),
             gold=None if documents.gold is None else gold.mean_probability(_first(task), documents.gold),
+            length=_mean_length(documents.length),
         )
         return score, documents
+
+    def _items(self, part: _TaskPart) -> list[tuple[int, Any, float]]:
+        if not part.task.counts_tokens:
+            return _items(part)
+        lengths = ((number, self._length(requests)) for number, requests in part.documents())
+        return [(number, length, math.nan) for number, length in lengths if not math.isnan(length)]
+
+    def _lengths(self, task: Task, ids: Sequence[int]) -> np.ndarray | None:
+        """The tokens that were generated for documents of a task; None where none of its answers is generated."""
+        parts = [part for part in self._parts if part.task is task]
+        if not any(generates(part.leaf) for part in parts):
+            return None
+        lengths = {number: self._length(requests) for part in parts for number, requests in part.documents()}
+        return np.array([lengths[number] for number in ids], dtype=np.float64)
+
+    def _length(self, requests: Sequence[Instance]) -> float:
+        known = [length for request in requests if (length := self._lm.length_of(request)) is not None]
+        return float(np.mean(known)) if known else math.nan
 
     def _truncated_shares(self) -> dict[str, float]:
         return {task.label: self._share(task, self._lm.was_truncated) for task in self._tasks}
@@ -310,6 +379,23 @@ class Scorer:
     def _share(self, task: Task, holds: Callable[[Instance], bool]) -> float:
         requests = [request for part in self._parts if part.task is task for request in part.instances]
         return sum(map(holds, requests)) / max(1, len(requests))
+
+
+def _mean_length(lengths: np.ndarray | None) -> float | None:
+    known = lengths[np.isfinite(lengths)] if lengths is not None else np.zeros(0)
+    return float(known.mean()) if len(known) else None
+
+
+def _attend(model: Any, implementation: str | None) -> None:
+    if implementation is None or getattr(model.config, "_attn_implementation", None) == implementation:
+        return
+    try:
+        model.set_attn_implementation(implementation)
+    except Exception as error:
+        raise UserError(
+            f"attn_implementation {implementation!r} cannot be used here ({_reason(error)}): leave it out, or use sdpa "
+            "or eager"
+        ) from None
 
 
 def _language_model(scoring: str) -> type[RememberingLM]:

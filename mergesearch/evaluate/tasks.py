@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import math
@@ -19,9 +20,12 @@ from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate import catalog, gold, statistics
 from mergesearch.evaluate.leaves import (
     FAULTS,
+    LENGTH,
     aggregations,
     directions,
     draws_from_scored,
+    generates,
+    is_length,
     leaves_itself_out,
     reason,
 )
@@ -73,6 +77,11 @@ class Task:
         """lm-eval's output types: multiple_choice, loglikelihood, loglikelihood_rolling, generate_until."""
         return {str(leaf.OUTPUT_TYPE) for leaf in self.leaves.values()}
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the figure is how many tokens the answers take."""
+        return is_length(next(iter(self.leaves.values())), self.metric)
+
     def place(self, documents: Iterable[int]) -> dict[str, list[int]]:
         """The same documents as lm-eval numbers them, ascending, for each leaf that has some."""
         documents = sorted(set(documents))
@@ -89,7 +98,7 @@ class Task:
 
     def aggregate(self, items: Sequence[Any]) -> float:
         """lm-eval's own figure from per-document items of the metric; a group's leaves all use the mean."""
-        if self.metric in gold.METRICS:
+        if self.metric in gold.METRICS or self.counts_tokens:
             return statistics.mean(items)
         return aggregations(next(iter(self.leaves.values())))[self.metric](items)
 
@@ -109,6 +118,7 @@ def load(
     tokenizer: str | None = None,
     metric: str | None = None,
     complete: bool = True,
+    unsafe_code: bool = False,
 ) -> list[Task]:
     """The tasks of a configuration, in its order, as `lm_eval --tasks ... --include_path ...` would load them.
 
@@ -118,6 +128,7 @@ def load(
         tokenizer: where the tokenizer is, for the few tasks that make their documents with it.
         metric: of every task that has it and whose configuration names none.
         complete: whether one of them has to have that metric.
+        unsafe_code: whether tasks may run code that the model wrote, lm-eval's confirm_run_unsafe_code.
 
     Raises:
         UserError: an unknown task, metric or filter, one that must be chosen and is not, missing data, too few
@@ -126,11 +137,21 @@ def load(
     metadata = {"pretrained": tokenizer, "tokenizer": tokenizer} if tokenizer else {}
     with quiet():
         manager = catalog.find([config.task for config in tasks], include_path, metadata)
-        loaded = [_load(manager, config, metric) for config in tasks]
+        loaded = [_load(manager, config, metric, unsafe_code) for config in tasks]
     _refuse_overlaps(loaded)
     if complete:
         _refuse_metric_of_none(loaded, metric)
     return loaded
+
+
+def refuse_thinking(tasks: Sequence[Task]) -> None:
+    """`UserError` for a task that asks for log-likelihoods: a model that thinks first has none, as lm-eval says."""
+    for task in tasks:
+        if task.request_types & {"multiple_choice", "loglikelihood"}:
+            raise UserError(
+                f"task {task.label!r} asks for log-likelihoods, and enable_thinking is true, which is for generated "
+                "answers alone: leave one of them out"
+            )
 
 
 def split(task: Task, holdout: float, seed: int, limit: int | None = None) -> Split:
@@ -163,22 +184,23 @@ def _too_few(task: Task, side: str, left: int, holdout: float, limit: int | None
     return f"task {task.label!r} has {left_over}: {remedy}"
 
 
-def _load(manager: Any, config: TaskConfig, default: str | None = None) -> Task:
+def _load(manager: Any, config: TaskConfig, default: str | None, unsafe_code: bool) -> Task:
     try:
         with lm_eval_seeds():
-            return _built(manager.load([config.task]), config, default)
+            return _built(manager.load([config.task]), config, default, unsafe_code)
     except UserError:
         raise
     except FAULTS as error:
         raise UserError(_cannot_load(config.task, manager, error)) from error
 
 
-def _built(built: Mapping[str, Any], config: TaskConfig, default: str | None) -> Task:
+def _built(built: Mapping[str, Any], config: TaskConfig, default: str | None, unsafe_code: bool) -> Task:
     leaves = dict(built["tasks"])
     sizes = {name: len(leaf.eval_docs) for name, leaf in leaves.items()}
     for name, leaf in leaves.items():
-        _refuse_unsuitable(name, leaf)
+        _refuse_unsuitable(name, leaf, unsafe_code)
         _set_fewshot(name, leaf, config)
+    _set_generation(leaves, config)
     metric, chosen_filter = _figure(config, next(iter(leaves.values())), default)
     task = Task(
         label=config.task,
@@ -206,11 +228,26 @@ def _cannot_load(name: str, manager: Any, error: BaseException) -> str:
     return f"{what}: check its configuration{where} and that its data can be reached"
 
 
-def _refuse_unsuitable(name: str, leaf: LmEvalTask) -> None:
-    if getattr(leaf, "UNSAFE_CODE", False):
-        raise UserError(f"task {name!r} runs code that the model wrote (unsafe_code), which is not supported: drop it")
+def _refuse_unsuitable(name: str, leaf: LmEvalTask, unsafe_code: bool) -> None:
+    if getattr(leaf, "UNSAFE_CODE", False) and not unsafe_code:
+        raise UserError(
+            f"task {name!r} runs code that the model wrote (unsafe_code): set confirm_run_unsafe_code to true where "
+            "that can do no harm, or leave the task out"
+        )
     if getattr(leaf, "MULTIMODAL", False):
         raise UserError(f"task {name!r} needs images or sound, which is not supported: choose a task of text alone")
+
+
+def _set_generation(leaves: Mapping[str, LmEvalTask], config: TaskConfig) -> None:
+    """gen_kwargs as lm_eval.simple_evaluate sets them; into a copy, since loaded tasks share what their YAML says."""
+    if not config.gen_kwargs:
+        return
+    generating = [leaf for leaf in leaves.values() if generates(leaf)]
+    if not generating:
+        raise UserError(f"task {config.task!r} generates nothing, so gen_kwargs says nothing of it: leave that out")
+    for leaf in generating:
+        kwargs = {**(leaf.get_config("generation_kwargs") or {}), **copy.deepcopy(config.gen_kwargs)}
+        leaf.set_config(key="generation_kwargs", value=kwargs)
 
 
 def _set_fewshot(name: str, leaf: LmEvalTask, config: TaskConfig) -> None:
@@ -257,6 +294,8 @@ def _figure(config: TaskConfig, leaf: LmEvalTask, default: str | None) -> tuple[
     place = f"task {config.task!r}"
     if metric in gold.METRICS and metric not in metrics:
         return _gold_figure(metric, chosen, leaf, place)
+    if metric == LENGTH and metric not in metrics:
+        return _length_figure(chosen, leaf, place)
     if not metric and len(metrics) != 1:
         raise UserError(f"{place} has several metrics ({', '.join(metrics)}): choose one, as in `metric: {metrics[0]}`")
     metric = metric or metrics[0]
@@ -273,7 +312,7 @@ def _figure(config: TaskConfig, leaf: LmEvalTask, default: str | None) -> tuple[
 
 def _has(leaf: LmEvalTask, metric: str | None) -> bool:
     name = (metric or "").partition(",")[0].strip()
-    return name in aggregations(leaf) or (name in gold.METRICS and gold.is_answered(leaf))
+    return name in aggregations(leaf) or (name in gold.METRICS and gold.is_answered(leaf)) or is_length(leaf, name)
 
 
 def _gold_figure(metric: str, chosen: str, leaf: LmEvalTask, place: str) -> tuple[str, str]:
@@ -289,6 +328,17 @@ def _gold_figure(metric: str, chosen: str, leaf: LmEvalTask, place: str) -> tupl
     return metric, filters_of(leaf)[0]
 
 
+def _length_figure(chosen: str, leaf: LmEvalTask, place: str) -> tuple[str, str]:
+    if not generates(leaf):
+        raise UserError(
+            f"{place} has no {LENGTH}: its answers are no generated texts (output_type {leaf.OUTPUT_TYPE}): choose one "
+            f"of its metrics ({', '.join(aggregations(leaf))})"
+        )
+    if chosen:
+        raise UserError(f"{place}: {LENGTH} is taken before any filter: write `metric: {LENGTH}`")
+    return LENGTH, filters_of(leaf)[0]
+
+
 def _refuse_metric_of_none(tasks: Sequence[Task], metric: str | None) -> None:
     name = (metric or "").partition(",")[0].strip()
     if metric and all(task.metric != name for task in tasks):
@@ -298,6 +348,8 @@ def _refuse_metric_of_none(tasks: Sequence[Task], metric: str | None) -> None:
 def _direction(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: str) -> bool:
     if metric in gold.METRICS:
         return True
+    if all(is_length(leaf, metric) for leaf in leaves.values()):
+        return False
     said = {directions(leaf).get(metric) for leaf in leaves.values()}
     if len(said) != 1 or None in said:
         raise UserError(
@@ -309,6 +361,8 @@ def _direction(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: str
 
 def _aggregation(config: TaskConfig, leaves: Mapping[str, LmEvalTask], metric: str, chosen_filter: str) -> str:
     if metric in gold.METRICS and all(gold.is_answered(leaf) for leaf in leaves.values()):
+        return "mean"
+    if all(is_length(leaf, metric) for leaf in leaves.values()):
         return "mean"
     for name, leaf in leaves.items():
         if metric not in aggregations(leaf) or chosen_filter not in filters_of(leaf):

@@ -32,7 +32,9 @@ class Asking:
         task_folders: absolute paths of the user's folders with tasks.
         zoo: whether a task of the demo zoo is among the tasks.
         batch_size: requests at once.
-        apply_chat_template, fewshot_as_multiturn, system_instruction, trust_remote_code: as lm_eval's options.
+        apply_chat_template, fewshot_as_multiturn, system_instruction, trust_remote_code, confirm_run_unsafe_code: as
+            lm_eval's options.
+        model_args: what --model_args says beside the checkpoint and its dtype.
     """
 
     task_folders: tuple[str, ...] = ()
@@ -42,6 +44,8 @@ class Asking:
     fewshot_as_multiturn: bool = False
     system_instruction: str | None = None
     trust_remote_code: bool = False
+    confirm_run_unsafe_code: bool = False
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folders(self) -> list[str]:
@@ -55,6 +59,7 @@ class Asking:
         parts += ["--fewshot_as_multiturn"] * self.fewshot_as_multiturn
         parts += [_option("--system_instruction", self.system_instruction)] if self.system_instruction else []
         parts += ["--trust_remote_code"] * self.trust_remote_code
+        parts += ["--confirm_run_unsafe_code"] * self.confirm_run_unsafe_code
         return " ".join(filter(None, parts))
 
     def _folders(self) -> str:
@@ -84,6 +89,7 @@ class Story:
         asking: how lm_eval is to be asked for the same scores.
         holdout: what the report on the holdout found, in Markdown; None where there is none.
         changes: what was changed since the scores were measured, a sentence each.
+        gen_kwargs: of the tasks that set some, what changes their generation.
     """
 
     title: str
@@ -94,6 +100,7 @@ class Story:
     asking: Asking = Asking()
     holdout: str | None = None
     changes: Sequence[str] = ()
+    gen_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def write_checkpoint(
@@ -131,20 +138,29 @@ def write_words(recipe: Recipe, folder: Path, story: Story, notes: Sequence[str]
 
 
 def lm_eval_commands(story: Story, dtype: str) -> list[str]:
-    """The commands that score the checkpoint by hand, run inside its folder: one for each number of examples."""
+    """The commands that score the checkpoint by hand, run inside its folder: one for each number of examples and each
+    way to generate."""
     commands = []
-    for shots in dict.fromkeys(story.tasks.values()):
-        names = [task for task, n in story.tasks.items() if n == shots]
+    asked = {task: (shots, json.dumps(story.gen_kwargs.get(task, {}))) for task, shots in story.tasks.items()}
+    for shots, generation in dict.fromkeys(asked.values()):
+        names = [task for task, how in asked.items() if how == (shots, generation)]
         samples = SAMPLES if len(names) == len(story.tasks) else _only(story.samples, names)
         parts = [
-            f"lm_eval --model hf --model_args pretrained=.,dtype={dtype}",
+            f"lm_eval --model hf --model_args {_model_args(story, dtype)}",
             _option("--tasks", ",".join(names)),
             _option("--samples", samples),
             *([_option("--num_fewshot", shots)] if shots is not None else []),
+            *([_option("--gen_kwargs", generation)] if generation != "{}" else []),
             story.asking.options(),
         ]
         commands.append(" ".join(filter(None, parts)))
     return commands
+
+
+def _model_args(story: Story, dtype: str) -> str:
+    if not story.asking.model_args:
+        return f"pretrained=.,dtype={dtype}"
+    return shlex.quote(json.dumps({"pretrained": ".", "dtype": dtype, **story.asking.model_args}))
 
 
 def _only(samples: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -191,8 +207,11 @@ def _scores(records: Sequence[Record]) -> str:
     rows = []
     for position, record in enumerate(records):
         label = "**this model**" if position == 0 else plain(record.name or f"trial {record.number}")
-        rows.append([label, _number(record.objective, record.stderr), *(_cell(record.scores.get(t)) for t in tasks)])
+        rows.append([label, _number(record.objective, record.stderr), *(_cell(record.shown.get(t)) for t in tasks)])
     note = "Measured on the documents that the search saw, ± one standard error: the winner's score is biased upwards."
+    if any(record.by_lm_eval for record in records):
+        note += " The tasks' figures are those of lm-eval's own model; the objective is what the search saw, by token"
+        note += " tries."
     return "## Scores\n\n" + note + "\n\n" + table(head, rows)
 
 

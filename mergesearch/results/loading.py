@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.results import table
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
-from mergesearch.search import store, strategies
+from mergesearch.search import by_lm_eval, revisions, store, strategies
 from mergesearch.search.costs import costs
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
@@ -44,6 +44,8 @@ class Run:
         digests: what tells the parents and documents that it was scored with from others; empty where it noted none.
         changes: what of these was changed and let through, a sentence each.
         settled: how the run's memory was shared out, as the study notes it; empty where it noted nothing.
+        kinds: by what each type of request was answered in the search, as far as that is noted.
+        revisions: the models that were read from the hub, with their commits, by where the configuration names them.
         words: lines to be shown beside the table: notes, what the run has cost, what is left of its budget.
     """
 
@@ -56,11 +58,18 @@ class Run:
     digests: Mapping[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
     settled: Mapping[str, Any] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
         """Requests at once: what the configuration says, or what was found when the run began."""
         return batch_size_of(self.config, self.settled) or 1
+
+    @property
+    def pinned(self) -> Config:
+        """The configuration with models of the hub at the commits that the run has read: what is to be loaded."""
+        return revisions.at(self.config, self.revisions)
 
     @property
     def folder(self) -> RunFolder:
@@ -112,8 +121,10 @@ def run_of(history: History, folder: RunFolder) -> Run:
     objective = history.objective
     objective_notes = objective.notes if objective else ()
     changes = tuple(store.noted(history.study, CHANGES) or ())
-    words = [f"note: {note}" for note in (*changes, *objective_notes, *strategies.words(history))]
     every = tuple(records(history))
+    kinds = by_lm_eval.kinds(history.study) or {}
+    beside = _beside(every, kinds)
+    words = [f"note: {note}" for note in (*changes, *objective_notes, *beside, *strategies.words(history))]
     notes = tuple(store.noted(history.study, NOTES) or ())
     digests = store.noted(history.study, DIGESTS) or {}
     return Run(
@@ -126,12 +137,34 @@ def run_of(history: History, folder: RunFolder) -> Run:
         digests=digests,
         changes=changes,
         settled=store.noted(history.study, SETTLED) or {},
+        kinds=kinds,
+        revisions=store.noted(history.study, revisions.REVISIONS) or {},
     )
 
 
 def batch_size_of(config: Config, settled: Mapping[str, Any]) -> int | None:
     """Requests at once, as the configuration says or as it was found and noted; None where it is still to be found."""
     return settled.get(BATCH_SIZE) if config.batch_size == "auto" else config.batch_size
+
+
+def _beside(every: Sequence[Record], kinds: Mapping[str, str]) -> list[str]:
+    """Which figures are whose, where the search was scored by token tries."""
+    tried = by_lm_eval.in_words(kinds)
+    if not tried:
+        return []
+    asked = [record for record in every if record.by_lm_eval]
+    text = f"{tried} were scored by token tries (scoring: auto), every candidate alike"
+    if not asked:
+        return [f"{text}; once the search has ended lm-eval's own model scores parents, average and winner once more"]
+    other = [
+        f"trial {record.number} {task} {record.scores[task].value:.4f}, by lm-eval {score.value:.4f}"
+        for record in asked
+        for task, score in record.by_lm_eval.items()
+        if task in record.scores and f"{record.scores[task].value:.4f}" != f"{score.value:.4f}"
+    ]
+    trials = ", ".join(str(record.number) for record in asked)
+    found = "; ".join(other) if other else "it gives the same figures"
+    return [f"{text}; lm-eval's own model scored trials {trials} once more: {found}"]
 
 
 def recipe_of(record: Record) -> Recipe:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergesearch.evaluate.scores import TaskScore
+from mergesearch.search import by_lm_eval
+from mergesearch.search.by_lm_eval import Figures
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.strategies import of_trial
@@ -25,6 +27,8 @@ class Record:
         objective: what the study maximises; None until the trial is complete.
         stderr: the objective's standard error, the tasks taken as independent.
         scores: each task's score by label.
+        by_lm_eval: of the tasks that token tries answered in the search, the score that lm-eval's own model gives on
+            the same documents; empty where it was not asked. `by_lm_eval_seconds` is what that took.
         recipe: the recipe as plain data; None until it is proposed.
         merge_seconds, score_seconds: what building and scoring the candidate took.
         error: why it failed.
@@ -56,6 +60,13 @@ class Record:
     front: bool = False
     strategy: str | None = None
     method: str = ""
+    by_lm_eval: Mapping[str, TaskScore] = field(default_factory=dict)
+    by_lm_eval_seconds: float | None = None
+
+    @property
+    def shown(self) -> Mapping[str, TaskScore]:
+        """Each task's score as the `lm_eval` command gives it, where lm-eval's own model was asked."""
+        return {**self.scores, **self.by_lm_eval}
 
     @property
     def seconds(self) -> float | None:
@@ -84,12 +95,18 @@ def best_single(records: Sequence[Record], models: Iterable[str]) -> Record | No
     return min(scored, key=lambda record: (-(record.objective or 0.0), record.number), default=None)
 
 
-def record_of(trial: Trial, objective: Objective | None, front: bool = False) -> Record:
+def record_of(
+    trial: Trial,
+    objective: Objective | None,
+    front: bool = False,
+    figures: Figures | None = None,
+) -> Record:
     """A trial as a reader sees it.
 
     Args:
         objective: of its run; None while the parents' scores have not fixed it.
         front: whether it is on the front of a run with one objective for each task.
+        figures: what lm-eval's own model gives.
     """
     strategy = of_trial(trial)
     known = objective if trial.state is State.COMPLETE else None
@@ -112,6 +129,8 @@ def record_of(trial: Trial, objective: Objective | None, front: bool = False) ->
         front=front,
         strategy=strategy.label(trial) if trial.strategy else None,
         method=strategy.method(trial),
+        by_lm_eval=figures.tasks if figures else {},
+        by_lm_eval_seconds=figures.seconds if figures else None,
     )
 
 
@@ -119,4 +138,7 @@ def records(history: History) -> list[Record]:
     """Every trial of a run, by number."""
     several = history.objective is not None and len(history.study.directions) > 1
     front = {trial.number for trial in history.study.best_trials} if several else set()
-    return [record_of(trial, history.objective, trial.number in front) for trial in history.trials]
+    beside = by_lm_eval.figures(history.study)
+    return [
+        record_of(trial, history.objective, trial.number in front, beside.get(trial.number)) for trial in history.trials
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ def frame(records: Sequence[Record], top: int | None = None, sort: str = "rank")
 
     Columns, in this order: `rank` (Int64, from 1; missing for what cannot win), `front` (bool, only of a run with one
     objective for each task: no other candidate dominates this one), `trial` (Int64), `objective` and
-    `objective_stderr` (float64), for each task TASK and TASK_stderr (float64, in the unit of its metric), `method` and
+    `objective_stderr` (float64), for each task TASK and TASK_stderr (float64, in the unit of its metric), and of a run
+    that token tries scored TASK_lm_eval (float64; what lm-eval's own model gives, where it was asked), `method` and
     `strategy` (string), `seconds` and `merge_seconds` (float64), `state`, `error` (why it failed, was stopped or is
     infeasible) and `recipe` (its id; string). What is missing is NaN or NA.
 
@@ -58,7 +59,7 @@ def frame(records: Sequence[Record], top: int | None = None, sort: str = "rank")
     sortable = (*FIXED, *[FRONT] * fronts, *tasks)
     if sort not in sortable:
         raise unknown("column", sort, sortable, "--sort")
-    types = _types(tasks, fronts)
+    types = _types(tasks, fronts, _beside(records))
     rows = [_row(position, record, tasks, fronts) for position, record in enumerate(ranked(records), start=1)]
     columns = {name: pandas.Series([row[name] for row in rows], dtype=kind) for name, kind in types.items()}
     whole = pandas.DataFrame(columns)
@@ -168,9 +169,15 @@ def _parquet(table: DataFrame) -> bytes:
     return file.getvalue()
 
 
-def _types(tasks: Mapping[str, TaskScore], fronts: bool) -> dict[str, str]:
+def _beside(records: Sequence[Record]) -> set[str]:
+    """The tasks that lm-eval's own model scored once more."""
+    return {task for record in records for task in record.by_lm_eval}
+
+
+def _types(tasks: Mapping[str, TaskScore], fronts: bool, beside: Collection[str]) -> dict[str, str]:
     """Every column with its dtype."""
-    scored = {name: _NUMBER for task in tasks for name in (task, f"{task}_stderr")}
+    names = [(task, f"{task}_stderr", *([f"{task}_lm_eval"] if task in beside else [])) for task in tasks]
+    scored = {name: _NUMBER for of_task in names for name in of_task}
     return {
         "rank": _INTEGER,
         **({FRONT: _TRUTH} if fronts else {}),
@@ -195,6 +202,7 @@ def _row(position: int, record: Record, tasks: Mapping[str, TaskScore], fronts: 
         score = record.scores.get(task)
         row[task] = score.value if score else None
         row[f"{task}_stderr"] = score.stderr if score else None
+        row[f"{task}_lm_eval"] = record.by_lm_eval[task].value if task in record.by_lm_eval else None
     return {
         **row,
         "method": record.method,
@@ -233,5 +241,7 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         return f"{value:.2f}"
     if isinstance(value, float):
         error = row.get(f"{column}_stderr") if column != "objective" else None
-        return f"{value:.4f} ±{error:.4f}" if error is not None else f"{value:.4f}"
+        beside = row.get(f"{column}_lm_eval")
+        by_lm_eval = f" (lm_eval {beside:.4f})" if beside is not None else ""
+        return (f"{value:.4f} ±{error:.4f}" if error is not None else f"{value:.4f}") + by_lm_eval
     return str(value)

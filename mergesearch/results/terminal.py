@@ -151,7 +151,17 @@ def _style(row: Mapping[str, Any]) -> str | None:
 
 def _mark(record: Record, models: Sequence[str]) -> str:
     letter = "" if record.name is None else "B" if record.name == BASE else "M" if record.name in models else "D"
-    return letter + "*" * record.front
+    return letter + "*" * record.front + _beside(record)
+
+
+def _beside(record: Record) -> str:
+    """Whether lm-eval's own model, asked once more, gives the figures that are shown."""
+    same = [
+        f"{score.value:.4f}" == f"{record.scores[task].value:.4f}"
+        for task, score in record.by_lm_eval.items()
+        if task in record.scores
+    ]
+    return "" if not same else "=" if all(same) else "≠"
 
 
 def _name(margins: Margins | None) -> str | None:
@@ -165,6 +175,8 @@ def _marks(marks: Sequence[str]) -> list[str]:
     words = {"B": "the base", "M": "a single model", "D": "a default, not searched"}
     there = [f"{letter} {text}" for letter, text in words.items() if any(letter in mark for mark in marks)]
     there += ["* no other is as good on every task and better on one"] * any("*" in mark for mark in marks)
+    told = {"=": "= lm-eval's own model gives these figures too", "≠": "≠ it gives others, named below"}
+    there += [text for sign, text in told.items() if any(sign in mark for mark in marks)]
     return ["; ".join(there)] if there else []
 
 

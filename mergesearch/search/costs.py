@@ -45,7 +45,7 @@ def words_of(rest: Estimate) -> str:
     parts = ", ".join(_words_of_part(part) for part in rest.parts)
     if rest.seconds is None:
         return f"about {rest.documents:,} document evaluations: {parts}"
-    fixed = {"loading": rest.loading, "writing the winner": rest.exporting}
+    fixed = {"loading": rest.loading, "scoring once more by lm-eval": rest.again, "writing the winner": rest.exporting}
     parts += "".join(f", {what} {duration(seconds)}" for what, seconds in fixed.items() if seconds >= 1)
     return f"about {duration(rest.seconds)}: {parts}"
 

@@ -50,17 +50,19 @@ class Estimate:
         searching: wall-clock seconds until the last trial has ended; None where nothing was measured.
         exporting: seconds to write the winner.
         loading: seconds until the first trial begins, of a run that has not begun.
+        again: seconds to score parents, average and winner once more by lm-eval's own model.
     """
 
     parts: tuple[Part, ...]
     searching: float | None
     exporting: float = 0.0
     loading: float = 0.0
+    again: float = 0.0
 
     @property
     def seconds(self) -> float | None:
         """Wall-clock seconds until the run has ended; None where nothing was measured."""
-        return None if self.searching is None else self.loading + self.searching + self.exporting
+        return None if self.searching is None else self.loading + self.searching + self.again + self.exporting
 
     @property
     def trials(self) -> int:
@@ -94,9 +96,10 @@ def estimate(
     walk.finish_begun(now)
     walk.begin_more()
     seconds = max(walk.wall, walk.longest) if speed else None
-    export = (probe.export if probe else 0.0) if walk.parts or _is_running(history) else 0.0
+    ending = probe if walk.parts or _is_running(history) else None
+    export, again = (ending.export, ending.again) if ending else (0.0, 0.0)
     parts = tuple(part for part in walk.parts.values() if part.trials or part.documents)
-    return Estimate(parts, seconds, export, probe.loading if probe and history is None else 0.0)
+    return Estimate(parts, seconds, export, probe.loading if probe and history is None else 0.0, again)
 
 
 def _is_running(history: History | None) -> bool:

@@ -16,7 +16,7 @@ from mergesearch.search.guards import Guard
 Scores = Mapping[str, TaskScore]
 
 # What is no count of right documents already differs between any two candidates: nothing is left to break.
-SMOOTH = {"gold_prob", "gold_logprob", "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"}
+SMOOTH = {"length", "gold_prob", "gold_logprob", "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"}
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Probe:
         learning: seconds a document evaluation of learning; None where nothing is learned by gradients.
         loading: seconds from the start of the command to the first trial.
         export: seconds to write the winner.
+        again: seconds to score parents, average and winner once more by lm-eval's own model.
     """
 
     documents: Mapping[str, int]
@@ -45,6 +46,7 @@ class Probe:
     learning: float | None = None
     loading: float = 0.0
     export: float = 0.0
+    again: float = 0.0
 
     @property
     def score(self) -> float | None:

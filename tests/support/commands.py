@@ -41,9 +41,17 @@ def sets(**changes: object) -> list[str]:
 
 
 def small(output: Path, trials: int = 6, limit: int = 12, **changes: object) -> list[str]:
-    """Options that make the quickstart small: few documents and trials, parents and a study, float32, its own run
-    folder."""
+    """Options that make the quickstart small: few documents and trials, parents and a study, float32, lm-eval's own
+    model, its own run folder."""
     limits = {f"tasks__{position}__limit": limit for position in range(4)}
     study = {"search__strategy": "study", "search__sampler": "tpe", "search__defaults": "false"}
-    keys = {"dtype": "float32", "search__trials": trials, "output": output, **study, **limits, **changes}
+    keys = {
+        "dtype": "float32",
+        "scoring": "lm_eval",
+        "search__trials": trials,
+        "output": output,
+        **study,
+        **limits,
+        **changes,
+    }
     return sets(**keys)

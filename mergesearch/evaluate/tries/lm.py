@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import clear_torch_cache
 
-from mergesearch.evaluate.model import RememberingLM, question
+from mergesearch.evaluate.model import LM_EVAL, TRIED, TRIES, TRIES_WIDE, RememberingLM, question
 from mergesearch.evaluate.tries import memory, packed, probe
 from mergesearch.evaluate.tries.generation import GreedyDecoder, Prompt, Stops, batches
 from mergesearch.evaluate.tries.trie import Passes, Query, arrange
@@ -22,6 +22,8 @@ log: logging.Logger = logging.getLogger(__name__)
 # What may stand in a generation configuration without changing what greedy decoding writes.
 _HARMLESS = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "max_length"}
 _HARMLESS |= {"transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states"}
+# of what lm-eval computes, the share up to which tries pay
+_WORTH_IT = 0.95
 _GREEDY = {"do_sample", "temperature", "top_p", "top_k"}
 
 
@@ -41,8 +43,8 @@ class TrieLM(RememberingLM):
     used. Where they cannot, lm-eval's own code answers, and one logged line says why.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
-        super().__init__(model, tokenizer, batch_size)
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, **thinking: Any) -> None:
+        super().__init__(model, tokenizer, batch_size, **thinking)
         self._limit, self._fill = memory.pack_length(model), memory.fill_length(model)
         self._tokens: list[tuple[Any, ...]] = []
         # lists of requests are known by the identity of their members, which therefore stay alive
@@ -55,13 +57,16 @@ class TrieLM(RememberingLM):
         self._rows: int | None = None
         self._largest = 0
         # by request type: None before it was tried, then whether tries serve it
-        self._serves: dict[str, bool | None] = {"loglikelihood": None, "generate_until": None}
+        self._serves: dict[str, bool | None] = dict.fromkeys(TRIED)
+        self._wide_head = False
+        self._there: set[str] = set()
 
     def tokenize(self, requests: dict[str, list[Instance]]) -> None:
         self.model.eval()
         super().tokenize(requests)
-        for request_type in self._serves:
+        for request_type in TRIED:
             if requests.get(request_type):
+                self._there.add(request_type)
                 self._try(request_type, requests[request_type])
         if self._serves["loglikelihood"]:
             # the queries hold the tokens now
@@ -83,12 +88,13 @@ class TrieLM(RememberingLM):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         passes = self._passes_of(requests)
         each = len(requests) / max(1, passes.tokens)
-        return packed.log_likelihoods(self.model, passes, lambda tokens: self.answered(each * tokens))
+        told = lambda tokens: self.answered(each * tokens)  # noqa: E731
+        return packed.log_likelihoods(self.model, passes, told, wide_head=self._wide_head)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         if self._model_left_out or not self._try("generate_until", requests):
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
-        self._cut.difference_update(map(question, requests))
+        self._forget(requests)
         groups, others = self._grouped(requests)
         texts: list[str] = [""] * len(requests)
         own_way = super().generate_until([requests[number] for number in others], disable_tqdm)
@@ -100,9 +106,34 @@ class TrieLM(RememberingLM):
 
     # -- which way ----------------------------------------------------------------------------------------------
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        def kind(request_type: str) -> str:
+            if not self._serves[request_type]:
+                return LM_EVAL
+            return TRIES_WIDE if request_type == "loglikelihood" and self._wide_head else TRIES
+
+        return {request_type: kind(request_type) for request_type in TRIED if request_type in self._there}
+
+    def settle(self, kinds: Mapping[str, str]) -> None:
+        self._serves = {request_type: kinds.get(request_type, LM_EVAL) != LM_EVAL for request_type in TRIED}
+        self._wide_head = kinds.get("loglikelihood") == TRIES_WIDE
+
+    def _saves(self, requests: Sequence[Instance]) -> bool:
+        """Whether tries compute so much less that their masks pay; lm-eval too computes equal inputs once."""
+        passes = self._passes_of(requests)
+        if passes.tokens <= _WORTH_IT * passes.naive:
+            return True
+        self._passes.clear()
+        log.info("log-likelihoods go through lm-eval's own model: the requests share next to nothing")
+        return False
+
     def _try(self, request_type: str, requests: Sequence[Instance]) -> bool:
         """Whether tries serve a request type; tried once, or again where the weights gave nothing to compare."""
         if self._serves[request_type] is None:
+            if request_type == "loglikelihood" and not self._saves(requests):
+                self._serves[request_type] = False
+                return False
             try:
                 fault = self._fault(request_type, requests)
             except probe.Undecided:
@@ -117,7 +148,9 @@ class TrieLM(RememberingLM):
         if self.backend != "causal":
             return "it is no decoder-only model"
         if request_type == "loglikelihood":
-            return probe.packing_fault(self.model, [query.inputs for query in self._queries_of(requests)], self._limit)
+            found = probe.packing(self.model, self._queries_of(requests), self._limit)
+            self._wide_head = found.wide_head
+            return found.fault
         return self._generation_fault(requests)
 
     def _generation_fault(self, requests: Sequence[Instance]) -> str | None:
@@ -214,13 +247,20 @@ class TrieLM(RememberingLM):
             for batch in batches(group.prompts, self._rows_of(group)):
                 for prompt, (answer, cut) in zip(batch.prompts, decoder.decode(batch, stops), strict=True):
                     texts.append((prompt.number, self._text(answer, group.until)))
+                    self._lengths.setdefault(question(requests[prompt.number]), []).append(len(answer))
                     if cut:
                         self._cut.add(question(requests[prompt.number]))
                 self.answered(len(batch.prompts))
         return texts
 
     def _text(self, answer: Sequence[int], until: list[str]) -> str:
-        return postprocess_generated_text(self.tok_decode(answer), stop=until, think_end_token=None)
+        """The text as lm-eval cuts it: what follows the end of thinking, up to the first stop."""
+        end = self.think_end_token
+        if not isinstance(end, int):
+            return postprocess_generated_text(self.tok_decode(answer), stop=until, think_end_token=end)
+        places = [place for place, token in enumerate(answer) if token == end]
+        text = self.tok_decode(answer[places[-1] + 1 :] if places else answer).lstrip()
+        return postprocess_generated_text(text, stop=until, think_end_token=None)
 
     def _rows_of(self, group: _Alike) -> int:
         longest = max(len(prompt.tokens) for prompt in group.prompts) + group.most

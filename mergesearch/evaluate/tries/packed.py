@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
+from mergesearch.evaluate.tries.precision import head_in_float32
 from mergesearch.evaluate.tries.trie import Pack, Passes
 
 
 def log_likelihoods(
-    model: Any, passes: Passes, computed: Callable[[int], None] = lambda tokens: None
+    model: Any, passes: Passes, computed: Callable[[int], None] = lambda tokens: None, *, wide_head: bool = False
 ) -> list[tuple[float, bool]]:
     """For every query (the log-probability of its targets, whether greedy decoding would have chosen them all).
 
@@ -23,11 +25,13 @@ def log_likelihoods(
 
     Args:
         computed: told after each pack how many tokens went through the model.
+        wide_head: whether the model's head computes in float32.
 
     Raises:
         Whatever the model raises; out of memory included.
     """
-    answers = [(picks, *(part.cpu() for part in values)) for picks, values in _run(model, passes, computed)]
+    with head_in_float32(model) if wide_head else nullcontext():
+        answers = [(picks, *(part.cpu() for part in values)) for picks, values in _run(model, passes, computed)]
     sums, greedy = np.zeros(passes.queries), np.ones(passes.queries, dtype=bool)
     for picks, log_probabilities, chosen in answers:
         np.add.at(sums, picks[:, 2], log_probabilities.numpy().astype(np.float64))
@@ -42,7 +46,7 @@ def _run(
     for pack in passes.packs:
         logits = run(pack)
         if len(pack.picks):
-            yield pack.picks, _picked(logits, pack.picks)
+            yield pack.picks, picked(logits, pack.picks)
         computed(len(pack.tokens))
 
 
@@ -57,7 +61,7 @@ class PackRunner:
 
     @torch.no_grad()
     def __call__(self, pack: Pack) -> torch.Tensor:
-        """The logits of the pack's rows: [rows, vocabulary], in the model's dtype."""
+        """The logits of the pack's rows: [rows, vocabulary], in the dtype of the model's head."""
         crop(self._cache, pack.cached)
         # a pass that neither stands on the cache nor stays in it does without
         cached = pack.keep or pack.cached > 0
@@ -116,7 +120,7 @@ def crop(cache: DynamicCache, length: int) -> None:
         cache.crop(-beyond)
 
 
-def _picked(logits: torch.Tensor, picks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def picked(logits: torch.Tensor, picks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probabilities float32, whether each target is the likeliest token), in the order of the picks."""
     logits = logits.float()
     rows, targets = (torch.from_numpy(picks[:, column].astype(np.int64)).to(logits.device) for column in (0, 1))

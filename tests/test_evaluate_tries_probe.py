@@ -1,0 +1,153 @@
+"""The check of packed scoring: in float32 a packed pass that is wrong, in half precision one that is less exact."""
+
+from __future__ import annotations
+
+import inspect
+import random
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval")
+
+import torch
+from support.tiny_models import make_model
+
+from mergesearch.evaluate.tries import packed, probe
+from mergesearch.evaluate.tries.precision import head_in_float32, in_float32
+from mergesearch.evaluate.tries.trie import Query, arrange
+
+WINDOW = 12
+
+
+def build(architecture: str = "llama", dtype: str = "float32", **config):
+    sizes = {"vocab_size": 97, "max_position_embeddings": 128, "hidden_size": 32, **config}
+    model = make_model(architecture, **sizes)
+    with torch.no_grad():  # far from uniform: a wrong mask or position shows
+        for parameter in model.parameters():
+            parameter.mul_(2.0 if parameter.ndim > 1 else 1.0)
+    return model.to(getattr(torch, dtype))
+
+
+def requests(count: int = 24) -> list[Query]:
+    rng = random.Random(3)
+    tokens = lambda n: [rng.randrange(3, 97) for _ in range(n)]  # noqa: E731
+    shots, queries = tokens(20), []
+    while len(queries) < count:
+        context = [*(shots if len(queries) % 8 else []), *tokens(rng.randint(4, 14))]
+        for _ in range(4):
+            targets = tokens(rng.randint(1, 4))
+            inputs = [*context, *targets[:-1]]
+            queries.append(Query(np.array(inputs, dtype=np.int32), np.array(targets, dtype=np.int32)))
+    return queries
+
+
+def deaf(model, monkeypatch):
+    """The model takes a packed pass's mask and does not look at it."""
+    forward = model.forward
+
+    def listening_to_nothing(input_ids=None, attention_mask=None, **kwargs):
+        mask = None if attention_mask is None or attention_mask.ndim == 4 else attention_mask
+        return forward(input_ids=input_ids, attention_mask=mask, **kwargs)
+
+    listening_to_nothing.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(model, "forward", listening_to_nothing)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    def test_a_mask_that_is_ignored(self, dtype, monkeypatch):
+        model = build(dtype=dtype)
+        assert probe.packing(model, requests(), 512).fault is None
+        deaf(model, monkeypatch)
+        assert "in float32 differ from those of plain sequences" in probe.packing(model, requests(), 512).fault
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_a_window_that_is_ignored(self, dtype, monkeypatch):
+        model = build("mistral", dtype, sliding_window=WINDOW)
+        assert probe.packing(model, requests(), 512).fault is None
+        monkeypatch.setattr(packed, "sliding_window", lambda model: (None, False))
+        assert "in float32 differ" in probe.packing(model, requests(), 512).fault
+        # requests within the window are scored right, and taken
+        short = [query for query in requests() if len(query.inputs) <= WINDOW]
+        assert len(short) > 1 and probe.packing(model, short, 512).fault is None
+
+    def test_a_packed_pass_that_is_less_exact(self, monkeypatch):
+        """Right in float32, and in bfloat16 further from it than the plain pass is."""
+        model = build(dtype="bfloat16")
+        run = probe.PackRunner.__call__
+
+        def noisy(self, pack):
+            logits = run(self, pack)
+            if logits.dtype == torch.float32 and model.dtype == torch.float32:
+                return logits
+            generator = torch.Generator().manual_seed(len(pack.tokens))
+            return logits + 0.2 * logits.float().std() * torch.randn(logits.shape, generator=generator)
+
+        monkeypatch.setattr(probe.PackRunner, "__call__", noisy)
+        assert "further from float32 than those of plain sequences" in probe.packing(model, requests(), 512).fault
+
+    def test_what_is_no_number_is_left_open(self):
+        model = build()
+        with torch.no_grad():
+            model.model.norm.weight.fill_(float("nan"))
+        with pytest.raises(probe.Undecided):
+            probe.packing(model, requests(), 512)
+
+
+class TestSample:
+    def test_real_requests_of_all_lengths_with_their_neighbours(self):
+        queries = requests(200)
+        chosen = probe.sample(queries, 400)
+        assert all(any(each is query for query in queries) for each in chosen)
+        lengths = [len(each.inputs) for each in chosen]
+        assert max(lengths) == max(len(query.inputs) for query in queries)
+        assert sum(lengths) <= 400 and 8 <= len(chosen) <= 24 and min(lengths) < 16
+        shared = max((a.inputs[:20] == b.inputs[:20]).all() for a in chosen for b in chosen if a is not b
+                     and min(len(a.inputs), len(b.inputs)) > 20)  # fmt: skip
+        assert shared
+
+    def test_a_single_request_gets_another_that_leaves_it(self):
+        one, other = probe.sample(requests()[:1], 100)
+        assert len(one.inputs) == len(other.inputs) and (one.inputs != other.inputs).any()
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3_moe", "gemma2"])
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_layer_by_layer_is_the_whole_in_float32(self, architecture, dtype):
+        model = build(architecture, dtype)
+        tokens = torch.arange(3, 40)[None]
+        before = {name: (tensor.data_ptr(), tensor._version) for name, tensor in model.named_parameters()}
+        with torch.no_grad():
+            rounded = model(tokens).logits
+            wide = []
+            for whole in (True, False):
+                with in_float32(model, whole):
+                    wide.append(model(tokens).logits)
+            assert torch.equal(model(tokens).logits, rounded)
+            exact = build(architecture, dtype).float()(tokens).logits
+        assert torch.equal(wide[0], exact) and torch.equal(wide[1], exact)
+        assert wide[0].dtype == torch.float32 and not torch.equal(exact, rounded.float())
+        # the very tensors are back: an engine holds views of them
+        assert before == {name: (tensor.data_ptr(), tensor._version) for name, tensor in model.named_parameters()}
+
+    def test_tensors_come_back_after_a_fault(self):
+        model = build(dtype="bfloat16")
+        for whole in (True, False):
+            with pytest.raises(IndexError), in_float32(model, whole):
+                model(torch.tensor([[5000]]))
+            assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+
+    @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+    def test_a_head_in_float32_makes_sums_more_exact(self, architecture):
+        model, queries = build(architecture, "bfloat16"), requests()
+        narrow, plain = probe.distances(model, queries, 512)
+        wide, _ = probe.distances(model, queries, 512, wide_head=True)
+        assert wide.logits.mean() < narrow.logits.mean() and wide.sums.mean() < plain.sums.mean()
+        passes = arrange(queries, 512, 512)
+        with torch.no_grad(), head_in_float32(model):
+            assert model(torch.arange(5)[None]).logits.dtype == torch.float32
+        answers = packed.log_likelihoods(model, passes, wide_head=True)
+        assert answers != packed.log_likelihoods(model, passes)
+        assert model(torch.arange(5)[None]).logits.dtype == torch.bfloat16
