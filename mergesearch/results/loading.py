@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.results import table
+from mergesearch.results.expected import expectations
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
 from mergesearch.search import store, strategies
@@ -74,8 +75,8 @@ class Run:
         return Margins.of_run(self.records, list(self.config.models), self.folder, self.objective)
 
     def best(self) -> Record | None:
-        """The record of the best candidate that breaks no guard, what `export --trial best` gives; None where there is
-        none yet."""
+        """The record of the best candidate that breaks no guard, what `export --trial best` gives: the one that is
+        expected to have the best objective on documents that no search saw. None where there is none yet."""
         first = next(iter(ranked(self.records)), None)
         return first if first is not None and first.objective is not None and not first.infeasible else None
 
@@ -103,7 +104,7 @@ def run_of(history: History, folder: RunFolder) -> Run:
     objective_notes = objective.notes if objective else ()
     changes = tuple(store.noted(history.study, CHANGES) or ())
     words = [f"note: {note}" for note in (*changes, *objective_notes, *strategies.words(history))]
-    every = tuple(records(history))
+    every = tuple(records(history, expectations(history, folder)))
     notes = tuple(store.noted(history.study, NOTES) or ())
     digests = store.noted(history.study, DIGESTS) or {}
     return Run(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergesearch.evaluate.expected import Expected
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
@@ -36,6 +37,7 @@ class Record:
             and better on one.
         strategy: who proposed it, in words: `study`, `greedy soup`, `learned soup per group`.
         method: the baseline's name, what kind of soup it is, or the methods of the recipe's rules.
+        expected: what the objective is expected to be on documents that no search saw; None where that is not known.
     """
 
     number: int
@@ -56,6 +58,12 @@ class Record:
     front: bool = False
     strategy: str | None = None
     method: str = ""
+    expected: Expected | None = None
+
+    @property
+    def worth(self) -> float | None:
+        """What it is ranked by: the expected objective, the objective itself where that is not known."""
+        return self.objective if self.expected is None or self.objective is None else self.expected.value
 
     @property
     def seconds(self) -> float | None:
@@ -65,11 +73,11 @@ class Record:
 
 
 def ranked(records: Sequence[Record]) -> list[Record]:
-    """Complete records first, those that may win before those that break a guard, best objective first (earlier trial
-    first among equals), then the others by number."""
+    """Complete records first, those that may win before those that break a guard, the best by their worth first (by
+    the objective among equals, then the earlier trial), then the others by number."""
     complete = [record for record in records if record.objective is not None]
     others = [record for record in records if record.objective is None]
-    complete.sort(key=lambda r: (bool(r.infeasible), -(r.objective or 0.0), r.number))
+    complete.sort(key=lambda r: (bool(r.infeasible), -(r.worth or 0.0), -(r.objective or 0.0), r.number))
     return complete + sorted(others, key=lambda r: r.number)
 
 
@@ -84,12 +92,15 @@ def best_single(records: Sequence[Record], models: Iterable[str]) -> Record | No
     return min(scored, key=lambda record: (-(record.objective or 0.0), record.number), default=None)
 
 
-def record_of(trial: Trial, objective: Objective | None, front: bool = False) -> Record:
+def record_of(
+    trial: Trial, objective: Objective | None, front: bool = False, expected: Expected | None = None
+) -> Record:
     """A trial as a reader sees it.
 
     Args:
         objective: of its run; None while the parents' scores have not fixed it.
         front: whether it is on the front of a run with one objective for each task.
+        expected: its objective on documents that no search saw.
     """
     strategy = of_trial(trial)
     known = objective if trial.state is State.COMPLETE else None
@@ -112,11 +123,20 @@ def record_of(trial: Trial, objective: Objective | None, front: bool = False) ->
         front=front,
         strategy=strategy.label(trial) if trial.strategy else None,
         method=strategy.method(trial),
+        expected=expected,
     )
 
 
-def records(history: History) -> list[Record]:
-    """Every trial of a run, by number."""
+def records(history: History, expected: Mapping[int, Expected] | None = None) -> list[Record]:
+    """Every trial of a run, by number.
+
+    Args:
+        expected: what is expected of each, by number.
+    """
     several = history.objective is not None and len(history.study.directions) > 1
     front = {trial.number for trial in history.study.best_trials} if several else set()
-    return [record_of(trial, history.objective, trial.number in front) for trial in history.trials]
+    elsewhere = expected or {}
+    return [
+        record_of(trial, history.objective, trial.number in front, elsewhere.get(trial.number))
+        for trial in history.trials
+    ]
