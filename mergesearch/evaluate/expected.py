@@ -20,7 +20,7 @@ themselves show, and a posterior mean needs no correction for having been chosen
        b = c (V + N)^-1 V e_y,   c such that b V e_y = V_yy,   with the error  b (V + N) b - V_yy.
 
 3. *Shrinking.* The objective of the combined figures has an error s_i^2. Its true value is from a mixture of two
-   normals, the contenders N(m, t^2) and a broad one for all others, fitted by EM. The spread t of the contenders is
+   normals, the contenders N(m, t^2) and, where that pays, a broad one for all others, fitted by EM. The spread t of the contenders is
    what few candidates say little about, so it is not estimated but summed over, with a half-Cauchy prior of the size
    of the noise (Gelman, Bayesian Analysis 1(3), 2006). In each component the posterior mean is m + B (z_i - m), with
    B = t^2 / (t^2 + s_i^2); its error for new documents is what reference + B x_i varies by over the documents of the
@@ -211,9 +211,7 @@ def _contenders(tasks: Sequence[_Task], shares: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _relative(
-    values: np.ndarray, there: np.ndarray, shares: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _relative(values: np.ndarray, there: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[n] the reference, [candidates] their means relative to it, [candidates, n] what is left, 0 where nothing is."""
     weights = shares[:, None] * there
     total = weights.sum(axis=0)
@@ -247,7 +245,10 @@ def _control(task: _Task, shares: np.ndarray) -> None:
     combined = np.einsum("f,ftn->tn", weights, task.features)
     # the figure's own level: what the contenders have in common stays what was counted
     reference, plain = parts[0][0], _relative(combined, task.there, shares)[0]
-    task.combined = np.where(task.there, combined - plain + reference, 0.0)
+    # among those far behind figure and controls go together in another way
+    close = (shares / shares.max())[:, None]
+    combined = close * (combined - plain + reference) + (1 - close) * task.features[0]
+    task.combined = np.where(task.there, combined, 0.0)
 
 
 def _true(spread: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -292,9 +293,10 @@ def _shrunk(field: _Field) -> list[Expected]:
     """The posterior of every candidate, summed over the spread of the contenders."""
     scale = math.sqrt(float(field.shares @ field.noise))
     spreads = SPREADS * scale
-    fits = [_Mixture.fit(field, spread) for spread in spreads]
+    fits = [_Mixture.fit(field, spread, others) for others in (False, True) for spread in spreads]
     # of each spread the likelihood, the half-Cauchy prior, and how far it stands for its neighbours
-    logs = np.array([fit.likelihood for fit in fits]) - np.log1p(SPREADS**2) + np.log(np.gradient(SPREADS))
+    prior = np.log(np.gradient(SPREADS)) - np.log1p(SPREADS**2)
+    logs = np.array([fit.likelihood for fit in fits]) + np.concatenate([prior, prior])
     chances = np.exp(logs - logs.max())
     chances /= chances.sum()
     mean, square, apart = (np.zeros(len(field.ahead)) for _ in range(3))
@@ -336,9 +338,19 @@ class _Mixture:
     likelihood: float
 
     @classmethod
-    def fit(cls, field: _Field, spread: float) -> _Mixture:
-        """By EM from the contenders that are known."""
+    def fit(cls, field: _Field, spread: float, others: bool) -> _Mixture:
+        """By EM from the contenders that are known; without `others` all candidates are contenders.
+
+        The three numbers that say where the others are cost what Schwarz's criterion (Annals of Statistics 6, 1978)
+        charges for them.
+        """
         seen, noise, variance = field.ahead, field.noise, spread**2
+        if not others:
+            narrow = noise + variance
+            center = float((1 / narrow) @ seen / (1 / narrow).sum())
+            likelihood = float(_log_normal(seen - center, narrow).sum())
+            everyone = np.ones(len(seen))
+            return cls(variance, (center, center), variance, everyone, 1 / float((1 / narrow).sum()), likelihood)
         chance = np.clip(field.shares / field.shares.max(), 0.01, 0.99)
         narrow = noise + variance
         least = variance + 4 * float(field.shares @ noise)
@@ -354,6 +366,7 @@ class _Mixture:
             both = np.logaddexp(one, two)
             chance, likelihood = np.exp(one - both), float(both.sum())
         error = 1 / float((chance / narrow).sum() + NOTHING)
+        likelihood -= 1.5 * math.log(len(seen))
         return cls(variance, (first, second), broad, chance, min(error, broad), likelihood)
 
     def parts(self) -> list[tuple[np.ndarray, float, float, float]]:

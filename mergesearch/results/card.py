@@ -188,7 +188,12 @@ def _changes(changes: Sequence[str]) -> str:
 def _scores(records: Sequence[Record]) -> str:
     tasks = list(records[0].scores)
     expects = records[0].expected is not None
-    head = ["candidate", "objective", *["expected elsewhere"] * expects, *(plain(f"{task} ({records[0].scores[task].metric})") for task in tasks)]
+    head = [
+        "candidate",
+        "objective",
+        *["expected elsewhere"] * expects,
+        *(plain(f"{task} ({records[0].scores[task].metric})") for task in tasks),
+    ]
     rows = []
     for position, record in enumerate(records):
         label = "**this model**" if position == 0 else plain(record.name or f"trial {record.number}")
@@ -196,7 +201,9 @@ def _scores(records: Sequence[Record]) -> str:
         rows.append([label, *figures, *(_cell(record.scores.get(t)) for t in tasks)])
     note = "Measured on the documents that the search saw, ± one standard error: the winner's score is biased upwards."
     if expects:
-        note += " Expected elsewhere: the objective on documents that no search saw, as far as all trials of the search "
+        note += (
+            " Expected elsewhere: the objective on documents that no search saw, as far as all trials of the search "
+        )
         note += "together tell, with its 95 % interval; the winner was chosen by it."
     return "## Scores\n\n" + note + "\n\n" + table(head, rows)
 

@@ -91,7 +91,13 @@ def _line(row: Row, references: Sequence[str], expects: bool) -> list[str]:
     compared = {c.reference: c for c in row.compared}
     holdout = f"failed: {row.error}" if row.error else cell(row.holdout)
     expected = [cell(row.expected)] * expects
-    return [label, _number(row.search), *expected, holdout, *(difference_cell(compared.get(what)) for what in references)]
+    return [
+        label,
+        _number(row.search),
+        *expected,
+        holdout,
+        *(difference_cell(compared.get(what)) for what in references),
+    ]
 
 
 def _number(value: float | None) -> str:
