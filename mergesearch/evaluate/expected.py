@@ -20,9 +20,9 @@ themselves show, and a posterior mean needs no correction for having been chosen
        b = c (V + N)^-1 V e_y,   c such that b V e_y = V_yy,   with the error  b (V + N) b - V_yy.
 
 3. *Shrinking.* The objective of the combined figures has an error s_i^2. Its true value is from a mixture of two
-   normals, the contenders N(m, t^2) and, where that pays, a broad one for all others, fitted by EM. The spread t of the contenders is
-   what few candidates say little about, so it is not estimated but summed over, with a half-Cauchy prior of the size
-   of the noise (Gelman, Bayesian Analysis 1(3), 2006). In each component the posterior mean is m + B (z_i - m), with
+   normals, the contenders N(m, t^2) and, where that pays, a broad one for all others, fitted by EM. The spread t of the
+   contenders is what few candidates say little about, so it is not estimated but summed over, with a half-Cauchy prior
+   of the size of the noise (Gelman, Bayesian Analysis 1(3), 2006). The posterior mean is m + B (z_i - m), with
    B = t^2 / (t^2 + s_i^2); its error for new documents is what reference + B x_i varies by over the documents of the
    search, and (1 - B)^2 t^2.
 
@@ -291,25 +291,25 @@ def _field(tasks: Sequence[_Task], shares: np.ndarray) -> _Field:
 
 def _shrunk(field: _Field) -> list[Expected]:
     """The posterior of every candidate, summed over the spread of the contenders."""
-    scale = math.sqrt(float(field.shares @ field.noise))
-    spreads = SPREADS * scale
-    fits = [_Mixture.fit(field, spread, others) for others in (False, True) for spread in spreads]
-    # of each spread the likelihood, the half-Cauchy prior, and how far it stands for its neighbours
+    spreads = SPREADS**2 * float(field.shares @ field.noise)
+    fits = [_alike(field, spreads), _two_kinds(field, spreads)]
+    # of each spread the half-Cauchy prior, and how far it stands for its neighbours
     prior = np.log(np.gradient(SPREADS)) - np.log1p(SPREADS**2)
-    logs = np.array([fit.likelihood for fit in fits]) + np.concatenate([prior, prior])
+    logs = np.array([fit.likelihood + prior for fit in fits])
     chances = np.exp(logs - logs.max())
     chances /= chances.sum()
     mean, square, apart = (np.zeros(len(field.ahead)) for _ in range(3))
-    for chance, fit in zip(chances, fits, strict=True):
-        for share, center, spread, error in fit.parts():
-            kept = spread / (spread + field.noise)
-            value = center + kept * (field.ahead - center)
-            prior = (1 - kept) ** 2 * (spread + error)
-            own = kept**2 * field.noise + prior
-            both = np.maximum(field.level_noise + 2 * kept * field.together + own, prior)
-            mean += chance * share * value
-            square += chance * share * (both + value**2)
-            apart += chance * share * (own + value**2)
+    for fit, chance in zip(fits, chances, strict=True):
+        for part in fit.components:
+            share = chance[:, None] * part.share
+            kept = part.spread / (part.spread + field.noise)
+            value = part.center + kept * (field.ahead - part.center)
+            before = (1 - kept) ** 2 * (part.spread + part.error)
+            own = kept**2 * field.noise + before
+            both = np.maximum(field.level_noise + 2 * kept * field.together + own, before)
+            mean += (share * value).sum(axis=0)
+            square += (share * (both + value**2)).sum(axis=0)
+            apart += (share * (own + value**2)).sum(axis=0)
     stderr, behind = (np.sqrt(np.maximum(each - mean**2, 0.0)) for each in (square, apart))
     reach = _student(field.freedom) * stderr
     values = field.level + mean
@@ -318,61 +318,64 @@ def _shrunk(field: _Field) -> list[Expected]:
 
 
 @dataclass(eq=False)
-class _Mixture:
-    """Contenders, with a spread that is given, and all others.
+class _Component:
+    """One normal of the prior, for each spread that is summed over; all but `share` are [spreads, 1].
 
     Attributes:
-        spread: the contenders' variance.
-        centers: of contenders and others.
-        broad: the others' variance.
-        contender: [candidates], the chance that each is one.
-        error: the variance of the contenders' center.
-        likelihood: its logarithm.
+        share: [spreads, candidates], the chance that each belongs to it.
+        center: its mean.
+        spread: its variance.
+        error: the variance of the center.
     """
 
-    spread: float
-    centers: tuple[float, float]
-    broad: float
-    contender: np.ndarray
-    error: float
-    likelihood: float
+    share: np.ndarray
+    center: np.ndarray
+    spread: np.ndarray
+    error: np.ndarray
 
-    @classmethod
-    def fit(cls, field: _Field, spread: float, others: bool) -> _Mixture:
-        """By EM from the contenders that are known; without `others` all candidates are contenders.
 
-        The three numbers that say where the others are cost what Schwarz's criterion (Annals of Statistics 6, 1978)
-        charges for them.
-        """
-        seen, noise, variance = field.ahead, field.noise, spread**2
-        if not others:
-            narrow = noise + variance
-            center = float((1 / narrow) @ seen / (1 / narrow).sum())
-            likelihood = float(_log_normal(seen - center, narrow).sum())
-            everyone = np.ones(len(seen))
-            return cls(variance, (center, center), variance, everyone, 1 / float((1 / narrow).sum()), likelihood)
-        chance = np.clip(field.shares / field.shares.max(), 0.01, 0.99)
-        narrow = noise + variance
-        least = variance + 4 * float(field.shares @ noise)
-        first = second = broad = likelihood = 0.0
-        for _ in range(EM_STEPS):
-            share = (chance.sum() + 1) / (len(seen) + 2)
-            first = float((chance / narrow) @ seen / (chance / narrow).sum())
-            rest = 1 - chance
-            second = float(rest @ seen / rest.sum()) if rest.sum() > NOTHING else first
-            broad = max(least, float(rest @ ((seen - second) ** 2 - noise) / max(rest.sum(), NOTHING)))
-            one, two = _log_normal(seen - first, narrow), _log_normal(seen - second, noise + broad)
-            one, two = one + math.log(share), two + math.log(1 - share)
-            both = np.logaddexp(one, two)
-            chance, likelihood = np.exp(one - both), float(both.sum())
-        error = 1 / float((chance / narrow).sum() + NOTHING)
-        likelihood -= 1.5 * math.log(len(seen))
-        return cls(variance, (first, second), broad, chance, min(error, broad), likelihood)
+@dataclass(eq=False)
+class _Prior:
+    """Where the true objectives are, for each spread: [spreads] the logarithm of its likelihood."""
 
-    def parts(self) -> list[tuple[np.ndarray, float, float, float]]:
-        """Of both components: [candidates] their chance, the center, the variance, the variance of the center."""
-        first, second = self.centers
-        return [(self.contender, first, self.spread, self.error), (1 - self.contender, second, self.broad, 0.0)]
+    components: Sequence[_Component]
+    likelihood: np.ndarray
+
+
+def _alike(field: _Field, spreads: np.ndarray) -> _Prior:
+    """One normal for all candidates."""
+    seen, narrow = field.ahead, field.noise + spreads[:, None]
+    precision = (1 / narrow).sum(axis=1, keepdims=True)
+    center = (seen / narrow).sum(axis=1, keepdims=True) / precision
+    everyone = np.ones_like(narrow)
+    likelihood = _log_normal(seen - center, narrow).sum(axis=1)
+    return _Prior([_Component(everyone, center, spreads[:, None], 1 / precision)], likelihood)
+
+
+def _two_kinds(field: _Field, spreads: np.ndarray) -> _Prior:
+    """Contenders and others, by EM from the contenders that are known.
+
+    The three numbers that say where the others are cost what Schwarz's criterion (Annals of Statistics 6, 1978) charges
+    for them.
+    """
+    seen, noise, variance = field.ahead, field.noise, spreads[:, None]
+    narrow = noise + variance
+    least = variance + 4 * float(field.shares @ noise)
+    chance = np.broadcast_to(np.clip(field.shares / field.shares.max(), 0.01, 0.99), narrow.shape)
+    first = second = broad = both = np.zeros_like(variance)
+    for _ in range(EM_STEPS):
+        share = (chance.sum(axis=1, keepdims=True) + 1) / (len(seen) + 2)
+        rest = 1 - chance
+        left = np.maximum(rest.sum(axis=1, keepdims=True), NOTHING)
+        first = (chance / narrow * seen).sum(axis=1, keepdims=True) / (chance / narrow).sum(axis=1, keepdims=True)
+        second = (rest * seen).sum(axis=1, keepdims=True) / left
+        broad = np.maximum(least, (rest * ((seen - second) ** 2 - noise)).sum(axis=1, keepdims=True) / left)
+        one = _log_normal(seen - first, narrow) + np.log(share)
+        both = np.logaddexp(one, _log_normal(seen - second, noise + broad) + np.log(1 - share))
+        chance = np.exp(one - both)
+    error = np.minimum(1 / ((chance / narrow).sum(axis=1, keepdims=True) + NOTHING), broad)
+    parts = [_Component(chance, first, variance, error), _Component(1 - chance, second, broad, np.zeros_like(broad))]
+    return _Prior(parts, both.sum(axis=1) - 1.5 * math.log(len(seen)))
 
 
 def _log_normal(apart: np.ndarray, variance: np.ndarray) -> np.ndarray:

@@ -42,9 +42,10 @@ def frame(records: Sequence[Record], top: int | None = None, sort: str = "rank")
     Columns, in this order: `rank` (Int64, from 1; missing for what cannot win), `front` (bool, only of a run with one
     objective for each task: no other candidate dominates this one), `trial` (Int64), `objective` and
     `objective_stderr`, `expected`, `expected_low` and `expected_high` (float64: what the objective is expected to be on
-    documents that no search saw, which the rank goes by, and its 95 % interval), for each task TASK and TASK_stderr (float64, in the unit of its metric), `method` and
-    `strategy` (string), `seconds` and `merge_seconds` (float64), `state`, `error` (why it failed, was stopped or is
-    infeasible) and `recipe` (its id; string). What is missing is NaN or NA.
+    documents that no search saw, which the rank goes by, and its 95 % interval), for each task TASK and TASK_stderr
+    (float64, in the unit of its metric), `method` and `strategy` (string), `seconds` and `merge_seconds` (float64),
+    `state`, `error` (why it failed, was stopped or is infeasible) and `recipe` (its id; string). What is missing is NaN
+    or NA.
 
     Args:
         records: of one run.

@@ -1,10 +1,10 @@
 """The table as a terminal shows it, in any width.
 
 From left to right: `rank`, `trial`, a mark (B the base, M a single model, D a default such as the plain average; * on
-the front of a run with one objective for each task), `objective` and a bar of it, `expected` and `95 %`, `vs NAME`
-and `±`, the tasks, `method`, `seconds`, `state`. `expected` is what the objective is expected to be on documents that
-no search saw, which the rank goes by, with its 95 % interval. `vs NAME` is the objective minus that of NAME, the best single model, and ± one standard
-error of that difference on the same documents: see `margins` for why it is this one.
+the front of a run with one objective for each task), `objective` and a bar of it, `expected` and `95 %`, `vs NAME` and
+`±`, the tasks, `method`, `seconds`, `state`. `expected` is what the objective is expected to be on documents that no
+search saw, which the rank goes by, with its 95 % interval. `vs NAME` is the objective minus that of NAME, the best
+single model, and ± one standard error of that difference on the same documents: see `margins` for why it is this one.
 
 No digit is cut or folded. Where there is no room for all columns, words are folded first; then columns are left out,
 in this order: the bar, seconds, the interval, rank, ±, vs, the tasks from the last to the first. Trial, mark,

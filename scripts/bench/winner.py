@@ -36,11 +36,11 @@ INTRODUCTION = """\
 `python -m scripts.bench.winner --draws {draws} --searches {searches}`; {about}.
 
 A run ranks its trials by what they are expected to score on documents that no search saw (`evaluate/expected.py` has
-the derivation). *Highest*, *chosen*, *best there is*: the true objective of the trial with the highest score, of the one
-with the highest expectation, and of the truly best one, means over the draws; *gain*: chosen less highest, ± one
-standard error over draws. *Bias*: of the figure that is told of the winner, in its own standard errors (for *highest* the
-score itself, in the same unit), what all trials share in a draw left out, since that is the luck of the documents and
-of nobody's choice; *share of 95 %*: how often the interval holds the truth, of the winner and of all trials.
+the derivation). *Highest*, *chosen*, *best there is*: the true objective of the trial with the highest score, of the
+one with the highest expectation, and of the truly best one, means over the draws; *gain*: chosen less highest, ± one
+standard error over draws. *Bias*: of the figure that is told of the winner, in its own standard errors (for *highest*
+the score itself, in the same unit), what all trials share in a draw left out, since that is the luck of the documents
+and of nobody's choice; *share of 95 %*: how often the interval holds the truth, of the winner and of all trials.
 """
 
 
@@ -82,8 +82,13 @@ def look(draw: Draw) -> Found:
     seconds = time.perf_counter() - start
     scores = np.array([score(candidate, draw.factors) for candidate in draw.candidates])
     values = np.array([each.value for each in expected])
-    highest, chosen = int(scores.argmax()), int(values.argmax())
-    shared = float(np.median(scores - draw.truth))
+    # whoever was stopped cannot win
+    sizes = np.array([sum(len(each.ids) for each in candidate.values()) for candidate in draw.candidates])
+    whole = sizes == sizes.max()
+    highest, chosen = (int(np.where(whole, each, -np.inf).argmax()) for each in (scores, values))
+    # what the better half has in common: bad trials are bad on other documents
+    better = draw.truth >= np.median(draw.truth)
+    shared = float(np.median((scores - draw.truth)[better & whole]))
     inside = [_holds(each, truth, draw.wider) for each, truth in zip(expected, draw.truth, strict=True)]
     return Found(
         float(draw.truth[highest]),
