@@ -194,7 +194,7 @@ def _scorers(
     Both scorers are of all documents, also where only some are asked: the few-shot examples of a document depend on the
     others.
     """
-    config, folder = run.config, run.folder
+    config, folder = run.pinned, run.folder
     say(f"loading {len(config.scored)} tasks")
     tasks = load_tasks(config)
     parts = splits(config, tasks)
@@ -207,10 +207,10 @@ def _scorers(
     rows = batch_size_of(config, run.settled)
     holding = None
     if engine is None:
-        survey = survey_of(run.pinned)
+        survey = survey_of(config)
         holding = holding_of(config, survey, length_of(config, survey, tasks, holdout), run.settled)
         say(f"loading the base and {len(config.models)} models: {holding}")
-        engine = engine_of(load_pool(run.pinned, survey, holding), config.dtype, holding)
+        engine = engine_of(load_pool(config, survey, holding), config.dtype, holding)
     say("building requests")
     live, tokenizer = engine.model, engine.pool.tokenizer
     # what a report says the lm_eval command gives too

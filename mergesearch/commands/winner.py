@@ -35,6 +35,8 @@ def _found(run: Run, winner: Record) -> str:
         return _no_merge(run, winner)
     what = _words(winner)
     won = f"{what[0].upper()}{what[1:]} (trial {winner.number}) won with {winner.objective:.4f} on the search documents"
+    if winner.expected is not None:
+        won += f" ({winner.expected.value:.4f} is to be expected of it on others)"
     against = []
     single = _single(run)
     if single is not None:

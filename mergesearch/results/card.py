@@ -203,12 +203,24 @@ def _changes(changes: Sequence[str]) -> str:
 
 def _scores(records: Sequence[Record]) -> str:
     tasks = list(records[0].scores)
-    head = ["candidate", "objective", *(plain(f"{task} ({records[0].scores[task].metric})") for task in tasks)]
+    expects = records[0].expected is not None
+    head = [
+        "candidate",
+        "objective",
+        *["expected elsewhere"] * expects,
+        *(plain(f"{task} ({records[0].scores[task].metric})") for task in tasks),
+    ]
     rows = []
     for position, record in enumerate(records):
         label = "**this model**" if position == 0 else plain(record.name or f"trial {record.number}")
-        rows.append([label, _number(record.objective, record.stderr), *(_cell(record.shown.get(t)) for t in tasks)])
+        figures = [_number(record.objective, record.stderr), *[_elsewhere(record)] * expects]
+        rows.append([label, *figures, *(_cell(record.shown.get(t)) for t in tasks)])
     note = "Measured on the documents that the search saw, ± one standard error: the winner's score is biased upwards."
+    if expects:
+        note += (
+            " Expected elsewhere: the objective on documents that no search saw, as far as all trials of the search "
+        )
+        note += "together tell, with its 95 % interval; the winner was chosen by it."
     if any(record.by_lm_eval for record in records):
         note += " The tasks' figures are those of lm-eval's own model; the objective is what the search saw, by token"
         note += " tries."
@@ -222,6 +234,11 @@ def _by_hand(story: Story, dtype: str) -> str:
 
 def _holdout(figures: str) -> str:
     return f"## Holdout\n\nMeasured on documents that the search never saw.\n\n{figures}"
+
+
+def _elsewhere(record: Record) -> str:
+    known = record.expected
+    return "-" if known is None else f"{known.value:.4f} [{known.low:.4f}, {known.high:.4f}]"
 
 
 def _cell(score: TaskScore | None) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.results import table
+from mergesearch.results.expected import expectations
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
 from mergesearch.search import by_lm_eval, revisions, store, strategies
@@ -93,8 +94,8 @@ class Run:
         return Margins.of_run(self.records, list(self.config.models), self.folder, self.objective)
 
     def best(self) -> Record | None:
-        """The record of the best candidate that breaks no guard, what `export --trial best` gives; None where there is
-        none yet."""
+        """The record of the best candidate that breaks no guard, what `export --trial best` gives: the one that is
+        expected to have the best objective on documents that no search saw. None where there is none yet."""
         first = next(iter(ranked(self.records)), None)
         return first if first is not None and first.objective is not None and not first.infeasible else None
 
@@ -121,7 +122,7 @@ def run_of(history: History, folder: RunFolder) -> Run:
     objective = history.objective
     objective_notes = objective.notes if objective else ()
     changes = tuple(store.noted(history.study, CHANGES) or ())
-    every = tuple(records(history))
+    every = tuple(records(history, expectations(history, folder)))
     kinds = by_lm_eval.kinds(history.study) or {}
     beside = _beside(every, kinds)
     words = [f"note: {note}" for note in (*changes, *objective_notes, *beside, *strategies.words(history))]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergesearch.evaluate.expected import Expected
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.search import by_lm_eval
 from mergesearch.search.by_lm_eval import Figures
@@ -40,6 +41,7 @@ class Record:
             and better on one.
         strategy: who proposed it, in words: `study`, `greedy soup`, `learned soup per group`.
         method: the baseline's name, what kind of soup it is, or the methods of the recipe's rules.
+        expected: what the objective is expected to be on documents that no search saw; None where that is not known.
     """
 
     number: int
@@ -68,6 +70,13 @@ class Record:
         """Each task's score as the `lm_eval` command gives it, where lm-eval's own model was asked."""
         return {**self.scores, **self.by_lm_eval}
 
+    expected: Expected | None = None
+
+    @property
+    def worth(self) -> float | None:
+        """What it is ranked by: the expected objective, the objective itself where that is not known."""
+        return self.objective if self.expected is None or self.objective is None else self.expected.value
+
     @property
     def seconds(self) -> float | None:
         if self.merge_seconds is None or self.score_seconds is None:
@@ -76,11 +85,11 @@ class Record:
 
 
 def ranked(records: Sequence[Record]) -> list[Record]:
-    """Complete records first, those that may win before those that break a guard, best objective first (earlier trial
-    first among equals), then the others by number."""
+    """Complete records first, those that may win before those that break a guard, the best by their worth first (by
+    the objective among equals, then the earlier trial), then the others by number."""
     complete = [record for record in records if record.objective is not None]
     others = [record for record in records if record.objective is None]
-    complete.sort(key=lambda r: (bool(r.infeasible), -(r.objective or 0.0), r.number))
+    complete.sort(key=lambda r: (bool(r.infeasible), -(r.worth or 0.0), -(r.objective or 0.0), r.number))
     return complete + sorted(others, key=lambda r: r.number)
 
 
@@ -100,6 +109,7 @@ def record_of(
     objective: Objective | None,
     front: bool = False,
     figures: Figures | None = None,
+    expected: Expected | None = None,
 ) -> Record:
     """A trial as a reader sees it.
 
@@ -107,6 +117,7 @@ def record_of(
         objective: of its run; None while the parents' scores have not fixed it.
         front: whether it is on the front of a run with one objective for each task.
         figures: what lm-eval's own model gives.
+        expected: its objective on documents that no search saw.
     """
     strategy = of_trial(trial)
     known = objective if trial.state is State.COMPLETE else None
@@ -131,14 +142,22 @@ def record_of(
         method=strategy.method(trial),
         by_lm_eval=figures.tasks if figures else {},
         by_lm_eval_seconds=figures.seconds if figures else None,
+        expected=expected,
     )
 
 
-def records(history: History) -> list[Record]:
-    """Every trial of a run, by number."""
+def records(history: History, expected: Mapping[int, Expected] | None = None) -> list[Record]:
+    """Every trial of a run, by number.
+
+    Args:
+        expected: what is expected of each, by number.
+    """
     several = history.objective is not None and len(history.study.directions) > 1
     front = {trial.number for trial in history.study.best_trials} if several else set()
-    beside = by_lm_eval.figures(history.study)
+    beside, elsewhere = by_lm_eval.figures(history.study), expected or {}
     return [
-        record_of(trial, history.objective, trial.number in front, beside.get(trial.number)) for trial in history.trials
+        record_of(
+            trial, history.objective, trial.number in front, beside.get(trial.number), elsewhere.get(trial.number)
+        )
+        for trial in history.trials
     ]

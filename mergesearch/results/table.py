@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 TEXT, CSV, MARKDOWN, JSON, PARQUET = "text", "csv", "md", "json", "parquet"
 FORMATS = (TEXT, CSV, MARKDOWN, JSON, PARQUET)
 # what a table may be sorted by, beside its tasks
-FIXED = ("rank", "trial", "objective", "method", "seconds", "state")
+FIXED = ("rank", "trial", "objective", "expected", "method", "seconds", "state")
 FRONT = "front"
+EXPECTED = ("expected", "expected_low", "expected_high")
 
 _INTEGER, _NUMBER, _WORD, _TRUTH = "Int64", "float64", "string", "bool"
 
@@ -40,10 +41,11 @@ def frame(records: Sequence[Record], top: int | None = None, sort: str = "rank")
 
     Columns, in this order: `rank` (Int64, from 1; missing for what cannot win), `front` (bool, only of a run with one
     objective for each task: no other candidate dominates this one), `trial` (Int64), `objective` and
-    `objective_stderr` (float64), for each task TASK and TASK_stderr (float64, in the unit of its metric), and of a run
-    that token tries scored TASK_lm_eval (float64; what lm-eval's own model gives, where it was asked), `method` and
-    `strategy` (string), `seconds` and `merge_seconds` (float64), `state`, `error` (why it failed, was stopped or is
-    infeasible) and `recipe` (its id; string). What is missing is NaN or NA.
+    `objective_stderr`, `expected`, `expected_low` and `expected_high` (float64: what the objective is expected to be on
+    documents that no search saw, which the rank goes by, and its 95 % interval), for each task TASK and TASK_stderr
+    (float64, in the unit of its metric), and of a run that token tries scored TASK_lm_eval (float64; what lm-eval's own
+    model gives, where it was asked), `method` and `strategy` (string), `seconds` and `merge_seconds` (float64), `state`,
+    `error` (why it failed, was stopped or is infeasible) and `recipe` (its id; string). What is missing is NaN or NA.
 
     Args:
         records: of one run.
@@ -63,7 +65,7 @@ def frame(records: Sequence[Record], top: int | None = None, sort: str = "rank")
     rows = [_row(position, record, tasks, fronts) for position, record in enumerate(ranked(records), start=1)]
     columns = {name: pandas.Series([row[name] for row in rows], dtype=kind) for name, kind in types.items()}
     whole = pandas.DataFrame(columns)
-    best_first = sort in ("objective", FRONT) or (sort in tasks and tasks[sort].higher_is_better)
+    best_first = sort in ("objective", "expected", FRONT) or (sort in tasks and tasks[sort].higher_is_better)
     # missing ones keep their order, and stand last
     ordered = whole.sort_values(sort, ascending=not best_first, kind="stable", na_position="last")
     return ordered.iloc[:top].reset_index(drop=True)
@@ -123,7 +125,9 @@ def render(
     rows, tasks = _plain(table), tasks_of(records)
     if form == TEXT:
         return TerminalTable.of(rows, records, tasks, margins)
-    columns = ["rank", *[FRONT] * has_front(records), "trial", "objective", *tasks, "method", "seconds", "state"]
+    fronts, expects = has_front(records), any(row["expected"] is not None for row in rows)
+    told = ["trial", "objective", *["expected"] * expects]
+    columns = ["rank", *[FRONT] * fronts, *told, *tasks, "method", "seconds", "state"]
     titles = [_title(column, tasks) for column in columns]
     return markdown.table([plain(each) for each in titles], [[plain(_cell(row, c)) for c in columns] for row in rows])
 
@@ -182,7 +186,7 @@ def _types(tasks: Mapping[str, TaskScore], fronts: bool, beside: Collection[str]
         "rank": _INTEGER,
         **({FRONT: _TRUTH} if fronts else {}),
         "trial": _INTEGER,
-        **dict.fromkeys(("objective", "objective_stderr"), _NUMBER),
+        **dict.fromkeys(("objective", "objective_stderr", *EXPECTED), _NUMBER),
         **scored,
         **dict.fromkeys(("method", "strategy"), _WORD),
         **dict.fromkeys(("seconds", "merge_seconds"), _NUMBER),
@@ -197,6 +201,7 @@ def _row(position: int, record: Record, tasks: Mapping[str, TaskScore], fronts: 
         "trial": record.number,
         "objective": record.objective,
         "objective_stderr": record.stderr,
+        **dict(zip(EXPECTED, _interval(record), strict=True)),
     }
     for task in tasks:
         score = record.scores.get(task)
@@ -213,6 +218,11 @@ def _row(position: int, record: Record, tasks: Mapping[str, TaskScore], fronts: 
         "error": record.error or record.stopped or record.infeasible,
         "recipe": record.recipe_id,
     }
+
+
+def _interval(record: Record) -> tuple[float | None, float | None, float | None]:
+    known = record.expected if record.objective is not None else None
+    return (None, None, None) if known is None else (known.value, known.low, known.high)
 
 
 def _plain(table: DataFrame) -> list[dict[str, Any]]:
@@ -239,6 +249,8 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         return "*" if value else ""
     if column == "seconds":
         return f"{value:.2f}"
+    if column == "expected":
+        return f"{value:.4f} [{row['expected_low']:.4f}, {row['expected_high']:.4f}]"
     if isinstance(value, float):
         error = row.get(f"{column}_stderr") if column != "objective" else None
         beside = row.get(f"{column}_lm_eval")

@@ -1,13 +1,14 @@
 """The table as a terminal shows it, in any width.
 
 From left to right: `rank`, `trial`, a mark (B the base, M a single model, D a default such as the plain average; * on
-the front of a run with one objective for each task), `objective` and a bar of it, `vs NAME` and `±`, the tasks,
-`method`, `seconds`, `state`. `vs NAME` is the objective minus that of NAME, the best single model, and ± one standard
-error of that difference on the same documents: see `margins` for why it is this one.
+the front of a run with one objective for each task), `objective` and a bar of it, `expected` and `95 %`, `vs NAME` and
+`±`, the tasks, `method`, `seconds`, `state`. `expected` is what the objective is expected to be on documents that no
+search saw, which the rank goes by, with its 95 % interval. `vs NAME` is the objective minus that of NAME, the best
+single model, and ± one standard error of that difference on the same documents: see `margins` for why it is this one.
 
 No digit is cut or folded. Where there is no room for all columns, words are folded first; then columns are left out,
-in this order: the bar, seconds, rank, ±, vs, the tasks from the last to the first. Trial, mark, objective, method and
-state are always there. The last line says what was left out.
+in this order: the bar, seconds, the interval, rank, ±, vs, the tasks from the last to the first. Trial, mark,
+objective, expected, method and state are always there. The last line says what was left out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mergesearch.results.record import Record
 from mergesearch.results.states import FAILED, INFEASIBLE, PRUNED
 
 # what is left out first has the smallest number; the tasks follow from the last on
-BAR, SECONDS, RANK, ERROR, MARGIN, TASKS = range(6)
+BAR, SECONDS, INTERVAL, RANK, ERROR, MARGIN, TASKS = range(7)
 # more reasons than these are for a file to list
 REASONS = 8
 # why a trial has no place in the ranking, in this order
@@ -72,7 +73,12 @@ class TerminalTable:
         differences = [margins.of(record) if margins else None for record in shown]
         marks = [_mark(record, margins.models if margins else ()) for record in shown]
         columns = _columns(rows, tasks, marks, differences, _name(margins))
-        legend = [*_reasons(rows), *_marks(marks), *_margin(rows, differences, _name(margins) or "")]
+        legend = [
+            *_reasons(rows),
+            *_marks(marks),
+            *_expected(rows),
+            *_margin(rows, differences, _name(margins) or ""),
+        ]
         return cls(tuple(columns), tuple(_style(row) for row in rows), tuple(legend))
 
     def lines(self, width: int | None = None) -> Iterator[Text]:
@@ -110,6 +116,9 @@ def _columns(
     if any(drawn):
         colours = ["red" if (value or 0) < 0 else "green" for value in objectives]
         yield Column("bars", "", drawn, right=False, drop=BAR, spare=True, styles=colours)
+    if any(row["expected"] is not None for row in rows):
+        yield Column("expected", "expected", [_number(row["expected"]) for row in rows])
+        yield Column("95 %", "95 %", [_between(row) for row in rows], drop=INTERVAL)
     if single and any(differences):
         yield Column(f"vs {single}", f"vs {single}", [_signed(d and d.value) for d in differences], drop=MARGIN)
     if single and any(d and d.stderr is not None for d in differences):
@@ -132,6 +141,11 @@ def _number(value: float | None) -> str:
         return "-"
     # a perplexity may be as long as a line
     return f"{value:.4f}" if abs(value) < 1e6 or math.isinf(value) else f"{value:.4e}"
+
+
+def _between(row: Mapping[str, Any]) -> str:
+    low, high = row["expected_low"], row["expected_high"]
+    return "-" if low is None else f"[{_number(low)}, {_number(high)}]"
 
 
 def _signed(value: float | None) -> str:
@@ -178,6 +192,16 @@ def _marks(marks: Sequence[str]) -> list[str]:
     told = {"=": "= lm-eval's own model gives these figures too", "≠": "≠ it gives others, named below"}
     there += [text for sign, text in told.items() if any(sign in mark for mark in marks)]
     return ["; ".join(there)] if there else []
+
+
+def _expected(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What ranks are given by."""
+    if all(row["expected"] is None for row in rows):
+        return []
+    return [
+        "expected: the objective on documents that no search saw, as far as all trials together tell, with its 95 % "
+        "interval; ranks go by it"
+    ]
 
 
 def _margin(rows: Sequence[Mapping[str, Any]], differences: Sequence[Difference | None], single: str) -> list[str]:

@@ -125,6 +125,11 @@ class RunFolder:
         """Where a trial's per-document scores are."""
         return self.scores / f"{number:05d}.npz"
 
+    @property
+    def expected(self) -> Path:
+        """Where it is kept what trials are expected to score elsewhere."""
+        return self.path / "expected.json"
+
     def blocks(self, recipe_id: str) -> Path:
         """Where the answers of a recipe that is not scored to the end are, block by block."""
         return self.scores / "blocks" / recipe_id

@@ -473,6 +473,8 @@ class Search:
             self._note_scores(handle, sum(spent), outcome.scores)
             races.forget(recipe)
             return
+        # what is expected of the others depends on it too
+        outcome.scores.save_documents(self.folder.documents(handle.number))
         trials.write(
             handle,
             merge_seconds=sum(spent),

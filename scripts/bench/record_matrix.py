@@ -1,9 +1,11 @@
 """Records the scores of candidates document by document, for simulating races and comparing metrics.
 
     python -m scripts.bench.record_matrix results/quickstart tests/data/raced.npz
+    python -m scripts.bench.record_matrix results/quickstart tests/data/soups.npz --holdout 200
     python -m scripts.bench.record_matrix configs/quickstart.yaml results/matrix.npz --random 40 --tpe 30
 
-Of a run folder: the finished trials of a run that raced nothing. Of a configuration: its baselines, then proposals
+Of a run folder: the finished trials of a run that raced nothing; with --holdout each is scored on so many documents of
+each task's holdout too. Of a configuration: its baselines, then proposals
 drawn at random, then proposals of TPE, which has seen all of those; with the scores on the holdout, kept apart.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.evaluate.statistics import figure
 from mergesearch.recipe import BASE, Recipe
-from mergesearch.results.loading import load_run
+from mergesearch.results.loading import load_run, recipe_of
+from mergesearch.results.record import Record
+from mergesearch.results.report.holdout import drawn
 from mergesearch.search import objective as objectives
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import RunFolder
@@ -43,24 +47,51 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--random", type=int, default=40)
     parser.add_argument("--tpe", type=int, default=0)
+    parser.add_argument("--holdout", type=int, default=0, help="of a run: the holdout documents of each task")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], help="KEY=VALUE of the configuration")
     arguments = parser.parse_args()
     if arguments.source.is_dir():
-        _of_run(arguments.source, arguments.out)
+        _of_run(arguments.source, arguments.out, arguments.holdout)
     else:
         _Recording(configuration.read(arguments.source, arguments.overrides), arguments.out).run(
             arguments.random, arguments.tpe
         )
 
 
-def _of_run(run: Path, out: Path) -> None:
+def _of_run(run: Path, out: Path, holdout: int) -> None:
     loaded = load_run(run)
     records, objective = list(loaded.records), loaded.objective
     assert objective is not None, "the run has not scored its baselines yet"
     complete = sorted((r for r in records if r.objective is not None), key=lambda r: (r.name is None, r.number))
     documents = [load_documents(RunFolder(run).documents(record.number)) for record in complete]
     named = sum(record.name is not None for record in complete)
-    write(out, documents, objective, objective.factors(complete[0].scores), named, {})
+    more: dict[str, Any] = {"learned": np.array([_is_soup(record) for record in complete])}
+    if holdout:
+        unseen = list(_unseen(loaded.config, complete, holdout))
+        for task in objective.weights:
+            more[f"{task}.holdout"] = _small(np.stack([found[task].values for found in unseen]))
+    write(out, documents, objective, objective.factors(complete[0].scores), named, more)
+
+
+def _is_soup(record: Record) -> bool:
+    return bool(record.strategy and record.strategy.startswith("learned soup"))
+
+
+def _unseen(config: configuration.Config, chosen: Sequence[Record], most: int) -> Iterator[Documents]:
+    """What trials do on the holdout, at most so many documents of each task; equal recipes are scored once."""
+    tasks = load_tasks(config)
+    parts = splits(config, tasks)
+    pool = load_pool(config)
+    engine = Engine(pool, config.dtype)
+    wanted = drawn({label: part.holdout for label, part in parts.items()}, most, config.search.seed)
+    scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, wanted)
+    known: dict[str | None, Documents] = {}
+    for place, record in enumerate(chosen):
+        if record.recipe_id not in known:
+            engine.load(recipe_of(record))
+            known[record.recipe_id] = scorer.score().documents
+        print(f"{place + 1} of {len(chosen)}", file=sys.stderr, flush=True)
+        yield known[record.recipe_id]
 
 
 class _Recording:

@@ -177,7 +177,7 @@ class _Builder:
 
     def _row(self, name: str, entry: Entry, compared: Mapping[tuple[str, int], list[Comparison]]) -> Row:
         record = entry.record
-        searched = record.scores.get(name)
+        searched, known = record.scores.get(name), record.expected
         return Row(
             candidate=entry.label,
             trial=record.number,
@@ -187,6 +187,7 @@ class _Builder:
             compared=tuple(compared.get((name, record.number), ())),
             error=entry.error,
             baseline=record.name is not None,
+            expected=Figure(known.value, known.low, known.high) if known and name == OBJECTIVE else None,
         )
 
     def _figure(self, name: str, entry: Entry) -> Figure | None:

@@ -61,6 +61,7 @@ class Row:
         method: what it was made by; a baseline's name again.
         baseline: whether no search proposed it.
         search: its score on the search documents.
+        expected: of the objective, what it was expected to be on others; None where that is not known.
         holdout: its score on the holdout documents; None where it could not be scored.
         compared: differences to the references; empty for baselines.
     """
@@ -73,6 +74,7 @@ class Row:
     compared: tuple[Comparison, ...] = ()
     error: str | None = None
     baseline: bool = False
+    expected: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -172,4 +174,6 @@ def _guard(data: Mapping[str, Any]) -> GuardOutcome:
 def _row(data: Mapping[str, Any]) -> Row:
     holdout = Figure(**data["holdout"]) if data["holdout"] else None
     compared = tuple(Comparison(**{**c, "difference": Figure(**c["difference"])}) for c in data["compared"])
-    return Row(**{**data, "holdout": holdout, "compared": compared})
+    # a report of an older version has none
+    expected = Figure(**data["expected"]) if data.get("expected") else None
+    return Row(**{**data, "holdout": holdout, "compared": compared, "expected": expected})

@@ -75,6 +75,8 @@ def _figures(report: Report) -> Iterator[Column]:
     first, *tasks = report.sections
     yield Column("candidate", "candidate", [_label(row) for row in first.rows], words=True, right=False)
     yield Column("search", "search", [_number(row.search) for row in first.rows], drop=SEARCH)
+    if any(row.expected for row in first.rows):
+        yield Column("expected", "expected", [_value(row.expected) for row in first.rows], drop=SEARCH)
     yield Column("holdout", "holdout", [_value(row.holdout) for row in first.rows])
     yield Column("95 % interval", "95 % interval", [_interval(row.holdout) for row in first.rows], drop=INTERVAL)
     for place, section in enumerate(tasks):

@@ -68,7 +68,12 @@ def _title(section: Section) -> str:
 def _titles(section: Section) -> list[str]:
     against = _references(section).items()
     columns = [f"against {label}" if what == AVERAGE else f"against {label},\n{what}" for what, label in against]
-    return ["candidate", "search", "holdout", *columns]
+    expected = ["expected"] * _expects(section)
+    return ["candidate", "search", *expected, "holdout", *columns]
+
+
+def _expects(section: Section) -> bool:
+    return any(row.expected for row in section.rows)
 
 
 def _references(section: Section) -> dict[str, str]:
@@ -78,14 +83,21 @@ def _references(section: Section) -> dict[str, str]:
 
 def _lines(section: Section) -> list[list[str]]:
     references = list(_references(section))
-    return [_line(row, references) for row in section.rows]
+    return [_line(row, references, _expects(section)) for row in section.rows]
 
 
-def _line(row: Row, references: Sequence[str]) -> list[str]:
+def _line(row: Row, references: Sequence[str], expects: bool) -> list[str]:
     label = row.candidate if row.baseline else f"{row.candidate} {row.method}"
     compared = {c.reference: c for c in row.compared}
     holdout = f"failed: {row.error}" if row.error else cell(row.holdout)
-    return [label, _number(row.search), holdout, *(difference_cell(compared.get(what)) for what in references)]
+    expected = [cell(row.expected)] * expects
+    return [
+        label,
+        _number(row.search),
+        *expected,
+        holdout,
+        *(difference_cell(compared.get(what)) for what in references),
+    ]
 
 
 def _number(value: float | None) -> str:

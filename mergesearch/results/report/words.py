@@ -124,11 +124,13 @@ def _curse(report: Report) -> list[str]:
     changes = {row.trial: row.holdout.value - row.search for row in scored if row.holdout and row.search is not None}
     if report.winner_trial not in changes:
         return []
+    expected = next((row.expected for row in scored if row.trial == report.winner_trial), None)
+    told = f"; {figure(expected)} was expected there" if expected else ""
     others = [changes[row.trial] for row in scored if row.baseline and row.trial != report.winner_trial]
     beside = f"; the baselines changed by {sum(others) / len(others):+.4f} on average" if others else ""
     return [
         f"Winner's curse: from the search documents to the holdout the {OBJECTIVE} of {report.winner} changed by "
-        f"{changes[report.winner_trial]:+.4f}{beside}."
+        f"{changes[report.winner_trial]:+.4f}{beside}{told}."
     ]
 
 

@@ -1,0 +1,327 @@
+"""How good the winner is that a run chooses, and what it says of it: prints results/winner.md.
+
+    python -m scripts.bench.record_matrix tests/data/zoo1/search.yaml tests/data/zoo_matrix.npz --random 40 --tpe 30
+    python -m scripts.bench.record_matrix RUN tests/data/soups.npz --holdout 200
+    python -m scripts.bench.winner
+
+Over simulated searches the truth is known. Of a recording, some documents are drawn as those of the search, and the
+figure on all others is the truth; its own noise is added to the intervals that it is compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from mergesearch.evaluate import statistics
+from mergesearch.evaluate.expected import Expected, expect
+from mergesearch.evaluate.scores import DocumentScores
+
+DATA = Path(__file__).parents[2] / "tests" / "data"
+SIZES = (25, 50, 100, 200)
+Documents = Mapping[str, DocumentScores]
+INTRODUCTION = """\
+# The winner: the best expected score against the highest
+
+`python -m scripts.bench.winner --draws {draws} --searches {searches}`; {about}.
+
+A run ranks its trials by what they are expected to score on documents that no search saw (`evaluate/expected.py` has
+the derivation). *Highest*, *chosen*, *best there is*: the true objective of the trial with the highest score, of the
+one with the highest expectation, and of the truly best one, means over the draws; *gain*: chosen less highest, ± one
+standard error over draws. *Bias*: of the figure that is told of the winner, in its own standard errors (for *highest*
+the score itself, in the same unit), what all trials share in a draw left out, since that is the luck of the documents
+and of nobody's choice; *share of 95 %*: how often the interval holds the truth, of the winner and of all trials.
+"""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One search whose truth is known.
+
+    Attributes:
+        candidates: their documents.
+        factors: of each task.
+        truth: [candidates], float64.
+        wider: by what an interval has to be wider for the truth's own noise.
+    """
+
+    candidates: Sequence[Documents]
+    factors: Mapping[str, float]
+    truth: np.ndarray
+    wider: float = 1.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of one draw; see the page's introduction."""
+
+    highest: float
+    chosen: float
+    best: float
+    bias_of_score: float
+    bias: float
+    covered: bool
+    covered_of_all: float
+    seconds: float
+
+
+def look(draw: Draw) -> Found:
+    """Chooses a winner both ways."""
+    start = time.perf_counter()
+    expected = expect(draw.candidates, draw.factors)
+    seconds = time.perf_counter() - start
+    scores = np.array([score(candidate, draw.factors) for candidate in draw.candidates])
+    values = np.array([each.value for each in expected])
+    # whoever was stopped cannot win
+    sizes = np.array([sum(len(each.ids) for each in candidate.values()) for candidate in draw.candidates])
+    whole = sizes == sizes.max()
+    highest, chosen = (int(np.where(whole, each, -np.inf).argmax()) for each in (scores, values))
+    # what the better half has in common: bad trials are bad on other documents
+    better = draw.truth >= np.median(draw.truth)
+    shared = float(np.median((scores - draw.truth)[better & whole]))
+    inside = [_holds(each, truth, draw.wider) for each, truth in zip(expected, draw.truth, strict=True)]
+    return Found(
+        float(draw.truth[highest]),
+        float(draw.truth[chosen]),
+        float(draw.truth.max()),
+        (float(scores[highest] - draw.truth[highest]) - shared) / expected[highest].stderr,
+        (float(values[chosen] - draw.truth[chosen]) - shared) / expected[chosen].stderr,
+        inside[chosen],
+        float(np.mean(inside)),
+        seconds,
+    )
+
+
+def score(candidate: Documents, factors: Mapping[str, float]) -> float:
+    """The objective on the documents at hand, but for where its scale begins."""
+    return sum(
+        factor * statistics.figure(candidate[task].values, candidate[task].aggregation)
+        for task, factor in factors.items()
+    )
+
+
+def _holds(expected: Expected, truth: float, wider: float) -> bool:
+    return abs(expected.value - truth) <= wider * (expected.high - expected.low) / 2
+
+
+# --- simulated searches ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """A search on one task, whose trials are right or wrong on documents.
+
+    Attributes:
+        name: in words.
+        trials: how many.
+        documents: of the search.
+        spread: of the true accuracies of the contenders, their standard deviation.
+        bad: how many further trials are far behind.
+        gold: whether answers hold how probable what is right is.
+        stopped: the share of trials that a race stopped after a quarter of the documents.
+    """
+
+    name: str
+    trials: int
+    documents: int
+    spread: float
+    bad: int = 0
+    gold: bool = True
+    stopped: float = 0.0
+
+    def draw(self, seed: int) -> Draw:
+        """A candidate's margin on a document: its skill, the document's difficulty, and what the two make of each
+        other; what is right is more probable by the logistic of the margin, and chosen where that is above a half."""
+        rng = np.random.default_rng(seed)
+        skill = np.concatenate([rng.normal(0, self.spread, self.trials), rng.normal(-0.8, 0.4, self.bad)]) * 2.5
+        truth = _accuracy(skill)
+        n, count = self.documents, self.trials + self.bad
+        margin = skill[:, None] + rng.normal(0, 1.2, n) + rng.normal(0, 0.6, (count, n))
+        right = (margin > 0).astype(np.float64)
+        logs = -np.logaddexp(0.0, -margin)
+        few = rng.random(count) < self.stopped
+        few[: max(2, self.trials // 4)] = False
+        order = rng.permutation(n)
+        candidates = []
+        for row in range(count):
+            ids = np.sort(order[: n // 4]) if few[row] else np.arange(n)
+            gold = logs[row, ids] if self.gold else None
+            candidates.append({"quiz": DocumentScores(ids.tolist(), right[row, ids], "mean", gold)})
+        return Draw(candidates, {"quiz": 1.0}, truth)
+
+
+def _accuracy(skill: np.ndarray) -> np.ndarray:
+    """Of a margin that is normal around the skill, the chance to be above 0."""
+    spread = math.hypot(1.2, 0.6)
+    return np.array([0.5 * (1 + math.erf(each / spread / math.sqrt(2))) for each in skill.tolist()])
+
+
+WORLDS = [
+    World("equal trials", 40, 200, 0.0),
+    World("equal trials, no gold", 40, 200, 0.0, gold=False),
+    World("alike", 40, 200, 0.03),
+    World("alike, no gold", 40, 200, 0.03, gold=False),
+    World("alike, and bad ones", 30, 200, 0.03, bad=60),
+    World("alike, half of them raced", 60, 200, 0.03, stopped=0.5),
+    World("far apart", 40, 200, 0.15),
+    World("few trials", 8, 100, 0.05),
+    World("many trials, few documents", 300, 60, 0.03, bad=100),
+]
+
+
+# --- recordings ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Scores of one search on the documents of both sides, as `record_matrix` writes them."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    @classmethod
+    def read(cls, path: Path) -> Recording:
+        with np.load(path) as found:
+            return cls({name: found[name] for name in found.files})
+
+    @property
+    def tasks(self) -> list[str]:
+        return [str(task) for task in self.arrays["tasks"]]
+
+    @property
+    def baselines(self) -> int:
+        return int(self.arrays["baselines"])
+
+    @property
+    def trials(self) -> int:
+        return len(self.arrays[self.tasks[0]])
+
+    def draw(self, size: int, seed: int, only: Sequence[int] | None = None, gold: bool = True) -> Draw:
+        """A search on `size` of each task's search documents; the truth is what all others say.
+
+        Args:
+            size: at most half of the search documents are taken.
+            only: these trials.
+            gold: whether the probabilities of what is right are known.
+        """
+        rng, rows = np.random.default_rng(seed), list(range(self.trials) if only is None else only)
+        factors = dict(zip(self.tasks, self.arrays["factors"].tolist(), strict=True))
+        kinds = dict(zip(self.tasks, map(str, self.arrays["aggregations"]), strict=True))
+        truth, wider = np.zeros(len(rows)), []
+        candidates: list[dict[str, DocumentScores]] = [{} for _ in rows]
+        for task, factor in factors.items():
+            values = self.arrays[task][rows].astype(np.float64)
+            unseen = self.arrays[f"{task}.holdout"][rows].astype(np.float64)
+            order = rng.permutation(values.shape[1])
+            count = min(size, len(order) // 2)
+            chosen, rest = np.sort(order[:count]), order[count:]
+            logs = self.arrays.get(f"{task}.gold") if gold else None
+            for row in range(len(rows)):
+                known = None if logs is None else logs[rows[row], chosen].astype(np.float64)
+                candidates[row][task] = DocumentScores(chosen.tolist(), values[row, chosen], kinds[task], known)
+                others = np.concatenate([values[row, rest], unseen[row]])
+                truth[row] += factor * statistics.figure(others, kinds[task])
+            wider.append(count / (len(rest) + unseen.shape[1]))
+        return Draw(candidates, factors, truth, math.sqrt(1 + float(np.mean(wider))))
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+HEAD = (
+    "| highest | chosen | best there is | gain | bias of the score | bias of what is told | share of 95 % "
+    "| of all trials |"
+)
+
+
+def line(found: Sequence[Found]) -> str:
+    """The cells of one row."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(each, name) for each in found]))
+
+    def stderr(values: Sequence[float]) -> float:
+        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+    gains = [each.chosen - each.highest for each in found]
+    biases = [each.bias for each in found]
+    return (
+        f"| {mean('highest'):.4f} | {mean('chosen'):.4f} | {mean('best'):.4f} "
+        f"| {np.mean(gains):+.4f} ± {stderr(gains):.4f} | {mean('bias_of_score'):+.2f} "
+        f"| {np.mean(biases):+.2f} ± {stderr(biases):.2f} | {mean('covered'):.1%} | {mean('covered_of_all'):.1%} |"
+    )
+
+
+def simulated(searches: int) -> Iterator[str]:
+    yield from ["## Simulated searches", ""]
+    yield "One task, right or wrong; the accuracies of the contenders have the standard deviation *spread*."
+    yield from ["", f"| searches | trials | documents | spread {HEAD}", "|---" * 12 + "|"]
+    for world in WORLDS:
+        found = [look(world.draw(seed)) for seed in range(searches)]
+        trials = f"{world.trials}{f' + {world.bad}' if world.bad else ''}"
+        yield f"| {world.name} | {trials} | {world.documents} | {world.spread} {line(found)}"
+    yield ""
+
+
+def recorded(path: Path, draws: int) -> Iterator[str]:
+    recording = Recording.read(path)
+    sizes = ", ".join(f"{recording.arrays[task].shape[1]} of {task}" for task in recording.tasks)
+    yield from [f"## {path.name}", "", f"{recording.trials} trials; search documents: {sizes}.", ""]
+    yield from [f"| trials | gold | documents a task {HEAD}", "|---" * 11 + "|"]
+    half = min(recording.arrays[task].shape[1] for task in recording.tasks) // 2
+    parts: list[tuple[str, Sequence[int] | None, bool]] = [("all", None, True), ("all", None, False)]
+    random = int(recording.arrays.get("random", 0))
+    if random:
+        late = range(recording.baselines + random, recording.trials)
+        parts.append(("TPE's alone", late, True))
+    for name, only, gold in parts:
+        for size in dict.fromkeys(min(size, half) for size in SIZES):
+            found = [look(recording.draw(size, seed, only, gold)) for seed in range(draws)]
+            yield f"| {name} | {'yes' if gold else 'no'} | {size} {line(found)}"
+    yield ""
+
+
+def time_of(trials: int, documents: int = 400) -> float:
+    """Seconds for so many trials with four tasks' documents."""
+    world = World("", trials, documents, 0.05)
+    one = world.draw(0)
+    tasks = [f"quiz{n}" for n in range(4)]
+    candidates = [dict.fromkeys(tasks, each["quiz"]) for each in one.candidates]
+    start = time.perf_counter()
+    expect(candidates, dict.fromkeys(tasks, 1.0))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    recordings = [file for name in ("zoo_matrix.npz", "soups.npz") if (file := DATA / name).is_file()]
+    parser.add_argument("matrix", type=Path, nargs="*", default=recordings)
+    parser.add_argument("--draws", type=int, default=50, help="of each recording and size")
+    parser.add_argument("--searches", type=int, default=200, help="simulated, a row")
+    parser.add_argument("--out", type=Path, default=Path("results/winner.md"))
+    chosen = parser.parse_args()
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("mergesearch", "numpy"))
+    about = f"{datetime.date.today()}, python {platform.python_version()}, {libraries}"
+    lines = [INTRODUCTION.format(draws=chosen.draws, searches=chosen.searches, about=about)]
+    parts: list[Callable[[], Iterator[str]]] = [lambda: simulated(chosen.searches)]
+    parts += [lambda path=path: recorded(path, chosen.draws) for path in chosen.matrix]
+    for part in parts:
+        for each in part():
+            lines.append(each)
+            print(each, file=sys.stderr, flush=True)
+    lines += [f"1,000 trials with 400 documents on each of four tasks take {time_of(1000):.1f} s.", ""]
+    notes = chosen.out.with_suffix(".notes.md")  # what the figures alone do not say, written by hand
+    lines += [notes.read_text(encoding="utf-8").rstrip(), ""] if notes.is_file() else []
+    chosen.out.write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
