@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -14,14 +15,17 @@ from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.recipe import BASE, Recipe, TensorInfo
+from mergesearch.recipe import BASE, Recipe, Rule, TensorInfo
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
+from mergesearch.search.lines import Documents as DocumentsScored
+from mergesearch.search.lines import Found, Line, LineRace
 from mergesearch.search.soup.adam import learn, parent_scales, step_seconds
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import Averaging, own_documents
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.learning import Documents, Stepped, hold_apart, shuffled
+from mergesearch.search.soup.memo import Memo
 from mergesearch.search.soup.settings import Loss, SoupSettings
 from mergesearch.search.work import Work
 from mergesearch.space import frozen_rules, groups_of
@@ -178,6 +182,34 @@ class Learner:
         values = solve(coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=work.spent)
         recipe = coefficients.recipe(values)
         return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
+
+    def sweep(self, lines: Sequence[Line], budget: int, known: Mapping[str, DocumentsScored], work: Work) -> Found:
+        """The best points of some lines, raced on few of the search documents; see `lines`.
+
+        Args:
+            lines: at least one.
+            budget: document evaluations.
+            known: what baselines did on all documents, by name.
+            work: the run so far, with the objective, and where to tell what it costs.
+
+        Raises:
+            CandidateError: no point could be built and scored.
+        """
+        seed, history = self.config.search.seed, work.history
+        orders = {label: shuffled(ids, "sweep", seed, label) for label, ids in self.documents.items()}
+        scores = next(iter(history.complete()), next(trial for trial in history.trials if trial.scores)).scores
+        memo = Memo(work.state, json.dumps([seed, self.config.dtype, orders]), work.spent)
+
+        def score(rules: tuple[Rule, ...], documents: Mapping[str, Sequence[int]]) -> DocumentsScored:
+            recipe = self.config.recipe((*self._frozen, *rules))
+            return memo.scored(recipe.id, documents, lambda: self._scored(recipe, documents))
+
+        factors = objective_of(history).factors(scores)
+        return LineRace(lines, factors, orders, budget, score, known).run()
+
+    def _scored(self, recipe: Recipe, documents: Documents) -> DocumentsScored:
+        self.engine.load(recipe)
+        return self.scorer.only(documents).score().documents
 
     def _scales(
         self,

@@ -49,6 +49,13 @@ class SoupSettings(Strict):
     patience: int = Field(
         default=4, ge=1, description="looks in a row that are worse than the best beyond noise end it"
     )
+    decay: float = Field(
+        default=0.0,
+        ge=0,
+        description="of adam's rate, the share by which a group's and a tensor's deviations from the whole model's "
+        "weights shrink in each step",
+    )
+    average: bool = Field(default=False, description="looks are at the mean of the weights since the look before")
     layer_groups: int = Field(default=3, ge=1, description="of `per: group`: how many ranges of layers")
     components: list[str] = Field(
         default=["attention", "mlp", "other"], min_length=1, description="of `per: group`: into what each range splits"

@@ -43,7 +43,7 @@ class GreedySoup(Strategy):
             Field(default_factory=GreedySoupSettings, description="settings of greedy soups"),
         )
     }
-    auto: ClassVar[int | None] = 1
+    auto: ClassVar[int | None] = 2
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:

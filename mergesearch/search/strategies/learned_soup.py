@@ -42,7 +42,7 @@ class LearnedSoups(Strategy):
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "learned_soup": (SoupSettings, Field(default_factory=SoupSettings, description="settings of learned soups"))
     }
-    auto: ClassVar[int | None] = 2
+    auto: ClassVar[int | None] = 3
 
     def __init__(self, run: Surroundings):
         super().__init__(run)
