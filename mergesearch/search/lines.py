@@ -48,6 +48,9 @@ class Line:
         points: where it is tried, the most promising first.
         fixed: the other parameters.
         known: baselines that are points of it.
+        shallow: what the number is in the first layer, from where it grows evenly to the point's in the last; None: it is
+            the same in all layers.
+        layers: of the models, where it grows.
     """
 
     name: str
@@ -58,23 +61,35 @@ class Line:
     points: tuple[float, ...]
     fixed: Mapping[str, float] = field(default_factory=dict)
     known: Mapping[str, float] = field(default_factory=dict)
+    shallow: float | None = None
+    layers: int = 1
 
     def rules(self, value: float) -> tuple[Rule, ...]:
         """The rules at one point."""
-        return single_rule(self.method, None, **{**self.fixed, self.number: value})
+        if self.shallow is None:
+            return single_rule(self.method, None, **{**self.fixed, self.number: value})
+        steps = np.linspace(self.shallow, value, self.layers).round(6).tolist()
+        return tuple(
+            Rule(layers=(layer, layer), method=self.method, parameters={**self.fixed, self.number: at})
+            for layer, at in enumerate(steps)
+        )
 
 
-def lines_of(methods: Sequence[str], models: int) -> list[Line]:
+def lines_of(methods: Sequence[str], models: int, layers: int = 1) -> list[Line]:
     """The lines that a space's methods allow.
 
     The first is the way from the base through the plain average, where every model has its equal share of the weight,
-    and beyond: task arithmetic with one weight for all models.
+    and beyond: task arithmetic with one weight for all models. The second keeps the average's weight in the first layer
+    and lets it grow with depth (LiNeS: Wang et al., "LiNeS: post-training layer scaling prevents forgetting and enhances
+    model merging", 2024, arXiv:2410.17146).
     """
     elected = {"weight": 1.0}
     known = {AVERAGE: 1 / models, "task_arithmetic 0.3": 0.3, "task_arithmetic 0.4": 0.4}
     every = [
         Line("task_arithmetic", ("task_arithmetic", "linear"), "task_arithmetic", "weight", (0.0, 2.0),
              (0.8, 0.6, 1.0, 1.4), known=known),
+        Line("lines", ("task_arithmetic", "linear"), "task_arithmetic", "weight", (0.0, 2.0), (0.9, 1.3),
+             known={AVERAGE: 1 / models}, shallow=1 / models, layers=layers),
         Line("ties 0.2", ("ties",), "ties", "lambda", (0.0, 4.0), (1.8, 2.6),
              {**elected, "density": 0.2}, {"ties 0.2": 1.0}),
         Line("ties 0.7", ("ties",), "ties", "lambda", (0.0, 4.0), (1.8, 1.2, 2.6), {**elected, "density": 0.7}),
@@ -90,7 +105,8 @@ def lines_of(methods: Sequence[str], models: int) -> list[Line]:
         Line("breadcrumbs_ties 0.9", ("breadcrumbs_ties",), "breadcrumbs_ties", "weight", (0.0, 2.0), (0.8, 0.6),
              {"density": 0.9}),
     ]  # fmt: skip
-    return [line for line in every if set(line.needs) & set(methods)]
+    deep = layers >= 2
+    return [line for line in every if set(line.needs) & set(methods) and (deep or line.shallow is None)]
 
 
 @dataclass

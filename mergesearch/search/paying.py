@@ -8,11 +8,16 @@ is won within it on the search documents is seldom won on others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mergesearch.evaluate.scores import DocumentScores
+from mergesearch.evaluate.statistics import difference
 from mergesearch.search.history import History
 from mergesearch.search.trials import State, Trial
+
+Documents = Mapping[str, DocumentScores]
 
 # fewer proposals say nothing of a stage
 FEWEST = 12
@@ -48,6 +53,27 @@ class Return:
             f"its last {self.proposals} proposals brought {self.gain:.4f} for {self.documents:,} document evaluations, "
             f"and the best score's standard error is {self.noise:.4f}"
         )
+
+
+def behind(trial: Trial, best: Trial, history: History, documents: Callable[[int], Documents | None]) -> tuple[float, float]:
+    """(how far a complete trial's objective is from the best one's, the standard error of that), document by document
+    where both trials' documents are known, else as if they had been scored on different ones.
+
+    Args:
+        documents: what the trial of a number did on each document; None where that is not known.
+    """
+    objective = history.objective
+    assert objective is not None, "trials are complete once the objective is fixed"
+    gap = (history.value(trial) or 0.0) - (history.value(best) or 0.0)
+    mine, theirs = documents(trial.number), documents(best.number)
+    factors = objective.factors(best.scores)
+    if mine is None or theirs is None or any(mine[task].ids != theirs[task].ids for task in factors):
+        return gap, math.hypot(*(objective.stderr(each.scores) or 0.0 for each in (trial, best)))
+    errors = [
+        factor * (difference(mine[task].values, theirs[task].values, mine[task].aggregation).stderr or 0.0)
+        for task, factor in factors.items()
+    ]
+    return gap, math.hypot(*errors)
 
 
 def latest_half(stage: Sequence[Trial], history: History, fewest: int = FEWEST) -> Return | None:

@@ -52,6 +52,8 @@ log: logging.Logger = logging.getLogger(__name__)
 _LEAST_SCALE = 0.1
 # the last step's learning rate, as a share of the first's
 _LAST_RATE = 0.1
+# why learning ended where it may go on
+STOPPED = "stopped from outside"
 # of the state on disk
 _FORMAT = 3
 
@@ -117,7 +119,7 @@ def learn(
     if losses is None:
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
     stopping = EarlyStopping(settings.patience)
-    run = _Run(coefficients, engine, losses, settings, seed, _shares(weights, documents), spent, stopping)
+    run = _Run(coefficients, engine, losses, settings, seed, shares_of(weights, documents), spent, stopping)
     run.documents, run.validation = _all_known(losses, documents), _all_known(losses, validation)
     run.scales = dict(scales or {})
     # without the scales, which another device measures a little differently: the state has those it began with
@@ -183,7 +185,7 @@ def step_seconds(
                 losses,
                 settings.model_copy(update={"documents": few}),
                 0,
-                _shares(None, documents),
+                shares_of(None, documents),
                 lambda count: None,
                 EarlyStopping(settings.patience),
                 documents=documents,
@@ -198,7 +200,8 @@ def step_seconds(
     return seconds / max(1, taken)
 
 
-def _shares(weights: Mapping[str, float] | None, documents: Documents) -> dict[str, float]:
+def shares_of(weights: Mapping[str, float] | None, documents: Documents) -> dict[str, float]:
+    """The tasks' weights, equal ones by default, as shares of their sum."""
     chosen = {label: (weights or {}).get(label, 1.0) for label in documents}
     return {label: weight / sum(chosen.values()) for label, weight in chosen.items()}
 
@@ -249,7 +252,7 @@ class _Run:
             while not self.note:
                 if stop():
                     file.save(self._data(optimizer))
-                    return self._learned("stopped from outside")
+                    return self._learned(STOPPED)
                 self._go(optimizer, say)
                 stepped(self._so_far())
                 if self.note or self.step % SAVE_EVERY == 0:

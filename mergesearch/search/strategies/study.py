@@ -128,15 +128,15 @@ class Study(Strategy):
         if not _counts_returns(history.config):
             return []
         stages = dict.fromkeys(trial.key["stage"] for trial in history.of(cls.name))
-        ended = [(stage, brought) for stage in stages if (brought := _over(history, stage)) is not None]
+        found = [(stage, brought) for stage in stages if (brought := ended(history, stage)) is not None]
         return [f"study: stage {stage} ended: {brought.words()}: as many more would bring less than noise"
-                for stage, brought in ended]  # fmt: skip
+                for stage, brought in found]  # fmt: skip
 
     # --- which stage ---
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         stage = self.stage(history, budget)
-        if _over(history, stage.label):
+        if ended(history, stage.label) is not None:
             return None
         key = {"stage": stage.label, "sampler": stage.sampler}
         begun = any(trial.key["stage"] == stage.label for trial in history.of(self.name))
@@ -163,8 +163,8 @@ class Study(Strategy):
         first = self._first(history, budget)
         begun = store.has_note(self.run.study, FIXED)
         new = history.new_of(self.name)
-        ended = history.is_exhausted(self.name) or _over(history, first.label)
-        if not begun and (first.until is None or (new < first.until and not ended)):
+        done = history.is_exhausted(self.name) or ended(history, first.label) is not None
+        if not begun and (first.until is None or (new < first.until and not done)):
             return first
         if not begun:
             self._fix(history, budget)
@@ -235,7 +235,7 @@ def _counts_returns(config: Config) -> bool:
     return not config.objective.pareto and (ends == "pays" or (ends == "auto" and AUTO in config.search.strategy))
 
 
-def _over(history: History, stage: str) -> Return | None:
+def ended(history: History, stage: str) -> Return | None:
     """What the latest half of a stage brought, where that does not pay; None where it goes on."""
     if not _counts_returns(history.config):
         return None

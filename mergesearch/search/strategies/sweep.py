@@ -33,8 +33,8 @@ FEWEST, MOST = 1, 3
 class Sweep(Strategy):
     """Each method's one number over its whole range, raced on few documents; the best points are scored on all.
 
-    Of `space.methods` it takes task_arithmetic (and linear: the way from the base through the average and beyond), ties
-    at two densities, DARE, DELLA and breadcrumbs. It takes a twentieth of the run's document evaluations, or those of
+    Of `space.methods` it takes task_arithmetic (and linear: the way from the base through the average and beyond, with
+    weights that are the same in all layers or grow with depth), ties at two densities, DARE, DELLA and breadcrumbs. It takes a twentieth of the run's document evaluations, or those of
     two candidates where that is more. Its trials do not count against `search.trials`.
     """
 
@@ -112,7 +112,7 @@ class Sweep(Strategy):
 
     @property
     def _lines(self) -> list[Line]:
-        return lines_of(self.config.space.methods, len(self.config.models))
+        return lines_of(self.config.space.methods, len(self.config.models), self.run.layers)
 
     def _line(self, name: str) -> Line:
         return next(line for line in self._lines if line.name == name)
