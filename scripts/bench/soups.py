@@ -41,7 +41,7 @@ from scripts.bench.shared import zoo1
 STARTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 FOLDS = 3
 # search documents of each task: few, so that overfitting shows
-LIMIT = 40
+LIMIT = 24
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 THE_PRESENT = "tensor, a quarter held apart"
 NEVER = 10_000
@@ -66,10 +66,12 @@ class Way:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-_SHORT = {"steps": 34, "look_every": 6, "patience": NEVER}
-_WHOLE = {"steps": 50, "look_every": 10, "patience": NEVER}
+# as many documents in all, whichever way
+_LONG = {"steps": 60, "documents": 2, "look_every": 10}
+_SHORT = {**_LONG, "steps": 60 // FOLDS, "look_every": 5, "patience": NEVER}
+_WHOLE = {**_LONG, "patience": NEVER}
 WAYS: dict[str, Way] = {
-    THE_PRESENT: Way(folds=0),
+    THE_PRESENT: Way(folds=0, settings=_LONG),
     "tensor, folds, levels, decay 3": Way(levels=True, settings={**_SHORT, "decay": 3.0}),
     "tensor, folds": Way(settings=_SHORT),
     "group, folds, levels": Way("group", levels=True, settings=_SHORT),
@@ -81,8 +83,8 @@ WAYS: dict[str, Way] = {
         loss="cross_entropy", levels=True, settings={**_SHORT, "decay": 3.0}
     ),
     "tensor, folds, levels, decay 10": Way(levels=True, settings={**_SHORT, "decay": 10.0}),
-    "group, a quarter held apart": Way("group", folds=0),
-    "tensor, a quarter held apart, cross-entropy": Way(loss="cross_entropy", folds=0),
+    "group, a quarter held apart": Way("group", folds=0, settings=_LONG),
+    "tensor, a quarter held apart, cross-entropy": Way(loss="cross_entropy", folds=0, settings=_LONG),
 }
 
 
@@ -91,7 +93,7 @@ class Pool:
 
     def __init__(self, seed: int, out: Path, overrides: Sequence[str]):
         limits = [f"tasks.{number}.limit={LIMIT}" for number in range(4)]
-        plain = ["dtype=float32", "scoring=auto", "holdout=0.2", f"search.seed={seed}"]
+        plain = ["dtype=float32", "scoring=auto", "holdout=0.12", f"search.seed={seed}"]
         self.config = configuration.read(zoo1.SEARCH, [*plain, *limits, *overrides])
         self.out, self.seed = out, seed
         self.bench = Bench(self.config, out / str(seed))
@@ -159,7 +161,7 @@ class Pool:
 def run(pool: Pool, name: str, way: Way) -> list[dict[str, Any]]:
     """Learns one way, and reads what it found in every manner that it allows."""
     coefficients = pool.coefficients(way.per, way.levels)
-    settings = SoupSettings().model_copy(update=dict(way.settings))
+    settings = SoupSettings().model_copy(update={"decay": 0.0, **way.settings})
     start = coefficients.full(pool.start)
     parts: list[tuple[Documents, Documents]]
     if way.folds == 0:

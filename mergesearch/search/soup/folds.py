@@ -58,7 +58,7 @@ def learn_by_folds(
     Returns:
         as `adam.learn`: its history has the looks over all folds, `validation` the loss on held-out documents.
     """
-    parts = folds_of(losses.known(documents), settings.folds, seed)
+    parts = folds_of(losses.known(documents), settings.folds, seed, settings.validation_documents)
     steps = -(-settings.steps // settings.folds)
     mine = settings.model_copy(update={"steps": steps, "patience": _NEVER})
     found: list[SoupResult] = []

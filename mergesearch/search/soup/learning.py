@@ -99,9 +99,12 @@ class SoupResult:
     scales: Mapping[str, float] = field(default_factory=dict)
 
 
-def folds_of(documents: Documents, count: int, seed: int) -> list[tuple[dict[str, list[int]], dict[str, list[int]]]]:
+def folds_of(
+    documents: Documents, count: int, seed: int, most: int | None = None
+) -> list[tuple[dict[str, list[int]], dict[str, list[int]]]]:
     """(documents to learn on, documents held out) of each fold: each task's documents in `count` parts of one size give
-    or take one, drawn from (seed, task) alone; each part is held out once.
+    or take one, drawn from (seed, task) alone; each part is held out once, `most` of it at most: the rest is learned on
+    in every fold.
 
     Raises:
         UserError: a task with fewer documents than there are folds.
@@ -113,7 +116,7 @@ def folds_of(documents: Documents, count: int, seed: int) -> list[tuple[dict[str
             f"{count}: raise limit, or lower search.learned_soup.folds"
         )
     orders = {label: shuffled(ids, "folds", seed, label) for label, ids in documents.items()}
-    held = [{label: sorted(order[fold::count]) for label, order in orders.items()} for fold in range(count)]
+    held = [{label: sorted(order[fold::count][:most]) for label, order in orders.items()} for fold in range(count)]
     return [({label: sorted(set(ids) - set(out[label])) for label, ids in documents.items()}, out) for out in held]
 
 
