@@ -33,9 +33,7 @@ class World:
     def chance(self, method: str, value: float) -> float:
         return self.height[method] - 0.5 * (value - self.best[method]) ** 2
 
-    def score(
-        self, rules: tuple[Rule, ...], documents: Mapping[str, Sequence[int]]
-    ) -> dict[str, DocumentScores]:
+    def score(self, rules: tuple[Rule, ...], documents: Mapping[str, Sequence[int]]) -> dict[str, DocumentScores]:
         (rule,) = rules
         number = "lambda" if rule.method == "ties" else "weight"
         if self.broken or (rule.method == "dare_ties" and "dare_ties" not in self.height):
@@ -83,7 +81,10 @@ def test_it_finds_the_top_of_the_best_line() -> None:
 
 
 def test_few_documents_buy_few_points() -> None:
-    world = World({"task_arithmetic": 0.8, "ties": 1.5, "dare_ties": 0.8}, dict.fromkeys(("task_arithmetic", "ties", "dare_ties"), 0.6))
+    world = World(
+        {"task_arithmetic": 0.8, "ties": 1.5, "dare_ties": 0.8},
+        dict.fromkeys(("task_arithmetic", "ties", "dare_ties"), 0.6),
+    )
     found = world.race(1).run()
     assert found.cost <= 3 * LEAST * 2 * 3 and {value for _, value in world.asked} <= {0.8, 0.6, 1.8}
     few = world.race(100).run()
@@ -91,7 +92,10 @@ def test_few_documents_buy_few_points() -> None:
 
 
 def test_baselines_are_points_that_cost_nothing() -> None:
-    world = World({"task_arithmetic": 0.3, "ties": 9.0, "dare_ties": 9.0}, dict.fromkeys(("task_arithmetic", "ties", "dare_ties"), 0.7))
+    world = World(
+        {"task_arithmetic": 0.3, "ties": 9.0, "dare_ties": 9.0},
+        dict.fromkeys(("task_arithmetic", "ties", "dare_ties"), 0.7),
+    )
     race = world.race(600, {"task_arithmetic 0.3": ("task_arithmetic", 0.3), "average": ("task_arithmetic", 0.25)})
     found = race.run()
     assert found.points[0].line.name == "task_arithmetic" and abs(found.points[0].value - 0.3) < 0.1

@@ -115,7 +115,9 @@ AUTO = {"strategy": "auto", "trials": 36, "defaults": True}
 
 def test_the_best_points_of_the_lines_stand_in_the_table(tmp_path: Path) -> None:
     world = World()
-    search = begin(tmp_path / "run", world, teacher := Teacher(world), search={**AUTO, "strategy": ["sweep"], "trials": 300})
+    search = begin(
+        tmp_path / "run", world, teacher := Teacher(world), search={**AUTO, "strategy": ["sweep"], "trials": 300}
+    )
     assert search.config.search.strategies == ["baselines", "sweep"]
     search.run()
     first, *others = history(search).of("sweep")
@@ -158,7 +160,9 @@ def test_space_methods_limit_the_lines(tmp_path: Path) -> None:
     world = World()
     for methods, line in (["ties"], "ties"), (["slerp"], None):
         folder = tmp_path / methods[0]
-        search = begin(folder, world, Teacher(world), space={"methods": methods}, search={**AUTO, "strategy": ["sweep"]})
+        search = begin(
+            folder, world, Teacher(world), space={"methods": methods}, search={**AUTO, "strategy": ["sweep"]}
+        )
         search.run()
         assert [trial.key["line"].split()[0] for trial in history(search).of("sweep")[:1]] == ([line] if line else [])
         assert (registered()["sweep"].cost(search.config, [SIZE]).trials > 0) is (line is not None)

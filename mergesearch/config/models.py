@@ -94,8 +94,8 @@ class ObjectiveConfig(Strict):
         default=0.0,
         ge=0,
         le=1,
-        description="the share that the worst task has in the objective, the mean has the rest: `{worst: 0.5}` where no "
-        "skill may be given up for the others. Learned soups go by the mean, and are chosen by both",
+        description="the share that the worst task has in the objective, the mean has the rest: `{worst: 0.5}` where "
+        "no skill may be given up for the others. Learned soups go by the mean, and are chosen by both",
     )
     metric: str | None = Field(default=None, description="of every task that has it and names no metric of its own")
     tie_break: Literal["gold_prob"] | None = Field(

@@ -55,7 +55,9 @@ class Return:
         )
 
 
-def behind(trial: Trial, best: Trial, history: History, documents: Callable[[int], Documents | None]) -> tuple[float, float]:
+def behind(
+    trial: Trial, best: Trial, history: History, documents: Callable[[int], Documents | None]
+) -> tuple[float, float]:
     """(how far a complete trial's objective is from the best one's, the standard error of that), document by document
     where both trials' documents are known, else as if they had been scored on different ones.
 

@@ -44,6 +44,7 @@ FOLDS = 3
 LIMIT = 24
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 THE_PRESENT = "tensor, a quarter held apart"
+START = "no learning: the start"
 NEVER = 10_000
 
 
@@ -72,6 +73,7 @@ _SHORT = {**_LONG, "steps": 60 // FOLDS, "look_every": 5, "patience": NEVER}
 _WHOLE = {**_LONG, "patience": NEVER}
 WAYS: dict[str, Way] = {
     THE_PRESENT: Way(folds=0, settings=_LONG),
+    START: Way("recipe", folds=0),
     "tensor, folds, levels, decay 3": Way(levels=True, settings={**_SHORT, "decay": 3.0}),
     "tensor, folds": Way(settings=_SHORT),
     "group, folds, levels": Way("group", levels=True, settings=_SHORT),
@@ -141,25 +143,34 @@ class Pool:
 
     def mean_loss(self, recipe: Any, side: str) -> float:
         """The mean over tasks of the expected loss, in units of the scale."""
+        return float(np.mean([each.mean() for each in self.expected(recipe, side).values()]))
+
+    def expected(self, recipe: Any, side: str) -> dict[str, np.ndarray]:
+        """Each document's expected loss, in units of the scale."""
         self.engine.load(recipe)
         scales, documents = self.scales("expected"), self._ids(side)
         losses = self.losses(side, "expected")
         with torch.no_grad():
             found = losses.loss(losses.known(documents))
-        return float(np.mean([float(each.double().mean()) / scales[label] for label, each in found.items()]))
+        return {label: each.double().numpy() / scales[label] for label, each in found.items()}
 
     def judged(self, recipe: Any, whole: bool) -> dict[str, Any]:
-        """What a recipe is worth on the holdout: the expected loss, and of a whole judgement objective and tasks."""
-        loss = self.mean_loss(recipe, "holdout")
+        """What a recipe is worth on the holdout: each document's expected loss, and of a whole judgement the objective
+        and the tasks' scores."""
+        losses = {label: each.tolist() for label, each in self.expected(recipe, "holdout").items()}
         if not whole:
-            return {"holdout": None, "loss": loss, "tasks": {}}
+            return {"losses": losses}
         scores = self.bench.score(recipe, "holdout")
         tasks = {label: score.value for label, score in scores.items()}
-        return {"holdout": self.objective.value(scores), "loss": loss, "tasks": tasks}
+        return {"losses": losses, "holdout": self.objective.value(scores), "tasks": tasks}
 
 
 def run(pool: Pool, name: str, way: Way) -> list[dict[str, Any]]:
     """Learns one way, and reads what it found in every manner that it allows."""
+    if name == START:
+        whole = pool.coefficients("recipe")
+        row = {"seed": pool.seed, "way": name, "reading": "as it is", "documents": len(STARTS) * size(pool.documents)}
+        return [{**row, **pool.judged(whole.recipe(whole.full(pool.start)), whole=True)}]
     coefficients = pool.coefficients(way.per, way.levels)
     settings = SoupSettings().model_copy(update={"decay": 0.0, **way.settings})
     start = coefficients.full(pool.start)
@@ -193,7 +204,8 @@ def run(pool: Pool, name: str, way: Way) -> list[dict[str, Any]]:
     for reading, values, more in readings(pool, coefficients, way, settings, found, [held for _, held in parts]):
         row = {"seed": pool.seed, "way": name, "reading": reading, "documents": cost + more}
         rows.append({**row, **pool.judged(coefficients.recipe(values), whole=not rows)})
-        print(json.dumps(rows[-1]), flush=True)
+        told = {key: value for key, value in rows[-1].items() if key != "losses"}
+        print(json.dumps({**told, "loss": loss_of(rows[-1])[0]}), flush=True)
     return rows
 
 
@@ -215,9 +227,7 @@ def readings(
     lowest, best = math.inf, 0
     chosen = 0
     for look in range(len(found[0].looks)):
-        losses = {
-            label: np.concatenate([each.looks[look].losses[label] for each in found]) for label in pool.documents
-        }
+        losses = {label: np.concatenate([each.looks[look].losses[label] for each in found]) for label in pool.documents}
         mean = np.mean([each.looks[look].values for each in found], axis=0)
         if pooled.look(losses, mean):
             chosen = look
@@ -254,6 +264,54 @@ def _loss(pool: Pool, recipe: Any, documents: Documents, kind: str) -> float:
     return float(sum(float(each.double().sum()) / scales[label] for label, each in found.items()))
 
 
+def loss_of(row: Mapping[str, Any], against: Mapping[str, Any] | None = None) -> tuple[float, float]:
+    """(the mean over tasks of a row's loss on the holdout, less another's of the same seed; its standard error)."""
+    mine = {task: np.array(each) for task, each in row["losses"].items()}
+    if against is not None:
+        mine = {task: each - np.array(against["losses"][task]) for task, each in mine.items()}
+    variance = sum(float(each.var(ddof=1)) / len(each) for each in mine.values()) / len(mine) ** 2
+    return float(np.mean([each.mean() for each in mine.values()])), math.sqrt(variance)
+
+
+def report(out: Path, path: Path) -> None:
+    """Writes the table: for each way and reading the loss less the present way's, paired over documents and seeds."""
+    rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for name in WAYS:
+        for file in sorted(out.glob(f"*/{slug(name)}.rows.json")):
+            for row in json.loads(file.read_text(encoding="utf-8")):
+                rows.setdefault((name, row["reading"]), {})[row["seed"]] = row
+    reference = rows.get((THE_PRESENT, "kept"), {})
+    start = rows.get((START, "as it is"), {})
+    lines = []
+    for (name, reading), found in rows.items():
+        seeds = sorted(found.keys() & reference.keys())
+        if not seeds:
+            continue
+        cells = [name, reading, f"{np.mean([found[seed]['documents'] for seed in seeds]):,.0f}"]
+        for against in (reference, start):
+            pairs = [loss_of(found[seed], against[seed]) for seed in seeds if seed in against]
+            gap = float(np.mean([value for value, _ in pairs])) if pairs else math.nan
+            noise = math.sqrt(sum(error**2 for _, error in pairs)) / max(1, len(pairs))
+            cells.append(f"{gap:+.4f} ± {noise:.4f}")
+        values = [found[seed]["holdout"] for seed in seeds if "holdout" in found[seed]]
+        lines.append("| " + " | ".join([*cells, f"{np.mean(values):.3f}" if values else "", str(len(seeds))]) + " |")
+    text = (
+        "# Soups that do not overfit\n\n"
+        "`python -m scripts.bench.soups FOLDER --seeds 0 1`, then `--report`: a machine with 2 CPU "
+        f"cores, float32, torch {torch.__version__}. The zoo of version 0.1, {LIMIT} search documents of each of its 4 "
+        "tasks, 60 steps of 2 documents of each task for every way. The loss is the mean over tasks of the expected "
+        "loss on the holdout, each task's in units of how much the best single model's is lower than the base's: less "
+        "is better. `±` is one standard error, document by document. The objective on the holdout was measured for the "
+        "first reading of each way alone. This pool is a development pool: what is best here was chosen by this "
+        "table, and is no result.\n\n"
+        "| way | reading | document evaluations | loss less the present way's | loss less the start's | objective | seeds "
+        "|\n|---|---|---|---|---|---|---|\n"
+    )
+    notes = path.with_name("soups.notes.md")
+    more = "\n" + notes.read_text(encoding="utf-8") if notes.is_file() else ""
+    path.write_text(text + "\n".join(lines) + "\n" + more, encoding="utf-8")
+
+
 def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
@@ -265,13 +323,17 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(WAYS))
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS")
-    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--report", action="store_true", help="write the table and run nothing")
+    parser.add_argument("--results", type=Path, default=Path("results/soups.md"))
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options(arguments)
     deadline = time.time() + chosen.stop_after
+    if chosen.report:
+        report(chosen.out, chosen.results)
+        return 0
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     for seed in chosen.seeds:

@@ -336,7 +336,9 @@ class _Run:
         self.raw.grad = gradient
         optimizer.step()
         self.raw.grad = None
-        self.raw.copy_(self.coefficients.within(self.coefficients.decayed(self.raw, min(1.0, rate * self.settings.decay))))
+        self.raw.copy_(
+            self.coefficients.within(self.coefficients.decayed(self.raw, min(1.0, rate * self.settings.decay)))
+        )
 
     def _look(self) -> None:
         since = self.step - (self.looks[-1].step if self.looks else 0)

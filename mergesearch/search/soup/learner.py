@@ -17,9 +17,9 @@ from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.recipe import BASE, Recipe, Rule, TensorInfo
 from mergesearch.search.history import History
-from mergesearch.search.objective import Objective
 from mergesearch.search.lines import Documents as DocumentsScored
 from mergesearch.search.lines import Found, Line, LineRace
+from mergesearch.search.objective import Objective
 from mergesearch.search.soup.adam import learn, parent_scales, step_seconds
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import Averaging, own_documents

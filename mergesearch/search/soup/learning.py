@@ -43,7 +43,17 @@ class LearningStep:
 Stepped = Callable[[LearningStep], None]
 
 # the settings that the course of the learning depends on
-_COURSE = {"optimizer", "steps", "learning_rate", "documents", "look_every", "patience", "candidates", "decay", "average"}
+_COURSE = {
+    "optimizer",
+    "steps",
+    "learning_rate",
+    "documents",
+    "look_every",
+    "patience",
+    "candidates",
+    "decay",
+    "average",
+}
 # the state is written after every so many steps or candidates
 SAVE_EVERY = 5
 

@@ -51,7 +51,9 @@ class SoupSettings(Strict):
     validation: float = Field(
         default=0.25, gt=0, lt=1, description="with one fold, the share of the search documents kept for early stopping"
     )
-    validation_documents: int = Field(default=64, ge=1, description="of each task, the most that are held apart, in each fold")
+    validation_documents: int = Field(
+        default=64, ge=1, description="of each task, the most that are held apart, in each fold"
+    )
     look_every: int = Field(default=10, ge=1, description="steps between looks at the validation documents")
     patience: int = Field(
         default=4, ge=1, description="looks in a row that are worse than the best beyond noise end it"
@@ -106,6 +108,7 @@ class SoupSettings(Strict):
         looks = 1 + -(-steps // self.look_every)
         few = sum(self.held_apart(count) for count in documents)
         looked = sum(min(count, folds * self.validation_documents) for count in documents) if folds > 1 else few
+        looks += 2 * (folds > 1)  # once more for each share of the deviations
         return 3 * folds * steps * self.documents * len(documents) + looks * looked + measured * few
 
     def held_apart(self, count: int) -> int:

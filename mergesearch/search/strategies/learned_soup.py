@@ -24,6 +24,7 @@ from mergesearch.search.paying import LEAST, behind
 from mergesearch.search.soup.affine import Affine, affine_of
 from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.search.strategies.base import WAIT, Cost, Learned, Proposal, Strategy, Surroundings, Wait
+from mergesearch.search.strategies.baselines import Baselines
 from mergesearch.search.trials import State, Trial
 from mergesearch.search.work import Work
 from mergesearch.space.groups import check_components
@@ -66,8 +67,13 @@ class LearnedSoups(Strategy):
         settings = settings_of(config)
         each = [settings.cost(loss, len(config.models), documents) for _, loss in settings.soups]
         by = " by gradient" * (settings.optimizer == "adam")
+        # from a second start as many again, as far as the share for them lasts
+        others = Baselines.cost(config, documents).trials
+        whole = (config.search.trials + others) * sum(documents)
+        whole = whole if config.search.documents is None else min(whole, config.search.documents)
+        most = max(sum(each), min(2 * sum(each), round(whole * SECONDS_SHARE))) if settings.start is None else sum(each)
         soups = f"{len(each)} soup{'s' * (len(each) > 1)}{by}"
-        return Cost(documents=sum(each), words=f"at most {sum(each):,} to learn {soups}")
+        return Cost(documents=most, words=f"at most {most:,} to learn {soups}")
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:

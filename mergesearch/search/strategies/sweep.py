@@ -81,7 +81,9 @@ class Sweep(Strategy):
         return None
 
     def wants(self, history: History) -> Wanted:
-        return Wanted(0, sum(still_wanted(trial, trial.key.get("budget", 0), history) for trial in history.of(self.name)))
+        return Wanted(
+            0, sum(still_wanted(trial, trial.key.get("budget", 0), history) for trial in history.of(self.name))
+        )
 
     def again(self, trial: Trial, history: History) -> Learned:
         return self._learned(trial.key)
@@ -124,7 +126,14 @@ class Sweep(Strategy):
 
     @classmethod
     def trials_in_words(cls, count: int) -> str:
-        return f"{count} of the sweep" if count else "the sweep"
+        return f"{count} of the sweep" if count > 1 else "the sweep"
+
+    @classmethod
+    def words(cls, history: History) -> list[str]:
+        first = next(iter(history.of(cls.name)), None)
+        if first is None or "at" not in first.key:
+            return []
+        return [f"sweep: {first.key['line']} is best at {first.key['at']:g} of what was raced on few documents"]
 
 
 def _least_whole(config: Config, each: int) -> int:
