@@ -48,8 +48,8 @@ class Line:
         points: where it is tried, the most promising first.
         fixed: the other parameters.
         known: baselines that are points of it.
-        shallow: what the number is in the first layer, from where it grows evenly to the point's in the last; None: it is
-            the same in all layers.
+        shallow: what the number is in the first layer, from where it grows evenly to the point's in the last; None: it
+            is the same in all layers.
         layers: of the models, where it grows.
     """
 
@@ -80,8 +80,8 @@ def lines_of(methods: Sequence[str], models: int, layers: int = 1) -> list[Line]
 
     The first is the way from the base through the plain average, where every model has its equal share of the weight,
     and beyond: task arithmetic with one weight for all models. The second keeps the average's weight in the first layer
-    and lets it grow with depth (LiNeS: Wang et al., "LiNeS: post-training layer scaling prevents forgetting and enhances
-    model merging", 2024, arXiv:2410.17146).
+    and lets it grow with depth (LiNeS: Wang et al., "LiNeS: post-training layer scaling prevents forgetting and
+    enhances model merging", 2024, arXiv:2410.17146).
     """
     elected = {"weight": 1.0}
     known = {AVERAGE: 1 / models, "task_arithmetic 0.3": 0.3, "task_arithmetic 0.4": 0.4}
@@ -257,7 +257,7 @@ class LineRace:
         return total
 
     def _is_close(self, point: Point, best: Point) -> bool:
-        """Whether it is behind the best by less than a standard error of the difference, on what both were scored on."""
+        """Whether it is behind the best by less than a standard error of the difference, where both were scored."""
         mine, theirs = point.documents or {}, best.documents or {}
         behind, variance = 0.0, 0.0
         for task, factor in self.factors.items():

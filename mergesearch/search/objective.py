@@ -32,8 +32,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class Objective:
-    """The weighted mean of the scaled task scores, mixed with the worst of them where that is asked for; lower-is-better
-    metrics are negated first.
+    """The weighted mean of the scaled task scores, mixed with the worst of them where that is asked for.
+
+    Metrics where lower is better are negated first.
 
     Attributes:
         weights: of each task, by label.

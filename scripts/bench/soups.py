@@ -304,8 +304,8 @@ def report(out: Path, path: Path) -> None:
         "is better. `±` is one standard error, document by document. The objective on the holdout was measured for the "
         "first reading of each way alone. This pool is a development pool: what is best here was chosen by this "
         "table, and is no result.\n\n"
-        "| way | reading | document evaluations | loss less the present way's | loss less the start's | objective | seeds "
-        "|\n|---|---|---|---|---|---|---|\n"
+        "| way | reading | document evaluations | loss less the present way's | loss less the start's | objective "
+        "| seeds |\n|---|---|---|---|---|---|---|\n"
     )
     notes = path.with_name("soups.notes.md")
     more = "\n" + notes.read_text(encoding="utf-8") if notes.is_file() else ""

@@ -150,7 +150,7 @@ class Coefficients:
         return raw if self.levels is None else torch.cat([raw[:1], raw[1:] * (1 - share)])
 
     def raw(self, values: np.ndarray) -> Tensor:
-        """The raw numbers of some weights: float64, [C, K], or [C, K + 1] for softmax with a factor, or [levels' rows, K].
+        """The raw numbers of some weights: float64, [C, K], [C, K + 1] for softmax with a factor, [rows, K] of levels.
 
         Raises:
             UserError: softmax of weights that are not all positive.

@@ -44,8 +44,8 @@ class LearnedSoups(Strategy):
     They start from the best mix so far that has every model in it, whatever found it; where another one, which is not
     much the same, is within noise of it, and a third of the run's document evaluations lasts for it, from both. Each is
     the mean of soups that were learned on all but one part of the documents in turn, at the step that these parts
-    choose. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose tasks do not say what
-    is right. As a part of `auto` the soups end where the first of them brought less than noise over its start.
+    choose. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose tasks do not say
+    what is right. As a part of `auto` the soups end where the first of them brought less than noise over its start.
     """
 
     name = "learned_soup"
@@ -144,8 +144,8 @@ class LearnedSoups(Strategy):
         if first is None or not left:
             return []
         return [
-            f"learned soup: {len(left)} more left out: trial {first.number} brought less over its start than a quarter of "
-            "the best score's standard error"
+            f"learned soup: {len(left)} more left out: trial {first.number} brought less over its start than a quarter "
+            "of its score's standard error"
         ]
 
     @classmethod

@@ -73,8 +73,8 @@ class Study(Strategy):
     second stage starts from the best recipe that is a point of the space, and has all points with its method.
 
     As a part of `auto` it ends a stage that does not pay: where the latest half of its proposals, 12 at least, raised
-    the best score by less than a quarter of its standard error, the next as many are not expected to bring more. What is
-    left of the budget is not spent then. `study_ends: budget` spends it.
+    the best score by less than a quarter of its standard error, the next as many are not expected to bring more. What
+    is left of the budget is not spent then. `study_ends: budget` spends it.
     """
 
     name = "study"

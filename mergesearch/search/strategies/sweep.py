@@ -34,8 +34,9 @@ class Sweep(Strategy):
     """Each method's one number over its whole range, raced on few documents; the best points are scored on all.
 
     Of `space.methods` it takes task_arithmetic (and linear: the way from the base through the average and beyond, with
-    weights that are the same in all layers or grow with depth), ties at two densities, DARE, DELLA and breadcrumbs. It takes a twentieth of the run's document evaluations, or those of
-    two candidates where that is more. Its trials do not count against `search.trials`.
+    weights that are the same in all layers or grow with depth), ties at two densities, DARE, DELLA and breadcrumbs. It
+    takes a twentieth of the run's document evaluations, or those of two candidates where that is more. Its trials do
+    not count against `search.trials`.
     """
 
     name = "sweep"
