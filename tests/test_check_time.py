@@ -28,7 +28,9 @@ def test_before_a_run_by_a_probe_and_then_by_its_trials(tmp_path: Path, monkeypa
     assert before.status == 0, before.err
     said = line(before.out, "time")
     assert re.match(
-        r"about \d+ (s|min).*: 6 baselines \d+ s, 3 greedy soups \d+ s, 2 learned soups \d+ s, 1 proposal ", said
+        r"about \d+ (s|min).*: 6 baselines \d+ s, the sweep \d+ s, 3 greedy soups \d+ s, 2 learned soups \d+ s, "
+        r"1 proposal ",
+        said,
     )
     assert "a probe of a few documents" in said and not (tmp_path / "run").exists()
 

@@ -78,8 +78,22 @@ class Session:
         )  # for who goes on with the run
         return [
             sentence(self.read(), winner),
+            *self._neglected(winner),
             f"winner: trial {winner.number}, exported to {best} (its README.md says how to score it by hand)",
         ]
+
+    def _neglected(self, winner: Record) -> list[str]:
+        """A warning that names the tasks on which the winner has less than its share; empty where there is none."""
+        history = self.search.history()
+        trial, objective = history.trials[winner.number], history.objective
+        low = objective.neglected(trial.scores) if objective is not None and trial.scores else []
+        if not low:
+            return []
+        named = ", ".join(f"{task} ({value:.2f})" for task, value in low)
+        text = f"note: the winner has less than half of its tasks' mean on {named}; the base is 0, the best model 1"
+        if self.config.objective.worst:
+            return [text]
+        return [f"{text}: a higher weight of the task, or `objective: {{worst: 0.5}}`, keeps more of it"]
 
 
 def _ignore(_: Any) -> None:

@@ -26,6 +26,7 @@ RESUMABLE = (
     ("search", "trial_timeout"),
     ("on_best",),
     ("on_end",),
+    ("search", "study_ends"),
     ("output",),
     ("device",),
     ("memory",),
@@ -101,6 +102,13 @@ class ObjectiveConfig(Strict):
         "for short",
     )
 
+    worst: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="the share that the worst task has in the objective, the mean has the rest: `{worst: 0.5}` where "
+        "no skill may be given up for the others. Learned soups go by the mean, and are chosen by both",
+    )
     metric: str | None = Field(default=None, description="of every task that has it and names no metric of its own")
     tie_break: Literal["gold_prob"] | None = Field(
         default=None,
@@ -311,6 +319,18 @@ class Config(Strict):
                 raise ValueError(
                     f"guard {guard.task!r} sets {own}, and the same task is in tasks, where it is scored: set it there"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _worst_is_one_number(self) -> Config:
+        worst = self.objective.worst
+        if worst and self.objective.pareto:
+            raise ValueError(f"objective.worst is {worst:g}, and pareto keeps one objective for each task: drop one")
+        if worst and self.racing:
+            raise ValueError(
+                f"objective.worst is {worst:g}, and racing compares means of documents, which the worst task is not: "
+                "leave out racing or worst"
+            )
         return self
 
     @model_validator(mode="after")

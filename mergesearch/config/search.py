@@ -26,7 +26,10 @@ class SearchConfig(Strict):
         default=[AUTO], min_length=1, description="one or a list, each starting from what the earlier ones found"
     )
     trials: int = Field(
-        default=40, ge=0, le=1_000_000, description="how many candidates, those of the baselines not counted"
+        default=40,
+        ge=0,
+        le=1_000_000,
+        description="how many candidates, those of the baselines and the sweep not counted",
     )
     hours: float | None = Field(
         default=None, gt=0, le=1_000_000, description="hours of work, over all starts and workers"

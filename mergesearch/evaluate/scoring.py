@@ -255,13 +255,14 @@ class Scorer:
         )
 
     def only(self, documents: Mapping[str, Iterable[int]]) -> Scorer:
-        """A scorer of some of the documents, given by task label.
+        """A scorer of some of the documents, given by task label; tasks without any are no part of it.
 
         It shares requests and answers with this one. Once every document was answered by one part or another, `collect`
         here gives the scores of them all. Few-shot examples stay those that the whole choice of documents drew.
         """
         part = copy.copy(self)
-        some = [each.only(documents[each.task.label]) for each in self._parts]
+        part._tasks = [task for task in self._tasks if documents.get(task.label)]
+        some = [each.only(documents.get(each.task.label, ())) for each in self._parts]
         part._parts = [each for each in some if each.instances]
         part._requests = _by_type(part._parts, self._shuffle)
         part._truncated = part._truncated_shares()

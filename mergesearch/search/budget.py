@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mergesearch import registry
 from mergesearch.search.history import History
 from mergesearch.search.trials import Trial
 
@@ -77,6 +78,20 @@ class Budget:
             return trials
         left = search.documents - history.documents - self.kept
         return min(trials, history.proposals + max(0, left) // history.documents_each)
+
+    @property
+    def whole(self) -> int:
+        """The document evaluations that the whole run will come to, about: its budget, or what its trials and hours
+        amount to; 0 before anything is scored."""
+        search, history = self.history.config.search, self.history
+        uncounted = sum(t.documents for t in history.trials if t.strategy in registry.strategies() and
+                        not registry.strategies()[t.strategy].counts)  # fmt: skip
+        ends = [uncounted + search.trials * history.documents_each]
+        if search.documents is not None:
+            ends.append(search.documents)
+        if search.hours is not None and history.hours_of_a_document:
+            ends.append(round(search.hours / history.hours_of_a_document))
+        return min(ends)
 
     def is_over(self, hours: float = 0.0) -> bool:
         """Whether documents or hours are used up, by what has ended and by a trial that has been at work so long."""

@@ -32,7 +32,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class Objective:
-    """The weighted mean of the scaled task scores; lower-is-better metrics are negated first.
+    """The weighted mean of the scaled task scores, mixed with the worst of them where that is asked for.
+
+    Metrics where lower is better are negated first.
 
     Attributes:
         weights: of each task, by label.
@@ -40,6 +42,7 @@ class Objective:
         notes: what a reader of the objective should know.
         tie_break: what decides between candidates that lie within a document, `gold_prob`; None for nothing.
         guards: the limits that a winner must keep.
+        worst: the share that the lowest scaled score has in the objective; the mean has the rest.
     """
 
     weights: Mapping[str, float]
@@ -47,6 +50,7 @@ class Objective:
     notes: tuple[str, ...] = ()
     tie_break: str | None = None
     guards: tuple[Guard, ...] = ()
+    worst: float = 0.0
 
     def ranking(self, scores: Scores) -> float:
         """What the study maximises: `value`, and with a tie-break a little more.
@@ -69,29 +73,47 @@ class Objective:
         return "; ".join(filter(None, (guard.why(scores[guard.task]) for guard in self.guards))) or None
 
     def value(self, scores: Scores) -> float:
-        """sum_t w_t (s_t - origin_t) / unit_t  /  sum_t w_t."""
+        """(1 - worst) sum_t w_t z_t / sum_t w_t + worst min_t z_t, with z_t = (s_t - origin_t) / unit_t."""
         total = sum(self.weights.values())
-        return sum(w * self.scales[t].apply(signed(scores[t])) for t, w in self.weights.items()) / total
+        mean = sum(w * self.scales[t].apply(signed(scores[t])) for t, w in self.weights.items()) / total
+        return (1 - self.worst) * mean + self.worst * min(self.values(scores)) if self.worst else mean
+
+    def neglected(self, scores: Scores) -> list[tuple[str, float]]:
+        """(task, its scaled score) of the tasks that have less than half of what the tasks have in the mean, the worst
+        first: where the base is 0 and the best single model 1, that is a skill that was given up for others. Tasks that
+        keep their raw metric do not count."""
+        scaled = [task for task in self.weights if self.scales[task] != Scale()]
+        values = {task: self.scales[task].apply(signed(scores[task])) for task in scaled}
+        mean = sum(values.values()) / max(1, len(values))
+        low = [(task, value) for task, value in values.items() if mean > 0 and value < mean / 2]
+        return sorted(low, key=lambda pair: pair[1])
 
     def values(self, scores: Scores) -> list[float]:
         """Each task's scaled score, in the order of the tasks: what a study of several objectives maximises."""
         return [self.scales[task].apply(signed(scores[task])) for task in self.weights]
 
     def factors(self, scores: Scores) -> dict[str, float]:
-        """How far the objective moves when a task's metric grows by one: negative where lower is better."""
-        total = sum(self.weights.values())
+        """How far the objective moves when a task's metric grows by one: negative where lower is better. With a share
+        for the worst task that is so near these scores alone."""
         signs = {task: 1.0 if scores[task].higher_is_better else -1.0 for task in self.weights}
-        return {task: signs[task] * weight / self.scales[task].unit / total for task, weight in self.weights.items()}
+        return {task: signs[task] * part / self.scales[task].unit for task, part in self._parts(scores).items()}
+
+    def _parts(self, scores: Scores) -> dict[str, float]:
+        """What each task's scaled score counts near these scores; their sum is 1."""
+        total = sum(self.weights.values())
+        parts = {task: (1 - self.worst) * weight / total for task, weight in self.weights.items()}
+        if self.worst:
+            parts[min(self.weights, key=lambda task: self.scales[task].apply(signed(scores[task])))] += self.worst
+        return parts
 
     def stderr(self, scores: Scores) -> float | None:
         """Its standard error, the tasks taken as independent and the scales as fixed; None where a task has none."""
-        total = sum(self.weights.values())
         parts = []
-        for task, weight in self.weights.items():
+        for task, part in self._parts(scores).items():
             error = scores[task].stderr
             if error is None:
                 return None
-            parts.append(weight * error / abs(self.scales[task].unit) / total)
+            parts.append(part * error / abs(self.scales[task].unit))
         return math.sqrt(sum(part**2 for part in parts))
 
     def to_data(self) -> dict[str, Any]:
@@ -102,13 +124,15 @@ class Objective:
             "notes": list(self.notes),
             "tie_break": self.tie_break,
             "guards": [guard.to_data() for guard in self.guards],
+            "worst": self.worst,
         }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Objective:
         scales = {task: Scale(*pair) for task, pair in data["scales"].items()}
         limits = tuple(Guard(**guard) for guard in data.get("guards", ()))
-        return cls(data["weights"], scales, tuple(data["notes"]), data.get("tie_break"), limits)
+        worst = data.get("worst", 0.0)
+        return cls(data["weights"], scales, tuple(data["notes"]), data.get("tie_break"), limits, worst)
 
 
 def signed(score: TaskScore) -> float:
@@ -147,6 +171,7 @@ def with_conditions(objective: Objective, config: Config, scores: Mapping[str, S
     Raises:
         LookupError: whom a guard is against could not be scored.
     """
+    objective = replace(objective, worst=config.objective.worst)
     limits = guards.fix(config.guard, scores.get(BASE), {name: s for name, s in scores.items() if name != BASE})
     if not scores:
         return objective

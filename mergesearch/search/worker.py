@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.config import Config, RacingConfig
 from mergesearch.errors import CandidateError
-from mergesearch.evaluate.scores import Scores
+from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search import objective as objectives
 from mergesearch.search import store, trials
@@ -144,7 +144,9 @@ class Search:
         self._presence: Presence | None = None  # while it is at work
         self._ended: set[str] = set()  # strategies of which it was said that their space is exhausted
         began = len(self.study.get_trials(deepcopy=False))
-        self.surroundings: Surroundings = Surroundings(config, self.study, space, coarse, infos, layers, learner, began)
+        self.surroundings: Surroundings = Surroundings(
+            config, self.study, space, coarse, infos, layers, learner, began, self._documents_of
+        )
         self.strategies: list[Strategy] = strategies_of(self.surroundings)
 
     def run(self) -> None:
@@ -265,6 +267,13 @@ class Search:
         except CandidateError:  # the trial fails with the same error once a worker is at it
             return Choice("random")
         return proposal.choice if isinstance(proposal, Sampled) else Choice("random")
+
+    def _documents_of(self, number: int) -> Mapping[str, DocumentScores] | None:
+        """What a trial did on each search document; None where that is not known, or damaged."""
+        try:
+            return load_documents(self.folder.documents(number))
+        except (OSError, ValueError):
+            return None
 
     def _strategy(self, trial: Trial) -> Strategy:
         """The strategy that proposed a trial, whether or not it is one of this worker's list."""

@@ -34,6 +34,7 @@ from mergesearch.search.soup.learning import (
     SAVE_EVERY,
     Documents,
     LearningStep,
+    Look,
     Score,
     SoupResult,
     StateFile,
@@ -51,8 +52,10 @@ log: logging.Logger = logging.getLogger(__name__)
 _LEAST_SCALE = 0.1
 # the last step's learning rate, as a share of the first's
 _LAST_RATE = 0.1
+# why learning ended where it may go on
+STOPPED = "stopped from outside"
 # of the state on disk
-_FORMAT = 2
+_FORMAT = 3
 
 
 def learn(
@@ -116,7 +119,7 @@ def learn(
     if losses is None:
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
     stopping = EarlyStopping(settings.patience)
-    run = _Run(coefficients, engine, losses, settings, seed, _shares(weights, documents), spent, stopping)
+    run = _Run(coefficients, engine, losses, settings, seed, shares_of(weights, documents), spent, stopping)
     run.documents, run.validation = _all_known(losses, documents), _all_known(losses, validation)
     run.scales = dict(scales or {})
     # without the scales, which another device measures a little differently: the state has those it began with
@@ -182,7 +185,7 @@ def step_seconds(
                 losses,
                 settings.model_copy(update={"documents": few}),
                 0,
-                _shares(None, documents),
+                shares_of(None, documents),
                 lambda count: None,
                 EarlyStopping(settings.patience),
                 documents=documents,
@@ -197,7 +200,8 @@ def step_seconds(
     return seconds / max(1, taken)
 
 
-def _shares(weights: Mapping[str, float] | None, documents: Documents) -> dict[str, float]:
+def shares_of(weights: Mapping[str, float] | None, documents: Documents) -> dict[str, float]:
+    """The tasks' weights, equal ones by default, as shares of their sum."""
     chosen = {label: (weights or {}).get(label, 1.0) for label in documents}
     return {label: weight / sum(chosen.values()) for label, weight in chosen.items()}
 
@@ -232,6 +236,8 @@ class _Run:
     cost: int = 0
     scales: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    passed: Tensor = field(default_factory=lambda: torch.zeros(0))  # the sum of the weights since the last look
     note: str = ""
 
     # --- the course of it --------------------------------------------------------------------------------------
@@ -246,7 +252,7 @@ class _Run:
             while not self.note:
                 if stop():
                     file.save(self._data(optimizer))
-                    return self._learned("stopped from outside")
+                    return self._learned(STOPPED)
                 self._go(optimizer, say)
                 stepped(self._so_far())
                 if self.note or self.step % SAVE_EVERY == 0:
@@ -281,6 +287,7 @@ class _Run:
             gradient = self._gradient()
             self._move(optimizer, gradient)
             self.step += 1
+            self.passed = self.passed + self.raw
             last = self.step >= self.settings.steps
             if self.step % self.settings.look_every == 0 or last:
                 self._look()
@@ -323,18 +330,19 @@ class _Run:
         return self.coefficients.pull_back(taken, self.raw)
 
     def _move(self, optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
-        if self.coefficients.parameterisation == "free":
-            gradient = gradient * torch.from_numpy(self.coefficients.free)
+        rate = self.settings.learning_rate * _decay(self.step, self.settings.steps)
         for group in optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * _decay(self.step, self.settings.steps)
+            group["lr"] = rate
         self.raw.grad = gradient
         optimizer.step()
         self.raw.grad = None
-        if self.coefficients.parameterisation == "free":
-            self.raw.copy_(torch.from_numpy(self.coefficients.limit(self.raw.numpy())))
+        self.raw.copy_(
+            self.coefficients.within(self.coefficients.decayed(self.raw, min(1.0, rate * self.settings.decay)))
+        )
 
     def _look(self) -> None:
-        values = self.coefficients.values(self.raw)
+        since = self.step - (self.looks[-1].step if self.looks else 0)
+        values = self.coefficients.values(self.passed / since if self.settings.average else self.raw)
         self._load(self.coefficients.recipe(values))
         losses = self._validate()
         if not _finite(losses):
@@ -351,6 +359,8 @@ class _Run:
         loss, kept = self.stopping.loss(losses), self.stopping.look(losses, values)
         look = {"step": self.step, "documents": self.cost, "validation": loss, "losses": _means(losses), "kept": kept}
         self.history.append(look)
+        self.looks.append(Look(self.step, values, losses))
+        self.passed = torch.zeros_like(self.raw)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, np.ndarray]:
@@ -382,6 +392,8 @@ class _Run:
             "raw": self.raw.tolist(),
             "moments": [kept[key].tolist() for key in ("exp_avg", "exp_avg_sq")] if kept else None,
             "stopping": self.stopping.data(),
+            "looks": [look.data() for look in self.looks],
+            "passed": self.passed.tolist(),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -389,6 +401,8 @@ class _Run:
         for name in _PLAIN:
             setattr(self, name, data[name])
         self.raw = torch.tensor(data["raw"], dtype=torch.float64)
+        self.passed = torch.tensor(data["passed"], dtype=torch.float64)
+        self.looks = [Look.of_data(look) for look in data["looks"]]
         self._weigh()
         self.stopping.restore(data["stopping"])
         if data["moments"]:
@@ -398,7 +412,8 @@ class _Run:
     def _learned(self, note: str) -> SoupResult:
         kept = self.stopping.kept
         assert kept is not None
-        return SoupResult(kept, self.coefficients.recipe(kept), self.history, self.cost, note)
+        recipe = self.coefficients.recipe(kept)
+        return SoupResult(kept, recipe, self.history, self.cost, note, self.looks, self.scales)
 
 
 _PLAIN = ("step", "cost", "scales", "history", "note")

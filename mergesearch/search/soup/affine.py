@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mergesearch import methods
-from mergesearch.recipe import Recipe, Rule
+from mergesearch.recipe import Recipe, Rule, TensorInfo
 
 Selection = tuple[tuple[int, int] | None, tuple[str, ...] | None, str | None]
 WHOLE: Selection = (None, None, None)
@@ -40,6 +40,12 @@ class Affine:
         selections = next(iter(kinds), (WHOLE,))
         spread = [np.broadcast_to(part.values, (len(selections), part.values.shape[1])) for part in parts]
         return cls(selections, np.mean(spread, axis=0))
+
+    def weights(self, infos: Sequence[TensorInfo], models: Sequence[str]) -> np.ndarray:
+        """Each tensor's weights, float64, [tensors, models]; the rules' own, [rules, models], where there are none."""
+        rules = self.rules(models)
+        rows = [next(number for number, rule in enumerate(rules) if rule.covers(info)) for info in infos]
+        return self.values[rows] if rows else self.values
 
     def rules(self, models: Sequence[str]) -> tuple[Rule, ...]:
         """The same as rules of task arithmetic."""

@@ -21,6 +21,7 @@ from mergesearch.checkpoints import Pool, parameters
 from mergesearch.engine.plan import Job
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Recipe, Rule, TensorInfo
+from mergesearch.search.soup.levels import Covers, Levels
 
 Method = Literal["task_arithmetic", "linear"]
 Parameterisation = Literal["free", "softmax"]
@@ -60,6 +61,8 @@ class Coefficients:
         parameterisation: what an optimizer turns, its `raw` numbers. `free`: the weights themselves, any sign.
             `softmax`, over the models: for linear weights that are positive and sum to 1; for task_arithmetic the same
             times a positive factor for each cell, learned too.
+        above: groups between the whole model and the cells. With them, or an empty list, the raw numbers of `free`
+            weights are a sum of `Levels`.
         frozen: rules that stand before the cells'; what they cover belongs to no cell.
         low, high: the range of every weight, numbers or arrays that broadcast to [C, K]; equal ends freeze it. Only for
             `free`; `limit` moves a weight back into its range.
@@ -79,6 +82,7 @@ class Coefficients:
         frozen: Sequence[Rule] = (),
         low: Any = -np.inf,
         high: Any = np.inf,
+        above: Sequence[Covers] | None = None,
     ):
         if method not in ("task_arithmetic", "linear"):
             raise UserError(f"a soup's method is {method!r}: use task_arithmetic or linear")
@@ -93,6 +97,8 @@ class Coefficients:
         self._blocks = _blocks(cells, infos)
         self.cell_of: dict[str, int] = _cells(self._blocks, infos)
         self.shape: tuple[int, int] = (len(self._blocks), len(self.models))
+        leveled = above is not None and parameterisation == "free"
+        self.levels: Levels | None = Levels.of(infos, self.cell_of, above or ()) if leveled else None
         self.low: np.ndarray
         self.high: np.ndarray
         self.low, self.high = (np.broadcast_to(np.asarray(end, dtype=np.float64), self.shape) for end in (low, high))
@@ -131,13 +137,27 @@ class Coefficients:
 
     # --- what an optimizer turns -------------------------------------------------------------------------------
 
+    def within(self, raw: Tensor) -> Tensor:
+        """The raw numbers with every weight moved into its range."""
+        if self.parameterisation == "softmax":
+            return raw
+        values = self.weights(raw).numpy()
+        limited = self.limit(values)
+        return raw if (limited == values).all() else self.raw(limited)
+
+    def decayed(self, raw: Tensor, share: float) -> Tensor:
+        """The raw numbers with what groups and cells differ by from the levels above less by a share of itself."""
+        return raw if self.levels is None else torch.cat([raw[:1], raw[1:] * (1 - share)])
+
     def raw(self, values: np.ndarray) -> Tensor:
-        """The raw numbers of some weights: float64, [C, K], or [C, K + 1] for softmax with a factor.
+        """The raw numbers of some weights: float64, [C, K], [C, K + 1] for softmax with a factor, [rows, K] of levels.
 
         Raises:
             UserError: softmax of weights that are not all positive.
         """
         weights = torch.from_numpy(self._checked(values).copy())
+        if self.levels is not None:
+            return torch.from_numpy(self.levels.raw(weights.numpy()))
         if self.parameterisation == "free":
             return weights
         if (weights <= 0).any():
@@ -148,6 +168,8 @@ class Coefficients:
 
     def weights(self, raw: Tensor) -> Tensor:
         """The weights of raw numbers, [C, K]; differentiable."""
+        if self.levels is not None:
+            return self.levels.weights(raw)
         if self.parameterisation == "free":
             return raw
         count = len(self.models)
@@ -159,14 +181,16 @@ class Coefficients:
         return self.weights(raw.detach()).numpy().copy()
 
     def pull_back(self, products: np.ndarray, raw: Tensor) -> Tensor:
-        """dL/draw from dL/dc, the inner products that `InnerProducts` took.
+        """dL/draw from dL/dc, the inner products that `InnerProducts` took; frozen weights do not count.
 
         Raises:
             CandidateError: a cell's weights sum to 0, so that linear has no derivative.
         """
         leaf = raw.detach().clone().requires_grad_()
         with torch.enable_grad():
-            self._mixture(self.weights(leaf)).backward(torch.from_numpy(products).to(leaf.dtype))
+            weights = self.weights(leaf)
+            weights = torch.where(torch.from_numpy(self.free), weights, weights.detach())
+            self._mixture(weights).backward(torch.from_numpy(products).to(leaf.dtype))
         return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
 
     def gradient(self, products: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -14,14 +15,18 @@ from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.recipe import BASE, Recipe, TensorInfo
+from mergesearch.recipe import BASE, Recipe, Rule, TensorInfo
 from mergesearch.search.history import History
+from mergesearch.search.lines import Documents as DocumentsScored
+from mergesearch.search.lines import Found, Line, LineRace
 from mergesearch.search.objective import Objective
 from mergesearch.search.soup.adam import learn, parent_scales, step_seconds
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import Averaging, own_documents
 from mergesearch.search.soup.coefficients import Coefficients
+from mergesearch.search.soup.folds import learn_by_folds
 from mergesearch.search.soup.learning import Documents, Stepped, hold_apart, shuffled
+from mergesearch.search.soup.memo import Memo
 from mergesearch.search.soup.settings import Loss, SoupSettings
 from mergesearch.search.work import Work
 from mergesearch.space import frozen_rules, groups_of
@@ -112,7 +117,8 @@ class Learner:
         return self._losses[loss]
 
     def learn(self, per: str, loss: Loss | None, start: Recipe | None, work: Work) -> Recipe:
-        """The recipe with what is learned on one part of the search documents and kept by another, see `adam.learn`.
+        """The recipe with what is learned on parts of the search documents and chosen by the others, see `folds`; with
+        one fold, or fewer documents than folds, on one part and kept by another, see `adam.learn`.
 
         Args:
             per: `recipe`, `group` or `tensor`: what has coefficients of its own.
@@ -124,30 +130,35 @@ class Learner:
             UserError, CandidateError: as for `adam.learn`.
         """
         coefficients = self.coefficients(per)
-        losses = self.losses(loss) if loss is not None and self.gradients else None
+        start_values = self.start(coefficients, start)
         soup, seed = self.settings, self.config.search.seed
-        documents, validation = hold_apart(self.documents, soup.validation, seed, soup.validation_documents)
         work.state.parent.mkdir(parents=True, exist_ok=True)
-        scales = self._scales(losses, coefficients, validation, work.history, work.spent) if losses else None
-        learned = learn(
-            coefficients,
-            self.start(coefficients, start),
-            self.engine,
-            losses,
-            soup.model_copy(update={"optimizer": "adam" if losses else "cmaes"}),
-            seed=seed,
-            documents=documents,
-            validation=validation,
-            weights=self.weights,
-            scales=scales,
-            score=self._score(objective_of(work.history)),
-            state=work.state,
-            spent=work.spent,
-            stop=work.stop,
-            say=lambda text: self.say(f"learned soup per {per}: {text}"),
-            stepped=self.stepped,
-        )
-        return learned.recipe
+        told: dict[str, Any] = {
+            "seed": seed,
+            "weights": self.weights,
+            "state": work.state,
+            "spent": work.spent,
+            "stop": work.stop,
+            "say": lambda text: self.say(f"learned soup per {per}: {text}"),
+            "stepped": self.stepped,
+        }
+        losses = self.losses(loss) if loss is not None and self.gradients else None
+        documents, held = hold_apart(self.documents, soup.validation, seed, soup.validation_documents)
+        if losses is None:
+            score, without = self._score(objective_of(work.history)), soup.model_copy(update={"optimizer": "cmaes"})
+            parts: dict[str, Any] = {"documents": documents, "validation": held, "score": score}
+            return learn(coefficients, start_values, self.engine, None, without, **parts, **told).recipe
+        told["scales"] = self._scales(losses, coefficients, held, work.history, work.spent)
+        known = losses.known(self.documents)
+        if soup.folds > 1 and min(map(len, known.values())) >= soup.folds:
+            learned = learn_by_folds(
+                coefficients, start_values, self.engine, losses, soup, documents=self.documents, **told
+            )
+            kept = [look["validation"] for look in learned.history if look["kept"]]
+            work.note({"held_out": [kept[0], kept[-1]]})
+            return learned.recipe
+        parts = {"documents": documents, "validation": held}
+        return learn(coefficients, start_values, self.engine, losses, soup, **parts, **told).recipe
 
     def seconds_a_document(self) -> float | None:
         """What a document evaluation takes in learning, on a step of the first soup; None without gradients."""
@@ -178,6 +189,34 @@ class Learner:
         values = solve(coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=work.spent)
         recipe = coefficients.recipe(values)
         return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
+
+    def sweep(self, lines: Sequence[Line], budget: int, known: Mapping[str, DocumentsScored], work: Work) -> Found:
+        """The best points of some lines, raced on few of the search documents; see `lines`.
+
+        Args:
+            lines: at least one.
+            budget: document evaluations.
+            known: what baselines did on all documents, by name.
+            work: the run so far, with the objective, and where to tell what it costs.
+
+        Raises:
+            CandidateError: no point could be built and scored.
+        """
+        seed, history = self.config.search.seed, work.history
+        orders = {label: shuffled(ids, "sweep", seed, label) for label, ids in self.documents.items()}
+        scores = next(iter(history.complete()), next(trial for trial in history.trials if trial.scores)).scores
+        memo = Memo(work.state, json.dumps([seed, self.config.dtype, orders]), work.spent)
+
+        def score(rules: tuple[Rule, ...], documents: Mapping[str, Sequence[int]]) -> DocumentsScored:
+            recipe = self.config.recipe((*self._frozen, *rules))
+            return memo.scored(recipe.id, documents, lambda: self._scored(recipe, documents))
+
+        factors = objective_of(history).factors(scores)
+        return LineRace(lines, factors, orders, budget, score, known).run()
+
+    def _scored(self, recipe: Recipe, documents: Documents) -> DocumentsScored:
+        self.engine.load(recipe)
+        return self.scorer.only(documents).score().documents
 
     def _scales(
         self,
@@ -219,10 +258,10 @@ class Learner:
         soup = self.settings
         cells: Any = per
         free = [info for info in self.infos if not any(rule.covers(info) for rule in self._frozen)]
+        ranges = min(soup.layer_groups, self.layers)
+        groups = groups_of(free, self.layers, ranges, soup.components, "search.learned_soup") if per != "recipe" else []
         if per == "group":
-            cells = groups_of(
-                free, self.layers, min(soup.layer_groups, self.layers), soup.components, "search.learned_soup"
-            )
+            cells = groups
         return Coefficients(
             self.config.average,
             self.infos,
@@ -230,6 +269,7 @@ class Learner:
             method=soup.method,
             parameterisation=soup.coefficients,
             frozen=self._frozen,
+            above=groups if self.gradients else None,
         )
 
     def start(self, coefficients: Coefficients, recipe: Recipe | None) -> np.ndarray:

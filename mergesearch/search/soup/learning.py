@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,45 @@ class LearningStep:
 Stepped = Callable[[LearningStep], None]
 
 # the settings that the course of the learning depends on
-_COURSE = {"optimizer", "steps", "learning_rate", "documents", "look_every", "patience", "candidates"}
+_COURSE = {
+    "optimizer",
+    "steps",
+    "learning_rate",
+    "documents",
+    "look_every",
+    "patience",
+    "candidates",
+    "decay",
+    "average",
+}
 # the state is written after every so many steps or candidates
 SAVE_EVERY = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What was looked at in the middle of learning.
+
+    Attributes:
+        step: after how many steps.
+        values: the weights, float64, [cells, models].
+        losses: of each validation document, by task, float64, [documents].
+    """
+
+    step: int
+    values: np.ndarray
+    losses: Mapping[str, np.ndarray]
+
+    def data(self) -> dict[str, Any]:
+        """For JSON."""
+        losses = {task: each.tolist() for task, each in self.losses.items()}
+        return {"step": self.step, "values": self.values.tolist(), "losses": losses}
+
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any]) -> Look:
+        """Back from what `data` gave."""
+        losses = {task: np.array(each, dtype=np.float64) for task, each in data["losses"].items()}
+        return cls(data["step"], np.array(data["values"], dtype=np.float64), losses)
 
 
 @dataclass(frozen=True)
@@ -60,6 +96,8 @@ class SoupResult:
             so far).
         documents: what it cost over all calls, in document evaluations: a forward pass 1, a backward pass 2 more.
         note: why it ended, in a few words.
+        looks: what was looked at, in order; none of CMA-ES.
+        scales: what each task's loss was divided by.
     """
 
     values: np.ndarray
@@ -67,6 +105,29 @@ class SoupResult:
     history: list[dict[str, Any]]
     documents: int
     note: str
+    looks: Sequence[Look] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+def folds_of(
+    documents: Documents, count: int, seed: int, most: int | None = None
+) -> list[tuple[dict[str, list[int]], dict[str, list[int]]]]:
+    """(documents to learn on, documents held out) of each fold: each task's documents in `count` parts of one size give
+    or take one, drawn from (seed, task) alone; each part is held out once, `most` of it at most: the rest is learned on
+    in every fold.
+
+    Raises:
+        UserError: a task with fewer documents than there are folds.
+    """
+    short = next((label for label, ids in documents.items() if len(ids) < count), None)
+    if short is not None:
+        raise UserError(
+            f"task {short!r} has {len(documents[short])} search documents: a soup learned over {count} folds needs "
+            f"{count}: raise limit, or lower search.learned_soup.folds"
+        )
+    orders = {label: shuffled(ids, "folds", seed, label) for label, ids in documents.items()}
+    held = [{label: sorted(order[fold::count][:most]) for label, order in orders.items()} for fold in range(count)]
+    return [({label: sorted(set(ids) - set(out[label])) for label, ids in documents.items()}, out) for out in held]
 
 
 def hold_apart(

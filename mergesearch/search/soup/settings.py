@@ -38,17 +38,33 @@ class SoupSettings(Strict):
     start: float | None = Field(
         default=None, description="the weight of each model at the start; default: the best mix so far"
     )
-    steps: int = Field(default=100, ge=1, description="steps of adam, at most")
+    folds: int = Field(
+        default=3,
+        ge=1,
+        le=20,
+        description="parts of the search documents: a soup is learned on all but each in turn, these choose the step "
+        "together, and the soup is their mean; 1: one soup, and a part of the documents held apart",
+    )
+    steps: int = Field(default=100, ge=1, description="steps of adam, at most, of all folds together")
     learning_rate: float = Field(default=0.03, gt=0, description="of adam, falling to a tenth along half a cosine")
     documents: int = Field(default=4, ge=1, description="of each task, drawn for each step")
     validation: float = Field(
-        default=0.25, gt=0, lt=1, description="share of the search documents kept for early stopping"
+        default=0.25, gt=0, lt=1, description="with one fold, the share of the search documents kept for early stopping"
     )
-    validation_documents: int = Field(default=64, ge=1, description="of each task, the most of them")
+    validation_documents: int = Field(
+        default=64, ge=1, description="of each task, the most that are held apart, in each fold"
+    )
     look_every: int = Field(default=10, ge=1, description="steps between looks at the validation documents")
     patience: int = Field(
         default=4, ge=1, description="looks in a row that are worse than the best beyond noise end it"
     )
+    decay: float = Field(
+        default=3.0,
+        ge=0,
+        description="of adam's rate, the share by which a group's and a tensor's deviations from the whole model's "
+        "weights shrink in each step",
+    )
+    average: bool = Field(default=False, description="looks are at the mean of the weights since the look before")
     layer_groups: int = Field(default=3, ge=1, description="of `per: group`: how many ranges of layers")
     components: list[str] = Field(
         default=["attention", "mlp", "other"], min_length=1, description="of `per: group`: into what each range splits"
@@ -87,9 +103,17 @@ class SoupSettings(Strict):
     def _cost(self, loss: str | None, measured: int, documents: Sequence[int]) -> int:
         if loss is None:
             return self.candidates * sum(documents)
-        looked = sum(min(max(1, round(self.validation * count)), self.validation_documents) for count in documents)
-        looks = 1 + -(-self.steps // self.look_every)
-        return 3 * self.steps * self.documents * len(documents) + (looks + measured) * looked
+        folds = self.folds if min(documents, default=0) >= self.folds else 1
+        steps = -(-self.steps // folds)
+        looks = 1 + -(-steps // self.look_every)
+        few = sum(self.held_apart(count) for count in documents)
+        looked = sum(min(count, folds * self.validation_documents) for count in documents) if folds > 1 else few
+        looks += 2 * (folds > 1)  # once more for each share of the deviations
+        return 3 * folds * steps * self.documents * len(documents) + looks * looked + measured * few
+
+    def held_apart(self, count: int) -> int:
+        """How many of a task's documents are held apart, or measure what a loss counts."""
+        return min(max(1, round(self.validation * count)), self.validation_documents)
 
     def closed_form_cost(self, models: int, documents: Sequence[int]) -> int:
         """The document evaluations of `fisher` at most, and of `regmean` but for the layers that no longer fit."""

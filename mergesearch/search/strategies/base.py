@@ -21,6 +21,7 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.registry import Declared
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
+from mergesearch.search.lines import Documents, Found, Line
 from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.samplers import Choice
 from mergesearch.search.soup.settings import Loss
@@ -90,7 +91,7 @@ WAIT = Wait()
 
 
 class Learns(Protocol):
-    """Finds the coefficients of a soup on the search documents: `soup.learner.Learner`.
+    """Finds recipes on the search documents, above all the coefficients of soups: `soup.learner.Learner`.
 
     Attributes:
         gradients: whether the tasks allow it to learn by gradients.
@@ -102,6 +103,8 @@ class Learns(Protocol):
     def learn(self, per: str, loss: Loss | None, start: Recipe | None, work: Work) -> Recipe: ...
 
     def closed_form(self, name: str, solve: Any, work: Work) -> Recipe: ...
+
+    def sweep(self, lines: Sequence[Line], budget: int, known: Mapping[str, Documents], work: Work) -> Found: ...
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Surroundings:
         infos, layers: of the pool.
         learner: learns soups; None where there is none.
         began: how many trials there were when this worker began.
+        documents: what the trial of a number did on each search document; None where that is not known.
     """
 
     config: Config
@@ -126,6 +130,7 @@ class Surroundings:
     layers: int = 0
     learner: Learns | None = None
     began: int = 0
+    documents: Callable[[int], Documents | None] = lambda number: None
 
 
 @dataclass(frozen=True)

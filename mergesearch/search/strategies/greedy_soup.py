@@ -5,13 +5,15 @@ Wortsman et al., "Model soups", 2022, arXiv:2203.05482, recipe 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from mergesearch.recipe import Recipe, single_rule
+from mergesearch.config.search import AUTO
+from mergesearch.recipe import AVERAGE, Recipe, single_rule
 from mergesearch.registry import register
 from mergesearch.schema import Strict
 from mergesearch.search.budget import Budget, Wanted
@@ -20,6 +22,11 @@ from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.soup.affine import WHOLE, Affine, Selection, affine_of
 from mergesearch.search.strategies.base import WAIT, Proposal, Stated, Strategy, Wait
 from mergesearch.search.trials import Trial
+
+# the strategy whose best an equal mix has to come near
+SWEEP = "sweep"
+# so many standard errors of the difference are out of reach
+FAR = 2.0
 
 
 class GreedySoupSettings(Strict):
@@ -33,7 +40,8 @@ class GreedySoup(Strategy):
     """An equal mix of the models, best first; each joins if the mix does not get worse on the search documents.
 
     With `greedy_soup.trials: N` the N best proposals so far that are plain mixes of the models (of one grouping) are
-    ingredients too. One that leaves the score as it is stays.
+    ingredients too. One that leaves the score as it is stays. As a part of `auto` it is left out where the sweep has
+    found more than the best model and the plain average have, by two standard errors of the difference.
     """
 
     name = "greedy_soup"
@@ -43,18 +51,21 @@ class GreedySoup(Strategy):
             Field(default_factory=GreedySoupSettings, description="settings of greedy soups"),
         )
     }
-    auto: ClassVar[int | None] = 1
+    auto: ClassVar[int | None] = 2
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
         settings = outlook.config.search.key("greedy_soup", GreedySoupSettings)
-        if outlook.history is not None and _Soups(outlook.history).words():
+        history = outlook.history
+        if history is not None and (_Soups(history).words() or _behind(history) is not None):
             return []
         # the mix of all models is the average, which is scored already: where every model stays there is one less
         most = len(outlook.config.models) + settings.trials - 1
         return [Ahead(max(0, most - len(outlook.of(cls.name))), races=False)]
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
+        if _behind(history) is not None:
+            return None
         soups = _Soups(history)
         if soups.settings.trials and any(not trial.state.ended for trial in history.trials[: soups.first]):
             return WAIT  # other workers are at trials that may be ingredients
@@ -71,7 +82,7 @@ class GreedySoup(Strategy):
     def wants(self, history: History) -> Wanted:
         """At most as many trials as there may be ingredients left to try."""
         soups = _Soups(history)
-        if soups.words():
+        if soups.words() or _behind(history) is not None:
             return Wanted()
         most = len(self.config.models) + soups.settings.trials - 1
         return Wanted(max(0, most - len(history.of(self.name))))
@@ -90,8 +101,32 @@ class GreedySoup(Strategy):
 
     @classmethod
     def words(cls, history: History) -> list[str]:
-        text = _Soups(history).words()
+        left_out = _behind(history)
+        text = _Soups(history).words() if left_out is None else left_out
         return [text] if text else []
+
+
+def _behind(history: History) -> str | None:
+    """Why no soup is expected to come near what the sweep found, in words; None where one may, or was begun.
+
+    A greedy soup lies between the models, as their average does: its weights sum to 1.
+    """
+    if AUTO not in history.config.search.strategy or history.of(GreedySoup.name):
+        return None
+    complete = history.complete()
+    swept = next((trial for trial in complete if trial.strategy == SWEEP and trial.same_as is None), None)
+    between = (*history.config.models, AVERAGE)
+    best = next((trial for trial in complete if trial.name in between), None)
+    if swept is None or best is None or not swept.feasible or history.objective is None:
+        return None
+    ahead = (history.value(swept) or 0.0) - (history.value(best) or 0.0)
+    noise = math.hypot(*(history.objective.stderr(trial.scores) or 0.0 for trial in (swept, best)))
+    if ahead <= FAR * noise or not noise:
+        return None
+    return (
+        f"greedy soup: left out: the sweep's trial {swept.number} is {ahead:.4f} ahead of {best.name}, more than an "
+        "equal mix is expected to bring"
+    )
 
 
 @dataclass(frozen=True)

@@ -9,40 +9,50 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from mergesearch.config import Config
+from mergesearch.config.search import AUTO
 from mergesearch.errors import CandidateError
 from mergesearch.recipe import Recipe
 from mergesearch.registry import register
 from mergesearch.search.budget import Budget, Wanted, still_wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
-from mergesearch.search.soup.affine import affine_of
+from mergesearch.search.paying import LEAST, behind
+from mergesearch.search.soup.affine import Affine, affine_of
 from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.search.strategies.base import WAIT, Cost, Learned, Proposal, Strategy, Surroundings, Wait
-from mergesearch.search.trials import Trial
+from mergesearch.search.strategies.baselines import Baselines
+from mergesearch.search.trials import State, Trial
 from mergesearch.search.work import Work
 from mergesearch.space.groups import check_components
 
 # a model takes part in a mix with at least this weight somewhere, or with half its equal share where they are many
 LEAST_WEIGHT = 0.05
+# mixes nearer than this are one start
+APART = 0.2
+# of the run's document evaluations, the share within which soups from a second start are learned
+SECONDS_SHARE = 1 / 3
 
 
 @register
 class LearnedSoups(Strategy):
     """Mixing weights learned on the search documents, for the whole model, per group or per tensor.
 
-    They start from the best mix so far that has every model in it. Part of the documents is held apart, and the latest
-    weights that are not worse on it beyond noise are kept. `optimizer: cmaes` searches the same weights without
-    gradients, and so does a run whose tasks do not say what is right.
+    They start from the best mix so far that has every model in it, whatever found it; where another one, which is not
+    much the same, is within noise of it, and a third of the run's document evaluations lasts for it, from both. Each is
+    the mean of soups that were learned on all but one part of the documents in turn, at the step that these parts
+    choose. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose tasks do not say
+    what is right. As a part of `auto` the soups end where the first of them brought less than noise over its start.
     """
 
     name = "learned_soup"
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "learned_soup": (SoupSettings, Field(default_factory=SoupSettings, description="settings of learned soups"))
     }
-    auto: ClassVar[int | None] = 2
+    auto: ClassVar[int | None] = 3
 
     def __init__(self, run: Surroundings):
         super().__init__(run)
@@ -57,12 +67,18 @@ class LearnedSoups(Strategy):
         settings = settings_of(config)
         each = [settings.cost(loss, len(config.models), documents) for _, loss in settings.soups]
         by = " by gradient" * (settings.optimizer == "adam")
+        # from a second start as many again, as far as the share for them lasts
+        others = Baselines.cost(config, documents).trials
+        whole = (config.search.trials + others) * sum(documents)
+        whole = whole if config.search.documents is None else min(whole, config.search.documents)
+        most = max(sum(each), min(2 * sum(each), round(whole * SECONDS_SHARE))) if settings.start is None else sum(each)
         soups = f"{len(each)} soup{'s' * (len(each) > 1)}{by}"
-        return Cost(documents=sum(each), words=f"at most {sum(each):,} to learn {soups}")
+        return Cost(documents=most, words=f"at most {most:,} to learn {soups}")
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
-        missing = _missing(settings_of(outlook.config), outlook.of(cls.name))
+        over = outlook.history is not None and _over(outlook.history) is not None
+        missing = [] if over else _missing(settings_of(outlook.config), outlook.of(cls.name))
         keys: list[dict[str, Any]] = [{"per": per, "loss": loss} for per, loss in missing]
         return [Ahead(1, cls.learning(outlook.config, outlook.documents, key)) for key in keys]
 
@@ -76,18 +92,35 @@ class LearnedSoups(Strategy):
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         missing = _missing(self.settings, history.of(self.name))
-        if not missing or self.run.learner is None:
+        if self.run.learner is None or _over(history) is not None:
             return None
+        if not missing:
+            return self._second(history, budget)
         if any(not trial.state.settled and "gradients" not in trial.key for trial in history.of(self.name)):
             return WAIT  # another worker is about to say whether there is a second loss to learn by
         per, loss = missing[0]
-        return self._learned({"per": per, "loss": loss, "start": self._start(history, loss)}, history)
+        start, rival = self._starts(history, loss)
+        key = {"per": per, "loss": loss, "start": start}
+        return self._learned(key if rival is None else {**key, "rival": rival}, history)
+
+    def _second(self, history: History, budget: Budget) -> Proposal | None:
+        """A soup from another start that was within noise of the first one's, where the budget lasts for it."""
+        mine = history.of(self.name)
+        seconds = {(trial.key["per"], trial.key["loss"]) for trial in mine if trial.key.get("second")}
+        spent = sum(trial.learning_documents for trial in mine)
+        for trial in mine:
+            per, loss = trial.key["per"], trial.key["loss"]
+            if "rival" not in trial.key or (per, loss) in seconds:
+                continue
+            if spent + self._cost(loss, history) <= budget.whole * SECONDS_SHARE:
+                return self._learned({"per": per, "loss": loss, "start": trial.key["rival"], "second": True}, history)
+        return None
 
     def wants(self, history: History) -> Wanted:
         """The soups still to be learned and those being learned, at what they cost at most."""
         if self.run.learner is None:
             return Wanted()
-        missing = _missing(self.settings, history.of(self.name))
+        missing = [] if _over(history) is not None else _missing(self.settings, history.of(self.name))
         learning = [trial for trial in history.of(self.name) if not trial.state.ended]
         if not missing and not learning:
             return Wanted()
@@ -103,6 +136,17 @@ class LearnedSoups(Strategy):
             " by cross-entropy" if trial.key.get("loss") == "cross_entropy" and trial.key.get("gradients", True) else ""
         )
         return f"learned soup per {trial.key['per']}{by}"
+
+    @classmethod
+    def words(cls, history: History) -> list[str]:
+        first = _over(history)
+        left = _missing(settings_of(history.config), history.of(cls.name))
+        if first is None or not left:
+            return []
+        return [
+            f"learned soup: {len(left)} more left out: trial {first.number} brought less over its start than a quarter "
+            "of its score's standard error"
+        ]
 
     @classmethod
     def trials_in_words(cls, count: int) -> str:
@@ -127,27 +171,59 @@ class LearnedSoups(Strategy):
         by_gradient = self.run.learner is not None and self.run.learner.gradients
         return self.settings.cost(loss if by_gradient else None, len(self.config.models), searched(history))
 
-    def _start(self, history: History, loss: str | None) -> int | None:
-        """The trial to start from: the best mix in which every model takes part; None for the configured weight.
+    def _starts(self, history: History, loss: str | None) -> tuple[int | None, int | None]:
+        """(the trial to start from, another one that may be as good): the best mixes in which every model takes part;
+        (None, None) for the configured weight.
 
         Where a model is left out the loss may be flat in its weight, and gradients do not bring it back.
         """
         if self.settings.start is not None:
-            return None
-        least = min(LEAST_WEIGHT, 0.5 / len(self.config.models))
+            return None, None
+        models = tuple(self.config.models)
+        least = min(LEAST_WEIGHT, 0.5 / len(models))
+        first: tuple[Trial, Affine] | None = None
         for trial in history.complete():
             if trial.strategy == self.name and trial.key["loss"] != loss:
                 continue
-            affine = affine_of(trial.recipe, tuple(self.config.models))
-            if affine is not None and abs(affine.values).max(axis=0).min() > least:
-                return trial.number
+            affine = affine_of(trial.recipe, models)
+            if affine is None or abs(affine.values).max(axis=0).min() <= least:
+                continue
+            if first is None:
+                first = trial, affine
+                continue
+            gap, noise = behind(trial, first[0], history, self.run.documents)
+            if gap < -noise:
+                break
+            if trial.strategy != self.name and self._apart(affine, first[1]):
+                return first[0].number, trial.number
+        return (None, None) if first is None else (first[0].number, None)
+
+    def _apart(self, one: Affine, other: Affine) -> bool:
+        """Whether two mixes are not much the same: their weights differ by `APART` in the root mean square over the
+        tensors and models."""
+        weights = [each.weights(self.run.infos, tuple(self.config.models)) for each in (one, other)]
+        return float(np.sqrt(np.mean((weights[0] - weights[1]) ** 2))) >= APART
+
+
+def _over(history: History) -> Trial | None:
+    """The first soup, where it is done and brought less than noise over its start, so that no more are learned in
+    `auto`; None where soups go on."""
+    mine = [trial for trial in history.of(LearnedSoups.name)]
+    if AUTO not in history.config.search.strategy or history.objective is None or not mine:
         return None
+    first = mine[0]
+    if first.state is State.PRUNED:
+        return first
+    if first.state is not State.COMPLETE or first.key["start"] is None:
+        return None
+    gain = (history.value(first) or 0.0) - (history.value(history.trials[first.key["start"]]) or 0.0)
+    return first if gain < LEAST * (history.objective.stderr(first.scores) or 0.0) else None
 
 
 def _missing(settings: SoupSettings, mine: Sequence[Trial]) -> list[tuple[str, str | None]]:
     """The soups still to be learned; a second loss changes nothing where the first could not be used."""
     keys = [trial.key for trial in mine]
-    there = {(key["per"], key["loss"]) for key in keys}
+    there = {(key["per"], key["loss"]) for key in keys if not key.get("second")}
     without = {key["per"] for key in keys if not key.get("gradients", True)}
     return [(per, loss) for per, loss in settings.soups if (per, loss) not in there and per not in without]
 
