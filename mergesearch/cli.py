@@ -374,17 +374,71 @@ def report(
     documents: Annotated[
         int | None, typer.Option(min=2, help="the most holdout documents of each task; else report.documents")
     ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=0, help="documents on which winner and best model differ, for the page; else report.examples"),
+    ] = None,
+    task: Annotated[
+        list[str], typer.Option(metavar="TASK[:METRIC]", help="one that the search never uses; beside report.tasks")
+    ] = [],  # noqa: B006 - typer reads the default
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="also write the run as a page for a browser")
+    ] = None,
+    beside: Annotated[
+        list[Path], typer.Option("--beside", metavar="RUN", help="a run to lay beside it on the page")
+    ] = [],  # noqa: B006 - typer reads the default
     allow_changed: AllowChanged = False,
 ) -> None:
     """What the winner is worth on the holdout, documents that the search never saw."""
-    from mergesearch.commands.report import ReportProgress, report_run
+    from mergesearch.commands.report import ReportProgress, has_holdout, report_run
     from mergesearch.results.report import FORMATS, render
 
     _one_of("--format", format, FORMATS)
-    with ReportProgress(err) as progress:
-        held = report_run(run, finalists, documents, progress, allow_changed=allow_changed)
-    rendered = render(held, format)
-    _show([rendered])
+    if beside and html is None:
+        raise UserError("--beside lays a run beside another on the page: give --html FILE too")
+    if html is None or has_holdout(run):
+        with ReportProgress(err) as progress:
+            held = report_run(
+                run, finalists, documents, progress, examples=examples, tasks=task, allow_changed=allow_changed
+            )
+        _show([render(held, format)])
+    if html is not None:
+        from mergesearch.commands.page import write_page
+
+        write_page(run, html, beside)
+        _note(f"the page is {html}: open it in a browser")
+
+
+@app.command()
+def watch(
+    run: RunPath,
+    html: Annotated[bool, typer.Option("--html", help="write the run as a page for a browser each time")] = False,
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="that page; else page.html in the run folder")
+    ] = None,
+    every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="from one look to the next")] = 60.0,
+) -> None:
+    """Look at a run while it goes on, from any terminal; ends with it."""
+    from mergesearch.commands.page import PAGE, watch
+    from mergesearch.commands.table import show
+
+    page = (file or run / PAGE) if html or file is not None else None
+    signals.how_to_go_on(f"no longer watching; the run goes on. To go on: {_same_again()}")
+    if page is not None:
+        _note(f"the page is {page}: open it in a browser, it reads itself anew")
+    looks = 0
+
+    def look(seen: Any) -> None:
+        nonlocal looks
+        if out.is_terminal:
+            out.clear()
+        if out.is_terminal or not looks:
+            _show(show(seen, top=20))
+        else:
+            _say(seen.words[-2:])
+        looks += 1
+
+    watch(run, page, every, look)
 
 
 @app.command()

@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from mergesearch.commands.examples import kept_examples
 from mergesearch.commands.story import kept_report
 from mergesearch.commands.winner import sentence
-from mergesearch.results.loading import Run, run_of
-from mergesearch.results.page import Subject, write
+from mergesearch.results.loading import Run, load_run, run_of
+from mergesearch.results.page.anatomy import ANATOMY
+from mergesearch.results.page.build import write
+from mergesearch.results.page.subject import Subject
 from mergesearch.results.states import RUNNING, WAITING
 from mergesearch.search import store
 from mergesearch.search.history import History
 from mergesearch.search.importances import importances
 from mergesearch.search.store import RunFolder, open_run
 
-# where a study notes which kinds of tensors its models have
-ANATOMY = "anatomy"
+# of a run folder: the page that `watch` writes
+PAGE = "page.html"
 
 
 def subject_of(path: str | Path) -> Subject:
@@ -36,8 +38,9 @@ def subject_of(path: str | Path) -> Subject:
         verdict=_verdict(run),
         report=kept_report(run.folder),
         importances=[each.to_data() for each in importances(history, config.search.seed)],
+        examples=kept_examples(run.folder),
         anatomy=store.noted(study, ANATOMY) or {},
-        at_work=is_at_work(run),
+        at_work=not is_over(run),
     )
 
 
@@ -65,10 +68,34 @@ def _verdict(run: Run) -> str:
     return sentence(run, winner)
 
 
-def is_at_work(run: Run) -> bool:
-    """Whether a trial is under way, or the run has budget left that somebody may be at."""
-    return any(record.state in (RUNNING, WAITING) for record in run.records)
+def is_over(run: Run) -> bool:
+    """Whether nothing is left to do: no trial is under way, and nothing of the budget is left that could be used."""
+    under_way = any(record.state in (RUNNING, WAITING) for record in run.records)
+    return bool(run.records) and not under_way and not any(line.startswith("left: ") for line in run.words)
 
 
-def _ignore(_: Any) -> None:
-    """Stands in for a listener nobody gave."""
+def watch(
+    path: str | Path,
+    out: Path | None,
+    every: float,
+    show: Callable[[Run], None],
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Looks at a run again and again until it is over.
+
+    Args:
+        path: the run folder.
+        out: where its page is written each time; None for none.
+        every: seconds from one look to the next.
+        show: told the run at every look.
+        wait: what waits so many seconds.
+
+    Raises:
+        UserError: it is no run folder, its storage cannot be read, or the page cannot be written.
+    """
+    while True:
+        run = write_page(path, out, refresh=max(1, round(every))).run if out is not None else load_run(path)
+        show(run)
+        if is_over(run):
+            return
+        wait(every)

@@ -27,6 +27,7 @@ from mergesearch.engine.live import Engine
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, Run, run_of
+from mergesearch.results.page.anatomy import ANATOMY, anatomy_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import store, strategies
 from mergesearch.search.soup.learner import Learner
@@ -146,6 +147,7 @@ def prepare(
     )
     store.note(search.study, NOTES, list(pool.notes))
     store.note(search.study, DIGESTS, originals.note(tasks))
+    store.note(search.study, ANATOMY, anatomy_of(pool.infos))
     if changes:
         before = store.noted(search.study, CHANGES) or []
         store.note(search.study, CHANGES, list(dict.fromkeys([*before, *changes])))

@@ -27,7 +27,7 @@ EXAMPLES: Sequence[tuple[str, Sequence[str]]] = (
 # every verb once, in the order in which a person meets them
 GROUPS: Mapping[str, Sequence[str]] = {
     "Search": ("init", "check", "run"),
-    "Look": ("table", "report", "score"),
+    "Look": ("table", "watch", "report", "score"),
     "Merge": ("export", "merge"),
     "Learn": ("methods", "strategies", "zoo"),
 }

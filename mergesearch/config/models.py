@@ -14,6 +14,7 @@ from mergesearch.config import storage as storages
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
+from mergesearch.config.tasks import TaskConfig
 from mergesearch.errors import without_passwords
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
 from mergesearch.schema import ONE_OR_MORE, Strict
@@ -30,27 +31,10 @@ RESUMABLE = (
     ("report", "finalists"),
     ("report", "documents"),
     ("report", "at_end"),
+    ("report", "examples"),
+    ("report", "tasks"),
     ("trust_tasks",),
 )
-
-
-class TaskConfig(Strict):
-    """One lm-eval task, or group of tasks, and its part in the objective."""
-
-    task: str = Field(
-        min_length=1, description="a task or a group of tasks that lm-eval knows, or that `include_path` holds"
-    )
-    metric: str | None = Field(
-        default=None,
-        description="as lm-eval names it (`acc`, or `exact_match,strict-match`), or `gold_prob` or `gold_logprob`, the "
-        "probability of the right answer; default: the task's only one",
-    )
-    # far beyond any use, and far from where a mean of scores overflows or vanishes
-    weight: float = Field(default=1.0, ge=1e-6, le=1_000_000, description="its part in the mean of the tasks")
-    num_fewshot: int | None = Field(default=None, ge=0, description="default: what the task says")
-    limit: int | None = Field(
-        default=None, ge=1, description="the most documents that the search scores a candidate on"
-    )
 
 
 class GuardConfig(Strict):
@@ -240,6 +224,16 @@ class Config(Strict):
             if own and guard.task in tasks:
                 raise ValueError(
                     f"guard {guard.task!r} sets {own}, and the same task is in tasks, where it is scored: set it there"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _report_has_tasks_of_its_own(self) -> Config:
+        scored = {task.task for task in self.scored}
+        for task in self.report.tasks:
+            if task.task in scored:
+                raise ValueError(
+                    f"report.tasks names {task.task!r}, which the search scores on: the report has it by its holdout"
                 )
         return self
 

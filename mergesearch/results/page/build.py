@@ -22,8 +22,8 @@ from mergesearch.results.page import contenders, curves, depth, tradeoffs
 from mergesearch.results.page.marks import Picture
 from mergesearch.results.page.subject import WINNER, Subject, label_of
 from mergesearch.results.record import Record
-from mergesearch.results.report.data import OBJECTIVE, Figure
-from mergesearch.results.report.words import METHOD, difference_cell, remarks
+from mergesearch.results.report.data import Figure
+from mergesearch.results.report.words import METHOD, cell, remarks
 from mergesearch.results.states import FAILED, PRUNED
 from mergesearch.results.table import table_rows
 from mergesearch.search.history import settled_at
@@ -114,7 +114,7 @@ def _run(subject: Subject, place: int, keep: Callable[[Picture | None], Picture 
         "benchmarks": _benchmarks(subject),
         "examples": subject.examples,
         "recipes": depth.recipes(subject),
-        "recipes_of": sum(record.recipe is not None for record in subject.scored),
+        "recipes_of": len({record.recipe_id for record in subject.scored if record.recipe}),
         "importances": [
             {"method": one["method"], "trials": one["trials"], "picture": keep(picture)}
             for one, picture in zip(
@@ -146,7 +146,7 @@ def _tiles(subject: Subject) -> list[dict[str, str]]:
     held, searched = subject.holdout.figure(winner.number), subject.search.figure(winner.number)
     shown = held or searched
     where = "on the holdout" if held else "on the search documents"
-    tiles = [{"what": f"objective of the winner {where}", "value": f"{shown.value:.3f}" if shown else "-",
+    tiles = [{"what": f"objective of the winner {where}", "value": f"{shown.value:.4f}" if shown else "-",
               "more": _interval(shown)}]  # fmt: skip
     for line in contenders.differences(subject):
         found = line["holdout"] or line["search"]
@@ -157,34 +157,35 @@ def _tiles(subject: Subject) -> list[dict[str, str]]:
     return tiles
 
 
-def _interval(figure: Figure | None, form: str = ".3f") -> str:
+def _interval(figure: Figure | None, form: str = ".4f") -> str:
     return f"{figure.low:{form}} to {figure.high:{form}}" if figure is not None and figure.low is not None else ""
 
 
 def _documents(subject: Subject, task: str) -> str:
     score = subject.tasks[task]
     held = next((s.documents for s in (subject.report.sections if subject.report else ()) if s.name == task), None)
-    return f"{score.documents:,} search documents" + (f", {held:,} of the holdout" if held else "")
+    direction = "" if score.higher_is_better else "lower is better; "
+    return f"{direction}{score.documents:,} search documents" + (f", {held:,} of the holdout" if held else "")
 
 
 def _benchmarks(subject: Subject) -> dict[str, Any] | None:
     """Finalists on tasks that the search never used."""
-    if not subject.benchmarks:
+    sections = subject.benchmarks
+    if not sections:
         return None
-    tasks = list(dict.fromkeys(task for scores in subject.benchmarks.values() for task in scores))
-    metrics = {task: score for scores in subject.benchmarks.values() for task, score in scores.items()}
-    rows = []
-    for number, scores in subject.benchmarks.items():
-        record = subject.record(number)
-        if record is not None:
-            rows.append({"label": label_of(record), "scores": [_score(scores.get(task)) for task in tasks]})
-    return {"tasks": [f"{t} ({metrics[t].metric}, {metrics[t].documents:,} documents)" for t in tasks], "rows": rows}
-
-
-def _score(score: Any) -> str:
-    if score is None:
-        return "-"
-    return f"{score.value:.4f}" + (f" ± {score.stderr:.4f}" if score.stderr is not None else "")
+    titles = [
+        f"{s.name} ({s.metric}, {s.documents:,} documents{'' if s.higher_is_better else ', lower is better'})"
+        for s in sections
+    ]
+    cells: dict[int, list[str]] = {}
+    labels: dict[int, str] = {}
+    for place, section in enumerate(sections):
+        for row in section.rows:
+            labels.setdefault(row.trial, row.candidate if row.baseline else f"{row.candidate} {row.method}")
+            cells.setdefault(row.trial, ["-"] * len(sections))[place] = (
+                cell(row.holdout, " ") if not row.error else "failed"
+            )
+    return {"tasks": titles, "rows": [{"label": labels[n], "scores": scores} for n, scores in cells.items()]}
 
 
 def _guards(subject: Subject) -> list[dict[str, str]]:
@@ -197,14 +198,15 @@ def _guards(subject: Subject) -> list[dict[str, str]]:
     for guard in objective.guards:
         outcome = outcomes.get(guard.task)
         score = winner.scores.get(guard.task) if winner else None
-        broken = sum(guard.task in record.scores and guard.excess(record.scores[guard.task]) > 0 for record in subject.scored)
+        scores = [record.scores[guard.task] for record in subject.scored if guard.task in record.scores]
+        broken = sum(guard.excess(each) > 0 for each in scores)
         lines.append(
             {
                 "guard": guard.words(score.metric if score else ""),
                 "winner": f"{score.value:.4f}" if score else "-",
                 "holdout": difference_text(outcome.difference) if outcome else "",
                 "verdict": outcome.verdict if outcome else "",
-                "broken": f"{broken} of {len(subject.scored)}",
+                "broken": f"{broken} of {len(scores)}",
             }
         )
     return lines
@@ -310,6 +312,4 @@ def _template() -> Any:
     loader = PackageLoader("mergesearch.results", "page")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
-    environment.globals["objective"] = OBJECTIVE
-    environment.globals["difference_cell"] = difference_cell
     return environment.get_template("page.html.j2")

@@ -21,19 +21,17 @@ def contenders(subject: Subject, key: str) -> Picture | None:
     if not there:
         return None
     labels = [f"{what}: {label_of(record)}" if what != "plain average" else what for what, record in there.items()]
-    return _rows(key, list(there.values()), labels, subject, OBJECTIVE, "objective", 46)
+    return _rows(key, list(there.values()), labels, subject, OBJECTIVE, "objective", 46, legend=True)
 
 
 def forest(subject: Subject, task: str, key: str) -> Picture:
     """One task's figure of every finalist and parent, with intervals."""
-    score = subject.tasks[task]
-    direction = "" if score.higher_is_better else ", lower is better"
-    records = subject.finalists
-    return _rows(key, records, [label_of(record) for record in records], subject, task, f"{score.metric}{direction}", 26)
+    records, metric = subject.finalists, subject.tasks[task].metric
+    return _rows(key, records, [label_of(record) for record in records], subject, task, metric, 26, legend=False)
 
 
 def _rows(key: str, records: Sequence[Record], labels: Sequence[str], subject: Subject, measure: str, title: str,
-          each: int) -> Picture:  # fmt: skip
+          each: int, legend: bool) -> Picture:  # fmt: skip
     data = [
         *_dots(records, labels, subject.search, measure, SEARCH, subject, filled=False),
         *_dots(records, labels, subject.holdout, measure, HOLDOUT, subject, filled=True),
@@ -42,11 +40,11 @@ def _rows(key: str, records: Sequence[Record], labels: Sequence[str], subject: S
         "xaxis": {"title": {"text": marks.text(title)}, "automargin": True, "fixedrange": True},
         "yaxis": marks.rows_axis(labels),
         "legend": marks.LEGEND,
-        "showlegend": len(data) > 1,
+        "showlegend": legend and len(data) > 1,
         "shapes": _winner_line(records[0], subject, measure) if records else [],
     }
     what = f"{title} of {len(records)} candidates with 95 % intervals"
-    return marks.one(key, data, layout, 110 + each * len(records), what)
+    return marks.one(key, data, layout, (110 if legend else 80) + each * len(records), what, labels)
 
 
 def _dots(records: Sequence[Record], labels: Sequence[str], intervals: Intervals, measure: str, name: str,

@@ -105,7 +105,7 @@ def best_so_far(subjects: Sequence[Subject], key: str) -> Picture | None:
             "legend": marks.LEGEND,
             "hovermode": "closest",
         }
-        views[name] = {"data": data, "layout": layout}
+        views[name] = marks.view(data, layout)
     return Picture(key, views, 440, "the best objective so far over document evaluations and over hours")
 
 
@@ -145,7 +145,7 @@ def _lines(subject: Subject, low: float, high: float) -> tuple[list[dict[str, An
 
 def _bands(found: Sequence[Point], of: Any, colors: Mapping[str, str]) -> list[dict[str, Any]]:
     """Where one stage ended and the next began."""
-    shapes, begin, previous = [], 0.0, None
+    shapes, begin = [], 0.0
     for place, point in enumerate(found):
         stage = point.record.strategy or ""
         following = found[place + 1].record.strategy or "" if place + 1 < len(found) else None
@@ -154,8 +154,6 @@ def _bands(found: Sequence[Point], of: Any, colors: Mapping[str, str]) -> list[d
             shapes.append({"type": "rect", "layer": "below", "fillcolor": colors[stage], "opacity": 0.09,
                            "line": {"width": 0}, **ends})  # fmt: skip
             begin = of(point)
-        previous = stage
-    del previous
     return shapes
 
 
@@ -213,8 +211,9 @@ def spent(subject: Subject, key: str) -> Picture | None:
     if not ended:
         return None
     labels = list(dict.fromkeys(names[trial.number] for trial in ended))
-    seconds: dict[str, dict[str, float]] = {what: dict.fromkeys(labels, 0.0) for what in ("scoring", "learning", "merging")}
-    documents: dict[str, dict[str, float]] = {what: dict.fromkeys(labels, 0.0) for what in ("scoring", "learning")}
+    kinds = ("scoring", "learning", "merging")
+    seconds: dict[str, dict[str, float]] = {what: dict.fromkeys(labels, 0.0) for what in kinds}
+    documents: dict[str, dict[str, float]] = {what: dict.fromkeys(labels, 0.0) for what in kinds[:2]}
     for trial in ended:
         stage = names[trial.number]
         seconds["scoring"][stage] += trial.score_seconds or 0.0
@@ -222,12 +221,18 @@ def spent(subject: Subject, key: str) -> Picture | None:
         seconds["learning"][stage] += learning_seconds(trial) or 0.0
         documents["learning"][stage] += trial.learning_documents
         documents["scoring"][stage] += trial.documents - trial.learning_documents
-    unit, divisor = ("hours", 3600.0) if sum(map(sum, (d.values() for d in seconds.values()))) > 7200 else ("minutes", 60.0)
-    views = {unit: _bars(seconds, labels, unit, divisor), "document evaluations": _bars(documents, labels, "document evaluations", 1.0)}
+    total = sum(sum(of.values()) for of in seconds.values())
+    unit, divisor = ("hours", 3600.0) if total > 7200 else ("minutes", 60.0)
+    views = {
+        unit: _bars(seconds, labels, unit, divisor),
+        DOCUMENTS: _bars(documents, labels, DOCUMENTS, 1.0),
+    }
     return Picture(key, views, 120 + 34 * len(labels), "time and document evaluations of each stage")
 
 
-def _bars(amounts: Mapping[str, Mapping[str, float]], labels: Sequence[str], title: str, divisor: float) -> dict[str, Any]:
+def _bars(
+    amounts: Mapping[str, Mapping[str, float]], labels: Sequence[str], title: str, divisor: float
+) -> dict[str, Any]:
     data = [
         {
             "type": "bar",
@@ -250,7 +255,7 @@ def _bars(amounts: Mapping[str, Mapping[str, float]], labels: Sequence[str], tit
         "legend": marks.LEGEND,
         "showlegend": True,
     }
-    return {"data": data, "layout": layout}
+    return marks.view(data, layout, labels)
 
 
 # --- what a search score is worth ---
@@ -260,8 +265,11 @@ def search_against_holdout(subject: Subject, key: str) -> Picture | None:
     """Each finalist's objective on the holdout over that on the search documents, with the band of noise."""
     if subject.report is None or not subject.report.sections:
         return None
-    rows = [row for row in subject.report.sections[0].rows if row.holdout is not None and row.search is not None]
-    rows = [row for row in rows if marks.finite(row.search) is not None and marks.finite(row.holdout and row.holdout.value) is not None]
+    rows = [
+        row
+        for row in subject.report.sections[0].rows
+        if row.holdout is not None and None not in (marks.finite(row.search), marks.finite(row.holdout.value))
+    ]
     if not rows:
         return None
     winner = subject.report.winner_trial

@@ -17,8 +17,8 @@ GOOD, BAD, LOW, HIGH = "@good", "@bad", "@low", "@high"
 SERIES = tuple(f"@c{number}" for number in range(8))
 # every name that page.js has a colour for
 NAMES = frozenset({INK, MUTED, GRID, SURFACE, GOOD, BAD, LOW, HIGH, *SERIES})
-# longer names lose their middle on an axis
-LONGEST = 26
+# longer names lose their middle on an axis; page.js makes them shorter still where there is less room
+LONGEST = 44
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Picture:
 
     Attributes:
         key: its id, unique on the page.
-        views: by name, what is shown: `data` and `layout` as plotly takes them; a reader chooses where there are several.
+        views: by name, what is shown: `data` and `layout` as plotly takes them, and `rows`, the names on the vertical
+            axis where it has names; a reader chooses where there are several.
         height: in CSS pixels.
         describes: what it shows, for who cannot see it.
     """
@@ -41,9 +42,15 @@ class Picture:
         return {"key": self.key, "height": self.height, "views": [{"name": n, **v} for n, v in self.views.items()]}
 
 
-def one(key: str, data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], height: int, describes: str) -> Picture:
+def one(key: str, data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], height: int, describes: str,
+        rows: Sequence[str] = ()) -> Picture:  # fmt: skip
     """A picture of one view."""
-    return Picture(key, {"": {"data": list(data), "layout": dict(layout)}}, height, describes)
+    return Picture(key, {"": view(data, layout, rows)}, height, describes)
+
+
+def view(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], rows: Sequence[str] = ()) -> dict[str, Any]:
+    """One view of a picture."""
+    return {"data": list(data), "layout": dict(layout), "rows": [" ".join(str(row).split()) for row in rows]}
 
 
 def text(name: object) -> str:

@@ -43,6 +43,10 @@
   const drawing = [];
   const draw = (place, data, layout, height) => Plotly.react(place, painted(data, false), themed(layout, height), OPTIONS);
 
+  // plotly reads some HTML in its texts
+  const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const shortened = (text, most) => escaped(text.length > most ? text.slice(0, most - 8) + "…" + text.slice(-7) : text);
+
   // --- pictures that are ready as they are ---
   const pictures = () => {
     for (const picture of read("pictures")) {
@@ -50,7 +54,11 @@
       if (!box) continue;
       const place = one(".plot", box), buttons = one(".views", box);
       let shown = 0;
-      const redraw = () => draw(place, picture.views[shown].data, picture.views[shown].layout, picture.height);
+      const redraw = () => {
+        const { data, layout, rows } = picture.views[shown], most = place.clientWidth < 560 ? 22 : 44;
+        const yaxis = rows.length ? { ...layout.yaxis, ticktext: rows.map((row) => shortened(row, most)) } : layout.yaxis;
+        return draw(place, data, { ...layout, yaxis }, picture.height);
+      };
       if (buttons) picture.views.forEach((view, number) => {
         const button = document.createElement("button");
         button.type = "button";
@@ -68,8 +76,6 @@
   };
 
   // --- recipes by depth ---
-  const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const shortened = (text, most) => escaped(text.length > most ? text.slice(0, most - 8) + "…" + text.slice(-7) : text);
   const maps = (box) => {
     const recipes = read(box.id + "-data"), choice = one("select", box), words = one(".words", box), room = one(".maps", box);
     recipes.forEach((recipe, number) => choice.append(new Option(recipe.label.length > 90 ? recipe.label.slice(0, 89) + "…" : recipe.label, number)));
@@ -121,7 +127,7 @@
         text: digits ? numbers : undefined, texttemplate: digits ? "%{text}" : undefined, textfont: { size: 11 },
         customdata: recipe.rows.map((row) => columns.map((column) => `${escaped(model)}<br>${escaped(row)}, ${column}`)),
         hovertemplate: "%{customdata}<br>" + name + " %{z}<extra></extra>", hoverongaps: false,
-        colorbar: { orientation: "h", thickness: 8, len: 0.45, x: 1, xanchor: "right", y: 1, yanchor: "bottom", ypad: 2, tickfont: { size: 10 }, nticks: 5 },
+        colorbar: { orientation: "h", thickness: 8, len: 0.45, x: 1, xanchor: "right", y: 1, yanchor: "bottom", ypad: 2, tickfont: { size: 10 }, nticks: narrow() ? 3 : 5 },
       });
       layout["yaxis" + suffix] = {
         domain: [Math.max(0, top - each / plot), top], range: [recipe.rows.length, 0], tickmode: "array", showgrid: false, zeroline: false,

@@ -12,7 +12,7 @@ from mergesearch.evaluate.scores import DocumentScores, TaskScore, load_document
 from mergesearch.recipe import AVERAGE, BASE
 from mergesearch.results.loading import Run
 from mergesearch.results.record import Record, best_single, ranked
-from mergesearch.results.report.data import OBJECTIVE, Figure, Report
+from mergesearch.results.report.data import OBJECTIVE, Figure, Report, Section
 from mergesearch.results.report.finalists import choose
 from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.search.objective import Objective
@@ -34,9 +34,9 @@ class Subject:
         report: on the holdout; None before there is one.
         importances: by method, how much of the objective's variance each parameter accounts for, and over how many
             trials.
-        examples: documents on which winner and best single model differ, as `results.page.examples` keeps them.
+        examples: documents on which winner and best single model differ, as the report kept them: `task`, `document`,
+            `prompt`, `target`, `against`, and of either side `value` and `answer`.
         anatomy: kinds of tensors with their component and layer, as the run noted them; empty of an older run.
-        benchmarks: figures of finalists on tasks that the search never used: trial -> task -> figure.
         at_work: whether a worker is at the run.
     """
 
@@ -47,7 +47,6 @@ class Subject:
     importances: Sequence[Mapping[str, Any]] = ()
     examples: Sequence[Mapping[str, Any]] = ()
     anatomy: Mapping[str, Any] = field(default_factory=dict)
-    benchmarks: Mapping[int, Mapping[str, TaskScore]] = field(default_factory=dict)
     at_work: bool = False
 
     @property
@@ -105,6 +104,14 @@ class Subject:
         numbers = {each.number for each in self.contenders.values()}
         shown = [each for each in chosen if not each.name or each.name in kept or each.number in numbers]
         return [*(self.contenders[WINNER],), *(each for each in shown if each.number != self.contenders[WINNER].number)]
+
+    @property
+    def benchmarks(self) -> list[Section]:
+        """What the report scored on tasks that the search never used."""
+        if self.report is None or self.objective is None:
+            return []
+        searched = {OBJECTIVE, *self.objective.weights, *(guard.task for guard in self.objective.guards)}
+        return [section for section in self.report.sections if section.name not in searched]
 
     @cached_property
     def base(self) -> Record | None:

@@ -10,8 +10,6 @@ from mergesearch.results.page.marks import Picture
 from mergesearch.results.page.subject import WINNER, Subject, label_of
 from mergesearch.search.objective import signed
 
-# with fewer trials of a method nothing can be said of its parameters
-FEWEST = 8
 # of one method's parameters
 MOST = 12
 
@@ -50,10 +48,7 @@ def tradeoffs(subject: Subject) -> dict[str, Any] | None:
 def pareto(values: Sequence[Sequence[float]]) -> list[bool]:
     """Whether each is dominated by no other: more is better in every place."""
     return [
-        not any(
-            all(a >= b for a, b in zip(other, mine, strict=True)) and any(a > b for a, b in zip(other, mine, strict=True))
-            for other in values
-        )
+        not any(all(a >= b for a, b in zip(other, mine, strict=True)) and list(other) != list(mine) for other in values)
         for mine in values
     ]
 
@@ -102,5 +97,5 @@ def importances(subject: Subject, key: str) -> list[Picture]:
             "showlegend": False,
         }
         what = f"importance of the parameters of {one['method']}"
-        pictures.append(marks.one(f"{key}-{place}", data, layout, 80 + 24 * len(ordered), what))
+        pictures.append(marks.one(f"{key}-{place}", data, layout, 80 + 24 * len(ordered), what, labels))
     return pictures
