@@ -194,6 +194,10 @@ def _one_of(option: str, value: str, known: Sequence[str]) -> None:
         raise unknown("value", value, known, option)
 
 
+def _as_text_only(form: str) -> str:
+    raise UserError(f"--format {form} is no text: name the file to write with --out")
+
+
 def _described(
     described: Callable[[str | None], list[dict[str, Any]]],
     lines_of: Callable[[str | None], Iterable[Any]],
@@ -296,9 +300,9 @@ def run(
     allow_changed: AllowChanged = False,
 ) -> None:
     """Search; the same command again goes on where it stopped."""
-    from mergesearch import config as configuration
+    from mergesearch.commands.foreign import read_config
 
-    settings = configuration.read(config, override)
+    settings = read_config(config, override, _note)
     again = shlex.join(["mergesearch", "run", str(config), *(part for item in override for part in ("--set", item))])
     signals.how_to_go_on(f"interrupted; what was scored is kept. To go on: {without_passwords(again)}")
     from mergesearch.commands.progress import RunProgress
@@ -343,7 +347,12 @@ def run(
 @app.command()
 def table(
     run: RunPath,
-    format: Annotated[str | None, typer.Option(help="text, csv, md, json or parquet; else by FILE's ending")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="text, csv, md, json, jsonl or parquet; else by FILE's ending")
+    ] = None,
+    of: Annotated[
+        str, typer.Option(help="trials, documents or report: the last two as csv, jsonl or parquet")
+    ] = "trials",
     top: Annotated[int | None, typer.Option(min=1, help="only the first N rows")] = None,
     sort: Annotated[str, typer.Option(metavar="COLUMN", help="a column's name")] = "rank",
     file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="write it there")] = None,
@@ -352,10 +361,16 @@ def table(
 
     Where there is no room, columns are left out in this order: the bars, seconds, rank, ±, vs, the tasks from the last.
     """
-    from mergesearch.commands.table import form_of, show, write_table
+    from mergesearch.commands.table import data_of, form_of, show, write_data, write_table
     from mergesearch.results.loading import load_run
 
-    form = format or (form_of(file) if file is not None else "text")
+    form = format or (form_of(file) if file is not None else "text" if of == "trials" else "csv")
+    if of != "trials" or form == "jsonl":
+        if file is not None:
+            write_data(run, file, of, form)
+        else:
+            print(data_of(run, of, form).decode() if form != "parquet" else _as_text_only(form), end="")
+        return
     if file is not None:
         write_table(run, file, form, top, sort)
         return
@@ -505,6 +520,48 @@ def score(
         out.print_json(json_of(scores, model, on))
         return
     _say(lines_of(scores))
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a configuration of mergekit-evolve or mergenetic")],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="the new file; else it is printed, and nothing is written")
+    ] = None,
+) -> None:
+    """Another program's search as a configuration, with what differs."""
+    from mergesearch.commands.foreign import convert, write
+
+    converted = convert(file)
+    if target is None:
+        print(converted.to_yaml(), end="")
+        return
+    write(converted, target)
+    _say([f"{target} is written, from a configuration of {converted.program}."])
+    _say(f"note: {note}" for note in converted.notes)
+
+
+@app.command()
+def dashboard(
+    run: RunPath,
+    host: Annotated[str, typer.Option(help="who may look: 127.0.0.1 is this machine alone")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8080,
+) -> None:
+    """A run in optuna-dashboard, while it goes on or afterwards; the run itself is only read."""
+    from mergesearch.commands.dashboard import serving
+
+    signals.how_to_go_on("the dashboard is closed")
+    with serving(run, host, port) as server:
+        _say([f"http://{host}:{server.server_port}/ (Ctrl-C ends)"])
+        server.serve_forever()
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, memory, storage, and what is missing for which feature."""
+    from mergesearch.commands.doctor import report
+
+    _labelled(report())
 
 
 @app.command()

@@ -14,7 +14,7 @@ from mergesearch.commands.inputs import load_tasks, scorer_of
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.scores import Scores
-from mergesearch.evaluate.tasks import split
+from mergesearch.evaluate.tasks import Task, split
 from mergesearch.recipe import AVERAGE
 from mergesearch.results.loading import Run, recipe_of
 from mergesearch.results.record import Record
@@ -30,61 +30,70 @@ _DAMAGED = "remove it, and `mergesearch report` scores it again"
 _95 = 1.96
 
 
-def benchmarks(
-    run: Run, chosen: Finalists, asker: Asker, finished: Callable[[str, str | None], None] = lambda text, error: None
-) -> tuple[Section, ...]:
-    """One section for each of the report's own tasks: winner, finalists, parents and plain average, on all documents of
-    the task or as many as its `limit`. What was scored before is not scored again.
+class Benchmarks:
+    """What a report scores beside the holdout: winner, finalists, parents and plain average on tasks of its own.
 
-    Intervals are 1.96 standard errors to each side; no claim is made of them.
+    All documents of a task count, or as many as its `limit`. What was scored before is not scored again.
+
+    Args:
+        run: the run.
+        chosen: its finalists.
 
     Raises:
-        UserError: a task cannot be loaded.
+        UserError: a task cannot be loaded, where something is still to be scored.
     """
-    config = run.config
-    if not config.report.tasks:
-        return ()
-    mine = config.model_copy(
-        update={"tasks": [task.as_task() for task in config.report.tasks], "guard": [], "holdout": 0.0}
-    )
-    parents = {*config.parents, AVERAGE}
-    shown = [r for r in chosen.records if not r.name or r.name in parents or r.number == chosen.winner.number]
-    folder = run.folder.holdout / "benchmarks"
-    key = _key(mine)
-    kept = {record.number: _kept(folder, record, key) for record in shown}
-    missing = [record for record in shown if kept[record.number] is None]
-    errors: dict[int, str] = {}
-    if missing:
-        asker.say(f"{len(missing)} candidates on {len(mine.tasks)} tasks that the search never used")
-        scored, errors = _score(mine, missing, asker, finished)
-        folder.mkdir(parents=True, exist_ok=True)
-        for record in missing:
-            if record.number in scored:
-                data = {"recipe": record.recipe_id, "key": key, "scores": scored[record.number].to_json()}
-                write_atomically(_file(folder, record), json.dumps(data) + "\n")
-        kept |= scored
-    return tuple(_section(task.task, shown, kept, errors) for task in mine.tasks)
 
+    def __init__(self, run: Run, chosen: Finalists):
+        config = run.config
+        tasks = [task.as_task() for task in config.report.tasks]
+        self._config = config.model_copy(update={"tasks": tasks, "guard": [], "holdout": 0.0})
+        self._folder = run.folder.holdout / "benchmarks"
+        self._key = _key(self._config)
+        parents = {*config.parents, AVERAGE}
+        shown = [r for r in chosen.records if not r.name or r.name in parents or r.number == chosen.winner.number]
+        self._shown = shown if tasks else []
+        self._kept = {record.number: _kept(self._folder, record, self._key) for record in self._shown}
+        self._missing = [record for record in self._shown if self._kept[record.number] is None]
+        # before anything is scored
+        self._tasks: list[Task] = load_tasks(self._config) if self._missing else []
 
-def _score(
-    config: Config, records: Sequence[Record], asker: Asker, finished: Callable[[str, str | None], None]
-) -> tuple[dict[int, Scores], dict[int, str]]:
-    tasks = load_tasks(config)
-    limits = {task.task: task.limit for task in config.tasks}
-    documents = {task.label: split(task, 0.0, config.search.seed, limits[task.label]).search for task in tasks}
-    engine = asker.engine
-    scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents)
-    scored: dict[int, Scores] = {}
-    errors: dict[int, str] = {}
-    for record in records:
-        label = record.name or f"trial {record.number}"
-        try:
-            engine.load(recipe_of(record))
-            scored[record.number] = scorer.score()
-        except CandidateError as error:
-            errors[record.number] = str(error)
-        finished(f"{label} on the report's own tasks", errors.get(record.number))
-    return scored, errors
+    def sections(
+        self, asker: Asker, finished: Callable[[str, str | None], None] = lambda text, error: None
+    ) -> tuple[Section, ...]:
+        """One for each task; intervals are 1.96 standard errors to each side, and no claim is made of them.
+
+        Args:
+            asker: of the run.
+            finished: told of each candidate, and why where it failed.
+        """
+        errors: dict[int, str] = {}
+        if self._missing:
+            asker.say(f"{len(self._missing)} candidates on {len(self._tasks)} tasks that the search never used")
+            errors = self._score(asker, finished)
+        if not self._shown:
+            return ()
+        return tuple(_section(task.task, self._shown, self._kept, errors) for task in self._config.tasks)
+
+    def _score(self, asker: Asker, finished: Callable[[str, str | None], None]) -> dict[int, str]:
+        config = self._config
+        limits = {task.task: task.limit for task in config.tasks}
+        documents = {t.label: split(t, 0.0, config.search.seed, limits[t.label]).search for t in self._tasks}
+        engine = asker.engine
+        scorer = scorer_of(config, engine.model, engine.pool.tokenizer, self._tasks, documents)
+        errors: dict[int, str] = {}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for record in self._missing:
+            try:
+                engine.load(recipe_of(record))
+                scores = scorer.score()
+                data = {"recipe": record.recipe_id, "key": self._key, "scores": scores.to_json()}
+                write_atomically(_file(self._folder, record), json.dumps(data) + "\n")
+                self._kept[record.number] = scores
+            except CandidateError as error:
+                errors[record.number] = str(error)
+            label = record.name or f"trial {record.number}"
+            finished(f"{label} on the report's own tasks", errors.get(record.number))
+        return errors
 
 
 def _section(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergesearch.commands.benchmarks import benchmarks
+from mergesearch.commands.benchmarks import Benchmarks
 from mergesearch.commands.best import refresh_card
 from mergesearch.commands.examples import keep_examples
 from mergesearch.commands.holdout import (
@@ -139,11 +139,12 @@ def _report(
         expected = cost_of(run, chosen, most)
         if progress:
             progress.expect(expected.candidates + expected.again)
+        benchmarks = Benchmarks(run, chosen)
         asker = Asker(run, originals, engine, progress.say if progress else log.info)
         told: dict[str, Any] = {"finished": progress.finished} if progress else {}
         failed = score_missing(run, chosen, most, asker, **told)
         keep_examples(run, chosen, config.report.examples, most, asker)
-        own = benchmarks(run, chosen, asker, **told)
+        own = benchmarks.sections(asker, **told)
         run = replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes, *asker.changes])))
         notes = [*run.changes, *notes, *(_own(section.name) for section in own)]
         entries = _entries(chosen, scored, objective, failed, most)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergesearch.config.file import read
+from mergesearch.config.file import from_data, read
 from mergesearch.config.models import Config, GuardConfig, ObjectiveConfig, RacingConfig
 from mergesearch.config.report import BenchmarkConfig, ReportConfig
 from mergesearch.config.search import SearchConfig
@@ -23,5 +23,6 @@ __all__ = [
     "SpaceConfig",
     "StackConfig",
     "TaskConfig",
+    "from_data",
     "read",
 ]

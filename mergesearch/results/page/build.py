@@ -182,9 +182,8 @@ def _benchmarks(subject: Subject) -> dict[str, Any] | None:
     for place, section in enumerate(sections):
         for row in section.rows:
             labels.setdefault(row.trial, row.candidate if row.baseline else f"{row.candidate} {row.method}")
-            cells.setdefault(row.trial, ["-"] * len(sections))[place] = (
-                cell(row.holdout, " ") if not row.error else "failed"
-            )
+            mine = cells.setdefault(row.trial, ["-"] * len(sections))
+            mine[place] = "failed" if row.error else cell(row.holdout, " ")
     return {"tasks": titles, "rows": [{"label": labels[n], "scores": scores} for n, scores in cells.items()]}
 
 
