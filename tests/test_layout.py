@@ -33,6 +33,7 @@ HOMES = {
     "jinja2": {"evaluate", "results"},
     "lm_eval": {"evaluate"},
     "optuna": {"search"},
+    "optuna_dashboard": {"search"},
     "peft": {"checkpoints"},
     "pandas": {"results"},
     "plotly": {"results"},
@@ -46,7 +47,7 @@ HOMES = {
     # search/soup and engine/streaming know its classes; models are read and built in checkpoints, and run in evaluate
     "transformers": {"checkpoints", "engine", "evaluate", "search"},
     "typer": {"cli"},
-    "yaml": {"config", "evaluate", "mergekit", "recipe", "results", "schema"},
+    "yaml": {"commands", "config", "evaluate", "mergekit", "recipe", "results", "schema"},
 }
 LIGHT = {"mergesearch", "numpy", "torch"}
 # pairs of modules that are known to stand in a circle; none is welcome here

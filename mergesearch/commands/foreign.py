@@ -31,7 +31,8 @@ EVOLVE_TRIALS = 100
 # its filters that are components here
 _COMPONENTS = {
     "self_attn": "attention", "attn": "attention", "attention": "attention", "mlp": "mlp", "embed_tokens": "embedding",
-    "lm_head": "head", "norm": "norm", "layernorm": "norm", "input_layernorm": "norm", "post_attention_layernorm": "norm",
+    "lm_head": "head", "norm": "norm", "layernorm": "norm", "input_layernorm": "norm",
+    "post_attention_layernorm": "norm",
 }  # fmt: skip
 
 
@@ -231,7 +232,7 @@ def _mergenetic(data: Mapping[str, Any], where: str) -> Converted:
         if data.get(theirs) is not None:
             result.data[ours] = data[theirs]
     result.notes += [
-        f"trials: {trials} is {data['n_iter']} generations of {data['pop_size']}; the study is TPE and not a population",
+        f"trials: {trials} is {data['n_iter']} generations of {data['pop_size']}; the study is TPE, no population",
         f"the merge method stands in {MERGENETIC}'s scripts and not in its file: space.methods has ties and dare_ties",
         "half of each task's documents are held out for the report (holdout)",
     ]

@@ -31,8 +31,10 @@ class OpenedRun(Run):
     """A run as a script has it: what was read of it, as frames, and what the verbs do with it.
 
     >>> from mergesearch import load_run
-    >>> run = load_run("tiny")  # doctest: +SKIP
-    >>> run.best().objective  # doctest: +SKIP
+    >>> run = load_run("tiny")
+    >>> checkpoint = run.export("exported", trial=2)
+    >>> (checkpoint / "recipe.yaml").is_file()
+    True
     """
 
     def documents(self, side: str | None = None) -> DataFrame:

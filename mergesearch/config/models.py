@@ -100,7 +100,13 @@ class RacingConfig(Strict):
 
 
 class Config(Strict):
-    """One run. See docs/configuration.md for the file and `configs/` for examples."""
+    """One run. See docs/configuration.md for the file and `configs/` for examples.
+
+    >>> from mergesearch import Config
+    >>> config = Config(base_model="zoo:base", models={"order": "zoo:order"}, tasks=[{"task": "zoo_order"}])
+    >>> config.search.trials, config.holdout
+    (40, 0.5)
+    """
 
     name: str = Field(
         default="run", max_length=200, description="names the study, and the run folder where `output` does not"

@@ -1,7 +1,7 @@
 """A run's data as pandas frames with documented columns, and frames as files.
 
-`TRIALS` is the table (`results.table.frame`), `DOCUMENTS` has one row for each trial, task and document, `REPORT` one for
-each measure and candidate of the report on the holdout. pandas is loaded when a frame is asked for.
+`TRIALS` is the table (`results.table.frame`), `DOCUMENTS` has one row for each trial, task and document, `REPORT` one
+for each measure and candidate of the report on the holdout. pandas is loaded when a frame is asked for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A copy of a run's study as optuna-dashboard shows it best; the run's own study is only read.
 
-The run's study is made for workers: parents are told when all of them are scored, soups have no parameters, scores stand
-in attributes. The copy has what a person looks for: names, parameters of every recipe, true times, notes, artifacts.
+The run's study is made for workers: parents are told when all of them are scored, soups have no parameters, scores
+stand in attributes. The copy has what a person looks for: names, parameters of every recipe, true times, notes and
+artifacts.
 """
 
 from __future__ import annotations
