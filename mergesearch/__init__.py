@@ -11,41 +11,55 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mergesearch.checkpoints import Pool
+    from mergesearch.commands.python import OpenedRun, load_run, merge, run_search, score
     from mergesearch.config import Config
     from mergesearch.engine.live import Engine
-    from mergesearch.errors import UserError
+    from mergesearch.errors import CandidateError, UserError
+    from mergesearch.evaluate.scores import Scores
     from mergesearch.recipe import Recipe, Rule
-    from mergesearch.results.loading import Run, load_run
+    from mergesearch.results.loading import Run
     from mergesearch.results.record import Record
     from mergesearch.space import SearchSpace
 
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
+    "CandidateError": "errors",
     "Config": "config",
     "Engine": "engine.live",
+    "OpenedRun": "commands.python",
     "Pool": "checkpoints",
     "Recipe": "recipe",
     "Record": "results.record",
     "Rule": "recipe",
     "Run": "results.loading",
+    "Scores": "evaluate.scores",
     "SearchSpace": "space",
     "UserError": "errors",
-    "load_run": "results.loading",
+    "load_run": "commands.python",
+    "merge": "commands.python",
+    "run_search": "commands.python",
+    "score": "commands.python",
 }
 
 __all__ = [
+    "CandidateError",
     "Config",
     "Engine",
+    "OpenedRun",
     "Pool",
     "Recipe",
     "Record",
     "Rule",
     "Run",
+    "Scores",
     "SearchSpace",
     "UserError",
     "__version__",
     "load_run",
+    "merge",
+    "run_search",
+    "score",
 ]
 
 

@@ -199,6 +199,10 @@ def _one_of(option: str, value: str, known: Sequence[str]) -> None:
         raise unknown("value", value, known, option)
 
 
+def _as_text_only(form: str) -> str:
+    raise UserError(f"--format {form} is no text: name the file to write with --out")
+
+
 def _described(
     described: Callable[[str | None], list[dict[str, Any]]],
     lines_of: Callable[[str | None], Iterable[Any]],
@@ -332,9 +336,9 @@ def worker(
 
 def _settings(config: Path, override: Sequence[str], verb: str, options: Sequence[str] = ()) -> Config:
     """The configuration of a search, and from here on how one goes on with it."""
-    from mergesearch import config as configuration
+    from mergesearch.commands.foreign import read_config
 
-    settings = configuration.read(config, list(override))
+    settings = read_config(config, list(override), _note)
     sets = [part for item in override for part in ("--set", item)]
     again = shlex.join([usage.COMMAND, verb, str(config), *options, *sets])
     signals.how_to_go_on(f"interrupted; what was scored is kept. To go on: {without_passwords(again)}")
@@ -436,7 +440,12 @@ def _search_with(
 @app.command()
 def table(
     run: RunPath,
-    format: Annotated[str | None, typer.Option(help="text, csv, md, json or parquet; else by FILE's ending")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="text, csv, md, json, jsonl or parquet; else by FILE's ending")
+    ] = None,
+    of: Annotated[
+        str, typer.Option(help="trials, documents or report: the last two as csv, jsonl or parquet")
+    ] = "trials",
     top: Annotated[int | None, typer.Option(min=1, help="only the first N rows")] = None,
     sort: Annotated[str, typer.Option(metavar="COLUMN", help="a column's name")] = "rank",
     file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="write it there")] = None,
@@ -445,10 +454,16 @@ def table(
 
     Where there is no room, columns are left out in this order: the bars, seconds, rank, ±, vs, the tasks from the last.
     """
-    from mergesearch.commands.table import form_of, show, write_table
+    from mergesearch.commands.table import data_of, form_of, show, write_data, write_table
     from mergesearch.results.loading import load_run
 
-    form = format or (form_of(file) if file is not None else "text")
+    form = format or (form_of(file) if file is not None else "text" if of == "trials" else "csv")
+    if of != "trials" or form == "jsonl":
+        if file is not None:
+            write_data(run, file, of, form)
+        else:
+            print(data_of(run, of, form).decode() if form != "parquet" else _as_text_only(form), end="")
+        return
     if file is not None:
         write_table(run, file, form, top, sort)
         return
@@ -467,17 +482,71 @@ def report(
     documents: Annotated[
         int | None, typer.Option(min=2, help="the most holdout documents of each task; else report.documents")
     ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=0, help="documents on which winner and best model differ, for the page; else report.examples"),
+    ] = None,
+    task: Annotated[
+        list[str], typer.Option(metavar="TASK[:METRIC]", help="one that the search never uses; beside report.tasks")
+    ] = [],  # noqa: B006 - typer reads the default
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="also write the run as a page for a browser")
+    ] = None,
+    beside: Annotated[
+        list[Path], typer.Option("--beside", metavar="RUN", help="a run to lay beside it on the page")
+    ] = [],  # noqa: B006 - typer reads the default
     allow_changed: AllowChanged = False,
 ) -> None:
     """What the winner is worth on the holdout, documents that the search never saw."""
-    from mergesearch.commands.report import ReportProgress, report_run
+    from mergesearch.commands.report import ReportProgress, has_holdout, report_run
     from mergesearch.results.report import FORMATS, render
 
     _one_of("--format", format, FORMATS)
-    with ReportProgress(err) as progress:
-        held = report_run(run, finalists, documents, progress, allow_changed=allow_changed)
-    rendered = render(held, format)
-    _show([rendered])
+    if beside and html is None:
+        raise UserError("--beside lays a run beside another on the page: give --html FILE too")
+    if html is None or has_holdout(run):
+        with ReportProgress(err) as progress:
+            held = report_run(
+                run, finalists, documents, progress, examples=examples, tasks=task, allow_changed=allow_changed
+            )
+        _show([render(held, format)])
+    if html is not None:
+        from mergesearch.commands.page import write_page
+
+        write_page(run, html, beside)
+        _note(f"the page is {html}: open it in a browser")
+
+
+@app.command()
+def watch(
+    run: RunPath,
+    html: Annotated[bool, typer.Option("--html", help="write the run as a page for a browser each time")] = False,
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="that page; else page.html in the run folder")
+    ] = None,
+    every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="from one look to the next")] = 60.0,
+) -> None:
+    """Look at a run while it goes on, from any terminal; ends with it."""
+    from mergesearch.commands.page import PAGE, watch
+    from mergesearch.commands.table import show
+
+    page = (file or run / PAGE) if html or file is not None else None
+    signals.how_to_go_on(f"no longer watching; the run goes on. To go on: {_same_again()}")
+    if page is not None:
+        _note(f"the page is {page}: open it in a browser, it reads itself anew")
+    looks = 0
+
+    def look(seen: Any) -> None:
+        nonlocal looks
+        if out.is_terminal:
+            out.clear()
+        if out.is_terminal or not looks:
+            _show(show(seen, top=20))
+        else:
+            _say(seen.words[-2:])
+        looks += 1
+
+    watch(run, page, every, look)
 
 
 @app.command()
@@ -544,6 +613,48 @@ def score(
         out.print_json(json_of(scores, model, on))
         return
     _say(lines_of(scores))
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a configuration of mergekit-evolve or mergenetic")],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="the new file; else it is printed, and nothing is written")
+    ] = None,
+) -> None:
+    """Another program's search as a configuration, with what differs."""
+    from mergesearch.commands.foreign import convert, write
+
+    converted = convert(file)
+    if target is None:
+        print(converted.to_yaml(), end="")
+        return
+    write(converted, target)
+    _say([f"{target} is written, from a configuration of {converted.program}."])
+    _say(f"note: {note}" for note in converted.notes)
+
+
+@app.command()
+def dashboard(
+    run: RunPath,
+    host: Annotated[str, typer.Option(help="who may look: 127.0.0.1 is this machine alone")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8080,
+) -> None:
+    """A run in optuna-dashboard, while it goes on or afterwards; the run itself is only read."""
+    from mergesearch.commands.dashboard import serving
+
+    signals.how_to_go_on("the dashboard is closed")
+    with serving(run, host, port) as server:
+        _say([f"http://{host}:{server.server_port}/ (Ctrl-C ends)"])
+        server.serve_forever()
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, memory, storage, and what is missing for which feature."""
+    from mergesearch.commands.doctor import report
+
+    _labelled(report())
 
 
 @app.command()

@@ -26,11 +26,24 @@ HIDDEN = "***"
 
 
 class UserError(Exception):
-    """The user's input is wrong: one sentence with what, the value, where, and the remedy. Exit status 2."""
+    """The user's input is wrong: one sentence with what, the value, where, and the remedy. Exit status 2.
+
+    >>> from mergesearch import UserError, load_run
+    >>> try:
+    ...     load_run("nowhere")
+    ... except UserError as error:
+    ...     print(error)
+    nowhere is no run folder (it has no config.yaml): name the output folder of `mergesearch run`
+    """
 
 
 class CandidateError(Exception):
-    """One candidate could not be built or scored; the trial fails with this reason and the search goes on."""
+    """One candidate could not be built or scored; the trial fails with this reason and the search goes on.
+
+    >>> from mergesearch import CandidateError
+    >>> issubclass(CandidateError, Exception)
+    True
+    """
 
 
 class StorageError(BaseException):

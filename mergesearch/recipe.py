@@ -60,6 +60,10 @@ class Rule(Strict):
     """A group of tensors, and the method with its parameters that merges them.
 
     The group is what all of `layers`, `components` and `tensors` select; left out, each selects everything.
+
+    >>> from mergesearch import Rule
+    >>> Rule(method="ties", layers=(0, 3), components=("attention",)).label
+    'layers0-3.attention'
     """
 
     layers: tuple[int, int] | None = Field(default=None, description="first and last layer, both included")
@@ -115,6 +119,11 @@ class Recipe(Strict):
     With `stack` the result's layers are taken from ranges of the parents' layers, one row after another, and rules
     speak of the result's layers. A row with several sources is merged by the rule that covers it, over the row's
     models; a row that does not name `base` takes the base's layers where the row's first source has them.
+
+    >>> from mergesearch import Recipe, Rule
+    >>> rules = (Rule(method="ties", parameters={"density": 0.5}),)
+    >>> Recipe(base="zoo:base", models={"order": "zoo:order", "letters": "zoo:letters"}, rules=rules).methods
+    ['ties']
     """
 
     base: str | None = Field(

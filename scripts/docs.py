@@ -12,7 +12,7 @@ import json
 import re
 import statistics
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mergesearch.config import Config
 from mergesearch.engine.residency import OVERHEAD, SHARE
 from mergesearch.mergekit.known import EXPORTED
 from mergesearch.recipe import Recipe
+from mergesearch.results import frames
 from mergesearch.schema import Strict, fields_of, inner_model, words_of_type
 from mergesearch.search import strategies
 from mergesearch.search.strategies.baselines import DEFAULTS
@@ -57,6 +58,24 @@ def _plain(value: Any) -> str:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value).replace('"', "")
     return f"`{text}`"
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+
+def documents_frame() -> str:
+    """The columns of a run's documents."""
+    return _columns(frames.DOCUMENT_COLUMNS)
+
+
+def report_frame() -> str:
+    """The columns of a report."""
+    return _columns(frames.REPORT_COLUMNS)
+
+
+def _columns(columns: Mapping[str, tuple[str, str]]) -> str:
+    kinds = {"Int64": "integer", "float64": "number", "string": "text", "boolean": "boolean"}
+    return _table(("column", "type", "meaning"), [(f"`{n}`", kinds[k], meaning) for n, (k, meaning) in columns.items()])
 
 
 # --- configuration --------------------------------------------------------------------------------------------------
@@ -99,8 +118,8 @@ def _is_list(field: FieldInfo) -> bool:
 
 
 def _sentences(thing: Any) -> str:
-    """What a class says of itself."""
-    return inspect.getdoc(thing) or ""
+    """Its docstring, without examples for Python."""
+    return re.sub(r"\n*^>>> .*?(?=\n\n|\Z)", "", inspect.getdoc(thing) or "", flags=re.DOTALL | re.MULTILINE)
 
 
 def recipe() -> str:
@@ -306,6 +325,8 @@ def real() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "configuration": configuration,
+    "documents-frame": documents_frame,
+    "report-frame": report_frame,
     "defaults": defaults,
     "memory": memory,
     "memory-short": memory_short,

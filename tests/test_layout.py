@@ -30,11 +30,13 @@ HOMES = {
     "datasets": {"evaluate"},
     "filelock": {"engine", "search"},
     "huggingface_hub": {"checkpoints", "engine"},
-    "jinja2": {"evaluate"},
+    "jinja2": {"evaluate", "results"},
     "lm_eval": {"evaluate"},
     "optuna": {"search"},
+    "optuna_dashboard": {"search"},
     "peft": {"checkpoints"},
     "pandas": {"results"},
+    "plotly": {"results"},
     "psutil": {"leftovers", "memory"},
     "pydantic": {"config", "recipe", "schema", "search"},
     "pydantic_core": {"config"},
@@ -45,7 +47,7 @@ HOMES = {
     # search/soup and engine/streaming know its classes; models are read and built in checkpoints, and run in evaluate
     "transformers": {"checkpoints", "engine", "evaluate", "search"},
     "typer": {"cli"},
-    "yaml": {"config", "evaluate", "mergekit", "recipe", "results", "schema"},
+    "yaml": {"commands", "config", "evaluate", "mergekit", "recipe", "results", "schema"},
 }
 LIGHT = {"mergesearch", "numpy", "torch"}
 # pairs of modules that are known to stand in a circle; none is welcome here

@@ -32,6 +32,11 @@ Residency = Literal["device", "pinned", "mapped"]
 class Pool:
     """The base and all models, aligned: the same tensor names and shapes in each.
 
+    >>> from mergesearch import Pool
+    >>> pool = Pool.load("zoo:base", {"order": "zoo:order", "letters": "zoo:letters"}, device="cpu")
+    >>> pool.layers, list(pool.models)
+    (4, ['order', 'letters'])
+
     Attributes:
         base: the shared pretrained checkpoint.
         models: the fine-tuned checkpoints by name.

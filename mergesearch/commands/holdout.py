@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mergesearch.checkpoints import Survey
 from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
 from mergesearch.commands.inputs import load_tasks, samples_of, scorer_of, splits
 from mergesearch.commands.originals import Originals
 from mergesearch.engine.live import Engine
+from mergesearch.engine.residency import Holding
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scoring import Scorer
+from mergesearch.evaluate.tasks import Task
 from mergesearch.results.loading import Run, batch_size_of
 from mergesearch.results.record import Record
 from mergesearch.results.report.finalists import Finalists, choose
@@ -150,22 +154,17 @@ def score_missing(
     run: Run,
     chosen: Finalists,
     most: int | None,
-    originals: Originals,
+    asker: Asker,
     *,
-    engine: Engine | None = None,
-    say: Callable[[str], None] = log.info,
     finished: Callable[[str, str | None], None] = lambda text, error: None,
-) -> tuple[dict[int, str], tuple[str, ...]]:
-    """Scores what is missing, and loads the models only where something is. Returns why trials could not be scored, and
-    which documents were changed where that is allowed.
+) -> dict[int, str]:
+    """Scores what is missing, and loads the models only where something is. Returns why trials could not be scored.
 
     Args:
         run: the run.
         chosen: its finalists.
         most: documents of each task; None for all.
-        originals: asked whether the documents are those that the run was scored with.
-        engine: of this run, if one is loaded already.
-        say: told in a few words what is being done.
+        asker: of the run.
         finished: told of each candidate, and why where it failed.
 
     Raises:
@@ -175,52 +174,98 @@ def score_missing(
     first = [record for record in chosen.records if scored.load(record, "", most) is None]
     again = [chosen.winner] if scored.load(chosen.winner, AGAIN, most) is None else []
     if not first and not again:
-        return {}, ()
-    say(f"report on the holdout, {cost_of(run, chosen, most)}")
-    engine, scorer, other, holdout, changes = _scorers(run, originals, engine, say)
-    documents = drawn(holdout, most, config.search.seed)
-    failed = score_finalists(first, scored, engine, scorer, documents, most=most, finished=finished)
+        return {}
+    asker.say(f"report on the holdout, {cost_of(run, chosen, most)}")
+    documents = drawn(asker.holdout, most, config.search.seed)
+    engine = asker.engine
+    failed = score_finalists(first, scored, engine, asker.first, documents, most=most, finished=finished)
     if chosen.winner.number not in failed:
-        score_finalists(again, scored, engine, other, documents, most=most, suffix=AGAIN, finished=finished)
-    return failed, changes
+        score_finalists(again, scored, engine, asker.again, documents, most=most, suffix=AGAIN, finished=finished)
+    return failed
 
 
-def _scorers(
-    run: Run, originals: Originals, engine: Engine | None, say: Callable[[str], None]
-) -> tuple[Engine, Scorer, Scorer, dict[str, list[int]], tuple[str, ...]]:
-    """An engine, a scorer of its live model on the holdout, one that asks in another order and batch size, the
-    holdout documents, and what was changed of them.
+@dataclass
+class Asker:
+    """What asks a run's candidates about its holdout: loaded when it is first needed, and once.
 
-    Both scorers are of all documents, also where only some are asked: the few-shot examples of a document depend on the
-    others.
+    Attributes:
+        run: the run.
+        originals: asked whether the documents are those that the run was scored with.
+        given: an engine of this run, if one is loaded already.
+        say: told in a few words what is being done.
+        changes: which documents were changed, where that is allowed; known once something was loaded.
     """
-    config, folder = run.pinned, run.folder
-    say(f"loading {len(config.scored)} tasks")
-    tasks = load_tasks(config)
-    parts = splits(config, tasks)
-    if samples_of(tasks, parts)["holdout"] != folder.holdout_documents():
-        raise UserError(
-            f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' data"
-        )
-    changes = originals.check(tasks, parents=())
-    holdout = {label: part.holdout for label, part in parts.items()}
-    rows = batch_size_of(config, run.settled)
-    holding = None
-    if engine is None:
+
+    run: Run
+    originals: Originals
+    given: Engine | None = None
+    say: Callable[[str], None] = log.info
+    changes: tuple[str, ...] = ()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The run's engine.
+
+        Raises:
+            UserError: the models cannot be loaded.
+        """
+        if self.given is not None:
+            return self.given
+        config = self.run.pinned
+        holding, survey = self._holding
+        self.say(f"loading the base and {len(config.models)} models: {holding}")
+        return engine_of(load_pool(config, survey, holding), config.dtype, holding)
+
+    @property
+    def first(self) -> Scorer:
+        """A scorer of the live model on all of the holdout, also where only some documents are asked: the few-shot
+        examples of a document depend on the others."""
+        return self._scorers[0]
+
+    @property
+    def again(self) -> Scorer:
+        """One that asks in another order and batch size."""
+        return self._scorers[1]
+
+    @property
+    def holdout(self) -> dict[str, list[int]]:
+        """All documents of the holdout, by task."""
+        return self._tasks[1]
+
+    @cached_property
+    def _tasks(self) -> tuple[list[Task], dict[str, list[int]]]:
+        """The tasks, and the documents of the holdout by task."""
+        config, folder = self.run.pinned, self.run.folder
+        self.say(f"loading {len(config.scored)} tasks")
+        tasks = load_tasks(config)
+        parts = splits(config, tasks)
+        if samples_of(tasks, parts)["holdout"] != folder.holdout_documents():
+            raise UserError(
+                f"the tasks' documents are no longer those that {folder.path} was searched with: restore the tasks' "
+                "data"
+            )
+        self.changes = self.originals.check(tasks, parents=())
+        return tasks, {label: part.holdout for label, part in parts.items()}
+
+    @cached_property
+    def _holding(self) -> tuple[Holding, Survey]:
+        config, (tasks, holdout) = self.run.pinned, self._tasks
         survey = survey_of(config)
-        holding = holding_of(config, survey, length_of(config, survey, tasks, holdout), run.settled)
-        say(f"loading the base and {len(config.models)} models: {holding}")
-        engine = engine_of(load_pool(config, survey, holding), config.dtype, holding)
-    say("building requests")
-    live, tokenizer = engine.model, engine.pool.tokenizer
-    # what a report says the lm_eval command gives too
-    plain = config.model_copy(update={"scoring": "lm_eval"})
-    first = scorer_of(plain, live, tokenizer, tasks, holdout, batch_size=rows)
-    if holding is not None and rows is None:  # a run that was searched before batch sizes were found
-        settled_with(config, first, holding, run.settled)
-    other = plain.model_copy(update={"batch_size": other_batch_size(first.batch_size)})
-    again = scorer_of(other, live, tokenizer, tasks, holdout, shuffle=config.search.seed)
-    return engine, first, again, holdout, changes
+        return holding_of(config, survey, length_of(config, survey, tasks, holdout), self.run.settled), survey
+
+    @cached_property
+    def _scorers(self) -> tuple[Scorer, Scorer]:
+        tasks, holdout = self._tasks
+        engine, rows = self.engine, batch_size_of(self.run.config, self.run.settled)
+        self.say("building requests")
+        live, tokenizer = engine.model, engine.pool.tokenizer
+        # what a report says the lm_eval command gives too
+        plain = self.run.pinned.model_copy(update={"scoring": "lm_eval"})
+        first = scorer_of(plain, live, tokenizer, tasks, holdout, batch_size=rows)
+        if rows is None and self.given is None:  # a run that was searched before batch sizes were found
+            settled_with(plain, first, self._holding[0], self.run.settled)
+        other = plain.model_copy(update={"batch_size": other_batch_size(first.batch_size)})
+        return first, scorer_of(other, live, tokenizer, tasks, holdout, shuffle=plain.search.seed)
 
 
 def other_batch_size(batch_size: int) -> int:

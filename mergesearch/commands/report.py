@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mergesearch.commands.benchmarks import Benchmarks
 from mergesearch.commands.best import refresh_card
+from mergesearch.commands.examples import keep_examples
 from mergesearch.commands.holdout import (
     AGAIN,
+    Asker,
     ReportCost,
     ReportProgress,
     cost,
@@ -22,6 +25,7 @@ from mergesearch.commands.holdout import (
 )
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import report_file
+from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.results.loading import Run, load_run
@@ -31,9 +35,10 @@ from mergesearch.results.report.data import AVERAGE, LEVEL, SINGLE
 from mergesearch.results.report.finalists import Finalists, choose
 from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.results.states import ENDED, RUNNING, WAITING
+from mergesearch.schema import validate
 from mergesearch.search import by_lm_eval
 from mergesearch.search.objective import Objective
-from mergesearch.search.store import write_atomically
+from mergesearch.search.store import RunFolder, write_atomically
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ def report_run(
     documents: int | None = None,
     progress: ReportProgress | None = None,
     *,
+    examples: int | None = None,
+    tasks: Sequence[str] = (),
     allow_changed: bool = False,
 ) -> Report:
     """The report on a run's holdout. Whatever was scored by an earlier call, killed or not, is not scored again.
@@ -54,12 +61,35 @@ def report_run(
             says.
         documents: the most holdout documents of each task; likewise.
         progress: told how it goes; nobody is without one.
+        examples: how many documents on which winner and best single model differ are kept with both answers; None for
+            what the configuration says.
+        tasks: that the search never uses, as `NAME` or `NAME:METRIC`, beside those of the configuration.
         allow_changed: report also where models or documents are not those that the run was scored with.
 
     Raises:
         UserError: no such run, no holdout, nothing scored yet, or models or tasks that are not those of the run.
     """
-    return _report(load_run(path), finalists, documents, progress, None, allow_changed)
+    run = _asked(load_run(path), examples, tasks)
+    return _report(run, finalists, documents, progress, None, allow_changed)
+
+
+def _asked(run: Run, examples: int | None, tasks: Sequence[str]) -> Run:
+    """The run with what the command line asks of its report."""
+    data = run.config.dump()
+    named = [dict(zip(("task", "metric"), task.split(":", 1), strict=False)) for task in tasks]
+    known = {task["task"] for task in named}
+    data["report"]["tasks"] = [*(t for t in data["report"]["tasks"] if t["task"] not in known), *named]
+    data["report"]["examples"] = data["report"]["examples"] if examples is None else examples
+    return replace(run, config=validate(Config, data, "--task"))
+
+
+def has_holdout(path: Path) -> bool:
+    """Whether a run kept documents back that a report could go by.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    return bool(RunFolder.open(path).config().holdout)
 
 
 def report_at_end(
@@ -110,14 +140,19 @@ def _report(
         expected = cost_of(run, chosen, most)
         if progress:
             progress.expect(expected.candidates + expected.again)
-        told: dict[str, Any] = {"say": progress.say, "finished": progress.finished} if progress else {}
-        failed, more = score_missing(run, chosen, most, originals, engine=engine, **told)
-        run = replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes, *more])))
-        notes = [*run.changes, *notes]
+        benchmarks = Benchmarks(run, chosen)
+        asker = Asker(run, originals, engine, progress.say if progress else log.info)
+        told: dict[str, Any] = {"finished": progress.finished} if progress else {}
+        failed = score_missing(run, chosen, most, asker, **told)
+        keep_examples(run, chosen, config.report.examples, most, asker)
+        own = benchmarks.sections(asker, **told)
+        run = replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes, *asker.changes])))
+        notes = [*run.changes, *notes, *(_own(section.name) for section in own)]
         if by_lm_eval.in_words(run.kinds):
             notes.append("figures on the holdout are lm-eval's own model's; those of the search are by token tries")
         entries = _entries(chosen, scored, objective, failed, most)
         report = build(_question(run, chosen, objective, notes), entries)
+        report = replace(report, sections=(*report.sections, *own))
         write_atomically(report_file(run.folder), json.dumps(report.to_data(), indent=1) + "\n")
     refresh_card(run, chosen.winner)
     return report
@@ -184,6 +219,10 @@ def _notes(
     return [*notes, *_looks(earlier, chosen.winner.number, most)]
 
 
+def _own(task: str) -> str:
+    return f"{task} is no part of the search and has no holdout: its figures are of all documents that were asked"
+
+
 def _looks(earlier: Sequence[Mapping[str, Any]], winner: int, most: int | None) -> list[str]:
     """What earlier looks at the holdout mean for this one."""
     notes = []
@@ -205,4 +244,4 @@ def _most(documents: int | None) -> str:
     return "all documents" if documents is None else f"at most {documents:,} documents of each task"
 
 
-__all__ = ["ReportCost", "ReportProgress", "cost", "report_at_end", "report_run"]
+__all__ = ["ReportCost", "ReportProgress", "cost", "has_holdout", "report_at_end", "report_run"]

@@ -30,6 +30,7 @@ from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
+from mergesearch.results.page.anatomy import ANATOMY, anatomy_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import by_lm_eval, revisions, store, strategies
 from mergesearch.search.presence import check_disk
@@ -190,6 +191,7 @@ def prepare(
     store.note(search.study, NOTES, [*pool.notes, *revisions.words(commits)])
     store.note(search.study, revisions.REVISIONS, commits)
     store.note(search.study, DIGESTS, originals.note(tasks))
+    store.note(search.study, ANATOMY, anatomy_of(pool.infos))
     if changes:
         before = store.noted(search.study, CHANGES) or []
         store.note(search.study, CHANGES, list(dict.fromkeys([*before, *changes])))

@@ -43,16 +43,26 @@ def report_file(folder: RunFolder) -> Path:
     return folder.holdout / "report.json"
 
 
-def _holdout(folder: RunFolder, record: Record) -> str | None:
-    """The candidate's figures on the holdout, where a report has them."""
+def kept_report(folder: RunFolder) -> Report | None:
+    """The last report on the holdout; None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     file = report_file(folder)
     if not file.is_file():
         return None
     data = read_json(file, _DAMAGED)
     try:
-        return card(Report.from_data(data), record.number)
+        return Report.from_data(data)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{file} holds no report ({type(error).__name__}: {error}): {_DAMAGED}") from None
+
+
+def _holdout(folder: RunFolder, record: Record) -> str | None:
+    """The candidate's figures on the holdout, where a report has them."""
+    report = kept_report(folder)
+    return None if report is None else card(report, record.number)
 
 
 def _asking(config: Config, batch_size: int) -> Asking:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mergesearch.commands.story import kept_report
+from mergesearch.errors import UserError, unknown
+from mergesearch.results import frames
 from mergesearch.results.loading import Run, load_run
 from mergesearch.results.table import FORMATS, TEXT, render, write
 
@@ -21,10 +24,43 @@ def show(run: Run, form: str = TEXT, top: int | None = None, sort: str = "rank")
     return [rendered, *run.words] if form == TEXT else [rendered]
 
 
+def data_of(path: Path, what: str, form: str) -> bytes:
+    """Trials, documents or the report of a run as data.
+
+    Args:
+        path: the run folder.
+        what: one of `results.frames.FRAMES`.
+        form: one of `results.frames.FORMATS`.
+
+    Raises:
+        UserError: no such run, frame or format, or no report yet.
+    """
+    if what not in frames.FRAMES:
+        raise unknown("frame", what, frames.FRAMES, "--of")
+    run = load_run(path)
+    if what == frames.DOCUMENTS:
+        return frames.as_bytes(frames.documents(run.folder, run.records), form)
+    if what == frames.TRIALS:
+        return frames.as_bytes(run.frame(), form)
+    held = kept_report(run.folder)
+    if held is None:
+        raise UserError(f"{path} has no report on the holdout yet: `mergesearch report {path}` makes it")
+    return frames.as_bytes(frames.report(held), form)
+
+
+def write_data(path: Path, out: Path, what: str, form: str) -> None:
+    """Writes what `data_of` gives to a file; one that is there is replaced.
+
+    Raises:
+        UserError: as for `data_of`, or the file cannot be written.
+    """
+    frames.write_bytes(data_of(path, what, form), out)
+
+
 def form_of(file: Path) -> str:
     """The format that a file's ending names; text for every other ending."""
     ending = file.suffix.removeprefix(".").lower()
-    return ending if ending in FORMATS else TEXT
+    return ending if ending in (*FORMATS, *frames.FORMATS) else TEXT
 
 
 def write_table(path: Path, out: Path, form: str = TEXT, top: int | None = None, sort: str = "rank") -> None:

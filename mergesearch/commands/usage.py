@@ -26,10 +26,10 @@ EXAMPLES: Sequence[tuple[str, Sequence[str]]] = (
 )
 # every verb once, in the order in which a person meets them
 GROUPS: Mapping[str, Sequence[str]] = {
-    "Search": ("init", "check", "run", "worker"),
-    "Look": ("table", "report", "score"),
+    "Search": ("init", "convert", "check", "run", "worker"),
+    "Look": ("table", "watch", "dashboard", "report", "score"),
     "Merge": ("export", "merge"),
-    "Learn": ("methods", "strategies", "zoo"),
+    "Learn": ("methods", "strategies", "zoo", "doctor"),
 }
 STATUSES = "Exit status: 0 done, 1 failed or stopped, 2 wrong input, 130 stopped twice."
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from mergesearch.config.file import read
-from mergesearch.config.models import Config, GuardConfig, ObjectiveConfig, RacingConfig, TaskConfig
-from mergesearch.config.report import ReportConfig
+from mergesearch.config.file import from_data, read
+from mergesearch.config.models import Config, GuardConfig, ObjectiveConfig, RacingConfig
+from mergesearch.config.report import BenchmarkConfig, ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import Freeze, Narrow, Selector, SpaceConfig, StackConfig
+from mergesearch.config.tasks import TaskConfig
 
 __all__ = [
+    "BenchmarkConfig",
     "Config",
     "Freeze",
     "GuardConfig",
@@ -21,5 +23,6 @@ __all__ = [
     "SpaceConfig",
     "StackConfig",
     "TaskConfig",
+    "from_data",
     "read",
 ]

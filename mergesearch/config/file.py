@@ -23,10 +23,23 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: what is wrong with the file or an override, in one sentence.
     """
-    data = read_yaml(path)
+    return from_data(read_yaml(path), Path(path), overrides)
+
+
+def from_data(data: dict[str, Any], file: Path, overrides: Sequence[str] = ()) -> Config:
+    """The same from the data of a file.
+
+    Args:
+        data: changed in place.
+        file: what paths in them are relative to the folder of, and what messages name.
+        overrides: as for `read`.
+
+    Raises:
+        UserError: what is wrong with them, in one sentence.
+    """
     keys = [_override(data, override) for override in overrides]
-    _make_absolute(data, Path(path), keys)
-    return validate(Config, data, str(path))
+    _make_absolute(data, file, keys)
+    return validate(Config, data, str(file))
 
 
 def _make_absolute(data: dict[str, Any], file: Path, overridden: Sequence[tuple[str, ...]]) -> None:

@@ -14,6 +14,7 @@ from mergesearch.config import storage as storages
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
+from mergesearch.config.tasks import TaskConfig
 from mergesearch.errors import without_passwords
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
 from mergesearch.schema import ONE_OR_MORE, Strict
@@ -34,34 +35,11 @@ RESUMABLE = (
     ("report", "finalists"),
     ("report", "documents"),
     ("report", "at_end"),
+    ("report", "examples"),
+    ("report", "tasks"),
     ("trust_tasks",),
     ("confirm_run_unsafe_code",),
 )
-
-
-class TaskConfig(Strict):
-    """One lm-eval task, or group of tasks, and its part in the objective."""
-
-    task: str = Field(
-        min_length=1, description="a task or a group of tasks that lm-eval knows, or that `include_path` holds"
-    )
-    metric: str | None = Field(
-        default=None,
-        description="as lm-eval names it (`acc`, or `exact_match,strict-match`), `gold_prob` or `gold_logprob`, the "
-        "probability of the right answer, or `length`, the number of tokens that an answer takes (fewer are better); "
-        "default: the task's only one",
-    )
-    # far beyond any use, and far from where a mean of scores overflows or vanishes
-    weight: float = Field(default=1.0, ge=1e-6, le=1_000_000, description="its part in the mean of the tasks")
-    num_fewshot: int | None = Field(default=None, ge=0, description="default: what the task says")
-    limit: int | None = Field(
-        default=None, ge=1, description="the most documents that the search scores a candidate on"
-    )
-    gen_kwargs: dict[str, Any] | None = Field(
-        default=None,
-        description="how answers are generated, as the option of `lm_eval`, over what the task says: `max_gen_toks`, "
-        "`until`, `temperature`, `do_sample` and what else transformers takes",
-    )
 
 
 class GuardConfig(Strict):
@@ -136,7 +114,13 @@ class RacingConfig(Strict):
 
 
 class Config(Strict):
-    """One run. See docs/configuration.md for the file and `configs/` for examples."""
+    """One run. See docs/configuration.md for the file and `configs/` for examples.
+
+    >>> from mergesearch import Config
+    >>> config = Config(base_model="zoo:base", models={"order": "zoo:order"}, tasks=[{"task": "zoo_order"}])
+    >>> config.search.trials, config.holdout
+    (40, 0.5)
+    """
 
     name: str = Field(
         default="run", max_length=200, description="names the study, and the run folder where `output` does not"
@@ -331,6 +315,16 @@ class Config(Strict):
                 f"objective.worst is {worst:g}, and racing compares means of documents, which the worst task is not: "
                 "leave out racing or worst"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _report_has_tasks_of_its_own(self) -> Config:
+        scored = {task.task for task in self.scored}
+        for task in self.report.tasks:
+            if task.task in scored:
+                raise ValueError(
+                    f"report.tasks names {task.task!r}, which the search scores on: the report has it by its holdout"
+                )
         return self
 
     @model_validator(mode="after")

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
 
+from pydantic import Field, field_validator, model_validator
+
+from mergesearch.config.tasks import TaskConfig
 from mergesearch.schema import Strict
+
+
+class BenchmarkConfig(Strict):
+    """A task that only the report scores on."""
+
+    task: str = Field(min_length=1, description="as for tasks")
+    metric: str | None = Field(default=None, description="as for tasks")
+    num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
+    limit: int | None = Field(default=None, ge=2, description="the most documents, drawn by the seed; default: all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"task": value} if isinstance(value, str) else value
+
+    def as_task(self) -> TaskConfig:
+        """What is to be scored."""
+        return TaskConfig(task=self.task, metric=self.metric, num_fewshot=self.num_fewshot, limit=self.limit)
 
 
 class ReportConfig(Strict):
@@ -19,3 +40,24 @@ class ReportConfig(Strict):
         description="the most holdout documents of each task, drawn by the seed; default: all",
     )
     at_end: bool = Field(default=False, description="whether `mergesearch run` ends with the report")
+    examples: int = Field(
+        default=0,
+        ge=0,
+        le=1_000,
+        description="how many holdout documents on which the winner and the best single model differ are asked again, "
+        "so that the page shows both answers",
+    )
+    tasks: list[BenchmarkConfig] = Field(
+        default=[],
+        description="tasks that the search never uses, on which the report scores winner, finalists and parents too; "
+        "a name, or `{task, metric, num_fewshot, limit}`",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_once(cls, value: list[BenchmarkConfig]) -> list[BenchmarkConfig]:
+        names = [task.task for task in value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"task {twice!r} is listed twice: list each task once")
+        return value

@@ -24,6 +24,15 @@ _MERGE_SETS = 64
 class Engine:
     """One live model that stays loaded and takes on candidate after candidate in place.
 
+    >>> from mergesearch import Engine, Pool, Recipe
+    >>> models = {"order": "zoo:order", "letters": "zoo:letters"}
+    >>> engine = Engine(Pool.load("zoo:base", models, device="cpu"), "float32")
+    >>> data = {"base": "zoo:base", "models": models, "out_dtype": "float32",
+    ...         "rules": [{"method": "ties", "parameters": {"density": 0.5}}]}
+    >>> seconds = engine.load(Recipe.from_data(data, "my recipe"))
+    >>> engine.model.config.num_hidden_layers
+    4
+
     `model` is one object for the engine's lifetime, so that whoever scores it may hold on to it. A recipe with layer
     stacking changes what is inside: its configuration, its depth, its tensors. A stack's tensors that are passed
     through unchanged are the parents' own memory, not copies: do not write to them.

@@ -71,7 +71,13 @@ class DocumentScores:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of one candidate, by task label; `seconds` is the wall-clock time that scoring took."""
+    """The scores of one candidate, by task label; `seconds` is the wall-clock time that scoring took.
+
+    >>> from mergesearch import load_run, score
+    >>> scores = score("zoo:order", load_run("tiny").config)
+    >>> scores.tasks["zoo_letters"].metric, len(scores.documents["zoo_letters"].ids)
+    ('acc', 4)
+    """
 
     tasks: Mapping[str, TaskScore]
     documents: Mapping[str, DocumentScores] = field(default_factory=dict)

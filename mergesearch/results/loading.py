@@ -36,6 +36,11 @@ RESIDENCY, BATCH_SIZE = "residency", "batch_size"
 class Run:
     """A run at the moment at which it was read.
 
+    >>> from mergesearch import Run, load_run
+    >>> run = load_run("tiny")
+    >>> isinstance(run, Run), run.config.name
+    (True, 'tiny')
+
     Attributes:
         path: the run folder, as it was named.
         config: the configuration.
@@ -102,10 +107,6 @@ class Run:
 
 def load_run(path: str | Path) -> Run:
     """Reads a run folder, whether its search has ended or not.
-
-    >>> run = load_run("results/quickstart")  # doctest: +SKIP
-    >>> run.frame()[["trial", "method", "objective"]].head(3)  # doctest: +SKIP
-    >>> run.best().recipe["rules"]  # doctest: +SKIP
 
     Args:
         path: the run folder.

@@ -57,6 +57,12 @@ class PlaceRule:
 class SearchSpace:
     """Every recipe that a run may propose.
 
+    >>> from mergesearch import Config, Pool, SearchSpace
+    >>> config = Config(base_model="zoo:base", models={"order": "zoo:order", "letters": "zoo:letters"},
+    ...                 tasks=[{"task": "zoo_order"}], space={"methods": ["ties"], "layer_groups": 2})
+    >>> pool = Pool.load(config.base_model, config.models, device="cpu")
+    >>> space = SearchSpace(config, pool.infos, pool.layers)
+
     Args:
         config: the run's configuration.
         infos: the pool's tensors.

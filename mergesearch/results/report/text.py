@@ -35,8 +35,9 @@ def card(report: Report, trial: int) -> str | None:
         return None
     rows = {row.trial: [cell(row.holdout, "\n")] for row in report.sections[0].rows}
     for section in report.sections[1:]:
-        for row in section.rows:
-            rows[row.trial].append(cell(row.holdout, " "))
+        there = {row.trial: row for row in section.rows}
+        for number, cells in rows.items():
+            cells.append(cell(there[number].holdout if number in there else None, " "))
     first = {row.trial: row for row in report.sections[0].rows}
     shown = [trial, *(n for n in rows if n != trial and first[n].baseline)]
     labels = {n: "**this model**" if n == trial else plain(first[n].candidate) for n in shown}
