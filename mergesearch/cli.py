@@ -555,14 +555,31 @@ def export(
     out_folder: OutPath,
     trial: Annotated[str, typer.Option(metavar="best|N", help="which candidate")] = "best",
     max_shard_size: ShardSize = "5GB",
-    format: Annotated[str, typer.Option(help="checkpoint (a folder) or mergekit (its YAML file)")] = "checkpoint",
+    format: Annotated[
+        str, typer.Option(help="checkpoint (a folder), adapter (a PEFT folder) or mergekit (its YAML file)")
+    ] = "checkpoint",
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="R", help="of an adapter, at most; by default the sum of the models' own, or 64"),
+    ] = None,
     allow_changed: AllowChanged = False,
 ) -> None:
-    """A candidate of a run as a checkpoint, or as a file for mergekit."""
-    from mergesearch.commands.export import FORMATS, MERGEKIT, export_mergekit, export_trial
+    """A candidate of a run as a checkpoint, as an adapter over the base, or as a file for mergekit."""
+    from mergesearch.commands.export import (
+        ADAPTER,
+        FORMATS,
+        MERGEKIT,
+        export_adapter,
+        export_mergekit,
+        export_trial,
+    )
 
     _one_of("--format", format, FORMATS)
-    if format == MERGEKIT:
+    if rank is not None and format != ADAPTER:
+        raise UserError(f"--rank {rank} goes with --format adapter, not with {format}: leave it out")
+    if format == ADAPTER:
+        record, notes = export_adapter(run, out_folder, trial, rank, allow_changed=allow_changed, say=_note)
+    elif format == MERGEKIT:
         record, notes = export_mergekit(run, out_folder, trial, allow_changed=allow_changed, say=_note)
     else:
         record = export_trial(run, out_folder, trial, max_shard_size, allow_changed=allow_changed, say=_note)

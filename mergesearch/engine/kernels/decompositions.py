@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.parent_statistics import Cache
 from mergesearch.methods.listening import Listener, Statistic
 
+T = TypeVar("T")
 # raise it where a function gives other bytes than before: what an earlier version kept is then made anew
 _FORMAT = 1
 # matrices that are decomposed at once at most: each takes some copies of itself in float64
@@ -124,7 +125,7 @@ def _named(*parts: str) -> str:
     return hashlib.blake2b("\0".join(told).encode(), digest_size=20).hexdigest()
 
 
-def each_on_one_thread(work: Callable[[int], Tensor], count: int) -> list[Tensor]:
+def each_on_one_thread(work: Callable[[int], T], count: int) -> list[T]:
     """`work(0)`, `work(1)` and so on, several at a time, each with all of torch's operations on one thread."""
     threads = torch.get_num_threads()
     results: list[Any] = [None] * count

@@ -1,0 +1,165 @@
+"""What each merge method is worth on a pool: at its default, and searched; results/methods.md.
+
+    python -m scripts.bench.methods                        the methods that are not done yet, over the zoo of version 0.1
+    python -m scripts.bench.methods --methods tsv ties+svc of these alone
+    python -m scripts.bench.methods --page                 the page again, from what is done
+
+Each method is a run of its own, `strategy: [baselines, study]`, with that method alone in its space: so many trials on
+the search documents, then the winner, and the method's default with every weight 1, on the holdout, each beside the
+plain average of the models, document by document. What is done is kept in --folder, run by run; what is not is said to
+be `not run`. Nothing was chosen by looking at the holdout: each row is one method's winner by its search scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergesearch import config as configuration
+from mergesearch.commands.report import report_run
+from mergesearch.commands.run import prepare
+from mergesearch.commands.score import HOLDOUT, score_recipes
+from mergesearch.recipe import single_rule
+from mergesearch.results.loading import load_run
+from mergesearch.results.report import Entry, Question, build
+from mergesearch.results.report.data import AVERAGE, OBJECTIVE
+from scripts.bench.shared import zoo1
+
+RESULTS = Path(__file__).parents[2] / "results"
+USUAL = ("linear", "task_arithmetic", "ties", "dare_ties")
+NEWER = (
+    *("tsv", "iso", "iso_cts", "regmean_free", "consensus", "star", "knots", "knots_dare", "resmerge"),
+    *("task_arithmetic+lines", "task_arithmetic+svc", "ties+svc"),
+)
+
+
+def main() -> None:
+    """Run what is not done, and print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=zoo1.QUICKSTART)
+    parser.add_argument("--folder", type=Path, default=RESULTS / "methods")
+    parser.add_argument("--methods", nargs="+", default=[*NEWER, *USUAL])
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--documents", type=int, default=150, help="of each task, half of them held out")
+    parser.add_argument("--page", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    for name in [] if args.page else args.methods:
+        if not (args.folder / f"{name}.json").exists():
+            done = measured(name, args)
+            args.folder.mkdir(parents=True, exist_ok=True)
+            (args.folder / f"{name}.json").write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+            print(row(name, done), flush=True)
+    (RESULTS / "methods.md").write_text(page(args.folder), encoding="utf-8")
+
+
+def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One method's run and what came out of it, as plain data."""
+    start = time.perf_counter()
+    settings = {
+        "name": f"methods-{name}", "space.methods": f"[{name}]", "search.strategy": "[baselines, study]",
+        "search.trials": args.trials, "dtype": "float32", "report.at_end": "false", "output": args.folder / name,
+    }  # fmt: skip
+    read = configuration.read(args.config, [f"{key}={value}" for key, value in settings.items()])
+    tasks = [task.model_copy(update={"limit": args.documents}) for task in read.tasks]
+    config = read.model_copy(update={"tasks": tasks})
+    session = prepare(config)
+    session.search.run()
+    searched = time.perf_counter() - start
+    folder = args.folder / name
+    found = report_run(folder)
+    run = load_run(folder)
+    average = next(record for record in run.records if record.name == "average")
+    default = dataclasses.replace(average, number=len(run.records), name=None, method=name)
+    recipe = config.recipe(single_rule(name))
+    scores = score_recipes({AVERAGE: config.recipe(single_rule("linear")), name: recipe}, config, HOLDOUT)
+    assert run.objective is not None
+    entries = [
+        Entry(record, scores[label], run.objective.value(scores[label].tasks))
+        for record, label in ((default, name), (average, AVERAGE))
+    ]
+    question = Question(run.name, default.number, {AVERAGE: average.number}, run.objective.factors(scores[AVERAGE]))
+    plain = build(question, entries)
+    winner = next(r for r in found.sections[0].rows if r.trial == found.winner_trial)
+    return {
+        "method": name, "trials": args.trials, "documents": args.documents, "config": str(args.config.name),
+        "seconds": searched, "default": _figures(plain.sections[0].rows[0]), "searched": _figures(winner),
+        "winner": winner.candidate, "search": winner.search, "date": str(datetime.date.today()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+    }  # fmt: skip
+
+
+def _figures(row: Any) -> dict[str, Any]:
+    """The holdout's objective, and its difference to the plain average with interval and verdict."""
+    against = next((c for c in row.compared if c.reference == AVERAGE), None)
+    return {
+        "holdout": dataclasses.asdict(row.holdout) if row.holdout else None,
+        "difference": dataclasses.asdict(against.difference) if against else None,
+        "verdict": against.verdict if against else None,
+    }
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+ABOUT = f"""# What each merge method is worth
+
+    python -m scripts.bench.methods
+
+Each row is a search of its own with one method in its space, `strategy: [baselines, study]`, in float32. `holdout`: the
+{OBJECTIVE} on documents that no trial saw (0 is the base, 1 the models' own average gain; more is better). `over the average`:
+the difference to the plain average of the models, paired document by document, with its 95 % interval. `default`: every
+weight 1 and all else at the method's default. `seconds`: of the whole search, scoring included; what a method itself
+takes stands in [engine.md](engine.md).
+"""
+
+
+def page(folder: Path) -> str:
+    """The page from what is done."""
+    rows = []
+    settings: set[str] = set()
+    for name in (*NEWER, *USUAL):
+        file = folder / f"{name}.json"
+        done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        rows.append(row(name, done))
+        if done:
+            settings.add(
+                f"{done['config']} of tests/data/zoo1 (4 fine-tunes of a small base), {done['trials']} trials, "
+                f"{done['documents']} documents a task, half of them held out; {done['machine']}; {done['date']}."
+            )
+    titles = ("method", "default, holdout", "over the average", "searched, holdout", "over the average", "seconds")
+    table = "\n".join(["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|", *rows])
+    return f"{ABOUT}\n{' '.join(sorted(settings)) or 'Nothing was run yet.'}\n\n{table}\n\n{READING}"
+
+
+READING = """The real pool of results/search-real.md: not run. `not run` in the table: the script was stopped before.
+"""
+
+
+def row(name: str, done: dict[str, Any] | None) -> str:
+    """A row of the table."""
+    if done is None:
+        return f"| {name} |" + " not run |" * 5
+    cells = [text for part in ("default", "searched") for text in _cells(done[part])]
+    return f"| {name} | {' | '.join(cells)} | {done['seconds']:.0f} |"
+
+
+def _cells(part: dict[str, Any]) -> list[str]:
+    if not part["holdout"]:
+        return ["not scored", ""]
+    if not part["difference"]:  # the winner is the average itself
+        return [f"{part['holdout']['value']:.3f}", "is the average"]
+    d = part["difference"]
+    between = f" [{d['low']:+.3f}, {d['high']:+.3f}]" if d["low"] is not None else ""
+    return [f"{part['holdout']['value']:.3f}", f"{d['value']:+.3f}{between} {part['verdict']}"]
+
+
+if __name__ == "__main__":
+    main()
