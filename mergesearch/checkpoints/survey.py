@@ -128,6 +128,21 @@ class Survey:
         """The parent whose tokenizer and special tokens the result has."""
         return BASE_KEY if self.chosen in (BASE, UNION) else f"models.{self.chosen}"
 
+    def files(self, where: str) -> dict[str, Header]:
+        """The tensors of a parent's own files: an adapter's for an adapter."""
+        adapter = self.sources[where].adapter
+        return self.parents[where].headers if adapter is None else read_headers(adapter, where, "adapter_model")
+
+    @property
+    def decision(self) -> str:
+        """What was decided about the tokenizer, in a sentence."""
+        if self.tokenizer is None:
+            return "none: the weights alone are merged"
+        count = len(self.tokenizer.get_vocab())
+        if self.vocabulary is None:
+            return f"the base's {count:,} tokens, the same in every model"
+        return f"{self.vocabulary.said(self.chosen)}"
+
     # --- headers ---
 
     def _probe(self) -> dict[str, Outline]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mergesearch import mergekit
 from mergesearch.checkpoints import check_new_folder, check_shard_size
 from mergesearch.commands.holding import engine_of, holding_of, load_pool, survey_of
+from mergesearch.commands.merge import told
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import story_of
 from mergesearch.errors import UserError
@@ -56,6 +57,8 @@ def export_trial(
     holding = holding_of(run.config, survey, settled=run.settled)
     engine = engine_of(load_pool(run.config, survey, holding), run.config.dtype, holding)
     write_checkpoint(recipe, engine, out, story_of(run, record), max_shard_size)
+    for line in told(recipe, engine.pool):
+        say(line)
     return record
 
 

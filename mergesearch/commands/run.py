@@ -26,7 +26,8 @@ from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
-from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.results.loading import BATCH_SIZE, CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import store, strategies
 from mergesearch.search.soup.learner import Learner
@@ -49,6 +50,7 @@ class Session:
     engine: Engine
     search: Search
     probe: Probe
+    scorer: Scorer
 
     def read(self) -> Run:
         """The run as it is by now."""
@@ -57,6 +59,7 @@ class Session:
     def export_best(self) -> list[str]:
         """Exports the best candidate to `best/` in the run folder, and says where it is; see `refresh_best`."""
         begun = time.perf_counter()
+        self._note_batch_size()
         winner, best = refresh_best(self.folder, self.engine, self.read), self.folder.best
         if winner is None:
             return ["no candidate was scored, so none is exported"]
@@ -67,6 +70,12 @@ class Session:
             sentence(self.read(), winner),
             f"winner: trial {winner.number}, exported to {best} (its README.md says how to score it by hand)",
         ]
+
+    def _note_batch_size(self) -> None:
+        """Notes what running out of memory left of a batch size that was found: the card's command goes by it."""
+        noted = store.noted(self.search.study, SETTLED) or {}
+        if self.config.batch_size == "auto" and self.scorer.batch_size < noted.get(BATCH_SIZE, 0):
+            store.note(self.search.study, SETTLED, {**noted, BATCH_SIZE: self.scorer.batch_size})
 
 
 def _ignore(_: Any) -> None:
@@ -150,7 +159,9 @@ def prepare(
         device=str(pool.device),
     )
     store.note(search.study, NOTES, list(pool.notes))
+    settled = {**settled, **(store.noted(search.study, SETTLED) or {})}  # another worker may have been first
     store.note(search.study, SETTLED, settled)
+    scorer.language_model.batch_size_per_gpu = batch_size_of(config, settled) or scorer.batch_size
     store.note(search.study, DIGESTS, originals.note(tasks))
     if changes:
         before = store.noted(search.study, CHANGES) or []
@@ -162,7 +173,7 @@ def prepare(
     probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing)
     store.note(search.study, PROBE, probe.to_data())
     scorer.asked = asked
-    return Session(config, folder, pool, engine, search, probe)
+    return Session(config, folder, pool, engine, search, probe, scorer)
 
 
 __all__ = ["Session", "prepare"]
