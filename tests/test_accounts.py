@@ -101,7 +101,7 @@ def test_stacks_and_vocabularies(tmp_path: Path) -> None:
     recipe = wide.recipe(tokenizer="union")
     pool = wide.load(tokenizer="union")
     assert pool.tokens.startswith(
-        "the base's tokens and after them the others': 65 in 65 rows; 2 tokens ('x', 'y') not in"
+        "the base's tokens and after them the others': 65 in 65 rows; 2 tokens ('x', 'y') not in the base, a, b;"
     )
     told = {(e.parent, e.tensor): e.became for e in accounts(recipe, pool)}
     assert told["more", "lm_head.weight"] == "averaged by rule 1 (linear), all; resized to 65x16 by token"

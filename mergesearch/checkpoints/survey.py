@@ -63,6 +63,7 @@ class Survey:
         vocabulary: what the rows of the result stand for; None where they are alike in all parents.
         unties: whether some parent has a head of its own where the base's is tied to its embedding.
         form: what a candidate without stacking looks like.
+        blank: such a candidate on the meta device; not to be changed.
         notes: what a reader of the result should know, a sentence each.
         watched: the files, to be watched while they are mapped into memory.
 
@@ -98,6 +99,7 @@ class Survey:
         self.notes += self._repeated()
         checks.shapes({w: p.blank for w, p in self.parents.items()}, self.folders(), self.vocabulary is not None)
         self.unties: bool = self._unties()
+        self.blank: nn.Module
         self.form: Form = self.form_for(self.unties)
 
     def folders(self) -> dict[str, Path]:
@@ -326,7 +328,8 @@ class Survey:
         if self.anchor() != BASE_KEY:
             generation = self._special_tokens(config) or generation
         blueprint = Blueprint(type(blank), config, blank._weight_conversions, generation)
-        return Form(blueprint, Layout.of(blueprint.blank()))
+        self.blank = blueprint.blank()
+        return Form(blueprint, Layout.of(self.blank))
 
     def _special_tokens(self, config: Any) -> Any | None:
         """The chosen model's numbers of the special tokens; returns its generation configuration."""

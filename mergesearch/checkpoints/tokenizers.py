@@ -161,13 +161,15 @@ class Vocabulary:
         words = self.tokenizer.get_vocab()
         what = {"union": "the base's tokens and after them the others'", "base": "the base's tokens"}
         parts = [f"{what.get(chosen, f'the tokens of {chosen}')}: {len(words):,} in {self.rows:,} rows"]
+        differing: dict[str, list[str]] = {}
         for parent, theirs in self.tokens.items():
             lacking = [token for token in words if token not in theirs]
             dropped = [token for token in theirs if token not in words]
-            if lacking:
-                parts.append(f"{_some(lacking)} not in {parent}")
-            if dropped:
-                parts.append(f"{_some(dropped)} of {parent} left out")
+            name = "the base" if parent == "base_model" else parent.removeprefix("models.")
+            for tokens, rows, how in ((lacking, words, "not in"), (dropped, theirs, "left out of")):
+                if tokens:
+                    differing.setdefault(f"{_some(sorted(tokens, key=rows.__getitem__))} {how}", []).append(name)
+        parts += [f"{what} {', '.join(names)}" for what, names in differing.items()]
         return "; ".join(parts) + "; a row that a parent lacks is the base's, or the mean of those that have it"
 
     def origins(self, parent: str) -> Tensor:

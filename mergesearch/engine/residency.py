@@ -42,6 +42,7 @@ class Needs:
         rows: requests at once, as they were asked for; None: as many as fit.
         most: the most requests at once.
         blank: a candidate on the meta device, for splitting it; None where it cannot be split.
+        dtype: of the candidate.
     """
 
     parents: int
@@ -53,6 +54,7 @@ class Needs:
     rows: int | None = None
     most: int = 64
     blank: Any = field(default=None, repr=False)
+    dtype: torch.dtype | None = None
 
     @property
     def overhead(self) -> int:
@@ -124,14 +126,14 @@ def needs_of(survey: Survey, dtype: torch.dtype) -> Needs:
     """What a pool takes, by its files' headers; scoring is not in it."""
     tensors = {id(t): t for parent in survey.tensors.values() for t in parent.values()}
     made = {id(survey.tensors[where][name]) for where in survey.sources for name in survey.made(where)}
-    blank = survey.form.blueprint.blank()
     candidate = sum(torch.Size(info.shape).numel() for info in survey.form.layout.infos) * dtype.itemsize
     return Needs(
         parents=_bytes(tensors.values()),
         candidate=candidate,
         made=_bytes(t for key, t in tensors.items() if key in made),
         pinned=slab_bytes([t.nbytes for t in tensors.values()]),
-        blank=blank.to(dtype),
+        blank=survey.blank,
+        dtype=dtype,
     )
 
 
@@ -195,7 +197,7 @@ def _split(needs: Needs, every: Sequence[torch.device], wanted: str) -> Holding:
             used = every[:count]
             each = needs.scored(1) // count
             room = {d: int((SHARE * memory.free(d) - _working(d) - each) / share) for d in used}
-            parts = split(needs.blank, room)
+            parts = split(needs.blank, room, needs.dtype)
             if parts is not None:
                 return _on_device(needs, Devices(used[0], parts), mode)
     return _on_device(needs, Devices(every[0]), wanted)

@@ -162,10 +162,11 @@ def _page(found: dict[tuple[str, str], dict[str, Any] | None], size: str) -> str
         f"`python -m scripts.bench.memory --size {size}`, {date.today().isoformat()}; "
         + ", ".join(f"{name} {version}" for name, version in machine("cpu").items()),
         "",
-        f"A base and {models} models of {layers} layers, {width} wide, float32. *Stated* is the peak that "
-        "`check` prints before a weight is read, with what scoring may take. *Kept* are statistics of the parents that were held "
-        "between candidates, which are stated beside it. *Measured* is the most that was held while the parents were "
-        f"read and candidates by {', '.join(METHODS)} were made and scored. It may be {ALLOWED - 1:.0%} above at most.",
+        f"A base and {models} models of {layers} layers, {width} wide, float32. *Stated* is the peak that `check` "
+        "prints before a weight is read, with what scoring may take. *Kept* are statistics of the parents that were "
+        "held between candidates, which are stated beside it. *Measured* is the most that was held while the parents "
+        f"were read and candidates by {', '.join(METHODS)} were made and scored. It may be {ALLOWED - 1:.0%} above at "
+        "most.",
         "",
         "| parents | device | parents, MiB | candidate | scoring | batch size | stated | kept | measured | share |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
