@@ -602,7 +602,7 @@ def merge(
 
     stated = read_recipe(recipe)
     notes = merge_recipe(stated, out_folder, device, max_shard_size, allow_unrelated, trust_remote_code)
-    _say([f"recipe {stated.id} is in {out_folder}", *(f"note: {note}" for note in notes)])
+    _say([f"recipe {stated.id} is in {out_folder}", *notes])
 
 
 @app.command()

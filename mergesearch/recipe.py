@@ -16,7 +16,9 @@ from pydantic import Field, field_validator, model_validator
 from mergesearch.errors import UserError
 from mergesearch.schema import Strict, read_yaml, validate
 
-COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "router", "experts")
+# what is no part of the language model: vision and audio towers with what projects from them
+TOWER = "tower"
+COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "router", "experts", TOWER)
 DType = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 # what `stack`, `freeze` and `tokenizer` call the base; no model may have this name
@@ -33,7 +35,8 @@ class TensorInfo:
 
     Attributes:
         name: its name in the checkpoint's files; experts that transformers keeps fused are apart, as in the files.
-        layer: 0 for the first decoder layer. Embeddings count as layer 0, the final norm and the head as the last.
+        layer: 0 for the first decoder layer. Embeddings and towers count as layer 0, the final norm and the head as the
+            last.
         component: one of `COMPONENTS`.
         shape: its shape.
     """
@@ -59,7 +62,8 @@ _Dumper.add_representer(str, _quoted)
 class Rule(Strict):
     """A group of tensors, and the method with its parameters that merges them.
 
-    The group is what all of `layers`, `components` and `tensors` select; left out, each selects everything.
+    The group is what all of `layers`, `components` and `tensors` select; left out, each selects everything but towers,
+    which a rule covers only where its `components` or `tensors` name them.
 
     >>> from mergesearch import Rule
     >>> Rule(method="ties", layers=(0, 3), components=("attention",)).label
@@ -95,6 +99,8 @@ class Rule(Strict):
 
     def covers(self, tensor: TensorInfo) -> bool:
         """Whether the tensor belongs to this rule's group."""
+        if tensor.component == TOWER and self.components is None and self.tensors is None:
+            return False
         if self.layers is not None and not self.layers[0] <= tensor.layer <= self.layers[1]:
             return False
         if self.components is not None and tensor.component not in self.components:

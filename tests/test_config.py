@@ -74,7 +74,7 @@ def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
         ("space.layer_groups=true", ["space: layer_groups is true: give a whole number"]),
         ("tasks.0.weight=true", ["tasks.0: weight is true: give a number"]),
         ("batch_size=1000000000000000000000", ["batch_size", "[1, 1000000]"]),
-        (f"batch_size={'9' * 4000}", ["batch_size is 9999", "9...:"]),
+        (f"batch_size={'9' * 4000}", ["batch_size: 9999", "9...:"]),
         ("name=..", ["name", "'..' cannot name a run folder", "not dots alone"]),
         ("name=.", ["'.' cannot name a run folder"]),
         ("name=a/b", ["'a/b' cannot name a run folder", "use letters, digits"]),

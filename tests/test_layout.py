@@ -25,7 +25,7 @@ FLOORS = {
 }  # fmt: skip
 # every library that is not light, with the rooms that import it; numpy and torch are everywhere
 HOMES = {
-    "accelerate": {"evaluate"},
+    "accelerate": {"engine", "evaluate"},
     "cmaes": {"search"},
     "datasets": {"evaluate"},
     "filelock": {"engine", "search"},

@@ -64,7 +64,7 @@ def test_a_candidate_larger_than_memory_does_not_fit(ten_gib):
 
 
 def test_scorings_share_counts(ten_gib):
-    """As many requests at once as there is room for, 8 at least beside a pool that is held whole; or as many as asked."""
+    """As many requests at once as there is room for, 8 at least beside a whole pool; or as many as asked."""
     small = residency(Needs(4 * GIB, GIB, row=GIB // 64), "cpu")
     assert (small.mode, small.rows, small.scoring) == ("device", 64, GIB)
     assert "(1.0 GiB for scoring)" in str(small)
@@ -102,12 +102,12 @@ def test_a_candidate_that_fits_no_single_gpu_is_split(ten_gib, monkeypatch):
     free(1.6, 1.6, 1.6, 1.6)
     alone = Needs(2 * size, size, blank=blank)
     assert not residency(alone, "auto").devices.parts  # it fits one of them, and its parents go to the host
-    free(0.8, 0.8, 0.8, 0.8)
+    free(0.7, 0.7, 0.7, 0.7)
     choice = residency(alone, "auto")
     assert choice.mode == "pinned" and len(set(choice.devices.parts.values())) == 2
     assert "on cuda:0 and cuda:1, split between them" in str(choice)
     free(2.2, 2.2)
-    within = residency(Needs(2 * size, size, row=size * 2, rows=1, blank=blank), "auto")
+    within = residency(Needs(2 * size, size, row=size, rows=1, blank=blank), "auto")
     assert within.mode == "device" and len(within.devices.every) == 2 and within.fits
     named = residency(alone, "cuda:0")
     assert not named.devices.parts

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.devices import Devices
-from mergesearch.checkpoints.files import Source, locate, resolve
+from mergesearch.checkpoints.files import Header, Source, locate, resolve
 from mergesearch.checkpoints.layout import Layout, Piece, describe
 from mergesearch.checkpoints.loading import Blueprint, constants, floating_tensors, load_model, parameters, state
 from mergesearch.checkpoints.lora import apply_adapter
@@ -30,8 +30,8 @@ from mergesearch.checkpoints.writing import (
 )
 
 __all__ = [
-    "Blueprint", "Checkpoint", "Devices", "Form", "Layout", "Piece", "Pool", "Residency", "Source", "Survey",
-    "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants", "describe",
+    "Blueprint", "Checkpoint", "Devices", "Form", "Header", "Layout", "Piece", "Pool", "Residency", "Source",
+    "Survey", "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants", "describe",
     "floating_tensors", "load_model",
     "load_reference", "load_tokenizer", "locate", "new_folder", "parameters", "release", "remove", "resolve",
     "save", "save_without_weights", "slab_bytes", "state",

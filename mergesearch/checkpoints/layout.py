@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from mergesearch.checkpoints.loading import state
 from mergesearch.errors import UserError
-from mergesearch.recipe import TensorInfo
+from mergesearch.recipe import TOWER, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ class Layout:
         prefix, layers = _decoder_layers(model)
         modules = dict(model.named_modules())
         pieces = _pieces(model)
-        infos = []
+        infos, language = [], _language(model)
         for piece in pieces:
-            layer, component = _place(piece.live, prefix, layers, modules, model)
+            owner = id(modules[piece.live.rpartition(".")[0]])
+            tower = language is not None and owner not in language
+            layer, component = (0, TOWER) if tower else _place(piece.live, prefix, layers, modules, model)
             infos.append(TensorInfo(piece.name, layer, component, piece.shape))
         return cls(tuple(pieces), tuple(infos), layers, prefix, _by_token(model))
 
@@ -178,6 +180,13 @@ def _place(name: str, prefix: str, layers: int, modules: Mapping[str, nn.Module]
     if owner is model.get_output_embeddings():
         return layers - 1, "head"
     return layers - 1, "norm" if is_norm else "head"
+
+
+def _language(model: Any) -> set[int] | None:
+    """The modules of the language model, by identity, in a model that has other parts; None where there are none."""
+    if model.config.get_text_config(decoder=True) is model.config:
+        return None
+    return {id(module) for module in (*model.get_decoder().modules(), model.get_output_embeddings())}
 
 
 def _component_inside(inside: str, layer: str, modules: Mapping[str, nn.Module]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from logging import CRITICAL
@@ -111,13 +112,11 @@ def probe(folder: Path, headers: Mapping[str, Header], where: str, trust_remote_
     Raises:
         UserError: missing, unexpected or misshapen tensors, an architecture that transformers does not know.
     """
-    from transformers import AutoModelForCausalLM
-
     config = load_config(folder, where, trust_remote_code)
     blanks = {name: torch.empty(h.shape, device=META, dtype=_DTYPES.get(h.dtype)) for name, h in headers.items()}
     try:
         with quiet_transformers(), META:
-            model_class = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+            model_class = type(_auto_class(config).from_config(config, trust_remote_code=trust_remote_code))
         with quiet_transformers():
             model, info = model_class.from_pretrained(
                 None,
@@ -134,7 +133,40 @@ def probe(folder: Path, headers: Mapping[str, Header], where: str, trust_remote_
             f"({_reason(error)}): give a complete checkpoint of this architecture"
         ) from None
     _check_complete(info, model, folder, where)
+    _check_taken(headers, model, folder, where)
     return model
+
+
+def _auto_class(config: Any) -> Any:
+    """The class of transformers that makes a live model of a configuration: with its towers where it has some."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    several = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if several else AutoModelForCausalLM
+
+
+def _check_taken(headers: Mapping[str, Header], model: Any, folder: Path, where: str) -> None:
+    """`UserError` for a tensor that transformers leaves out in silence and that no configuration gives anew."""
+    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    names = model.state_dict().keys()
+    left_out = [
+        name
+        for name, header in headers.items()
+        if any(pattern.search(name) for pattern in patterns) and name not in names and not _computed(name, header)
+    ]
+    if left_out:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        raise UserError(
+            f"{where}: tensor {sorted(left_out)[0]} of {folder}{more} would be lost, as a {type(model).__name__} of "
+            "transformers takes no such tensor: give a checkpoint without it, if the model is meant to be used so"
+        )
+
+
+def _computed(name: str, header: Header) -> bool:
+    """Whether a tensor is one that architectures kept in their files and compute today: frequencies, causal masks."""
+    last = name.rpartition(".")[2]
+    square = len(header.shape) == 4 and header.shape[:2] == (1, 1)
+    return stored_dtype(header) is None or last.endswith(("inv_freq", "masked_bias")) or (last == "bias" and square)
 
 
 def _check_complete(info: Mapping[str, Any], model: nn.Module, folder: Path, where: str) -> None:
@@ -176,13 +208,12 @@ def read_model(
     folder: Path, headers: Mapping[str, Header], where: str, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> nn.Module:
     """As `load_model`, for a checkpoint that was probed already."""
-    from transformers import AutoModelForCausalLM
-
     stored = {_DTYPES[header.dtype] for header in headers.values() if header.dtype in _DTYPES}
     wide = dtype or (torch.float32 if len(stored) != 1 else next(iter(stored)))
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            auto = _auto_class(load_config(folder, where, trust_remote_code))
+            model = auto.from_pretrained(
                 folder, dtype=wide, trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True
             )
     except Exception as error:

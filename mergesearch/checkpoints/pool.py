@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mergesearch import memory
 from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.devices import Devices
-from mergesearch.checkpoints.files import Watched, locate
+from mergesearch.checkpoints.files import Header, Watched, locate
 from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import META, Blueprint, floating_tensors, load_model
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
@@ -23,7 +23,7 @@ from mergesearch.checkpoints.stacking import stacked_config
 from mergesearch.checkpoints.survey import BASE_KEY, Survey
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.errors import UserError
-from mergesearch.recipe import BASE, TensorInfo
+from mergesearch.recipe import BASE, TOWER, TensorInfo
 
 Residency = Literal["device", "pinned", "mapped"]
 
@@ -49,6 +49,8 @@ class Pool:
         device: where a candidate's inputs go, and all of it where `parts` is empty.
         mapped: the files that tensors are read from when they are needed; to be checked before each merge.
         parts: the devices of a candidate that is split, see `Devices`.
+        files: for the base and each model the tensors of its own files, an adapter's for an adapter.
+        tokens: what was decided about the tokenizer, in a sentence.
     """
 
     base: Checkpoint
@@ -63,6 +65,8 @@ class Pool:
     notes: tuple[str, ...] = ()
     mapped: Watched = field(default_factory=Watched, repr=False)
     parts: Mapping[str, torch.device] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Header]] = field(default_factory=dict, repr=False)
+    tokens: str = ""
 
     @classmethod
     def load(
@@ -141,8 +145,9 @@ class Pool:
 
     @property
     def infos(self) -> list[TensorInfo]:
-        """Layer and component of each tensor of a candidate without stacking."""
-        return list(self.form.layout.infos)
+        """Layer and component of each tensor of a candidate without stacking that rules cover unless they say so: of
+        the language model."""
+        return [info for info in self.form.layout.infos if info.component != TOWER]
 
     @property
     def layers(self) -> int:
@@ -205,6 +210,8 @@ def _told(survey: Survey) -> dict[str, Any]:
         "tokenizer_source": survey.chosen,
         "trust_remote_code": survey.trust,
         "notes": tuple(survey.notes),
+        "files": {BASE: survey.files(BASE_KEY), **{name: survey.files(f"models.{name}") for name in survey.names}},
+        "tokens": survey.decision,
     }
 
 

@@ -63,6 +63,7 @@ class Survey:
         vocabulary: what the rows of the result stand for; None where they are alike in all parents.
         unties: whether some parent has a head of its own where the base's is tied to its embedding.
         form: what a candidate without stacking looks like.
+        blank: such a candidate on the meta device; not to be changed.
         notes: what a reader of the result should know, a sentence each.
         watched: the files, to be watched while they are mapped into memory.
 
@@ -98,6 +99,7 @@ class Survey:
         self.notes += self._repeated()
         checks.shapes({w: p.blank for w, p in self.parents.items()}, self.folders(), self.vocabulary is not None)
         self.unties: bool = self._unties()
+        self.blank: nn.Module
         self.form: Form = self.form_for(self.unties)
 
     def folders(self) -> dict[str, Path]:
@@ -127,6 +129,21 @@ class Survey:
     def anchor(self) -> str:
         """The parent whose tokenizer and special tokens the result has."""
         return BASE_KEY if self.chosen in (BASE, UNION) else f"models.{self.chosen}"
+
+    def files(self, where: str) -> dict[str, Header]:
+        """The tensors of a parent's own files: an adapter's for an adapter."""
+        adapter = self.sources[where].adapter
+        return self.parents[where].headers if adapter is None else read_headers(adapter, where, "adapter_model")
+
+    @property
+    def decision(self) -> str:
+        """What was decided about the tokenizer, in a sentence."""
+        if self.tokenizer is None:
+            return "none: the weights alone are merged"
+        count = len(self.tokenizer.get_vocab())
+        if self.vocabulary is None:
+            return f"the base's {count:,} tokens, the same in every model"
+        return f"{self.vocabulary.said(self.chosen)}"
 
     # --- headers ---
 
@@ -311,7 +328,8 @@ class Survey:
         if self.anchor() != BASE_KEY:
             generation = self._special_tokens(config) or generation
         blueprint = Blueprint(type(blank), config, blank._weight_conversions, generation)
-        return Form(blueprint, Layout.of(blueprint.blank()))
+        self.blank = blueprint.blank()
+        return Form(blueprint, Layout.of(self.blank))
 
     def _special_tokens(self, config: Any) -> Any | None:
         """The chosen model's numbers of the special tokens; returns its generation configuration."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,22 @@ class Vocabulary:
     anchor: str
     tokens: Mapping[str, Mapping[str, int]]
 
+    def said(self, chosen: str) -> str:
+        """What the result's tokens are and whose rows stand for them, in words."""
+        words = self.tokenizer.get_vocab()
+        what = {"union": "the base's tokens and after them the others'", "base": "the base's tokens"}
+        parts = [f"{what.get(chosen, f'the tokens of {chosen}')}: {len(words):,} in {self.rows:,} rows"]
+        differing: dict[str, list[str]] = {}
+        for parent, theirs in self.tokens.items():
+            lacking = [token for token in words if token not in theirs]
+            dropped = [token for token in theirs if token not in words]
+            name = "the base" if parent == "base_model" else parent.removeprefix("models.")
+            for tokens, rows, how in ((lacking, words, "not in"), (dropped, theirs, "left out of")):
+                if tokens:
+                    differing.setdefault(f"{_some(sorted(tokens, key=rows.__getitem__))} {how}", []).append(name)
+        parts += [f"{what} {', '.join(names)}" for what, names in differing.items()]
+        return "; ".join(parts) + "; a row that a parent lacks is the base's, or the mean of those that have it"
+
     def origins(self, parent: str) -> Tensor:
         """For each row of the result the parent's row of the same token, -1 where it has none: (rows,) int64.
 
@@ -171,6 +187,12 @@ class Vocabulary:
             for row in set(range(self.rows)) - taken:
                 rows[row] = row
         return rows
+
+
+def _some(tokens: Sequence[str]) -> str:
+    """`3 tokens ('a', 'b', ...)`."""
+    first = ", ".join(map(repr, tokens[:2])) + (", ..." if len(tokens) > 2 else "")
+    return f"{len(tokens):,} token{'s' * (len(tokens) > 1)} ({first})"
 
 
 def align(tensors: Mapping[str, Tensor], vocabulary: Vocabulary, base: str) -> dict[str, Tensor]:

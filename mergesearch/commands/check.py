@@ -31,7 +31,7 @@ from mergesearch.engine.plan import DTYPES, Job, Step, check, form_of, plan
 from mergesearch.engine.residency import Holding, needs_of, residency
 from mergesearch.evaluate import task_code
 from mergesearch.evaluate.tasks import Split, Task
-from mergesearch.recipe import Recipe, TensorInfo
+from mergesearch.recipe import TOWER, Recipe, TensorInfo
 from mergesearch.results.loading import SETTLED, batch_size_of
 from mergesearch.schema import read_yaml
 from mergesearch.search import revisions, store, strategies
@@ -224,7 +224,12 @@ def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:
 
 def _parents(pool: Pool) -> Lines:
     names = ", ".join(f"{name} ({model.reference})" for name, model in pool.models.items())
-    return [("base", pool.base.reference), ("models", names), *(("note", note) for note in pool.notes)]
+    return [
+        ("base", pool.base.reference),
+        ("models", names),
+        ("tokenizer", pool.tokens),
+        *(("note", note) for note in pool.notes),
+    ]
 
 
 def _size(shapes: Iterable[tuple[int, ...]], layers: int) -> str:
@@ -240,17 +245,23 @@ def _rules(recipe: Recipe, jobs: Sequence[Job]) -> Lines:
     tensors: Counter[int] = Counter()
     parameters: Counter[int] = Counter()
     methods: dict[int, str] = {}
+    alone: Counter[str] = Counter()
     for job in jobs:
+        if job.info.component == TOWER and not any(rule.covers(job.info) for rule in recipe.rules):
+            alone[job.step.models[0]] += 1
+            continue
         position = recipe.rules.index(recipe.rule_for(job.info))
         tensors[position] += 1
         parameters[position] += _numbers([job.info.shape])
         methods[position] = f"{recipe.rules[position].method} of {', '.join(job.step.models)}"
-    return [
+    towers = [("towers", f"copied from {name}: {count} tensors; no rule names them") for name, count in alone.items()]
+    lines = [
         (f"rule {rule.label}", f"{methods[n]}: {tensors[n]} tensors, {parameters[n]:,} parameters")
         if n in tensors
         else (f"rule {rule.label}", f"{rule.method} covers no tensor: an earlier rule takes them all")
         for n, rule in enumerate(recipe.rules)
     ]
+    return [*lines, *towers]
 
 
 def _in_space(config: Config, space: Space, pool: Pool) -> Iterator[tuple[Step, TensorInfo]]:

@@ -12,6 +12,7 @@ from mergesearch.checkpoints import check_new_folder, check_shard_size, new_fold
 from mergesearch.checkpoints.adapters import write_adapter
 from mergesearch.commands.again import with_figures
 from mergesearch.commands.holding import engine_of, holding_of, load_pool, survey_of
+from mergesearch.commands.merge import told
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.score import SEARCH, score_model
 from mergesearch.commands.story import story_of
@@ -61,6 +62,8 @@ def export_trial(
     holding = holding_of(run.pinned, survey, settled=run.settled)
     engine = engine_of(load_pool(run.pinned, survey, holding), run.config.dtype, holding)
     write_checkpoint(recipe, engine, out, story_of(run, with_figures(run, record, engine, say)), max_shard_size)
+    for line in told(recipe, engine.pool):
+        say(line)
     return record
 
 

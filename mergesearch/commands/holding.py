@@ -115,7 +115,7 @@ def length_of(config: Config, survey: Survey, tasks: Sequence[Task], documents: 
     """The longest requests, by those about a few documents of each task; no weights are needed for that."""
     few = {label: sample(list(ids)) for label, ids in documents.items()}
     plain = config.model_copy(update={"scoring": "lm_eval"})
-    return longest(scorer_of(plain, survey.form.blueprint.empty(), survey.tokenizer, tasks, few))
+    return longest(scorer_of(plain, survey.blank, survey.tokenizer, tasks, few))
 
 
 def held(holding: Holding) -> Holding:

@@ -16,7 +16,7 @@ from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
 from mergesearch.evaluate.tasks import Split, Task, load, refuse_thinking, split
 from mergesearch.paths import absolute_reference
-from mergesearch.recipe import Recipe
+from mergesearch.recipe import TOWER, Recipe
 from mergesearch.schema import read_yaml
 from mergesearch.space import Space, space_of
 
@@ -111,12 +111,14 @@ def read_recipe(path: str | Path) -> Recipe:
 
 def spaces(config: Config, pool: Pool) -> tuple[Space, Space | None]:
     """What may be proposed, and the coarse space that a study begins with where it grows."""
-    space = space_of(config, pool.infos, pool.layers)
+    named = TOWER in config.space.components
+    infos = list(pool.form.layout.infos) if named else pool.infos
+    space = space_of(config, infos, pool.layers)
     if not config.space.grow or config.space.stack:
         return space, None
     small = {"layer_groups": 1, "components": ["all"], "depth": "groups", "method_per": "recipe", "ranges_for": []}
     whole = config.model_copy(update={"space": config.space.model_copy(update=small)})
-    return space, space_of(whole, pool.infos, pool.layers)
+    return space, space_of(whole, infos, pool.layers)
 
 
 def scorer_of(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mergesearch.checkpoints import Pool, check_new_folder, check_shard_size, choose_device, new_folder
 from mergesearch.commands.holding import engine_of, pool_of, survey_of_recipe
+from mergesearch.engine.accounts import accounts, summary
 from mergesearch.engine.plan import DTYPES, check
 from mergesearch.engine.residency import needs_of, residency
 from mergesearch.engine.streaming import can_stream, stream
@@ -51,8 +52,14 @@ def merge_recipe(
     story = Story(out.name, machine(str(chosen)))
     if not streams:
         write_checkpoint(recipe, engine_of(pool, recipe.out_dtype, holding), out, story, max_shard_size)
-        return pool.notes
+        return told(recipe, pool)
     with new_folder(out) as folder:
         stream(recipe, pool, folder, metadata_of(recipe), max_shard_size)
-        write_words(recipe, folder, story, pool.notes)
-    return pool.notes
+        write_words(recipe, folder, story, pool.notes, pool)
+    return told(recipe, pool)
+
+
+def told(recipe: Recipe, pool: Pool) -> tuple[str, ...]:
+    """What a reader of a merge should know: notes, what was decided about the tokenizer, what became of the tensors."""
+    fates = [f"tensors {line}" for line in summary(accounts(recipe, pool))]
+    return (*(f"note: {note}" for note in pool.notes), f"tokenizer: {pool.tokens}", *fates)

@@ -29,7 +29,7 @@ from mergesearch.engine.live import Engine
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.results.loading import CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
+from mergesearch.results.loading import BATCH_SIZE, CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
 from mergesearch.results.page.anatomy import ANATOMY, anatomy_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import by_lm_eval, revisions, store, strategies
@@ -54,6 +54,7 @@ class Session:
     engine: Engine
     search: Search
     probe: Probe
+    scorer: Scorer
     plain: Scorer | None = None
 
     def read(self) -> Run:
@@ -71,6 +72,7 @@ class Session:
     def export_best(self) -> list[str]:
         """Exports the best candidate to `best/` in the run folder, and says where it is; see `refresh_best`."""
         begun = time.perf_counter()
+        self._note_batch_size()
         winner, best = refresh_best(self.folder, self.engine, self.read), self.folder.best
         if winner is None:
             return ["no candidate was scored, so none is exported"]
@@ -95,6 +97,12 @@ class Session:
         if self.config.objective.worst:
             return [text]
         return [f"{text}: a higher weight of the task, or `objective: {{worst: 0.5}}`, keeps more of it"]
+
+    def _note_batch_size(self) -> None:
+        """Notes what running out of memory left of a batch size that was found: the card's command goes by it."""
+        noted = store.noted(self.search.study, SETTLED) or {}
+        if self.config.batch_size == "auto" and self.scorer.batch_size < noted.get(BATCH_SIZE, 0):
+            store.note(self.search.study, SETTLED, {**noted, BATCH_SIZE: self.scorer.batch_size})
 
 
 def _ignore(_: Any) -> None:
@@ -184,9 +192,11 @@ def prepare(
         hung=hung,
         device=str(pool.device),
     )
-    store.note(search.study, SETTLED, settled)
     with folder.lock("start"):
         scorer.settle(by_lm_eval.agree(search.study, scorer.kinds))
+        settled = {**settled, **(store.noted(search.study, SETTLED) or {})}  # another worker may have been first
+        store.note(search.study, SETTLED, settled)
+    scorer.language_model.batch_size_per_gpu = batch_size_of(config, settled) or scorer.batch_size
     plain = scorer.by_lm_eval()
     store.note(search.study, NOTES, [*pool.notes, *revisions.words(commits)])
     store.note(search.study, revisions.REVISIONS, commits)
@@ -202,7 +212,7 @@ def prepare(
     probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing, plain)
     store.note(search.study, PROBE, probe.to_data())
     scorer.asked = asked
-    return Session(config, folder, pool, engine, search, probe, plain)
+    return Session(config, folder, pool, engine, search, probe, scorer, plain)
 
 
 __all__ = ["Session", "prepare"]

@@ -42,6 +42,10 @@ RESUMABLE = (
 )
 
 
+# far beyond any use
+_MOST_AT_ONCE = 1_000_000
+
+
 class GuardConfig(Strict):
     """A task that no winner may get worse on; scored like the others and no part of the objective."""
 
@@ -192,10 +196,10 @@ class Config(Strict):
         "`pinned`, in host memory that a GPU copies from; `mapped`, in their files; `auto`: the first of these that "
         "has room, by what is free",
     )
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = Field(
+    batch_size: int | Literal["auto"] = Field(
         default="auto",
         description="requests at once where lm-eval's own model answers; `auto`: as many as fit, found by trying when "
-        "the run begins and kept for all its workers, at most 64 on a CPU",
+        "the run begins and kept for all its workers, at most 64 on a CPU; a number up to 1,000,000 is taken as it is",
     )
     scoring: Literal["auto", "lm_eval"] = Field(
         default="auto",
@@ -268,6 +272,17 @@ class Config(Strict):
                 raise ValueError(
                     f"{name!r} cannot name a model: use letters, digits, - and _, and neither 'base' nor 'average'"
                 )
+        return value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _auto_or_a_count(cls, value: Any) -> Any:
+        # one sentence for both kinds
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value != "auto" and not (whole and 1 <= value <= _MOST_AT_ONCE):
+            shown = repr(value)
+            shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+            raise ValueError(f"{shown}: use auto, or a whole number in [1, {_MOST_AT_ONCE}]")
         return value
 
     @field_validator("storage")

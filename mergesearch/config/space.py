@@ -93,7 +93,8 @@ class SpaceConfig(Strict):
         default=["all"],
         min_length=1,
         description="each group of layers splits into these: `attention`, `mlp`, `norm`, `embedding`, `head`, "
-        "`router`, `experts`; `other`: all that is not named; `[all]`: no split",
+        "`router`, `experts`; `other`: all that is not named; `[all]`: no split; vision and audio towers stay the "
+        "base's where `tower` is not named",
     )
     method_per: Literal["recipe", "group"] = Field(
         default="recipe", description="one method for the whole recipe, or one for each group"

@@ -14,7 +14,7 @@ from mergesearch import methods
 from mergesearch.checkpoints import Form, Layout, Piece, Pool
 from mergesearch.engine import kernels
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.recipe import Recipe, Rule, TensorInfo
+from mergesearch.recipe import BASE, TOWER, Recipe, Rule, TensorInfo
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Row = Mapping[str, tuple[int, int]]
@@ -187,7 +187,9 @@ def plan(recipe: Recipe, pool: Pool, form: Form | None = None) -> list[Job]:
     layout = (form or form_of(recipe, pool)).layout
     steps = {id(rule): _steps(recipe, position) for position, rule in enumerate(recipe.rules)}
     return [
-        _job(info, piece, steps[id(recipe.rule_for(info))], recipe, pool, _depth(piece, info, layout))
+        _copied(info, piece, recipe)
+        if info.component == TOWER and not any(rule.covers(info) for rule in recipe.rules)
+        else _job(info, piece, steps[id(recipe.rule_for(info))], recipe, pool, _depth(piece, info, layout))
         for info, piece in zip(layout.infos, layout.pieces, strict=True)
     ]
 
@@ -195,6 +197,14 @@ def plan(recipe: Recipe, pool: Pool, form: Form | None = None) -> list[Job]:
 def _depth(piece: Piece, info: TensorInfo, layout: Layout) -> float | None:
     """Where a tensor's layer lies, from 0 for the first to 1 for the last; None outside of the layers."""
     return info.layer / max(1, layout.layers - 1) if piece.live.startswith(layout.prefix) else None
+
+
+def _copied(info: TensorInfo, piece: Piece, recipe: Recipe) -> Job:
+    """A tensor of a tower that no rule names: the base's, or the first model's where there is no base."""
+    names = (BASE,) if recipe.base is not None else tuple(recipe.models)[:1]
+    method = methods.get("passthrough", "a tower")
+    step = Step(method, names, method.complete({}, names, "a tower", has_base=recipe.base is not None))
+    return Job(info, piece, step, None, (info.name,))
 
 
 def form_of(recipe: Recipe, pool: Pool) -> Form:

@@ -42,6 +42,7 @@ class Needs:
         rows: requests at once, as they were asked for; None: as many as fit.
         most: the most requests at once.
         blank: a candidate on the meta device, for splitting it; None where it cannot be split.
+        dtype: of the candidate.
     """
 
     parents: int
@@ -53,6 +54,7 @@ class Needs:
     rows: int | None = None
     most: int = 64
     blank: Any = field(default=None, repr=False)
+    dtype: torch.dtype | None = None
 
     @property
     def overhead(self) -> int:
@@ -124,14 +126,14 @@ def needs_of(survey: Survey, dtype: torch.dtype) -> Needs:
     """What a pool takes, by its files' headers; scoring is not in it."""
     tensors = {id(t): t for parent in survey.tensors.values() for t in parent.values()}
     made = {id(survey.tensors[where][name]) for where in survey.sources for name in survey.made(where)}
-    blank = survey.form.blueprint.blank()
     candidate = sum(torch.Size(info.shape).numel() for info in survey.form.layout.infos) * dtype.itemsize
     return Needs(
         parents=_bytes(tensors.values()),
         candidate=candidate,
         made=_bytes(t for key, t in tensors.items() if key in made),
         pinned=slab_bytes([t.nbytes for t in tensors.values()]),
-        blank=blank.to(dtype),
+        blank=survey.blank,
+        dtype=dtype,
     )
 
 
@@ -186,23 +188,23 @@ def _on_device(needs: Needs, devices: Devices, wanted: str, held: int = 0) -> Ho
 
 
 def _split(needs: Needs, every: Sequence[torch.device], wanted: str) -> Holding:
-    """A candidate over the fewest devices that hold it; the parents beside their parts where these have room."""
-    holding = None
-    for count in range(2, len(every) + 1):
-        used = every[:count]
-        # a part may fill what is free but for scoring's own; the first one takes the most of that
-        room = {d: int(SHARE * memory.free(d)) - _working(d) - needs.scored(1) // count for d in used}
-        for share in ((needs.parents + needs.candidate) / max(1, needs.candidate), 1.0):
-            parts = split(needs.blank, {d: int(size / share) for d, size in room.items()})
-            if parts is None or (share > 1 and wanted not in ("auto", "device")):
-                continue
-            holding = _on_device(needs, Devices(used[0], parts), "device" if share > 1 else _elsewhere(needs, wanted))
-            return holding
+    """A candidate over several devices: with the parents beside their parts where all together have room, else over the
+    fewest that hold it."""
+    beside = (needs.parents + needs.candidate) / max(1, needs.candidate)
+    modes = [("device", beside)] if wanted in ("auto", "device") else []
+    for mode, share in (*modes, (_elsewhere(needs, wanted), 1.0)):
+        for count in range(2, len(every) + 1):
+            used = every[:count]
+            each = needs.scored(1) // count
+            room = {d: int((SHARE * memory.free(d) - _working(d) - each) / share) for d in used}
+            parts = split(needs.blank, room, needs.dtype)
+            if parts is not None:
+                return _on_device(needs, Devices(used[0], parts), mode)
     return _on_device(needs, Devices(every[0]), wanted)
 
 
 def _elsewhere(needs: Needs, wanted: str) -> str:
-    if wanted != "auto":
+    if wanted in ("pinned", "mapped"):
         return wanted
     return "pinned" if max(needs.pinned, needs.parents) <= SHARE * memory.free_on_host() else "mapped"
 

@@ -10,14 +10,17 @@ import torch
 from mergesearch.checkpoints import Devices
 
 
-def split(blank: Any, room: Mapping[torch.device, int]) -> dict[str, torch.device] | None:
+def split(
+    blank: Any, room: Mapping[torch.device, int], dtype: torch.dtype | None = None
+) -> dict[str, torch.device] | None:
     """Which device each module lives on, by the beginning of its tensors' names; None where they do not fit.
 
     No decoder layer is cut, and tied tensors stay together.
 
     Args:
-        blank: a model of transformers on the meta device, in the dtype that counts.
+        blank: a model of transformers on the meta device.
         room: bytes that may be filled on each device, in the order in which the model goes through them.
+        dtype: of the weights; None: the blank's.
     """
     from accelerate import infer_auto_device_map
 
@@ -29,6 +32,7 @@ def split(blank: Any, room: Mapping[torch.device, int]) -> dict[str, torch.devic
         blank,
         max_memory={number: room[device] for number, device in enumerate(devices)},
         no_split_module_classes=list(blank._no_split_modules or []),
+        dtype=dtype,
     )
     if not all(isinstance(place, int) for place in found.values()):
         return None  # some of it was left for the host or the disk

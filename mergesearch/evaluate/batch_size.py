@@ -126,18 +126,10 @@ def settle(scorer: Scorer, rows: int) -> int:
     On a CUDA device the model is asked: that many copies of the longest request at once, and half as many after each
     time that memory runs out. On the CPU, where no error says so in time, memory of that size is asked for.
     """
-    lm, length = scorer.language_model, longest(scorer).longest
-    device = lm.model.device
+    lm = scorer.language_model
     while rows > 1:
         try:
-            if device.type == "cuda":
-                tokens = torch.zeros((rows, max(1, length)), dtype=torch.long, device=device)
-                with torch.no_grad():
-                    torch.nn.functional.log_softmax(lm._model_call(tokens), dim=-1)
-                torch.cuda.synchronize(device)
-            else:
-                one = appetite(lm.model.config, lm.model.dtype.itemsize, longest(scorer), device.type)
-                torch.empty(one.of(rows), dtype=torch.uint8)
+            _attempt(scorer, rows)
             break
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -146,6 +138,20 @@ def settle(scorer: Scorer, rows: int) -> int:
         clear_torch_cache()
     lm.batch_size_per_gpu = rows
     return rows
+
+
+def _attempt(scorer: Scorer, rows: int) -> None:
+    """What asking so many requests at once takes, taken for a moment; an error where there is no room for it."""
+    lm, length = scorer.language_model, longest(scorer)
+    device = lm.model.device
+    if device.type != "cuda":
+        taken = appetite(lm.model.config, lm.model.dtype.itemsize, length, device.type).of(rows)
+        torch.empty(taken, dtype=torch.uint8)
+        return
+    tokens = torch.zeros((rows, max(1, length.longest)), dtype=torch.long, device=device)
+    with torch.no_grad():
+        torch.nn.functional.log_softmax(lm._model_call(tokens), dim=-1)
+    torch.cuda.synchronize(device)
 
 
 def sample(documents: Sequence[int], few: int = 8) -> list[int]:

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from mergesearch import zoo
-from mergesearch.checkpoints import check_shard_size, new_folder, save
+from mergesearch.checkpoints import Pool, check_shard_size, new_folder, save
+from mergesearch.engine.accounts import accounts, to_csv
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
@@ -20,6 +21,8 @@ from mergesearch.results.markdown import block, code, plain, table
 from mergesearch.results.record import Record
 
 SAMPLES = "lm_eval_samples.json"
+# what became of every tensor of every parent
+TENSORS = "tensors.csv"
 # lm_eval takes several folders of tasks from a file alone: of --include_path it takes one
 FOLDERS = "lm_eval.yaml"
 
@@ -117,7 +120,7 @@ def write_checkpoint(
     with new_folder(out) as folder:
         engine.load(recipe)
         save(engine.model, engine.pool.tokenizer, folder, metadata_of(recipe), max_shard_size)
-        write_words(recipe, folder, story, engine.pool.notes)
+        write_words(recipe, folder, story, engine.pool.notes, engine.pool)
     return Path(out)
 
 
@@ -126,14 +129,17 @@ def metadata_of(recipe: Recipe) -> dict[str, str]:
     return {"mergesearch_recipe": recipe.to_yaml(), "mergesearch_recipe_id": recipe.id}
 
 
-def write_words(recipe: Recipe, folder: Path, story: Story, notes: Sequence[str]) -> None:
-    """Writes what a checkpoint says of itself: recipe.yaml, README.md, the documents that it was scored on."""
+def write_words(recipe: Recipe, folder: Path, story: Story, notes: Sequence[str], pool: Pool | None = None) -> None:
+    """Writes what a checkpoint says of itself: recipe.yaml, README.md, the documents that it was scored on, and what
+    became of every tensor of the pool's parents."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     if story.samples:
         (folder / SAMPLES).write_text(json.dumps(story.samples) + "\n", encoding="utf-8")
         if len(story.asking.folders) > 1:
             folders = yaml.safe_dump({"include_path": story.asking.folders}, width=1000, allow_unicode=True)
             (folder / FOLDERS).write_text(folders, encoding="utf-8")
+    if pool is not None:
+        (folder / TENSORS).write_text(to_csv(accounts(recipe, pool)), encoding="utf-8")
     (folder / "README.md").write_text(model_card(recipe, story, notes), encoding="utf-8")
 
 

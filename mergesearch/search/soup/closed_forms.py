@@ -130,7 +130,8 @@ def _squares(model: nn.Module, jobs: Sequence[Job], cell_of: Mapping[str, int], 
             if gradient is not None:
                 for job in pieces[name]:
                     part = job.piece.view({name: gradient.contiguous()})
-                    sums[cell_of[job.info.name]] += part.float().square().sum(dtype=torch.float64)
+                    squares = part.float().square().sum(dtype=torch.float64)
+                    sums[cell_of[job.info.name]] += squares.to(sums.device)
 
         return take
 
@@ -224,14 +225,18 @@ def _portions(layers: Mapping[str, nn.Module], most: int) -> Iterator[list[str]]
 @torch.no_grad()
 def _grams(model: Any, losses: Losses, documents: Documents, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """X^T X of each layer's inputs per token, float32, [inputs, inputs]."""
-    device = model.device
-    grams = {name: torch.zeros(_inputs(m), _inputs(m), device=device) for name, m in layers.items()}
+    homes = {name: next(m.parameters()).device for name, m in layers.items()}  # a model may be split
+    grams = {name: torch.zeros(_inputs(m), _inputs(m), device=homes[name]) for name, m in layers.items()}
     mask = torch.zeros(0)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def take(_: nn.Module, args: tuple[Any, ...]) -> None:
             inputs = args[0].float()
-            rows = inputs[mask.bool()] if inputs.shape[:2] == mask.shape else inputs.reshape(-1, inputs.shape[-1])
+            rows = (
+                inputs[mask.bool().to(inputs.device)]
+                if inputs.shape[:2] == mask.shape
+                else inputs.reshape(-1, inputs.shape[-1])
+            )
             grams[name].addmm_(rows.T, rows)
 
         return take

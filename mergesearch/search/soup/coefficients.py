@@ -354,7 +354,7 @@ class InnerProducts:
         reference = parents[0] if job.base is None else self._pool.base.tensors[job.base]
         for g, ref, *models in _pieces(gradient, reference, *parents):
             for number, model in enumerate(models):
-                row[number] += torch.dot(g, model - ref)
+                row[number] += torch.dot(g, model - ref).to(row.device)  # a part may live on another device
 
 
 def _pieces(gradient: Tensor, *tensors: Tensor) -> Iterator[list[Tensor]]:
