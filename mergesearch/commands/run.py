@@ -52,6 +52,7 @@ class Session:
     engine: Engine
     search: Search
     probe: Probe
+    scorer: Scorer
     plain: Scorer | None = None
 
     def read(self) -> Run:
@@ -75,7 +76,9 @@ class Session:
         store.note(
             self.search.study, PROBE, replace(self.probe, export=time.perf_counter() - begun).to_data()
         )  # for who goes on with the run
+        pace = self.scorer.pace
         return [
+            *([f"answers were generated at {pace}"] if pace else []),
             sentence(self.read(), winner),
             f"winner: trial {winner.number}, exported to {best} (its README.md says how to score it by hand)",
         ]
@@ -175,7 +178,7 @@ def prepare(
     probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing, plain)
     store.note(search.study, PROBE, probe.to_data())
     scorer.asked = asked
-    return Session(config, folder, pool, engine, search, probe, plain)
+    return Session(config, folder, pool, engine, search, probe, scorer, plain)
 
 
 __all__ = ["Session", "prepare"]
