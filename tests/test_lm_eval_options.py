@@ -174,14 +174,14 @@ class TestThinking:
 class TestLength:
     @pytest.mark.parametrize("scoring", ["lm_eval", "auto"])
     def test_it_is_the_tokens_up_to_the_end(self, folder, tokenizer, scoring, tmp_path):
-        model = make_model(0)
-        texts = [greedy(model, tokenizer, json.loads(line)["prompt"], 12)
-                 for line in (folder / "copy.jsonl").read_text().splitlines()]  # fmt: skip
-        letters = sorted({letter for text in texts for letter in text if letter.isascii() and letter.strip()})
-        until = max(letters, key=lambda letter: sum(letter in text for text in texts))
-        expected = [float(text.index(until) + 1 if until in text else 12) for text in texts]
-        assert len(set(expected)) > 2 and all(text.isascii() for text in texts if until in text)
-        generation = {"until": [until], "max_gen_toks": 12}
+        model, most = make_model(0), 8
+        prompts = [json.loads(line)["prompt"] for line in (folder / "copy.jsonl").read_text().splitlines()]
+        texts = [[greedy(model, tokenizer, prompt, count) for count in range(1, most + 1)] for prompt in prompts]
+        letters = sorted({letter for text in texts for letter in text[-1] if letter.isascii() and letter.strip()})
+        until = max(letters, key=lambda letter: sum(letter in text[-1] for text in texts))
+        expected = [float(next((n for n, text in enumerate(each, 1) if until in text), most)) for each in texts]
+        assert len(set(expected)) > 2
+        generation = {"until": [until], "max_gen_toks": most}
         tasks = loaded(folder, "tiny_copy", "length", gen_kwargs=generation)
         assert not tasks[0].higher_is_better and tasks[0].aggregation == "mean"
         counting = scorer(tasks, tokenizer, scoring=scoring)

@@ -1,6 +1,6 @@
 """Ways to generate answers: lm-eval's own, batches that finished answers leave, transformers' continuous batching.
 
-    python -m scripts.bench.generation                        # results/generation.md, a random Llama of 6.6 M parameters
+    python -m scripts.bench.generation                        # results/generation.md, a random Llama of 6.6 M
     python -m scripts.bench.generation --real models/smollm2  # and a real model
 
 Greedy answers behind a fixed few-shot prompt, of varying length: a stop text ends them. Every way answers the same
