@@ -225,7 +225,7 @@ class TestRefusals:
         if name != "tiny_zero":
             load_one(folder, name, metric="acc", num_fewshot=asked - 1)
 
-    @pytest.mark.parametrize(("key", "part"), [({"unsafe_code": True}, "code"), ({"doc_to_image": "text"}, "images")])
+    @pytest.mark.parametrize(("key", "part"), [({"doc_to_image": "text"}, "images")])
     def test_unsuitable(self, folder, key, part):
         config = yaml.safe_load((folder / "tasks" / "tiny_last.yaml").read_text())
         (folder / "tasks" / "tiny_bad.yaml").write_text(yaml.safe_dump({**config, **key, "task": "tiny_bad"}))

@@ -20,7 +20,7 @@ from support.evaluate_tiny import WORDS, make_tokenizer
 from support.tiny_models import fine_tune, make_model
 from tokenizers.processors import TemplateProcessing
 
-from mergesearch.evaluate.model import RememberingLM
+from mergesearch.evaluate.model import CONTINUOUS, TRIES, RememberingLM
 from mergesearch.evaluate.tries.lm import TrieLM
 
 POSITIONS = 192
@@ -172,6 +172,27 @@ class TestEqualsLmEval:
         found = answers(lm, requests)
         assert_same(found, by_lm_eval(model, tokenizer, requests))
         assert len({len(text) for text in found["generate_until"]}) > 2
+
+    @pytest.mark.parametrize("name", ["llama", "qwen3"])
+    def test_continuous_batching(self, name, tokenizer):
+        model = build(name)
+        plain = by_lm_eval(model, tokenizer, {"generate_until": generations(max_gen_toks=12, until=[])})
+        letters = sorted({letter for text in plain["generate_until"] for letter in text if letter.isascii()})
+        requests = {"generate_until": generations(max_gen_toks=12, until=letters[:2])}
+        lm = by_tries(model, tokenizer, requests)
+        assert lm.kinds == {"generate_until": TRIES}  # on a CPU it is slower, and not tried
+        by_batches = answers(lm, requests)
+        lengths = [lm.length_of(request) for request in requests["generate_until"]]
+        lm.settle({"generate_until": CONTINUOUS})
+        assert lm.kinds == {"generate_until": CONTINUOUS}
+        found = answers(lm, requests)
+        assert_same(found, by_batches)
+        assert_same(found, by_lm_eval(model, tokenizer, requests))
+        assert lengths == [lm.length_of(request) for request in requests["generate_until"]] and len(set(lengths)) > 1
+        assert model.config._attn_implementation == "sdpa" and "tokens/s" in str(lm.pace)
+        # nothing of these weights stays behind
+        fine_tune(model, seed=3, scale=0.2)
+        assert_same(answers(lm, requests), by_lm_eval(model, tokenizer, requests))
 
     def test_sampling_is_left_to_lm_eval(self, tokenizer):
         model = build()

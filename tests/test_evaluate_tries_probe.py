@@ -142,8 +142,7 @@ class TestPrecision:
     @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
     def test_a_head_in_float32_makes_sums_more_exact(self, architecture):
         model, queries = build(architecture, "bfloat16"), requests()
-        narrow, plain = probe.distances(model, queries, 512)
-        wide, _ = probe.distances(model, queries, 512, wide_head=True)
+        narrow, wide, plain = probe.distances(model, queries, 512)
         assert wide.logits.mean() < narrow.logits.mean() and wide.sums.mean() < plain.sums.mean()
         passes = arrange(queries, 512, 512)
         with torch.no_grad(), head_in_float32(model):

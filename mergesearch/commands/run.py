@@ -79,7 +79,9 @@ class Session:
         store.note(
             self.search.study, PROBE, replace(self.probe, export=time.perf_counter() - begun).to_data()
         )  # for who goes on with the run
+        pace = self.scorer.pace
         return [
+            *([f"answers were generated at {pace}"] if pace else []),
             sentence(self.read(), winner),
             *self._neglected(winner),
             f"winner: trial {winner.number}, exported to {best} (its README.md says how to score it by hand)",

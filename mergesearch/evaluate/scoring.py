@@ -157,6 +157,11 @@ class Scorer:
         return [task.label for task in self._tasks]
 
     @property
+    def pace(self) -> str:
+        """How fast answers were generated so far, in words; empty where none were."""
+        return str(self._lm.pace) if self._lm.pace.tokens and self._lm.pace.seconds else ""
+
+    @property
     def kinds(self) -> dict[str, str]:
         """By what each type of request that token tries may answer is answered; see `model.RememberingLM.kinds`."""
         return self._lm.kinds

@@ -72,6 +72,7 @@ FIRST = {"sampler": "first_n"}
 TASKS: dict[str, dict[str, Any]] = {
     "few-shot, fixed": {**CONTINUE, "num_fewshot": 5, "fewshot_config": FIRST},
     "zero-shot": {**CONTINUE, "num_fewshot": 0},
+    "zero-shot, short questions": {**CONTINUE, "num_fewshot": 0, "doc_to_text": "{{text.split()[:7] | join(' ')}}"},
     "few-shot, fresh draws": {**CONTINUE, "num_fewshot": 5},
     "single tokens, zero-shot": {**LETTERS, "num_fewshot": 0},
     "single tokens, few-shot, fixed": {**LETTERS, "num_fewshot": 3, "fewshot_config": FIRST},
@@ -120,7 +121,8 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--real", type=Path, help="the folder of a real model, scored in bfloat16")
+    parser.add_argument("--real", type=Path, help="the folder of a real model")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the real model")
     parser.add_argument("--documents", type=int, default=48)
     parser.add_argument("--real-documents", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
@@ -147,7 +149,8 @@ def subjects(arguments: argparse.Namespace) -> Any:
         yield ("demo zoo, base", *pretrained(zoo1.BASE, torch.float32), list(ZOO), 2 * arguments.documents)
     if "real" in arguments.only and arguments.real:
         name = arguments.real.name
-        yield (name, *pretrained(arguments.real, torch.bfloat16), list(TASKS), arguments.real_documents)
+        dtype = getattr(torch, arguments.dtype)
+        yield (name, *pretrained(arguments.real, dtype), list(TASKS), arguments.real_documents)
 
 
 def pretrained(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,17 +50,23 @@ class Stops:
     """
 
     def __init__(self, tokenizer: Any, until: Sequence[str], ends: Sequence[int], most: int) -> None:
-        self.most = most
-        self._tokenizer, self._until, self._ends = tokenizer, [text for text in until if text], set(ends)
+        self.most, self.ends = most, set(ends)
+        self._tokenizer, self._until = tokenizer, [text for text in until if text]
         lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in self._until]
         # lm-eval looks back two more tokens than the text takes: it may be written in others
         self._back = max(lengths, default=0) + 2
+
+    def shortened(self, most: int) -> Stops:
+        """The same, cut after fewer tokens."""
+        other = copy.copy(self)
+        other.most = min(most, self.most)
+        return other
 
     def finished(self, answers: Sequence[list[int]]) -> list[bool]:
         """For each answer so far whether a stop ends it; its length does not count here."""
         texts = self._tokenizer.batch_decode([answer[-self._back :] for answer in answers])
         return [
-            answer[-1] in self._ends or any(stop in text for stop in self._until)
+            answer[-1] in self.ends or any(stop in text for stop in self._until)
             for answer, text in zip(answers, texts, strict=True)
         ]
 
@@ -111,13 +119,19 @@ class GreedyDecoder:
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
         self._beginning: tuple[bytes, DynamicCache] | None = None
+        # seconds that reading prompts took, so far
+        self.prefill: float = 0.0
 
     @torch.no_grad()
     def decode(self, batch: PromptBatch, stops: Stops) -> list[tuple[list[int], bool]]:
         """For each prompt its answer in tokens, and whether it was cut at `stops.most`."""
+        start = time.perf_counter()
         state = _State(batch, self._prefill(batch))
+        # the first token waits for the device
+        first = state.logits.float().argmax(dim=-1).tolist()
+        self.prefill += time.perf_counter() - start
         for taken in range(1, stops.most + 1):
-            state.take(state.logits.float().argmax(dim=-1).tolist(), stops)
+            state.take(first if taken == 1 else state.logits.float().argmax(dim=-1).tolist(), stops)
             if not state.live or taken == stops.most:
                 break
             state.leave()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import clear_torch_cache
 
-from mergesearch.evaluate.model import LM_EVAL, TRIED, TRIES, TRIES_WIDE, RememberingLM, question
+from mergesearch.evaluate.model import CONTINUOUS, LM_EVAL, TRIED, TRIES, TRIES_WIDE, RememberingLM, question
 from mergesearch.evaluate.tries import memory, packed, probe
+from mergesearch.evaluate.tries.continuous import ContinuousDecoder, choose
 from mergesearch.evaluate.tries.generation import GreedyDecoder, Prompt, Stops, batches
 from mergesearch.evaluate.tries.trie import Passes, Query, arrange
 
@@ -58,7 +60,7 @@ class TrieLM(RememberingLM):
         self._largest = 0
         # by request type: None before it was tried, then whether tries serve it
         self._serves: dict[str, bool | None] = dict.fromkeys(TRIED)
-        self._wide_head = False
+        self._wide_head = self._continuous = False
         self._there: set[str] = set()
 
     def tokenize(self, requests: dict[str, list[Instance]]) -> None:
@@ -111,13 +113,16 @@ class TrieLM(RememberingLM):
         def kind(request_type: str) -> str:
             if not self._serves[request_type]:
                 return LM_EVAL
-            return TRIES_WIDE if request_type == "loglikelihood" and self._wide_head else TRIES
+            if request_type == "generate_until":
+                return CONTINUOUS if self._continuous else TRIES
+            return TRIES_WIDE if self._wide_head else TRIES
 
         return {request_type: kind(request_type) for request_type in TRIED if request_type in self._there}
 
     def settle(self, kinds: Mapping[str, str]) -> None:
         self._serves = {request_type: kinds.get(request_type, LM_EVAL) != LM_EVAL for request_type in TRIED}
         self._wide_head = kinds.get("loglikelihood") == TRIES_WIDE
+        self._continuous = kinds.get("generate_until") == CONTINUOUS
 
     def _saves(self, requests: Sequence[Instance]) -> bool:
         """Whether tries compute so much less that their masks pay; lm-eval too computes equal inputs once."""
@@ -167,7 +172,13 @@ class TrieLM(RememberingLM):
         window, _ = packed.sliding_window(self.model)
         if window is not None and window < longest:
             return f"its sliding window of {window} tokens is shorter than a prompt with its answer ({longest} tokens)"
-        return probe.generation_fault(self.model, prompts, self.tokenizer.pad_token_id)
+        fault = probe.generation_fault(self.model, prompts, self.tokenizer.pad_token_id)
+        if fault is None:
+            largest = max(groups, key=lambda group: len(group.prompts))
+            stops, rows = self._stops(largest), self._rows_of(largest)
+            self._continuous, why = choose(self.model, largest.prompts, stops, self.tokenizer.pad_token_id, rows)
+            log.info("continuous batching %s: %s", "is used" if self._continuous else "is not used", why)
+        return fault
 
     # -- log-likelihoods ----------------------------------------------------------------------------------------
 
@@ -240,18 +251,36 @@ class TrieLM(RememberingLM):
 
     def _decode(self, requests: Sequence[Instance], groups: Sequence[_Alike]) -> list[tuple[int, str]]:
         texts: list[tuple[int, str]] = []
-        decoder = GreedyDecoder(self.model, self.tokenizer.pad_token_id)
+        start, tokens, decoder = time.perf_counter(), 0, GreedyDecoder(self.model, self.tokenizer.pad_token_id)
         for group in groups:
-            stops = Stops(self.tokenizer, group.until, sorted(self.ends()), group.most)
-            self._largest = max(self._largest, min(len(group.prompts), self._rows_of(group)))
-            for batch in batches(group.prompts, self._rows_of(group)):
-                for prompt, (answer, cut) in zip(batch.prompts, decoder.decode(batch, stops), strict=True):
+            for prompts, answers in self._answers_of(group, decoder):
+                for prompt, (answer, cut) in zip(prompts, answers, strict=True):
                     texts.append((prompt.number, self._text(answer, group.until)))
+                    tokens += len(answer)
                     self._lengths.setdefault(question(requests[prompt.number]), []).append(len(answer))
                     if cut:
                         self._cut.add(question(requests[prompt.number]))
-                self.answered(len(batch.prompts))
+                self.answered(len(prompts))
+        if texts:
+            prefill = None if self._continuous else decoder.prefill
+            self.pace.add(tokens, time.perf_counter() - start, prefill)
         return texts
+
+    def _answers_of(
+        self, group: _Alike, decoder: GreedyDecoder
+    ) -> Iterator[tuple[list[Prompt], list[tuple[list[int], bool]]]]:
+        """Prompts with their answers, as many at a time as are decoded together."""
+        rows, stops = self._rows_of(group), self._stops(group)
+        self._largest = max(self._largest, min(len(group.prompts), rows))
+        if self._continuous:
+            continuous = ContinuousDecoder(self.model, sorted(self.ends()), rows)
+            yield group.prompts, continuous.decode(group.prompts, stops)
+            return
+        for batch in batches(group.prompts, rows):
+            yield batch.prompts, decoder.decode(batch, stops)
+
+    def _stops(self, group: _Alike) -> Stops:
+        return Stops(self.tokenizer, group.until, sorted(self.ends()), group.most)
 
     def _text(self, answer: Sequence[int], until: list[str]) -> str:
         """The text as lm-eval cuts it: what follows the end of thinking, up to the first stop."""

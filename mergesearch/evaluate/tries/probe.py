@@ -167,18 +167,19 @@ def _packing(model: Any, queries: Sequence[Query], limit: int) -> Packing:
     return narrow if wide_head.fault is not None and narrow.fault is None else wide_head
 
 
-def distances(model: Any, queries: Sequence[Query], limit: int, wide_head: bool = False) -> tuple[Distances, Distances]:
-    """How far the packed and the plain pass are from the plain one in float32, on all of the queries.
+def distances(model: Any, queries: Sequence[Query], limit: int) -> tuple[Distances, Distances, Distances]:
+    """How far from the plain pass in float32 three others are, on all of the queries: the packed pass, the packed pass
+    with its head in float32, and the plain pass in the model's dtype.
 
     Args:
         model, limit: as for `packing`.
-        queries: each is computed in full, three times.
-        wide_head: whether the packed pass has its head in float32.
+        queries: each is computed in full.
     """
     with in_float32(model):
         exact = [_plain(model, query) for query in queries]
-    theirs = _plain_distances([_plain(model, query) for query in queries], queries, exact)
-    return _packed_distances(model, queries, _arranged(queries, limit), exact, wide_head), theirs
+    arranged = _arranged(queries, limit)
+    narrow, wide = (_packed_distances(model, queries, arranged, exact, head) for head in (False, True))
+    return narrow, wide, _plain_distances([_plain(model, query) for query in queries], queries, exact)
 
 
 def _arranged(queries: Sequence[Query], limit: int) -> list[Passes]:

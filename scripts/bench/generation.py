@@ -1,0 +1,146 @@
+"""Ways to generate answers: lm-eval's own, batches that finished answers leave, transformers' continuous batching.
+
+    python -m scripts.bench.generation                        # results/generation.md, a random Llama of 6.6 M
+    python -m scripts.bench.generation --real models/smollm2  # and a real model
+
+Greedy answers behind a fixed few-shot prompt, of varying length: a stop text ends them. Every way answers the same
+prompts in turns; medians count. Texts in float32 have to be the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import pydoc_data.topics
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+
+from mergesearch.evaluate.model import CONTINUOUS, TRIES, RememberingLM
+from mergesearch.evaluate.tries import TrieLM
+from scripts.bench.scoring import pretrained, random_llama
+
+WAYS = ("lm-eval", "batches", "continuous batching")
+BATCH_SIZES = (8, 32)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", type=Path, help="the folder of a real model")
+    parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("--shots", type=int, default=8)
+    parser.add_argument("--most", type=int, default=48, help="tokens of an answer")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--out", type=Path, default=Path("results/generation.md"))
+    arguments = parser.parse_args()
+    lines: list[list[str]] = []
+    for name, model, tokenizer in subjects(arguments.real):
+        model = model.to(getattr(torch, arguments.dtype))
+        for shots in (0, arguments.shots):
+            lines += measure(name, model, tokenizer, arguments, shots)
+            arguments.out.write_text(page(lines, arguments))
+            print(lines[-len(WAYS) :], flush=True)
+    return 0
+
+
+def subjects(real: Path | None) -> Iterator[tuple[str, Any, Any]]:
+    yield "random Llama, 6.6 M", *random_llama()
+    if real is not None:
+        yield real.name, *pretrained(real, torch.float32)
+
+
+def prompts(documents: int, shots: int, most: int) -> list[Instance]:
+    rng = random.Random(5)
+    words = re.sub(r"[^\w\s.,;:'()-]", "", " ".join(pydoc_data.topics.topics.values())).split()
+
+    def some(low: int, high: int) -> str:
+        at = rng.randrange(len(words) - high)
+        return " ".join(words[at : at + rng.randint(low, high)])
+
+    shown = "".join(f"Passage: {some(20, 30)}\nNext: {some(5, 9)}\n\n" for _ in range(shots))
+    options = {"until": ["e", "\n\n"], "max_gen_toks": most, "do_sample": False}
+    return [
+        Instance("generate_until", {}, (f"{shown}Passage: {some(15, 40)}\nNext:", options), 0, ("task", number, 1))
+        for number in range(documents)
+    ]
+
+
+def measure(name: str, model: Any, tokenizer: Any, arguments: argparse.Namespace, shots: int) -> list[list[str]]:
+    asked = prompts(arguments.documents, shots, arguments.most)
+    asking: dict[str, tuple[Any, Callable[[], list[str]]]] = {}
+    theirs = {size: RememberingLM(model, tokenizer, size) for size in BATCH_SIZES}
+    for each in theirs.values():
+        each.tokenize({"generate_until": asked})
+    taken = {size: timed(lambda lm=each: lm.generate_until(asked, True))[0] for size, each in theirs.items()}
+    best = theirs[min(taken, key=taken.__getitem__)]
+    asking["lm-eval"] = best, lambda: best.generate_until(asked, True)
+    for way, kind in (("batches", TRIES), ("continuous batching", CONTINUOUS)):
+        lm = TrieLM(model, tokenizer, 8)
+        lm.tokenize({"generate_until": asked})
+        lm.settle({"generate_until": kind})
+        asking[way] = lm, lambda lm=lm: lm.generate_until(asked, True)
+    texts = {way: ask() for way, (_, ask) in asking.items()}
+    for lm, _ in asking.values():
+        lm.pace.tokens, lm.pace.seconds, lm.pace.prefill = 0, 0.0, 0.0
+    seconds: dict[str, list[float]] = {way: [] for way in asking}
+    for _ in range(arguments.repeats):
+        for way, (_, ask) in asking.items():
+            seconds[way].append(timed(ask)[1])
+    median = {way: statistics.median(each) for way, each in seconds.items()}
+    rows = []
+    for way, (lm, _) in asking.items():
+        same = sum(a == b for a, b in zip(texts[way], texts["lm-eval"], strict=True))
+        size = f", batch size {best.batch_size}" if way == "lm-eval" else ""
+        speed = f"{median[way]:.2f}", f"{median['lm-eval'] / median[way]:.2f}"
+        rows.append([name, str(shots), way + size, *speed, str(lm.pace), f"{same} of {len(asked)}"])
+    return rows
+
+
+def timed(ask: Callable[[], Any]) -> tuple[float, float]:
+    """(seconds on the wall, seconds of the processor)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    ask()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def page(lines: Sequence[Sequence[str]], arguments: argparse.Namespace) -> str:
+    titles = [
+        "model",
+        "shots",
+        "way",
+        "processor seconds",
+        "times lm-eval's speed",
+        "pace on the wall",
+        "texts as lm-eval's",
+    ]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lm-eval"))
+    device = "CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name()
+    head = [
+        "# Generating answers on the live model",
+        "",
+        f"    python -m scripts.bench.generation {' '.join(sys.argv[1:])}".rstrip(),
+        "",
+        f"{datetime.date.today()}, {versions}, {device}, {os.cpu_count()} cores, {torch.get_num_threads()} used; "
+        f"{arguments.dtype}; {arguments.documents} documents, up to {arguments.most} tokens, a stop text ends them.",
+        "",
+        "Processor time, medians of runs that take turns: others at work disturb it less than the clock on the wall. "
+        f"lm-eval at the better of the batch sizes {' and '.join(map(str, BATCH_SIZES))}.",
+        "",
+    ]
+    table = [titles, ["---"] * len(titles), *lines]
+    return "\n".join([*head, *("| " + " | ".join(line) + " |" for line in table)]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
