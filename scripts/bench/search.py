@@ -1,23 +1,31 @@
-"""Every search over the same pool and documents, for results/search.md: the best holdout score against the cost.
+"""Every search over the same pool and documents: runs what is missing, and prints results/search.md.
 
     pip install -e ".[bench]"
-    python -m scripts.bench.search results/bench-search --seeds 0 1 2 3 4 --candidates 400 --jobs 8
-    python -m scripts.bench.search results/bench-search --report
+    python -m scripts.bench.search --jobs 8                        # the pool of results/search.md, seeds 0 to 4
+    python -m scripts.bench.search --pool real --only auto cmaes
+    python -m scripts.bench.search --pool my/search.yaml --documents 25000
+    python -m scripts.bench.search --report                        # runs nothing
 
-A unit is one search with one seed; the seed also splits the documents, so all searches of one seed see the same ones.
-Units run side by side in --jobs processes, each with a live model of its own. Everything is recorded as it happens:
-with --stop-after SECONDS the command ends in time, and the same command goes on. --set changes the
-configuration for all searches (`--set batch_size=256`), --only chooses among them, --list names them. The pool is the
-demo zoo of version 0.1 unless --config names another.
+A unit is one search with one seed on one pool; the seed also splits the documents, so all searches of one seed see the
+same ones. What a finished unit came to are rows of results/search.csv, which is committed: a unit that stands there is
+not run again, on any machine; `--again auto` takes its rows out. What is not finished is recorded under --out as it
+goes: with --stop-after SECONDS the command ends in time, and the same command goes on. Units run side by side in --jobs
+processes, each with a live model of its own. --set changes the configuration for all searches, --only chooses among
+them, --list names searches and pools.
 
-Cost is counted in document evaluations of the search documents; a backward pass counts as two more. The scores of the
-base and the models, which fix the scale of the objective, are charged to mergesearch's runs, which score them as
-trials, and not to the yardstick.
+Several machines: give each its own seeds, searches or pools, and the same --scales, a folder with what fixes the
+objective's scale for each pool and seed; the first that needs a scale writes it there, and the others take it from
+there (copy it, where they share no disk). Their results/search.csv are put together by `git merge`, or by --take FILE.
+
+Cost is counted in document evaluations of the search documents (a backward pass counts as two more), and in seconds of
+building, learning and scoring. The scores of the base and the models, which fix the scale of the objective, are charged
+to mergesearch's runs, which score them as trials, and not to the yardsticks.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import math
@@ -31,20 +39,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
 from mergesearch import config as configuration
 from mergesearch.config import Config
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
-from mergesearch.search.trials import State, Trial
-from scripts.bench import search_report
+from mergesearch.schema import read_yaml
+from mergesearch.search.store import RunFolder
+from mergesearch.search.trials import Trial
+from scripts.bench import entropy, search_report, search_rows
+from scripts.bench.search_moments import documents_of, moments_of, seconds_of
+from scripts.bench.search_rows import Curve, Key, Point
 from scripts.bench.shared import zoo1
 from scripts.bench.yardstick import (
     LAYER_GROUPS,
     STRATEGIES,
-    Candidate,
     Ledger,
     Measures,
     OutOfTime,
@@ -55,20 +65,28 @@ from scripts.bench.yardstick import (
 # What a search of people's today is: (strategy, method).
 YARDSTICKS: dict[str, tuple[str, str]] = {
     "cmaes": ("cmaes", "ties"),
+    "genetic": ("genetic", "ties"),
     "random": ("random", "ties"),
     "tpe": ("tpe", "ties"),
     "cmaes task_arithmetic": ("cmaes", "task_arithmetic"),
 }
 THE_YARDSTICK = "cmaes"
 
-# mergesearch's own searches: what each changes in the configuration. One more line is one more search.
+# mergesearch's own searches, and those that it has the parts for: what each changes in the configuration. One more line
+# is one more search.
 RACING = ["racing={blocks: 16, error: 0.01}"]
 GROUPS = ["space.layer_groups=3", "space.components=[attention, mlp, other]", "space.grow=true"]
 DEFAULTS = ["search.sampler=auto", "search.defaults=true"]
 AUTO = ["search.strategy=auto", *DEFAULTS, *GROUPS, *RACING]
 RUNS: dict[str, list[str]] = {
     "auto": AUTO,
+    "published defaults": ["search.strategy=[baselines]", *DEFAULTS],
     "greedy_soup": ["search.strategy=[baselines, greedy_soup]", *DEFAULTS],
+    "entropy_soup": [
+        "search.strategy=[baselines, learned_soup]",
+        "search.defaults=false",
+        f"search.learned_soup={entropy.SETTINGS}",
+    ],
     "learned_soup": [
         "search.strategy=[baselines, learned_soup]",
         *DEFAULTS,
@@ -85,51 +103,98 @@ RUNS: dict[str, list[str]] = {
     "auto without groups": [*AUTO, "space.layer_groups=1", "space.components=[all]", "space.grow=false"],
     "auto with smooth tie-break": [*AUTO, "objective.tie_break=gold_prob"],
 }
+# changed in a run that is made ready, before it begins
+PREPARED: dict[str, Callable[[Any], None]] = {
+    "entropy_soup": lambda session: entropy.unsupervised(session.search.surroundings.learner),
+}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What searches are compared on.
+
+    Attributes:
+        config: the configuration's file.
+        yardstick: document evaluations that a yardstick may spend.
+        own: those of mergesearch's own searches.
+        make: the command that makes it; None where it is in the repository.
+    """
+
+    config: Path
+    yardstick: int
+    own: int
+    make: str | None = None
+
+
+REAL = 25_000
+_MAKE = "python -m scripts.make_real_pool --base models/smollm2 --out models/real"
+POOLS: dict[str, Pool] = {
+    # 400 and 40 candidates on 1,526 documents
+    "zoo1": Pool(zoo1.SEARCH, 610_400, 61_040),
+    "real": Pool(Path("models/real/search.yaml"), REAL, REAL, _MAKE),
+}
+# keys of a configuration that are about one machine, and not about what is measured
+ELSEWHERE = {"base_model", "include_path", "output", "device", "batch_size", "name"}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One search with one seed, and where it is recorded.
+    """One search with one seed on one pool, and where it is recorded.
 
     Attributes:
-        search: its name.
-        seed: of the search, and of the split of the documents.
-        out: the folder of the whole comparison.
+        key: pool, search and seed; the seed is of the search, and of the split of the documents.
+        out: the folder of what is not finished.
         config: the configuration's file.
         overrides: that change it.
-        candidates: how many the yardstick may score; other searches get as many documents.
+        budget: document evaluations that it may spend.
         deadline: `time.time()` when it has to end.
         threads: of torch.
+        scales: the folder with what fixes the objective.
+        rows: the file of finished searches.
     """
 
-    search: str
-    seed: int
+    key: Key
     out: Path
     config: Path
     overrides: tuple[str, ...]
-    candidates: int
+    budget: int
     deadline: float
     threads: int
+    scales: Path
+    rows: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.key.search} seed {self.key.seed} on {self.key.pool}"
 
     @property
     def file(self) -> Path:
-        """The candidates of a yardstick, or of a run what its trials amount to."""
-        return self.out / "curves" / f"{slug(self.search)}-{self.seed}.jsonl"
-
-    @property
-    def done(self) -> bool:
-        """Whether it has spent its budget, or a larger one."""
-        return self.note.is_file() and int(self.note.read_text()) >= self.candidates
-
-    @property
-    def note(self) -> Path:
-        """Says which budget was spent."""
-        return self.file.with_suffix(".done")
+        """The candidates of a yardstick."""
+        return self.out / self.key.pool / "curves" / f"{slug(self.key.search)}-{self.key.seed}.jsonl"
 
     @property
     def run(self) -> Path:
         """The run folder of one of mergesearch's searches."""
-        return self.out / "runs" / f"{slug(self.search)}-{self.seed}"
+        return self.out / self.key.pool / "runs" / f"{slug(self.key.search)}-{self.key.seed}"
+
+    @property
+    def scale(self) -> Path:
+        """What fixes the objective for this pool and seed."""
+        return self.scales / f"{self.key.pool}-{self.key.seed}.json"
+
+    @property
+    def settings(self) -> str:
+        """Equal for equal searches, wherever they run: of what the files and the command say, not of what has become
+        of that, so that a new key with a default changes nothing."""
+        stated = {name: value for name, value in read_yaml(self.config).items() if name not in ELSEWHERE}
+        stated["models"] = sorted(stated["models"])
+        search = YARDSTICKS.get(self.key.search) or RUNS[self.key.search]
+        changes = [each for each in self.overrides if each.split("=")[0] not in ELSEWHERE]
+        return hashlib.sha256(json.dumps([stated, changes, search]).encode()).hexdigest()[:8]
+
+    def read(self) -> Config:
+        """The configuration with this seed."""
+        return configuration.read(self.config, [*self.overrides, f"search.seed={self.key.seed}"])
 
 
 def slug(name: str) -> str:
@@ -139,76 +204,94 @@ def slug(name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options(arguments)
     if chosen.list:
-        print("\n".join([*YARDSTICKS, *RUNS]))
+        print("\n".join(["searches:", *YARDSTICKS, *RUNS, "", "pools:", *POOLS]))
         return 0
-    if chosen.report:
-        return search_report.write(read_all(chosen.out), THE_YARDSTICK, chosen.results, described(chosen))
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    remember(chosen)
-    left = run_all(units(chosen), chosen.jobs)
-    print(f"{left} of {len(units(chosen))} searches are not finished" + (": the same command goes on" if left else ""))
-    return 0
+    rows = chosen.results.with_suffix(".csv")
+    for file in chosen.take:
+        for key, curve in search_rows.read(file).items():
+            search_rows.add(rows, key, curve)
+    if not chosen.report:
+        wanted = units(chosen)
+        if chosen.again:
+            search_rows.drop(rows, sorted({u.key.pool for u in wanted}), chosen.again, chosen.seeds)
+            wanted = units(chosen)
+        left = run_all(wanted, chosen.jobs)
+        print(f"{left} of {len(wanted)} searches are not finished" + (": the same command goes on" if left else ""))
+    return search_report.write(search_rows.read(rows), THE_YARDSTICK, chosen.results, [*YARDSTICKS, *RUNS])
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, nargs="?", default=Path("results/bench-search"))
-    parser.add_argument("--config", type=Path, default=zoo1.SEARCH)
+    parser.add_argument("--out", type=Path, default=Path("results/bench-search"), help="for what is not finished")
+    parser.add_argument("--pool", nargs="+", default=["zoo1"], help=f"of {', '.join(POOLS)}, or a configuration's file")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="key=value, for every search")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument("--candidates", type=int, default=400, help="of the yardstick; others get as many documents")
+    parser.add_argument("--documents", type=int, help="evaluations of each search; default: what suits the pool")
     parser.add_argument("--only", nargs="+", choices=[*YARDSTICKS, *RUNS], help="these searches alone")
+    parser.add_argument("--again", nargs="+", choices=[*YARDSTICKS, *RUNS], default=[], help="run these anew")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS")
-    parser.add_argument("--report", action="store_true", help="write the report and run nothing")
-    parser.add_argument("--results", type=Path, default=Path("results/search"), help="the report's path, no ending")
-    parser.add_argument("--list", action="store_true", help="name the searches")
+    parser.add_argument("--scales", type=Path, help="the folder that fixes the objectives; default: OUT/scales")
+    parser.add_argument("--take", type=Path, nargs="+", default=[], help="rows of another machine, to be added")
+    parser.add_argument("--report", action="store_true", help="print the page and run nothing")
+    parser.add_argument("--results", type=Path, default=Path("results/search"), help="the page's path, no ending")
+    parser.add_argument("--list", action="store_true", help="name searches and pools")
     return parser.parse_args(arguments)
 
 
 def units(chosen: argparse.Namespace) -> list[Unit]:
-    """Seed by seed, so that a comparison cut short has whole seeds."""
+    """What is chosen, pool by pool and seed by seed, so that a comparison cut short has whole seeds."""
     deadline = time.time() + chosen.stop_after
-    names = chosen.only or [*YARDSTICKS, *RUNS]
-    return [
-        Unit(
-            name, seed, chosen.out, chosen.config, tuple(chosen.overrides), chosen.candidates, deadline, chosen.threads
+    found = []
+    for given in chosen.pool:
+        name, pool = pool_of(given)
+        for seed in chosen.seeds:
+            for search in chosen.only or [*YARDSTICKS, *RUNS]:
+                budget = chosen.documents or (pool.yardstick if search in YARDSTICKS else pool.own)
+                scales = chosen.scales or chosen.out / "scales"
+                place = (chosen.out, pool.config, tuple(chosen.overrides), budget, deadline, chosen.threads, scales)
+                found.append(Unit(Key(name, search, seed), *place, chosen.results.with_suffix(".csv")))
+    return found
+
+
+def pool_of(given: str) -> tuple[str, Pool]:
+    """A pool by its name or by its configuration's file; the latter is called what the file says."""
+    if given in POOLS:
+        pool, name = POOLS[given], given
+    else:
+        pool = Pool(Path(given), REAL, REAL)
+        name = str(read_yaml(pool.config).get("name", pool.config.stem)) if pool.config.is_file() else given
+    if not pool.config.is_file():
+        hint = f"make it with `{pool.make}`" if pool.make else f"name one of {', '.join(POOLS)}, or a file"
+        raise SystemExit(f"--pool {given}: there is no {pool.config}: {hint}")
+    return name, pool
+
+
+def is_done(unit: Unit, finished: search_rows.Curves) -> bool:
+    """Whether its rows are there, of the same search and with as large a budget.
+
+    Raises:
+        SystemExit: there are rows of another search under its name.
+    """
+    curve = finished.get(unit.key)
+    if curve is None or curve.budget < unit.budget:
+        return False
+    if curve.settings != unit.settings:
+        raise SystemExit(
+            f"{unit.rows} holds {unit.name} as it was before it changed: `--again {unit.key.search!r}` takes it out, "
+            "--results names another file"
         )
-        for seed in chosen.seeds
-        for name in names
-    ]
-
-
-def remember(chosen: argparse.Namespace) -> None:
-    """Notes what the comparison is made with, and what each search is; refuses to mix it with another."""
-    told = {"config": chosen.config.read_text(encoding="utf-8"), "overrides": chosen.overrides}
-    searches = {name: RUNS[name] for name in chosen.only or RUNS if name in RUNS}
-    file = chosen.out / "settings.json"
-    there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    noted = there.pop("searches", {})
-    if there and there != told:
-        raise SystemExit(f"{chosen.out} holds a comparison with another --config or --set: name another folder")
-    changed = next((name for name in searches if noted.get(name, searches[name]) != searches[name]), None)
-    if changed:
-        raise SystemExit(f"{chosen.out} holds {changed!r} as it was before it changed: name another folder")
-    file.write_text(json.dumps({**told, "searches": {**noted, **searches}}), encoding="utf-8")
-
-
-def described(chosen: argparse.Namespace) -> str:
-    """The configuration of a comparison in words, for the report."""
-    told = json.loads((chosen.out / "settings.json").read_text(encoding="utf-8"))
-    name = yaml.safe_load(told["config"]).get("name", "run")
-    changes = ", ".join(told["overrides"])
-    return f"configuration `{name}`" + (f" with {changes}" if changes else "")
+    return True
 
 
 # --- units side by side ---
 
 
 def run_all(chosen: Sequence[Unit], jobs: int) -> int:
-    """Runs the units in so many processes; returns how many are not finished."""
-    waiting = [unit for unit in chosen if not unit.done]
+    """Runs what is missing in so many processes; returns how many are not finished."""
+    finished = search_rows.read(chosen[0].rows) if chosen else {}
+    waiting = [unit for unit in chosen if not is_done(unit, finished)]
     if jobs == 1 or len(waiting) < 2:
         for unit in waiting:
             print(run_unit(unit), flush=True)
@@ -218,7 +301,8 @@ def run_all(chosen: Sequence[Unit], jobs: int) -> int:
             for future in as_completed([pool.submit(run_unit, unit) for unit in waiting]):
                 error = future.exception()  # of a process that was killed, say for memory
                 print(f"a process ended: {error}" if error else future.result(), flush=True)
-    return sum(not unit.done for unit in chosen)
+    finished = search_rows.read(chosen[0].rows) if chosen else {}
+    return sum(not is_done(unit, finished) for unit in chosen)
 
 
 def settle(threads: int) -> None:
@@ -233,31 +317,29 @@ def settle(threads: int) -> None:
 def run_unit(unit: Unit) -> str:
     """Runs or goes on with one search; returns a line that says how far it came."""
     if time.time() > unit.deadline:
-        return f"{unit.search} seed {unit.seed}: no time left"
+        return f"{unit.name}: no time left"
     began = time.perf_counter()
     try:
-        (run_yardstick if unit.search in YARDSTICKS else run_own)(unit)
-        unit.note.write_text(str(unit.candidates))
+        curve = (run_yardstick if unit.key.search in YARDSTICKS else run_own)(unit)
     except OutOfTime:
-        pass
+        return f"{unit.name}: not finished, {time.perf_counter() - began:.0f} s"
     except Exception as error:
-        return f"{unit.search} seed {unit.seed}: FAILED, {type(error).__name__}: {error}"
-    return f"{unit.search} seed {unit.seed}: {summary(read_candidates(unit.file))}, {time.perf_counter() - began:.0f} s"
-
-
-def summary(found: Sequence[Candidate]) -> str:
-    best = max((c.value for c in found if c.value is not None), default=math.nan)
-    return f"{len(found)} candidates, {sum(c.documents for c in found)} documents, best {best:.4f}"
+        logging.getLogger(__name__).debug("%s", unit.name, exc_info=True)
+        return f"{unit.name}: FAILED, {type(error).__name__}: {error}"
+    search_rows.add(unit.rows, unit.key, curve)
+    highest, holdout = curve.at(math.inf)
+    return f"{unit.name}: {curve.documents} documents, {highest:.4f}, {holdout:.4f} on the holdout"
 
 
 # --- what people use today ---
 
 
-def run_yardstick(unit: Unit) -> None:
-    strategy, method = YARDSTICKS[unit.search]
-    bench = Bench(configuration.read(unit.config, [*unit.overrides, f"search.seed={unit.seed}"]), unit.out)
+def run_yardstick(unit: Unit) -> Curve:
+    strategy, method = YARDSTICKS[unit.key.search]
+    bench = Bench(unit.read(), unit.scale)
     ledger = Ledger(unit.file, bench.measures(), unit.deadline)
-    STRATEGIES[strategy](bench.space(method), unit.seed, unit.candidates, ledger)
+    STRATEGIES[strategy](bench.space(method), unit.key.seed, max(1, unit.budget // bench.documents), ledger)
+    return search_rows.curve_of(read_candidates(unit.file), unit.settings, unit.budget)
 
 
 class Bench:
@@ -265,15 +347,15 @@ class Bench:
 
     Args:
         config: the configuration; its seed splits the documents.
-        out: where the scale of the objective is kept for the other processes.
+        scale: the file that keeps the scale of the objective for other processes and machines.
     """
 
-    def __init__(self, config: Config, out: Path):
+    def __init__(self, config: Config, scale: Path):
         from mergesearch.commands import inputs as materials
         from mergesearch.commands.holding import load_pool
         from mergesearch.engine.live import Engine
 
-        self.config, self.out = config, out
+        self.config, self.scale = config, scale
         tasks = materials.load_tasks(config)
         parts = materials.splits(config, tasks)
         self.pool = load_pool(config)
@@ -312,7 +394,7 @@ class Bench:
 
         if self.config.objective.scale == "raw":
             return raw(self.config.tasks)
-        file = self.out / "scales" / f"{self.config.search.seed}.json"
+        file = self.scale
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.is_file():
@@ -339,94 +421,44 @@ class Bench:
 # --- mergesearch's own searches ---
 
 
-def run_own(unit: Unit) -> None:
+def run_own(unit: Unit) -> Curve:
     """One of mergesearch's searches as an ordinary run, and its trials as a curve."""
     from mergesearch.commands import run as actions
 
-    plain = configuration.read(unit.config, [*unit.overrides, f"search.seed={unit.seed}"])
-    documents = unit.candidates * searched_documents(plain)
-    config = own_config(unit, documents)
+    plain = unit.read()
+    config = own_config(unit)
 
     def finished(_: object) -> None:
         if time.time() > unit.deadline:
             raise OutOfTime
 
     session = actions.prepare(config, finished=finished)
-    try:
-        session.search.run()
-    finally:
-        trials = session.search.history().trials
-        del session
-        write_curve(unit, plain, trials)
+    PREPARED.get(unit.key.search, lambda _: None)(session)
+    session.search.run()
+    trials = session.search.history().trials
+    del session
+    return measured(unit, plain, trials)
 
 
-def own_config(unit: Unit, documents: int) -> Config:
-    budget = ["search.trials=1000000", "search.hours=null", f"search.documents={documents}"]
-    given = [*unit.overrides, *RUNS[unit.search], *budget, f"search.seed={unit.seed}", f"output={unit.run}"]
+def own_config(unit: Unit) -> Config:
+    budget = ["search.trials=1000000", "search.hours=null", f"search.documents={unit.budget}"]
+    given = [*unit.overrides, *RUNS[unit.key.search], *budget, f"search.seed={unit.key.seed}", f"output={unit.run}"]
     return configuration.read(unit.config, given)
 
 
-def searched_documents(config: Config) -> int:
-    from mergesearch.commands import inputs as materials
-
-    return sum(len(part.search) for part in materials.splits(config, materials.load_tasks(config)).values())
-
-
-def write_curve(unit: Unit, config: Config, trials: Sequence[Trial]) -> None:
-    """The trials as candidates in the order in which they were finished, on the scale that the seed's searches share;
-    holdout scores that are known are kept."""
-    known = {c.id: c.holdout for c in read_candidates(unit.file) if c.holdout is not None}
-    bench = Bench(config, unit.out)
-    objective, measures = bench.objective(), bench.measures()
-    found = curve_of(trials, lambda trial: objective.value(trial.scores))
-    wanted = {c.id: Recipe.from_data(recipe, c.id) for c, recipe in best_so_far(found) if c.id not in known}
-    known |= {name: measures.holdout(recipe) for name, recipe in wanted.items()}
-    best = {c.id for c, _ in best_so_far(found)}
-    lines = [{**vars(c), "holdout": known[c.id] if c.id in best else None} for c, _ in found]
-    unit.file.parent.mkdir(parents=True, exist_ok=True)
-    part = unit.file.with_suffix(".part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    part.replace(unit.file)
-
-
-Measured = tuple[Candidate, Mapping[str, Any]]
-
-
-def curve_of(trials: Sequence[Trial], value_of: Callable[[Trial], float]) -> list[Measured]:
-    """(candidate, recipe) of each trial that has ended, by the time it ended. A trial that was stopped early has no
-    value and costs what it was scored on."""
-    ended = [(trial.ended_at, trial) for trial in trials if trial.ended_at and (trial.recipe_data or trial.documents)]
-    curve = []
-    for _, trial in sorted(ended, key=lambda pair: (pair[0], pair[1].number)):
-        value = value_of(trial) if trial.state is State.COMPLETE else None
-        name = trial.recipe_id or f"trial {trial.number}"
-        candidate = Candidate(name, value, trial.documents, None, trial.seconds, trial.error)
-        curve.append((candidate, trial.recipe_data or {}))
-    return curve
-
-
-def best_so_far(found: Sequence[Measured]) -> list[Measured]:
-    """The candidates that were the best when they ended."""
-    best, chosen = -math.inf, []
-    for candidate, recipe in found:
-        if candidate.value is not None and candidate.value > best:
-            best = candidate.value
-            chosen.append((candidate, recipe))
-    return chosen
-
-
-# --- the report ---
-
-
-def read_all(out: Path) -> dict[str, dict[int, list[Candidate]]]:
-    """Search -> seed -> candidates, of the searches that have any."""
-    found: dict[str, dict[int, list[Candidate]]] = {}
-    for name in [*YARDSTICKS, *RUNS]:
-        for file in sorted((out / "curves").glob(f"{slug(name)}-*.jsonl")):
-            seed = file.stem.removeprefix(f"{slug(name)}-")
-            if seed.isdigit():
-                found.setdefault(name, {})[int(seed)] = read_candidates(file)
-    return found
+def measured(unit: Unit, config: Config, trials: Sequence[Trial]) -> Curve:
+    """The trials in the order in which they ended, on the scale that all searches of the seed share; the holdout is of
+    whom the run would have given at each moment, who has the highest expectation."""
+    bench = Bench(config, unit.scale)
+    objective, measures, known = bench.objective(), bench.measures(), {}
+    documents = documents_of(trials, RunFolder(unit.run))
+    moments = moments_of(trials, lambda trial: objective.value(trial.scores), documents, objective.factors)
+    for moment in moments:
+        if moment.given.recipe_id not in known:
+            known[moment.given.recipe_id] = measures.holdout(moment.given.recipe)
+    points = [Point(m.documents, m.seconds, m.highest, known[m.given.recipe_id]) for m in moments]
+    spent = sum(trial.documents for trial in trials), sum(seconds_of(trial) for trial in trials)
+    return Curve(points, *spent, unit.settings, unit.budget)
 
 
 if __name__ == "__main__":

@@ -1,58 +1,23 @@
-"""The report of scripts/bench/search.py: a table (Markdown), every curve (CSV), and their means with bands (PNG)."""
+"""The page of scripts/bench/search.py: tables (Markdown) and, for each pool, the curves' means with bands (PNG)."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from scripts.bench.yardstick import Candidate
+from scripts.bench import search_rows
+from scripts.bench.search_rows import Curve
 
 MARKS = (100, 200, 400)
 ABLATION = "auto with"  # how the names of searches begin that leave something out of auto, or change it
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Curve:
-    """How the best candidate of one search with one seed became better.
-
-    Attributes:
-        candidates: in the order in which they were measured.
-    """
-
-    candidates: Sequence[Candidate]
-
-    @cached_property
-    def documents(self) -> int:
-        """Document evaluations in all."""
-        return sum(c.documents for c in self.candidates)
-
-    @cached_property
-    def points(self) -> list[tuple[int, float, float]]:
-        """(document evaluations so far, search score, holdout score) each time a candidate became the best."""
-        found, spent, best = [], 0, -math.inf
-        for c in self.candidates:
-            spent += c.documents
-            if c.value is not None and c.value > best:
-                best = c.value
-                found.append((spent, best, math.nan if c.holdout is None else c.holdout))
-        return found
-
-    def at(self, documents: float) -> tuple[float, float]:
-        """(search score, holdout score) of the best candidate after so many document evaluations; NaN before any."""
-        reached = [point for point in self.points if point[0] <= documents]
-        return reached[-1][1:] if reached else (math.nan, math.nan)
-
-    def cost_of(self, score: float) -> float:
-        """Document evaluations until the best search score is at least `score`; infinite where it never is."""
-        return next((float(spent) for spent, value, _ in self.points if value >= score), math.inf)
+# its section comes first, and its picture has no other name
+FIRST_POOL = "zoo1"
 
 
 @dataclass(frozen=True)
@@ -75,57 +40,82 @@ class Mean:
         return f"{self.value:.4f}" + ("" if math.isnan(self.half) else f" ± {self.half:.4f}")
 
 
+# search -> seed -> curve, of one pool
 Curves = Mapping[str, Mapping[int, Curve]]
 
 
-def write(measured: Mapping[str, Mapping[int, Sequence[Candidate]]], yardstick: str, results: Path, about: str) -> int:
-    """Writes RESULTS.md, .csv and, where matplotlib is there, .png."""
-    curves = {name: {seed: Curve(found) for seed, found in seeds.items()} for name, seeds in measured.items()}
-    if yardstick not in curves:
-        raise SystemExit(f"nothing of {yardstick}, the yardstick, was measured yet: run it first")
+def by_pool(found: search_rows.Curves, order: Sequence[str]) -> dict[str, dict[str, dict[int, Curve]]]:
+    """Pool -> search -> seed -> curve; searches in the order that is given, and then whatever else there is."""
+    names = [*order, *sorted({key.search for key in found} - set(order))]
+    pools: dict[str, dict[str, dict[int, Curve]]] = {}
+    for key, curve in sorted(found.items(), key=lambda pair: (names.index(pair[0].search), pair[0].seed)):
+        pools.setdefault(key.pool, {}).setdefault(key.search, {})[key.seed] = curve
+    return dict(sorted(pools.items(), key=lambda pair: (pair[0] != FIRST_POOL, pair[0])))
+
+
+def write(found: search_rows.Curves, yardstick: str, results: Path, order: Sequence[str] = ()) -> int:
+    """Writes RESULTS.md of finished searches, and where matplotlib is there a picture for each pool, RESULTS-POOL.png;
+    the first pool's is RESULTS.png."""
+    pools = by_pool(found, order)
+    if not pools:
+        raise SystemExit(f"no search is finished yet, so {results}.md is not written: the same command goes on")
     results.parent.mkdir(parents=True, exist_ok=True)
-    lines = text(curves, yardstick, about, f"{results.name}.png")
+    lines, drawn = list(INTRODUCTION), False
+    for pool, curves in pools.items():
+        image = results.with_suffix(".png") if pool == FIRST_POOL else results.with_name(f"{results.name}-{pool}.png")
+        drawn = draw(curves, yardstick, image)
+        lines += ["", *text(pool, curves, yardstick, image.name if drawn or image.is_file() else None)]
     notes = results.with_suffix(".notes.md")  # what the figures alone do not say, written by hand
     lines += ["", notes.read_text(encoding="utf-8").rstrip()] if notes.is_file() else []
     results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_csv(curves, results.with_suffix(".csv"))
-    drawn = draw(curves, yardstick, results.with_suffix(".png"))
-    print(f"wrote {results}.md, .csv" + (", .png" if drawn else "; no curves: pip install matplotlib"))
+    print(f"wrote {results}.md" + (" and .png" if drawn else "; no curves: pip install matplotlib"))
     return 0
 
 
 # --- the table ---
 
+INTRODUCTION = """\
+# The searches, compared
 
-def text(curves: Curves, yardstick: str, about: str, image: str) -> list[str]:
-    return [
-        "# The searches, compared",
-        "",
-        f"`python -m scripts.bench.search`; {about}. {seeds_in_words(curves)} The seed draws the split of the",
-        "documents too: within a seed all searches see the same documents. A score is the mean over seeds ± half the",
-        "width of its 95 % t interval. Cost is in document evaluations; a backward pass counts as two more. Search",
-        "scores say what was optimised; holdout scores belong to the candidate that was best on the search documents.",
-        "",
-        f"`{yardstick}` is the yardstick: see scripts/bench/yardstick.py for what it is and when it was chosen.",
-        "",
-        *final_table(curves, yardstick),
-        "",
-        "*To reach*: document evaluations until the best search score is at least the yardstick's last one with the",
-        "same seed, the median of the seeds that reach it, and as a share of the yardstick's whole cost.",
-        "",
-        "## On the holdout at equal document evaluations",
+`python -m scripts.bench.search`, which runs what is missing in search.csv and prints this page. The seed draws the
+split of the documents too: within a seed all searches see the same documents. A score is the mean over seeds ± half
+the width of its 95 % t interval. Cost is in document evaluations, a backward pass counts as two more, and in seconds
+of building, learning and scoring, where they were recorded. *Search score*: the highest on the search documents,
+which says what was optimised. *Holdout score*: of whom the search gives, for a yardstick whoever has the highest
+search score, for mergesearch's own whoever is expected to score best elsewhere (winner.md).
+
+Yardsticks: `cmaes` as in mergekit-evolve, `genetic` as in mergenetic, `random` and `tpe`, over TIES' weights and
+densities per range of layers, see scripts/bench/yardstick.py for what each is and when it was chosen; `published
+defaults`, the best of them on the search documents; `greedy_soup`; `entropy_soup` as in AdaMerging.""".splitlines()
+
+
+def text(pool: str, curves: Curves, yardstick: str, image: str | None) -> list[str]:
+    compared = [
+        "### On the holdout at equal document evaluations",
         "",
         "Within a seed, both searches after as many document evaluations as the cheaper one spent in all (*documents*:",
         "the mean of that over seeds); the mean difference and how many of its standard errors over seeds that is.",
         "",
         *paired_table(curves, yardstick),
         "",
+    ]
+    return [
+        f"## Pool {pool}",
+        "",
+        f"{seeds_in_words(curves)}",
+        "",
+        *final_table(curves, yardstick),
+        "",
+        "*To reach*: document evaluations until the highest search score is at least the last one of "
+        f"`{yardstick}` with the",
+        "same seed, the median of the seeds that reach it, and as a share of its whole cost.",
+        "",
+        *(compared if yardstick in curves else []),
         *ablations(curves),
-        "## Along the way",
+        "### Along the way",
         "",
-        *marks_table(curves, yardstick),
-        "",
-        f"![best holdout score against document evaluations]({image})",
+        *marks_table(curves),
+        *(["", f"![best holdout score against document evaluations]({image})"] if image else []),
     ]
 
 
@@ -138,21 +128,30 @@ def seeds_in_words(curves: Curves) -> str:
 
 def final_table(curves: Curves, yardstick: str) -> list[str]:
     lines = [
-        "| search | seeds | search score | holdout score | documents spent | reach the yardstick | to reach | share |",
-        "|---|---|---|---|---|---|---|---|",
+        "| search | seeds | search score | holdout score | documents | seconds "
+        "| reach the yardstick | to reach | share |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, seeds in curves.items():
         ends = [curve.at(math.inf) for curve in seeds.values()]
         spent = float(np.mean([curve.documents for curve in seeds.values()]))
         lines.append(
             f"| {name} | {len(seeds)} | {Mean.of([e[0] for e in ends])} | {Mean.of([e[1] for e in ends])} "
-            f"| {spent:,.0f} | {reach_cells(seeds, curves[yardstick])} |"
+            f"| {spent:,.0f} | {seconds_cell(seeds)} | {reach_cells(seeds, curves.get(yardstick, {}))} |"
         )
     return lines
 
 
+def seconds_cell(seeds: Mapping[int, Curve]) -> str:
+    """The mean over seeds whose seconds were recorded."""
+    known = [curve.seconds for curve in seeds.values() if not math.isnan(curve.seconds)]
+    return f"{np.mean(known):,.0f}" if known else "–"
+
+
 def reach_cells(seeds: Mapping[int, Curve], yardstick: Mapping[int, Curve]) -> str:
     both = sorted(seeds.keys() & yardstick.keys())
+    if not both:
+        return "– | – | –"
     costs = {seed: seeds[seed].cost_of(yardstick[seed].at(math.inf)[0]) for seed in both}
     reached = [seed for seed in both if math.isfinite(costs[seed])]
     if not reached:
@@ -184,7 +183,7 @@ def ablations(curves: Curves) -> list[str]:
     if not changed:
         return []
     lines = [
-        "## Each part of auto left out, or changed",
+        "### Each part of auto left out, or changed",
         "",
         "Less the score of `auto` with the same seed, after as many document evaluations as the cheaper one spent.",
         "",
@@ -216,32 +215,23 @@ def differences(seeds: Mapping[int, Curve], others: Mapping[int, Curve], side: i
     return found
 
 
-def marks_table(curves: Curves, yardstick: str) -> list[str]:
-    """Scores after as many documents as 100, 200, 400 candidates of the yardstick take."""
-    each = max(c.documents for curve in curves[yardstick].values() for c in curve.candidates)
-    marks = [mark for mark in MARKS if any(curve.documents >= mark * each for curve in curves[yardstick].values())]
-    heads = [f"{side} at {mark} x {each:,}" for mark in marks for side in ("search", "holdout")]
+def marks_table(curves: Curves) -> list[str]:
+    """Scores after as many documents as 100, 200, 400 candidates take; on a small budget, after quarters of it."""
+    each = max((curve.each for seeds in curves.values() for curve in seeds.values()), default=0)
+    most = max((curve.documents for seeds in curves.values() for curve in seeds.values()), default=0)
+    marks = [mark * each for mark in MARKS if mark * each <= most] or [most // 4, most // 2, most]
+    heads = [f"{side} at {mark:,}" for mark in marks for side in ("search", "holdout")]
     lines = ["| search | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, seeds in curves.items():
         cells = []
         for mark in marks:
-            ends = [curve.at(mark * each) for curve in seeds.values()]
+            ends = [curve.at(mark) for curve in seeds.values()]
             cells += [str(Mean.of([end[side] for end in ends])) for side in (0, 1)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines if marks else ["The yardstick has fewer than 100 candidates."]
+    return lines
 
 
 # --- the curves ---
-
-
-def write_csv(curves: Curves, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["search", "seed", "documents", "search_score", "holdout_score"])
-        for name, seeds in curves.items():
-            for seed, curve in sorted(seeds.items()):
-                last = [(curve.documents, *curve.at(math.inf))] if curve.points else []
-                writer.writerows([name, seed, *point] for point in [*curve.points, *last])
 
 
 def band(seeds: Mapping[int, Curve], grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -282,7 +272,7 @@ def draw_one(axis: object, name: str, seeds: Mapping[int, Curve], dashed: bool) 
     started = [curve for curve in seeds.values() if curve.points]
     if not started:
         return
-    low, high = max(curve.points[0][0] for curve in started), max(curve.documents for curve in started)
+    low, high = max(curve.points[0].documents for curve in started), max(curve.documents for curve in started)
     grid = np.unique(np.geomspace(low, max(high, low + 1), 200).round())
     mean, error = band(seeds, grid)
     label = f"{name} ({len(started)} seeds)"

@@ -1,5 +1,6 @@
-"""What people search merges with today, for scripts/bench/search.py to compare with: CMA-ES, random search and TPE over
-one method's weights and densities per layer group.
+"""What people search merges with today, for scripts/bench/search.py to compare with: CMA-ES as mergekit-evolve has it,
+a genetic algorithm as mergenetic has it, random search and TPE, over one method's weights and densities per group of
+layers.
 
 Chosen before any result was seen: `ties` without normalisation (so that the weights set the size of the merge too),
 three groups of layers, weights in [0, 1], densities in [0.1, 1]. CMA-ES starts at weight 1/K and density 1 with a sigma
@@ -27,6 +28,7 @@ from mergesearch.recipe import Recipe, Rule
 
 WEIGHT, DENSITY = (0.0, 1.0), (0.1, 1.0)
 LAYER_GROUPS = 3
+GENERATION = 25
 SIGMA = 1 / 6
 
 
@@ -249,7 +251,11 @@ def random_search(space: YardSpace, seed: int, candidates: int, evaluate: Evalua
 def tpe(space: YardSpace, seed: int, candidates: int, evaluate: Evaluate) -> None:
     """Optuna's TPE with its defaults, without warm start."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    _by_optuna(optuna.samplers.TPESampler(seed=seed), space, candidates, evaluate)
+
+
+def _by_optuna(sampler: optuna.samplers.BaseSampler, space: YardSpace, candidates: int, evaluate: Evaluate) -> None:
+    study = optuna.create_study(direction="maximize", sampler=sampler)
     for _ in range(candidates):
         trial = study.ask()
         value = evaluate(space.decode([trial.suggest_float(f"x{n}", 0.0, 1.0) for n in range(space.dimension)]))
@@ -259,8 +265,28 @@ def tpe(space: YardSpace, seed: int, candidates: int, evaluate: Evaluate) -> Non
             study.tell(trial, value)
 
 
+def genetic(space: YardSpace, seed: int, candidates: int, evaluate: Evaluate) -> None:
+    """The genetic algorithm that mergenetic (Minut et al. 2025) takes from pymoo, with pymoo's operators: simulated
+    binary crossover (probability 0.9, eta 15), polynomial mutation (eta 20) and elitist selection, of Optuna's NSGA-II,
+    which on one objective is that algorithm; 25 in a generation, the first one uniformly random."""
+    from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.NSGAIISampler(
+            population_size=GENERATION,
+            crossover=SBXCrossover(eta=15),
+            crossover_prob=0.9,
+            mutation=PolynomialMutation(eta=20),
+            seed=seed,
+        )
+    _by_optuna(sampler, space, candidates, evaluate)
+
+
 STRATEGIES: dict[str, Callable[[YardSpace, int, int, Evaluate], None]] = {
     "cmaes": cmaes,
+    "genetic": genetic,
     "random": random_search,
     "tpe": tpe,
 }
