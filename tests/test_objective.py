@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from mergesearch.config import TaskConfig
+from mergesearch.config import Config, TaskConfig
+from mergesearch.errors import UserError
 from mergesearch.evaluate.scores import TaskScore
+from mergesearch.schema import validate
 from mergesearch.search import objective as objectives
 from mergesearch.search.objective import Objective
 
@@ -75,6 +78,34 @@ def test_tasks_without_a_tie_break_are_named() -> None:
     found = objectives.broken_by("gold_prob", objectives.raw(TASKS), scores(0.5, 2.0))
     assert len(found.notes) == 1 and "quiz (acc)" in found.notes[0] and "bits" not in found.notes[0]
     assert Objective.from_data(found.to_data()) == found
+
+
+def test_the_worst_task_has_its_share() -> None:
+    plain = objectives.parents(TASKS, scores(0.4, 2.0), {"a": scores(0.6, 1.5)})
+    found = replace(plain, worst=0.5)
+    given_up = scores(0.6, 1.95)  # 1 on quiz, 0.1 on bits, which weighs half as much
+    assert plain.value(given_up) == pytest.approx(0.7) and found.value(given_up) == pytest.approx(0.4)
+    assert found.value(scores(0.5, 1.75)) == plain.value(scores(0.5, 1.75)) == pytest.approx(0.5)
+    # near these scores it moves as the factors say, and its noise is theirs
+    for moved in (scores(0.61, 1.95), scores(0.6, 1.94)):
+        step = found.value(moved) - found.value(given_up)
+        factors, before = found.factors(given_up), given_up
+        assert step == pytest.approx(sum(factors[t] * (moved[t].value - before[t].value) for t in factors))
+    assert found.stderr(given_up) == pytest.approx(math.hypot(*(0.1 * each for each in factors.values())))
+    assert Objective.from_data(found.to_data()) == found
+    config = {"base_model": "b", "models": {"a": "a"}, "tasks": [{"task": "quiz"}], "objective": {"worst": 0.5}}
+    assert validate(Config, config, "test").objective.worst == 0.5
+    for more, words in ({"racing": {}}, "racing"), ({"objective": {"worst": 0.5, "pareto": True}}, "pareto"):
+        with pytest.raises(UserError, match=words):
+            validate(Config, {**config, **more}, "test")
+
+
+def test_tasks_that_were_given_up_are_named() -> None:
+    found = objectives.parents(TASKS, scores(0.4, 2.0), {"a": scores(0.6, 1.5)})
+    assert found.neglected(scores(0.6, 1.95)) == [("bits", pytest.approx(0.1))]
+    assert not found.neglected(scores(0.5, 1.8)) and not found.neglected(scores(0.4, 2.0))
+    # a task that keeps its raw metric says nothing about shares
+    assert not objectives.parents(TASKS, scores(0.4, 1.0), {"a": scores(0.6, 1.5)}).neglected(scores(0.6, 9.0))
 
 
 def test_it_survives_storage() -> None:

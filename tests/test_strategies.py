@@ -348,7 +348,7 @@ def test_a_soup_is_told_when_the_budget_is_used_up(tmp_path: Path) -> None:
 
 
 def test_the_study_leaves_room_to_learn_the_soups_after_it(tmp_path: Path) -> None:
-    soup = {"per": "recipe", "loss": "expected", "steps": 4, "documents": 2}
+    soup = {"per": "recipe", "loss": "expected", "steps": 4, "documents": 2, "folds": 1}
     # of 10 documents 2 are looked at twice and by 3 parents; the closed form reads all, for each model, and backward
     each, soups, closed = 10, 3 * 4 * 2 + (2 + 3) * 2, 3 * 2 * 10
     kept = 2 * each + soups + closed

@@ -155,7 +155,8 @@ def test_check_and_the_list_of_strategies_have_it(ladder: None, tmp_path: Path) 
     assert "search.ladder.steps = 3 (a whole number in [1, inf)): how many weights" in listed.out
     rows = {row["name"]: row for row in json.loads(mergesearch("strategies", "--format", "json").out)}
     assert rows["ladder"]["keys"][0]["key"] == "search.ladder.steps" and not rows["ladder"]["auto"]
-    assert [name for name, row in rows.items() if row["auto"]] == ["baselines", "greedy_soup", "learned_soup", "study"]
+    auto = {name for name, row in rows.items() if row["auto"]}
+    assert auto == {"baselines", "sweep", "greedy_soup", "learned_soup", "study"}
     one = mergesearch("strategies", "ladder")
     assert "More of it." in one.out and "greedy_soup" not in one.out
     wrong = mergesearch("strategies", "lader")

@@ -95,25 +95,29 @@ class Objective:
     def factors(self, scores: Scores) -> dict[str, float]:
         """How far the objective moves when a task's metric grows by one: negative where lower is better. With a share
         for the worst task that is so near these scores alone."""
-        signs = {task: 1.0 if scores[task].higher_is_better else -1.0 for task in self.weights}
-        return {task: signs[task] * part / self.scales[task].unit for task, part in self._parts(scores).items()}
-
-    def _parts(self, scores: Scores) -> dict[str, float]:
-        """What each task's scaled score counts near these scores; their sum is 1."""
         total = sum(self.weights.values())
-        parts = {task: (1 - self.worst) * weight / total for task, weight in self.weights.items()}
-        if self.worst:
-            parts[min(self.weights, key=lambda task: self.scales[task].apply(signed(scores[task])))] += self.worst
-        return parts
+        signs = {task: 1.0 if scores[task].higher_is_better else -1.0 for task in self.weights}
+        near = self._weights_near(scores)
+        return {task: signs[task] * weight / self.scales[task].unit / total for task, weight in near.items()}
+
+    def _weights_near(self, scores: Scores) -> Mapping[str, float]:
+        """What each task weighs near these scores; their sum is that of the weights."""
+        if not self.worst:
+            return self.weights
+        near = {task: (1 - self.worst) * weight for task, weight in self.weights.items()}
+        lowest = min(self.weights, key=lambda task: self.scales[task].apply(signed(scores[task])))
+        near[lowest] += self.worst * sum(self.weights.values())
+        return near
 
     def stderr(self, scores: Scores) -> float | None:
         """Its standard error, the tasks taken as independent and the scales as fixed; None where a task has none."""
+        total = sum(self.weights.values())
         parts = []
-        for task, part in self._parts(scores).items():
+        for task, weight in self._weights_near(scores).items():
             error = scores[task].stderr
             if error is None:
                 return None
-            parts.append(part * error / abs(self.scales[task].unit))
+            parts.append(weight * error / abs(self.scales[task].unit) / total)
         return math.sqrt(sum(part**2 for part in parts))
 
     def to_data(self) -> dict[str, Any]:
