@@ -59,6 +59,7 @@ app: typer.Typer = typer.Typer(
 )
 # a file or a pipe has no width to fit into
 if TYPE_CHECKING:
+    from mergesearch.commands.crew import Shares
     from mergesearch.config import Config
     from mergesearch.results.record import Record
 
@@ -309,16 +310,16 @@ def run(
 ) -> None:
     """Search, on all GPUs that are to be seen; the same command again goes on where it stopped."""
     settings = _settings(config, override, "run", [] if workers == "auto" else ["--workers", workers])
-    from mergesearch.commands.crew import number_of
+    from mergesearch.commands.crew import shares
     from mergesearch.commands.hooks import told_at_end
     from mergesearch.commands.winner import verdict_of
 
-    count, gpus = number_of(workers, settings.device)
+    share = shares(workers, settings)
     with told_at_end(settings, lambda: verdict_of(settings.folder), _note):
-        if count == 1:
+        if share.workers == 1:
             _search(settings, allow_changed)
         else:
-            _search_with(count, gpus, settings, config, override, allow_changed)
+            _search_with(share, settings, config, override, allow_changed)
 
 
 @app.command()
@@ -407,9 +408,7 @@ def _end_hung(reason: str) -> None:
     signals.end_now(1)
 
 
-def _search_with(
-    count: int, gpus: int, settings: Config, config: Path, override: Sequence[str], allow_changed: bool
-) -> None:
+def _search_with(share: Shares, settings: Config, config: Path, override: Sequence[str], allow_changed: bool) -> None:
     """Several workers on this host, and the run's table once they are done."""
     from mergesearch.commands.crew import Crew, command_of, seats
     from mergesearch.commands.table import show
@@ -417,8 +416,8 @@ def _search_with(
     from mergesearch.results.loading import load_run
     from mergesearch.search.presence import signs_of
 
-    where = seats(count, gpus, settings.device, os.environ)
-    _say([f"{count} workers: {', '.join(seat.name for seat in where)}"])
+    where = seats(share, settings.device, os.environ)
+    _say([f"{share.workers} workers: {', '.join(seat.name for seat in where)}"])
     crew = Crew(
         where,
         lambda seat: command_of(seat, str(config), override, allow_changed),

@@ -12,8 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+import torch
+from support.searches import start
 
-from mergesearch.commands.crew import LEASH, MOST_DEATHS, Crew, Seat, command_of, number_of, seats
+from mergesearch.commands.crew import LEASH, MOST_DEATHS, Crew, Seat, Shares, command_of, seats, shares
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.presence import SILENT, Sign
 
@@ -27,25 +29,45 @@ def crew(code: str, said: list[str], *names: str, **given) -> Crew:
     return Crew([Seat(name, "cpu") for name in names], command, said.append, **given)
 
 
+def visible(share: Shares, environment: dict[str, str]) -> list[str]:
+    return [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in seats(share, "auto", environment)]
+
+
 def test_workers_are_spread_over_the_gpus_that_are_to_be_seen() -> None:
-    assert [p.environment["CUDA_VISIBLE_DEVICES"] for p in seats(3, 2, "auto", {})] == ["0", "1", "0"]
+    assert visible(Shares(3, 2), {}) == ["0", "1", "0"]
     seen = {"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b"}
-    there = seats(2, 2, "auto", seen)
-    assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in there] == ["GPU-a", "GPU-b"]
+    assert visible(Shares(2, 2), seen) == ["GPU-a", "GPU-b"]
+    there = seats(Shares(2, 2), "auto", seen)
     assert {seat.device for seat in there} == {"cuda"} and there[1].name == "worker 1 on GPU GPU-b"
-    assert seats(2, 8, "cuda:3", {}) == [Seat("worker 0", "cuda:3"), Seat("worker 1", "cuda:3")]
-    assert seats(2, 0, "auto", {}) == [Seat("worker 0", "auto"), Seat("worker 1", "auto")]
+    assert seats(Shares(2), "cuda:3", {}) == [Seat("worker 0", "cuda:3"), Seat("worker 1", "cuda:3")]
+    assert seats(Shares(2), "auto", {}) == [Seat("worker 0", "auto"), Seat("worker 1", "auto")]
     line = command_of(there[0], "my.yaml", ["search.trials=3"], allow_changed=True)
     assert line[1:] == [
         "-m", "mergesearch", "worker", "my.yaml", "--set", "search.trials=3", "--set", "device=cuda", "--allow-changed",
     ]  # fmt: skip
 
 
-def test_how_many() -> None:
-    assert number_of("auto", "cuda:1") == (1, 0) and number_of("3", "cpu") == (3, 0) and number_of("1", "auto")[0] == 1
+def test_a_candidate_that_takes_several_gpus_has_them_to_itself() -> None:
+    assert visible(Shares(4, 8, 2), {}) == ["0,1", "2,3", "4,5", "6,7"]
+    assert visible(Shares(2, 8, 3), {}) == ["0,1,2", "3,4,5"]
+    assert {seat.device for seat in seats(Shares(2, 8, 3), "auto", {})} == {"auto"}
+
+
+def test_how_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = start(tmp_path / "run").config
+
+    def shared(workers: str, device: str = "auto", needed: int = 1) -> Shares:
+        return shares(workers, config.model_copy(update={"device": device}), lambda _: needed)
+
+    assert shared("auto", "cuda:1") == Shares(1) and shared("3", "cpu") == Shares(3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert shared("auto") == Shares(1) and shared("1") == Shares(1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert shared("auto") == Shares(8, 8) and shared("auto", needed=3) == Shares(2, 8, 3)
+    assert shared("auto", needed=8) == Shares(1, 8, 8) and shared("3") == Shares(3, 8)
     for wrong in ("0", "-1", "many", "1.5", "5000"):
         with pytest.raises(UserError, match="give a number from 1 to 1024, or auto"):
-            number_of(wrong, "auto")
+            shared(wrong)
 
 
 def test_lines_are_passed_on_and_the_end_is_awaited() -> None:

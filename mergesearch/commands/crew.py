@@ -7,6 +7,7 @@ lines on, starts one again that died, ends one that hangs, and decides nothing.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import queue
 import signal
@@ -15,8 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
+from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.presence import SILENT, Sign
 
@@ -36,24 +39,55 @@ AUTO = "auto"
 MOST_WORKERS = 1024
 
 
-def number_of(workers: str, device: str) -> tuple[int, int]:
-    """How many workers are asked for, and how many GPUs are to be seen where they may choose.
+@dataclass(frozen=True)
+class Shares:
+    """How the work of this host is shared out.
+
+    Attributes:
+        workers: how many.
+        gpus: to be seen, where workers may choose.
+        each: how many of them a candidate takes.
+    """
+
+    workers: int
+    gpus: int = 0
+    each: int = 1
+
+
+def shares(workers: str, config: Config, needed: Callable[[Config], int] | None = None) -> Shares:
+    """How many workers there are to be.
 
     Args:
-        workers: a number, or `auto`: one for each GPU, one without.
-        device: of the configuration.
+        workers: a number, or `auto`: one for each GPU, or for as many as a candidate takes; one without.
+        config: of the run.
+        needed: how many GPUs a candidate takes; asked where there are several.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or the models cannot be merged.
     """
+    device = config.device
     if workers != AUTO and not (workers.isdecimal() and 1 <= int(workers) <= MOST_WORKERS):
         raise UserError(f"--workers {workers!r}: give a number from 1 to {MOST_WORKERS}, or auto for one for each GPU")
     if workers == "1" or device != AUTO:
-        return (1 if workers == AUTO else int(workers)), 0
+        return Shares(1 if workers == AUTO else int(workers))
     import torch  # the command waits for nothing else of it
 
     gpus = torch.cuda.device_count()
-    return (max(1, gpus) if workers == AUTO else int(workers)), gpus
+    each = (needed or _needed_elsewhere)(config) if gpus > 1 else 1
+    return Shares(max(1, gpus // each) if workers == AUTO else int(workers), gpus, each)
+
+
+def gpus_needed(config: Config) -> int:
+    """How many of the GPUs that are to be seen a candidate is split over."""
+    from mergesearch.commands.holding import holding_of, survey_of
+
+    return len(holding_of(config, survey_of(config)).devices.every)
+
+
+def _needed_elsewhere(config: Config) -> int:
+    """The same, found in another process: to ask GPUs what is free takes some of it as long as the process lives."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        return other.submit(gpus_needed, config).result()
 
 
 def command_of(seat: Seat, config: str, sets: Sequence[str], allow_changed: bool) -> list[str]:
@@ -78,21 +112,26 @@ class Seat:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def seats(workers: int, gpus: int, device: str, environment: Mapping[str, str]) -> list[Seat]:
-    """Where so many workers are at work: spread over the GPUs that are to be seen, each seeing its own alone.
+def seats(share: Shares, device: str, environment: Mapping[str, str]) -> list[Seat]:
+    """Where the workers are at work: spread over the GPUs that are to be seen, each seeing its own alone.
 
     Args:
-        workers: how many.
-        gpus: how many are to be seen.
+        share: how many there are of each.
         device: of the configuration: `auto`, or the one device that all of them share.
         environment: ours.
     """
-    if device != "auto" or not gpus:
+    workers, gpus = share.workers, share.gpus
+    if device != AUTO or not gpus:
         return [Seat(f"worker {index}", device) for index in range(workers)]
     seen = environment.get(_VISIBLE)
     names = [name.strip() for name in seen.split(",")] if seen else [str(index) for index in range(gpus)]
+    groups = [",".join(names[at : at + share.each]) for at in range(0, gpus - share.each + 1, share.each)]
     return [
-        Seat(f"worker {index} on GPU {names[index % gpus]}", "cuda", {_VISIBLE: names[index % gpus]})
+        Seat(
+            f"worker {index} on GPU {groups[index % len(groups)]}",
+            "cuda" if share.each == 1 else AUTO,  # auto splits a candidate over what it sees
+            {_VISIBLE: groups[index % len(groups)]},
+        )
         for index in range(workers)
     ]
 
