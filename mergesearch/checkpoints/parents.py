@@ -25,6 +25,7 @@ from mergesearch.checkpoints.loading import (
     ties,
 )
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
+from mergesearch.checkpoints.lowrank import factored
 from mergesearch.checkpoints.tokenizers import Vocabulary, align, check_equal, load_tokenizer, union
 from mergesearch.errors import UserError
 from mergesearch.recipe import BASE, UNION
@@ -224,6 +225,11 @@ class Reader:
                 loaded[where] = Checkpoint(source.reference, source.path, dict(loaded[twin].live))
                 self.aliases[where] = self.aliases[twin]
                 continue
+            factors = self._factored(parents[where], source, loaded)
+            if factors is not None:
+                loaded[where] = Checkpoint(source.reference, source.path, factors)
+                self.aliases[where] = self.aliases[BASE_KEY]
+                continue
             model = self._read(parents[where], source, where)
             live = {name: self._place(tensor) for name, tensor in floating_tensors(model).items()}
             self.aliases[where] = ties(model)
@@ -232,6 +238,14 @@ class Reader:
                 _share_unchanged(live, loaded[BASE_KEY].live if BASE_KEY in loaded else {})
             loaded[where] = Checkpoint(source.reference, source.path, live)
         return loaded, fixed
+
+    def _factored(
+        self, parent: Outline, source: Source, loaded: Mapping[str, Checkpoint]
+    ) -> dict[str, Tensor] | None:
+        """An adapter over the base as the base's tensors and its own factors; None for whatever has to be read whole."""
+        if source.adapter is None or BASE_KEY not in loaded or self._chain(source)[:-1] != self._chain(self.sources[BASE_KEY]):
+            return None
+        return factored(parent.blank, source.adapter, loaded[BASE_KEY].live, self._place)
 
     def _chain(self, source: Source) -> list[Path]:
         """The folders that make a parent: a model, then the adapters that are laid over it in turn."""

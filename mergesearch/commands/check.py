@@ -12,6 +12,7 @@ import torch
 
 from mergesearch import config as configuration
 from mergesearch.checkpoints import Pool
+from mergesearch.checkpoints.lowrank import stored
 from mergesearch.commands.inputs import (
     check_racing,
     load_pool,
@@ -244,7 +245,7 @@ def _decomposed(merged: Iterable[tuple[Step, TensorInfo]]) -> Lines:
 
 def _memory(pool: Pool, parameters: int, dtype: str) -> Lines:
     parents = [pool.base, *pool.models.values()]
-    held = _held(tensor for parent in parents for tensor in parent.live.values())
+    held = _held(part for parent in parents for tensor in parent.live.values() for part in stored(tensor))
     candidate = parameters * DTYPES[dtype].itemsize
     # the parents that were read for this check are memory that the run can have
     choice = residency(held, candidate, pool.device, held)
