@@ -46,7 +46,9 @@ def lora(base: str, folder: Path, seed: int, **options: Any) -> str:
     return str(folder)
 
 
-def pool_of(folder: Path, architecture: str = "llama", kinds: dict[str, dict[str, Any]] = OTHERS, **config: Any) -> TinyPool:
+def pool_of(
+    folder: Path, architecture: str = "llama", kinds: dict[str, dict[str, Any]] = OTHERS, **config: Any
+) -> TinyPool:
     base = str(write(make_model(architecture, **config), folder / "base"))
     adapters = {n: lora(base, folder / n, seed, **k) for seed, (n, k) in enumerate(kinds.items())}
     return TinyPool(base, adapters)
@@ -156,10 +158,12 @@ def test_what_no_adapter_can_hold_is_refused(tmp_path):
 
     pool = make_pool(tmp_path / "tied", "llama", models=2, tie_word_embeddings=True)
     loaded = pool.load()
-    with pytest.raises(UserError, match="embedding that the head is tied to.*--format checkpoint"):
+    with pytest.raises(UserError, match=r"embedding that the head is tied to.*--format checkpoint"):
         adapted(pool.recipe(*single_rule("task_arithmetic")), loaded)
     with pytest.raises(UserError, match="no linear layer"):
-        write_adapter(adapted(pool.recipe(*single_rule("task_arithmetic", None, weight=0.0)), loaded).adapter, "b", tmp_path, {})
+        write_adapter(
+            adapted(pool.recipe(*single_rule("task_arithmetic", None, weight=0.0)), loaded).adapter, "b", tmp_path, {}
+        )
     with pytest.raises(UserError, match="without a base"):
         adapted(pool.recipe(*single_rule("linear")).model_copy(update={"base": None}), loaded)
 
@@ -245,8 +249,12 @@ def test_mixed_pools_and_stacks(tiny, tmp_path):
     base = loaded.base.live
     for name, live in engine.model.named_parameters():
         tuned, other = dict(wanted.named_parameters())[name], loaded.models["full"].live[name]
-        torch.testing.assert_close(live, base[name] + 0.5 * (tuned - base[name]) + 0.25 * (other - base[name]), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            live, base[name] + 0.5 * (tuned - base[name]) + 0.25 * (other - base[name]), atol=1e-6, rtol=1e-5
+        )
     stacked = mixed.recipe(*single_rule("passthrough", None), stack=({"a": (0, 1)}, {"a": (0, 0)}))
     engine.load(stacked)
     query = "model.layers.2.self_attn.q_proj.weight"
-    assert torch.equal(dict(engine.model.named_parameters())[query], dict(wanted.named_parameters())[query.replace("2", "0")])
+    assert torch.equal(
+        dict(engine.model.named_parameters())[query], dict(wanted.named_parameters())[query.replace("2", "0")]
+    )

@@ -45,7 +45,9 @@ def merged(name: str, base: Tensor, models: list[Tensor], **given: Any) -> Tenso
 @pytest.mark.parametrize("one", list(fusion_bench.recorded()), ids=lambda one: f"{one.case} {one.label}")
 def test_equals_fusion_bench(one):
     torch.testing.assert_close(one.ours(), one.theirs, rtol=1e-9, atol=1e-9 * float(one.theirs.abs().max()))
-    torch.testing.assert_close(one.ours(torch.float32).double(), one.theirs, rtol=1e-4, atol=1e-4 * one.theirs.abs().max())
+    torch.testing.assert_close(
+        one.ours(torch.float32).double(), one.theirs, rtol=1e-4, atol=1e-4 * one.theirs.abs().max()
+    )
 
 
 @pytest.mark.parametrize("one", list(fusion_bench.stopped_early()), ids=lambda one: one.case)
@@ -168,7 +170,9 @@ def test_scale_and_order_do_not_matter(name):
     start = torch.zeros_like(base)
     changes = [m - base for m in models]
     one = merged(name, start, changes)
-    torch.testing.assert_close(merged(name, start, [d * 2.0**-20 for d in changes]) * 2.0**20, one, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        merged(name, start, [d * 2.0**-20 for d in changes]) * 2.0**20, one, rtol=1e-6, atol=1e-9
+    )
     if not methods.get(name).random:
         torch.testing.assert_close(merged(name, start, changes[::-1]), one, rtol=1e-8, atol=1e-10)
 
@@ -247,9 +251,9 @@ def test_wrappers_are_named_after_methods():
     assert methods.get("ties+svc") is wrapped and wrapped.matrices and wrapped.aside == "ties"
     assert methods.get("tsv+lines+svc").aside == "task_arithmetic+lines"
     assert set(wrapped.parameters) == {*methods.get("ties").parameters, "floor", "embeddings"}
-    with pytest.raises(UserError, match="'scv'.*'svc'"):
+    with pytest.raises(UserError, match=r"'scv'.*'svc'"):
         methods.get("ties+scv")
-    with pytest.raises(UserError, match="'tise'.*'ties'"):
+    with pytest.raises(UserError, match=r"'tise'.*'ties'"):
         methods.get("tise+svc")
     with pytest.raises(UserError, match="once"):
         methods.get("ties+svc+svc")

@@ -123,9 +123,7 @@ def _settle(file: Path) -> None:
     file.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def factors_of(
-    change: Tensor, noise: float, most: int | None
-) -> tuple[tuple[Tensor, Tensor], float]:
+def factors_of(change: Tensor, noise: float, most: int | None) -> tuple[tuple[Tensor, Tensor], float]:
     """B (out, r) and A (r, in) in float32 with B A nearest to a float64 change, and how far off that is.
 
     Args:

@@ -78,8 +78,8 @@ def factored(
         place: brings a factor to where parents are held.
 
     Returns:
-        None for an adapter that is more than plain factors of linear layers (weight-decomposed, with layers saved whole,
-        over an embedding, unfit for its base): `apply_adapter` reads those, and says what is wrong with them.
+        None for an adapter that is more than plain factors of linear layers (weight-decomposed, with layers saved
+        whole, over an embedding, unfit for its base): `apply_adapter` reads those, and says what is wrong with them.
     """
     from safetensors.torch import load_file
 

@@ -239,11 +239,13 @@ class Reader:
             loaded[where] = Checkpoint(source.reference, source.path, live)
         return loaded, fixed
 
-    def _factored(
-        self, parent: Outline, source: Source, loaded: Mapping[str, Checkpoint]
-    ) -> dict[str, Tensor] | None:
-        """An adapter over the base as the base's tensors and its own factors; None for whatever has to be read whole."""
-        if source.adapter is None or BASE_KEY not in loaded or self._chain(source)[:-1] != self._chain(self.sources[BASE_KEY]):
+    def _factored(self, parent: Outline, source: Source, loaded: Mapping[str, Checkpoint]) -> dict[str, Tensor] | None:
+        """An adapter over the base as the base's tensors and its own factors; None for what has to be read whole."""
+        if (
+            source.adapter is None
+            or BASE_KEY not in loaded
+            or self._chain(source)[:-1] != self._chain(self.sources[BASE_KEY])
+        ):
             return None
         return factored(parent.blank, source.adapter, loaded[BASE_KEY].live, self._place)
 

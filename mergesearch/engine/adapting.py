@@ -107,7 +107,7 @@ def _held(
     whole = float(change.norm())
     if whole <= 4 * 2.0**-24 * float(base.double().norm()):  # no more than rounding
         return None
-    layer, how = held.get(job.piece.live, ("", "not a layer's own weight"))
+    _, how = held.get(job.piece.live, ("", "not a layer's own weight"))
     if not job.piece.whole or how not in ("factors", "turned", "saved"):
         why = how if job.piece.whole else "a part of a fused tensor"
         raise UserError(
@@ -121,6 +121,6 @@ def _held(
 
 
 def _noise(change: Tensor, base: Tensor, models: int) -> float:
-    """The largest singular value, about, of the rounding errors of float32 weights, in the candidate and its parents."""
+    """The largest singular value, about, of the rounding errors of float32 weights in the candidate and its parents."""
     sides = sum(side**0.5 for side in change.shape)
     return (2 + models) * 2.0**-24 * float(base.double().square().mean().sqrt()) * sides

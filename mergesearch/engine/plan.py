@@ -269,7 +269,9 @@ def merge(
     for job in jobs:
         step = job.step
         base = pool.base.tensors[job.base].float() if job.base is not None else None
-        parents = [expanded(pool.parent(m).tensors[name]).float() for m, name in zip(step.models, job.parents, strict=True)]
+        parents = [
+            expanded(pool.parent(m).tensors[name]).float() for m, name in zip(step.models, job.parents, strict=True)
+        ]
         keys = [methods.mask_key(seed, m, job.info.name) for m in step.models] if step.method.random else None
         merged = step.method(base, parents, step.parameters, keys).to(dtypes[job.piece.live])
         if not torch.isfinite(merged).all():

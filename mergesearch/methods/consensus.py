@@ -20,7 +20,9 @@ Wanting = Annotated[
         meaning="a model wants an element where its own change exceeds so many times what the others add to it",
     ),
 ]
-Votes = Annotated[int, Parameter(kind="int", low=1, meaning="how many models must want an element; all, if there are fewer")]
+Votes = Annotated[
+    int, Parameter(kind="int", low=1, meaning="how many models must want an element; all, if there are fewer")
+]
 
 
 @method(paper="Wang et al. 2024, arXiv:2405.07813", family="task_vector", base="required")

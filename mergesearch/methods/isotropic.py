@@ -27,13 +27,19 @@ from mergesearch.methods.task_vector import Lambda
 Softness = Annotated[
     Scalar,
     Parameter(
-        low=0.0, high=1.0, search=(0.0, 1.0), meaning="0: all singular values become their mean; 1: they stay as they are"
+        low=0.0,
+        high=1.0,
+        search=(0.0, 1.0),
+        meaning="0: all singular values become their mean; 1: they stay as they are",
     ),
 ]
 CommonShare = Annotated[
     Scalar,
     Parameter(
-        low=0.0, high=1.0, search=(0.4, 1.0), meaning="the share of directions that is taken from the sum, not from models"
+        low=0.0,
+        high=1.0,
+        search=(0.4, 1.0),
+        meaning="the share of directions that is taken from the sum, not from models",
     ),
 ]
 

@@ -32,7 +32,10 @@ Depth = Annotated[
 Floor = Annotated[
     Scalar,
     Parameter(
-        low=0.0, low_open=True, search=(0.05, 1.0), meaning="no direction counts as less than this share of a model's own"
+        low=0.0,
+        low_open=True,
+        search=(0.05, 1.0),
+        meaning="no direction counts as less than this share of a model's own",
     ),
 ]
 

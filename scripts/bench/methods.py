@@ -1,6 +1,6 @@
 """What each merge method is worth on a pool: at its default, and searched; results/methods.md.
 
-    python -m scripts.bench.methods                        the methods that are not done yet, over the zoo of version 0.1
+    python -m scripts.bench.methods                       the methods that are not done yet, over the zoo of version 0.1
     python -m scripts.bench.methods --methods tsv ties+svc of these alone
     python -m scripts.bench.methods --page                 the page again, from what is done
 
@@ -114,9 +114,9 @@ ABOUT = f"""# What each merge method is worth
     python -m scripts.bench.methods
 
 Each row is a search of its own with one method in its space, `strategy: [baselines, study]`, in float32. `holdout`: the
-{OBJECTIVE} on documents that no trial saw (0 is the base, 1 the models' own average gain; more is better). `over the average`:
-the difference to the plain average of the models, paired document by document, with its 95 % interval. `default`: every
-weight 1 and all else at the method's default. `seconds`: of the whole search, scoring included; what a method itself
+{OBJECTIVE} on documents that no trial saw (more is better). `over the average`: the difference to the plain average of
+the models, paired document by document, with its 95 % interval. `default`: every weight 1 and all else at the method's
+default. `seconds`: of the whole search, scoring included; what a method itself
 takes stands in [engine.md](engine.md).
 """
 

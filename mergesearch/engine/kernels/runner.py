@@ -141,7 +141,7 @@ class Runner:
         return [torch.zeros((), dtype=torch.bool)] * len(merges)
 
     def _decomposed(self, call: MethodCall, merges: list[TensorMerge]) -> list[Tensor]:
-        """Makes tensors by a method that decomposes them, the largest first; which of them are not finite (0-d each)."""
+        """Makes tensors by a method that decomposes them, the largest first; which are not finite (0-d each)."""
         merges.sort(key=lambda merge: -merge.out.numel())
 
         def make(number: int) -> Tensor:

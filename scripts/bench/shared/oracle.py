@@ -16,7 +16,9 @@ from mergesearch.mergekit.known import METHODS
 from mergesearch.methods import adaptive, common, interpolation, mask_key, sparse, task_vector
 
 # methods that mergekit 0.1.5 lacks are compared elsewhere, see newer.py
-DETERMINISTIC = [name for name in methods.names() if name in (*METHODS, "uniform_soup") and not methods.get(name).random]
+DETERMINISTIC = [
+    name for name in methods.names() if name in (*METHODS, "uniform_soup") and not methods.get(name).random
+]
 # mergekit takes the first of the two as its base
 FIRST_IS_BASE = {"slerp", "nearswap", "arcee_fusion"}
 NAMES = {
