@@ -401,7 +401,7 @@ def matrices(args: argparse.Namespace, device: torch.device) -> list[dict[str, A
         merge_sets = kernels.MergeSet(merges), kernels.MergeSet(rest)
 
         def candidate(
-            number: int, method: methods.Method = method, run: Any = run, merge_sets: Any = merge_sets
+            number: int, method: Any = method, run: Any = run, merge_sets: Any = merge_sets, labels: Any = labels
         ) -> None:
             complete = method.complete({**given(method, 4, number), "lambda": 0.9}, labels, "the run")
             run.run(kernels.MethodCall(method, complete), merge_sets[0])
@@ -493,7 +493,7 @@ def _matrices(rows: Sequence[dict[str, str]]) -> str:
     """The table of methods that decompose matrices, or that none was timed."""
     lines = [
         "## Methods that decompose matrices", "",
-        "Four bf16 models of SmolLM2's shape; `s`: a candidate with statistics known, and other weights each time (iso, "
+        "Four bf16 models of SmolLM2's shape; `s`: a candidate with statistics known, other weights each time (iso, "
         "iso_cts and +svc decompose each anew); `first`: with the statistics.", "",
         "| method | device | s | goal | first, s | kept, MiB |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip

@@ -64,8 +64,8 @@ in float64: 2 to 4 task vectors of 9 x 14 to 24 x 10. `largest`: the largest dif
 share of the largest change; `float32`: of our result from the same task vectors in float32.
 """
 ALONE = """
-Different on purpose: directions below the numerical rank are left out, where fusion-bench scales noise up; none of these
-task vectors has any. fusion-bench has none of the others. What holds them is a formula written out in float64 in
+Different on purpose: directions below the numerical rank are left out, where fusion-bench scales noise up; none of
+these task vectors has any. fusion-bench has none of the others. What holds them is a formula written out in float64 in
 tests/test_methods_newer.py:
 
 | method | compared with |
