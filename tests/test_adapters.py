@@ -12,10 +12,14 @@ import torch
 from support.tiny_models import TinyPool, make_model, write
 from transformers import AutoModelForCausalLM
 
+from mergesearch import methods
 from mergesearch.checkpoints import load_reference
 from mergesearch.checkpoints.adapters import write_adapter
+from mergesearch.checkpoints.lowrank import LowRank, expanded
 from mergesearch.engine.adapting import adapted
 from mergesearch.engine.live import Engine
+from mergesearch.engine.plan import merge, plan
+from mergesearch.engine.streaming import stream
 from mergesearch.errors import UserError
 from mergesearch.recipe import single_rule
 
@@ -154,11 +158,103 @@ def test_what_no_adapter_can_hold_is_refused(tmp_path):
 
     pool = make_pool(tmp_path / "tied", "llama", models=2, tie_word_embeddings=True)
     loaded = pool.load()
-    with pytest.raises(UserError, match="embedding that the head is tied to.*--format checkpoint"):
+    with pytest.raises(UserError, match=r"embedding that the head is tied to.*--format checkpoint"):
         adapted(pool.recipe(*single_rule("task_arithmetic")), loaded)
     with pytest.raises(UserError, match="no linear layer"):
         write_adapter(
             adapted(pool.recipe(*single_rule("task_arithmetic", None, weight=0.0)), loaded).adapter, "b", tmp_path, {}
         )
     with pytest.raises(UserError, match="without a base"):
-        adapted(pool.recipe(*single_rule("linear"), base=None), loaded)
+        adapted(pool.recipe(*single_rule("linear")).model_copy(update={"base": None}), loaded)
+
+
+# --- merged as factors ------------------------------------------------------------------------------------------------
+
+
+def test_adapters_are_held_as_factors(tiny):
+    """Of a pool of adapters nothing is in memory but the base and the factors, and they expand to what PEFT merges."""
+    pool, loaded, _ = tiny
+    base = {id(tensor) for tensor in loaded.base.live.values()}
+    for name, folder in pool.models.items():
+        live = loaded.models[name].live
+        factors = {key: tensor for key, tensor in live.items() if isinstance(tensor, LowRank)}
+        assert factors and all(id(t) in base for key, t in live.items() if key not in factors)
+        assert all(id(t.start) in base and t.a.shape[0] <= 3 for t in factors.values())
+        whole = over_base(pool.base, Path(folder)).merge_and_unload()
+        for key, tensor in whole.named_parameters():
+            assert torch.equal(expanded(live[key]), tensor), key
+        assert torch.equal(next(iter(factors.values())) * 1.0, expanded(next(iter(factors.values()))))
+
+
+@pytest.mark.parametrize(("method", "given"), [
+    ("task_arithmetic", {"weight": [0.5, -0.3, 1.2], "lambda": 0.8}),
+    ("task_arithmetic", {"weight": [0.5, 0.3, 1.2], "normalize": True}),
+    ("linear", {"weight": [0.2, 0.3, 0.9]}),
+    ("linear", {"weight": [0.2, 0.3, 0.9], "normalize": False}),
+    ("uniform_soup", {}),
+])  # fmt: skip
+def test_sums_of_factors_equal_expanded_merges_in_float64(method, given, tiny):
+    """And are nearer to them than the merge of expanded weights in float32 is, or as near."""
+    pool, loaded, engine = tiny
+    engine.load(pool.recipe(*single_rule("linear")))
+    engine.load(pool.recipe(*single_rule(method, None, **given)))
+    known = methods.get(method)
+    complete = known.complete(given, list(pool.models), "the test")
+    for name, live in engine.model.named_parameters():
+        base = loaded.base.live[name].double()
+        parents = []
+        for model in loaded.models.values():
+            held = model.live[name]
+            change = held.b.double() @ held.a.double() * held.scale if isinstance(held, LowRank) else 0.0
+            parents.append(base + change)
+        wanted = known(base, parents, complete)
+        assert (live.double() - wanted).abs().max() <= 4e-7 * max(1.0, float(wanted.abs().max())), name
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "knots", "tsv"])
+def test_other_methods_expand_one_tensor_at_a_time(method, tiny):
+    pool, loaded, engine = tiny
+    recipe = pool.recipe(*single_rule(method, None, **({} if method == "tsv" else {"density": 0.5})))
+    engine.load(recipe)
+    dtypes = {name: tensor.dtype for name, tensor in loaded.base.live.items()}
+    live = dict(engine.model.named_parameters())
+    for job, wanted in merge(plan(recipe, loaded), loaded, 0, dtypes):
+        assert torch.equal(job.piece.view(live), wanted), job.info.name
+
+
+def test_the_exported_checkpoint_is_the_candidate_that_was_scored(tiny, tmp_path):
+    """In memory, from files to files, and with parents mapped: one way of adding factors, the same bytes."""
+    pool, _, engine = tiny
+    recipe = pool.recipe(*single_rule("task_arithmetic", None, weight=[0.5, -0.3, 1.2]))
+    engine.load(recipe)
+    (tmp_path / "out").mkdir()
+    mapped = pool.load(residency="mapped")
+    assert any(isinstance(t, LowRank) for t in mapped.models["a"].live.values())
+    stream(recipe, mapped, tmp_path / "out", {})
+    from support.tiny_models import file_tensors
+
+    held = file_tensors(tmp_path / "out")
+    assert all(torch.equal(held[name], tensor) for name, tensor in engine.model.named_parameters() if name in held)
+
+
+def test_mixed_pools_and_stacks(tiny, tmp_path):
+    """A full model beside adapters; a stack whose layers are an adapter's passed through."""
+    pool, _, _ = tiny
+    full = str(write(make_model("llama", seed=0), tmp_path / "full"))
+    mixed = TinyPool(pool.base, {"a": pool.models["a"], "full": full})
+    loaded = mixed.load(allow_unrelated=True)
+    engine = Engine(loaded, "float32")
+    engine.load(mixed.recipe(*single_rule("task_arithmetic", None, weight=[0.5, 0.25])))
+    wanted, _ = load_reference(pool.models["a"], pool.base, "here", torch.float32)
+    base = loaded.base.live
+    for name, live in engine.model.named_parameters():
+        tuned, other = dict(wanted.named_parameters())[name], loaded.models["full"].live[name]
+        torch.testing.assert_close(
+            live, base[name] + 0.5 * (tuned - base[name]) + 0.25 * (other - base[name]), atol=1e-6, rtol=1e-5
+        )
+    stacked = mixed.recipe(*single_rule("passthrough", None), stack=({"a": (0, 1)}, {"a": (0, 0)}))
+    engine.load(stacked)
+    query = "model.layers.2.self_attn.q_proj.weight"
+    assert torch.equal(
+        dict(engine.model.named_parameters())[query], dict(wanted.named_parameters())[query.replace("2", "0")]
+    )

@@ -251,9 +251,9 @@ def test_wrappers_are_named_after_methods():
     assert methods.get("ties+svc") is wrapped and wrapped.matrices and wrapped.aside == "ties"
     assert methods.get("tsv+lines+svc").aside == "task_arithmetic+lines"
     assert set(wrapped.parameters) == {*methods.get("ties").parameters, "floor", "embeddings"}
-    with pytest.raises(UserError, match="'scv'.*'svc'"):
+    with pytest.raises(UserError, match=r"'scv'.*'svc'"):
         methods.get("ties+scv")
-    with pytest.raises(UserError, match="'tise'.*'ties'"):
+    with pytest.raises(UserError, match=r"'tise'.*'ties'"):
         methods.get("tise+svc")
     with pytest.raises(UserError, match="once"):
         methods.get("ties+svc+svc")

@@ -13,7 +13,7 @@ from mergesearch import config
 from mergesearch.commands import holding, inputs
 from mergesearch.commands import run as run_command
 from mergesearch.commands.check import preview
-from mergesearch.commands.export import export_trial
+from mergesearch.commands.export import export_adapter, export_trial
 from mergesearch.commands.run import Session, prepare
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
@@ -175,7 +175,21 @@ def _documents(session: Session, found: list[Record], folder: Path) -> None:
     assert len(found) < 12 and sum(s.documents for r in found for s in r.scores.values()) >= 17
 
 
+def _adapters(session: Session, found: list[Record], folder: Path) -> None:
+    # of rank 1 it cannot be exact: what is missing is said of the weights and of the scores
+    out = folder.parent / "out"
+    _, notes = export_adapter(folder, out, str(found[-1].number), 1)
+    assert (out / "adapter_model.safetensors").is_file() and (out / "recipe.yaml").is_file()
+    assert "ranks 1 to 1" in notes[0] and "missing by length" in notes[0]
+    assert [note.partition(" ")[0] for note in notes[1:]] == [task.task for task in session.config.tasks]
+    assert all("the adapter" in note and "the candidate" in note for note in notes[1:])
+    assert notes[0] in (out / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="exists already"):
+        export_adapter(folder, out)
+
+
 CHECKS: dict[str, Callable[[Session, list[Record], Path], None]] = {
+    "adapters": _adapters,
     "baselines": _baselines,
     "auto": _auto,
     "greedy_soup": _greedy_soup,

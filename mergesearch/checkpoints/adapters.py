@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mergesearch.checkpoints.files import read_json
+from mergesearch.checkpoints.lowrank import tied_names
 from mergesearch.checkpoints.pool import Pool
+from mergesearch.checkpoints.writing import add_metadata
 from mergesearch.errors import UserError
 
 # what linear layers are called whose weights are (in, out)
@@ -46,7 +48,7 @@ def holders(pool: Pool) -> dict[str, tuple[str, str]]:
     """
     blank = pool.form.blueprint.blank()
     modules = dict(blank.named_modules())
-    tied = _tied(blank)
+    tied = tied_names(blank)
     held: dict[str, tuple[str, str]] = {}
     for name, _ in blank.named_parameters(remove_duplicate=False):
         owner, _, own = name.rpartition(".")
@@ -62,13 +64,6 @@ def holders(pool: Pool) -> dict[str, tuple[str, str]]:
         else:
             held[name] = (owner, "saved")
     return held
-
-
-def _tied(model: nn.Module) -> set[str]:
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 def joint_rank(pool: Pool) -> int | None:
@@ -116,7 +111,9 @@ def write_adapter(adapter: Adapter, base: str, folder: Path, metadata: Mapping[s
         tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
     for name, own in adapter.saved.items():
         tensors.update({f"base_model.model.{name}.{key}": value.contiguous() for key, value in own.items()})
-    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt", **metadata})
+    file = folder / "adapter_model.safetensors"
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    add_metadata(file, metadata)
 
 
 def _settle(file: Path) -> None:

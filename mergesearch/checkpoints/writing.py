@@ -146,7 +146,7 @@ def save(model: Any, tokenizer: Any, folder: Path, metadata: Mapping[str, str], 
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     for file in sorted(folder.glob("*.safetensors")):
-        _add_metadata(file, metadata)
+        add_metadata(file, metadata)
 
 
 def save_without_weights(blank: Any, tokenizer: Any, folder: Path) -> None:
@@ -174,7 +174,7 @@ def _copy_repeated(model: nn.Module) -> None:
         seen.add(tensor.data_ptr())
 
 
-def _add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
+def add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
     """Adds to the `__metadata__` of a safetensors file, whose tensors keep their bytes.
 
     transformers offers no way to pass metadata. Format: 8 bytes little-endian header length, JSON header padded with

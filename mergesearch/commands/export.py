@@ -89,8 +89,8 @@ def export_adapter(
         allow_changed, say: as for `export_trial`.
 
     Raises:
-        UserError: no such run or trial, `out` is no new folder, a model was changed, or a candidate that changes what an
-            adapter cannot hold.
+        UserError: no such run or trial, `out` is no new folder, a model was changed, or a candidate that changes what
+            an adapter cannot hold.
     """
     run = load_run(path)
     record = _chosen(run, trial)

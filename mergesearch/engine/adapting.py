@@ -107,7 +107,7 @@ def _held(
     whole = float(change.norm())
     if whole <= 4 * 2.0**-24 * float(base.double().norm()):  # no more than rounding
         return None
-    layer, how = held.get(job.piece.live, ("", "not a layer's own weight"))
+    _, how = held.get(job.piece.live, ("", "not a layer's own weight"))
     if not job.piece.whole or how not in ("factors", "turned", "saved"):
         why = how if job.piece.whole else "a part of a fused tensor"
         raise UserError(
@@ -116,11 +116,11 @@ def _held(
     if how == "saved":
         return job, how, merged.cpu(), 0.0, whole
     change = change.T if how == "turned" else change
-    factors, lost = factors_of(change, _noise(change, base), most)
+    factors, lost = factors_of(change, _noise(change, base, len(job.parents)), most)
     return job, how, factors, lost, whole
 
 
-def _noise(change: Tensor, base: Tensor) -> float:
-    """The largest singular value, about, of the rounding errors of float32 weights, in the candidate and in a parent."""
+def _noise(change: Tensor, base: Tensor, models: int) -> float:
+    """The largest singular value, about, of the rounding errors of float32 weights in the candidate and its parents."""
     sides = sum(side**0.5 for side in change.shape)
-    return 2 * 2.0**-24 * float(base.double().square().mean().sqrt()) * sides
+    return (2 + models) * 2.0**-24 * float(base.double().square().mean().sqrt()) * sides

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mergesearch.checkpoints import Form, Pool, floating_tensors, parameters
+from mergesearch.checkpoints.lowrank import LowRank
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
 from mergesearch.errors import UserError
@@ -186,7 +187,9 @@ def _sources(jobs: Iterable[Job], pool: Pool) -> dict[str, Tensor]:
     """The candidate's live tensors that are one parent's live tensor passed through unchanged, with that tensor."""
     origins: dict[str, list[Tensor | None]] = {}
     for job in jobs:
-        origins.setdefault(job.piece.live, []).append(_origin_tensor(job, pool) if job.step.copies else None)
+        origin = _origin_tensor(job, pool) if job.step.copies else None
+        # a parent that is held as factors has no memory to share
+        origins.setdefault(job.piece.live, []).append(None if isinstance(origin, LowRank) else origin)
     return {
         name: first
         for name, (first, *others) in origins.items()

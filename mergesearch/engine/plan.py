@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergesearch import methods
 from mergesearch.checkpoints import Form, Layout, Piece, Pool
+from mergesearch.checkpoints.lowrank import expanded
 from mergesearch.engine import kernels
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import BASE, TOWER, Recipe, Rule, TensorInfo
@@ -278,7 +279,9 @@ def merge(
     for job in jobs:
         step = job.step
         base = pool.base.tensors[job.base].float() if job.base is not None else None
-        parents = [pool.parent(m).tensors[name].float() for m, name in zip(step.models, job.parents, strict=True)]
+        parents = [
+            expanded(pool.parent(m).tensors[name]).float() for m, name in zip(step.models, job.parents, strict=True)
+        ]
         keys = [methods.mask_key(seed, m, job.info.name) for m in step.models] if step.method.random else None
         merged = step.method(base, parents, step.parameters, keys).to(dtypes[job.piece.live])
         if not torch.isfinite(merged).all():

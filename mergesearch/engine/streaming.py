@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mergesearch import disks
 from mergesearch.checkpoints import Devices, Form, Pool, check_shard_size, release, save_without_weights, state
+from mergesearch.checkpoints.lowrank import LowRank
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
 from mergesearch.errors import CutError
@@ -126,7 +127,7 @@ def _merge(job: Job, pool: Pool, seed: int, blank: Tensor, runner: kernels.Runne
     operands = job.operands(pool, seed)
     step = job.step
     runner.run(kernels.MethodCall(step.method, step.parameters), [kernels.TensorMerge(operands, out, job.info.name)])
-    release(t for t in (operands.base, *operands.models) if t is not None)
+    release(t for t in (operands.base, *operands.models) if t is not None and not isinstance(t, LowRank))
     return out
 
 
@@ -163,7 +164,7 @@ class _Reading:
             except CutError:  # whoever merges the tensor says so
                 return
             for tensor in (operands.base, *operands.models):
-                if tensor is not None and tensor.numel() and tensor.is_contiguous():
+                if tensor is not None and not isinstance(tensor, LowRank) and tensor.numel() and tensor.is_contiguous():
                     tensor.view(-1).view(torch.uint8)[::4096].sum()
 
 

@@ -34,8 +34,8 @@ class Statistic:
         how: how it may be computed piece by piece. "whole": not at all; "sum": the sum of what it gives for blocks of
             its tensors, taken flat; "rows": what it gives for blocks of rows (the last dimension), one after another;
             "order": the k-th smallest of its first argument, k its second; "uniform": random numbers by counter;
-            "matrix": not at all: a decomposition of whole parents, from which several tensors of any shapes come out; its
-            arguments are the base's and the models' tensors themselves, and numbers that few candidates change.
+            "matrix": not at all: a decomposition of whole parents, from which several tensors of any shapes come out;
+            its arguments are the base's and the models' tensors themselves, and numbers that few candidates change.
         per_element: whether the result has its tensors' shape; otherwise it is small.
     """
 

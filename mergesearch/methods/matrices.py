@@ -96,6 +96,23 @@ def spectral(base: Tensor, u: Tensor, s: Tensor, v: Tensor, lam: float | Tensor)
     return put_back(base, (u * (s * float(lam))) @ v)
 
 
+def within_rank(d: Tensor) -> Tensor:
+    """d without what lies below its numerical rank, see `triples`; d itself where it has full rank.
+
+    By the eigenvalues of the smaller Gram matrix: an adapter's change, taken from float32 weights, is full of rounding
+    errors that an inverse would scale up.
+    """
+    if not bool(d.isfinite().all()):
+        return d
+    tall = d.shape[0] > d.shape[1]
+    values, vectors = torch.linalg.eigh(d.T @ d if tall else d @ d.T)
+    kept = values > (max(d.shape) * _NOISE) ** 2 * values[-1]
+    if bool(kept.all()):
+        return d
+    basis = vectors[:, kept]
+    return (d @ basis) @ basis.T if tall else basis @ (basis.T @ d)
+
+
 def side_by_side(parts: Sequence[Triples]) -> Triples:
     """The triples of several matrices as those of one: U (out, sum r), S (sum r,), V^T (sum r, in)."""
     u, s, v = zip(*parts, strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergesearch.methods.common import Scalar, Scalars, added
 from mergesearch.methods.listening import statistic
-from mergesearch.methods.matrices import Embeddings, averaged, change, is_matrix, like, numbers, put_back
+from mergesearch.methods.matrices import Embeddings, averaged, change, is_matrix, numbers, put_back, within_rank
 from mergesearch.methods.registry import Parameter, method
 from mergesearch.methods.task_vector import Lambda
 
@@ -58,7 +58,7 @@ def regmean_free(
     squares, *kept = row_products(base, models) if rows else column_products(base, models)
     shares = _shares(squares, numbers(weight, models), float(p))
     solve = _solved_by_rows if rows else _solved_by_columns
-    return put_back(base, solve(base, models, shares, *(k.double() for k in kept)) * float(lam))
+    return put_back(base, solve(base, models, shares, *kept) * float(lam))
 
 
 def by_rows(base: Tensor, models: Sequence[Tensor]) -> bool:
@@ -77,12 +77,15 @@ def _shares(squares: Tensor, weights: Sequence[float], p: float) -> Tensor:
 
 @statistic(how="matrix")
 def column_products(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """|d_i|^2 (T,) float64, d_i^T d_i (T, in, in), d_i d_i^T d_i (T, out, in)."""
-    changes = [change(base, model) for model in models]
+    """|d_i|^2 (T,), d_i^T d_i (T, in, in), d_i d_i^T d_i (T, out, in), each d_i within its numerical rank.
+
+    Float64 whatever the tensors are: rounded to float32, their errors would be as large as the ridge.
+    """
+    changes = [within_rank(change(base, model)) for model in models]
     grams = [d.T @ d for d in changes]
     squares = torch.stack([g.diagonal().sum() for g in grams])
     products = torch.stack([d @ g for d, g in zip(changes, grams, strict=True)])
-    return (squares.to(base.device), *like(base, torch.stack(grams), products))
+    return squares.to(base.device), torch.stack(grams).to(base.device), products.to(base.device)
 
 
 def _solved_by_columns(
@@ -95,11 +98,11 @@ def _solved_by_columns(
 
 @statistic(how="matrix")
 def row_products(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """|d_i|^2 (T,) float64, and the products of all rows of all d_i, (T out, T out)."""
-    stacked = torch.cat([change(base, model) for model in models])
+    """|d_i|^2 (T,), and the products of all rows of all d_i, (T out, T out); as `column_products`."""
+    stacked = torch.cat([within_rank(change(base, model)) for model in models])
     products = stacked @ stacked.T
     squares = products.diagonal().reshape(len(models), -1).sum(1)
-    return (squares.to(base.device), *like(base, products))
+    return squares.to(base.device), products.to(base.device)
 
 
 def _solved_by_rows(base: Tensor, models: Sequence[Tensor], shares: Tensor, products: Tensor) -> Tensor:

@@ -163,12 +163,12 @@ def resmerge(
 
     d_i = H_i + R_i, H_i the leading singular triple. q the unit sum of w_i R_i / |R_i|; c the mean cosine of R_i and q,
     s that of all pairs; g = mean((s + 1)/2, (c + 1)/2), b = 1 - (1 - sharpness) g; A = c^b mean_i(w_i |R_i|) q;
-    C = head p |A| times the unit sum of w_i H_i, p the mean of the heads' positive cosines; base + lambda (A + C). Where
-    c <= 1/sqrt(T), and what is no matrix: the average. For parents trained by reinforcement, whose task vectors hardly
-    overlap. Sun et al., "ResMerge", arXiv:2606.02252.
+    C = head p |A| times the unit sum of w_i H_i, p the mean of the heads' positive cosines; base + lambda (A + C).
+    Where c <= 1/sqrt(T), and what is no matrix: the average. For parents trained by reinforcement, whose task vectors
+    hardly overlap. Sun et al., "ResMerge", arXiv:2606.02252.
 
-    weight: any number for each model, 1. sharpness: [0, 1], 0.7. head: [0, inf), 0.2. lambda: any number, 1. embeddings:
-    decompose them too, false. base and each model: one shape; returns that shape.
+    weight: any number for each model, 1. sharpness: [0, 1], 0.7. head: [0, inf), 0.2. lambda: any number, 1.
+    embeddings: decompose them too, false. base and each model: one shape; returns that shape.
     """
     if not is_matrix(base):
         return averaged(base, models, weight, lam)
@@ -188,7 +188,7 @@ def resmerge(
 
 @statistic(how="matrix")
 def heads(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The leading triples of all d_i, (out, T), (T,), (T, in), and the products of all rests and of all heads, (T, T)."""
+    """The leading triples of all d_i, (out, T), (T,), (T, in), and the products of all rests and all heads, (T, T)."""
     changes = [change(base, model) for model in models]
     tops = [_head(d) for d in changes]
     # as they are kept, so that the rests are what is left of d_i beside the heads that are used

@@ -65,7 +65,7 @@ Divisor = Annotated[
     Parameter(
         low=0.0,
         high=1.0,
-        meaning="what is kept is divided by this where rescale is inverse (DAREx-q); 0: by the probability of being kept",
+        meaning="what is kept is divided by this where rescale is inverse (DAREx-q); 0: by the chance of being kept",
     ),
 ]
 

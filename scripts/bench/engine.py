@@ -5,6 +5,7 @@
     python -m scripts.bench.engine --scaling        how the figures change with the number of models and of parameters
     python -m scripts.bench.engine --device cuda    all of it on a CUDA device, about 3 G parameters, in 10 minutes
     python -m scripts.bench.engine --streamed       parents in pinned host memory, the candidate on the CUDA device
+    python -m scripts.bench.engine --matrices       the methods that decompose matrices, four models of SmolLM2's shape
     python -m scripts.bench.engine --quick          a small model, for trying the script itself
 
 Before a method is timed its candidate is compared with the plain definition, every tensor of it or as many as
@@ -44,6 +45,11 @@ COLUMNS = (
     "torch", "python", "machine", "date",
 )  # fmt: skip
 # share of the copy bandwidth that issue and README promise: CPU, H100
+# seconds a candidate with statistics known that are promised of methods of matrices, on two cores; None: none is
+SECONDS: dict[str, float | None] = {
+    **dict.fromkeys(("tsv", "star", "knots", "knots_dare", "resmerge", "regmean_free"), 3.0),
+    **dict.fromkeys(("iso", "iso_cts", "task_arithmetic+svc")),
+}
 TARGETS = {
     **dict.fromkeys(("linear", "task_arithmetic"), (0.70, 0.85)),
     **dict.fromkeys(("slerp", "model_stock"), (0.60, 0.80)),
@@ -84,12 +90,14 @@ class Bench:
         ]
 
 
-def shapes(layers: int, hidden: int, inner: int, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors of a Llama with tied embeddings."""
+def shapes(
+    layers: int, hidden: int, inner: int, vocabulary: int, keys: int | None = None
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors of a Llama with tied embeddings; `keys`: rows of its keys and values, where they are fewer."""
     yield "embed", (vocabulary, hidden)
     for layer in range(layers):
         for part in "qkvo":
-            yield f"{layer}.{part}", (hidden, hidden)
+            yield f"{layer}.{part}", (keys or hidden if part in "kv" else hidden, hidden)
         yield f"{layer}.gate", (inner, hidden)
         yield f"{layer}.up", (inner, hidden)
         yield f"{layer}.down", (hidden, inner)
@@ -102,6 +110,7 @@ SIZES = {
     "quick": (2, 256, 640, 8000),
     "10M": (4, 256, 640, 24000),
     "40M": (8, 512, 1376, 28000),
+    "smollm2": (30, 576, 1536, 49152, 192),
     "158M": (18, 768, 2048, 40000),
     "400M": (22, 1152, 3072, 50000),
     "1G": (18, 2048, 5632, 32000),
@@ -356,7 +365,7 @@ def table(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]
     part = "streamed" if args.streamed else "methods"
     rows: list[dict[str, Any]] = []
     kept: dict[str, kernels.Statistics] = {}
-    wanted = args.methods or (["linear", "ties", "dare_ties"] if args.streamed else methods.names())
+    wanted = args.methods or (["linear", "ties", "dare_ties"] if args.streamed else _split())
     for name in sorted(wanted, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
         family = SHARED.get(name, name)
         if family not in kept:
@@ -371,6 +380,46 @@ def table(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]
                 times = other["seconds"] / rows[-2]["seconds"]
                 print(f"{'':18s} mergekit {other['seconds']:8.3f} s, {times:.0f}x", flush=True)
                 write(args, rows)
+    return rows
+
+
+def _split() -> list[str]:
+    """The methods that do not decompose matrices."""
+    return [name for name in methods.names() if not methods.get(name).matrices]
+
+
+def matrices(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Methods that decompose matrices: the first candidate, and those after it, whose weights are others each time."""
+    bench = make("quick" if args.quick else "smollm2", 4, device)
+    rows: list[dict[str, Any]] = []
+    for name in args.methods or SECONDS:
+        method, labels = methods.get(name), [f"m{i}" for i in range(4)]
+        run = kernels.Runner(kernels.Statistics(2**30, 2**35), kernels.Compiler("now"))
+        run.decompositions.held.limit = memory.free_on_host() // 2
+        merges = [merge for merge in bench.merges(method, 4) if merge.label != "embed"]
+        rest = [merge for merge in bench.merges(method, 4) if merge.label == "embed"]
+        merge_sets = kernels.MergeSet(merges), kernels.MergeSet(rest)
+
+        def candidate(
+            number: int, method: Any = method, run: Any = run, merge_sets: Any = merge_sets, labels: Any = labels
+        ) -> None:
+            complete = method.complete({**given(method, 4, number), "lambda": 0.9}, labels, "the run")
+            run.run(kernels.MethodCall(method, complete), merge_sets[0])
+            aside = kernels.MethodCall(methods.get(method.aside), method.complete_aside(complete))
+            run.run(aside, merge_sets[1])
+
+        first = timed(lambda: candidate(0), device)
+        seconds = [timed(lambda n=n: candidate(n), device) for n in range(1, 1 + min(3, args.rounds))]
+        rows.append({
+            "part": "matrices", "method": name, "device": label(device), "engine": "mergesearch", "models": 4,
+            "parameters": bench.parameters, "seconds": statistics.median(seconds), "first seconds": first,
+            "kept MiB": run.decompositions.held.nbytes / 2**20, **surroundings(),
+        })  # fmt: skip
+        print(
+            f"{name:20s} {rows[-1]['seconds']:8.2f} s, first {first:.1f} s, kept {rows[-1]['kept MiB']:.0f} MiB",
+            flush=True,
+        )
+        write(args, rows)
     return rows
 
 
@@ -434,10 +483,27 @@ def _cell(value: Any) -> str:
 def report(rows: Sequence[dict[str, str]]) -> str:
     """results/engine.md from the long table."""
     notes = RESULTS / "engine.notes.md"
-    parts = ["# How fast candidates are made", _words(rows), *_tables(rows), *_scaling(rows)]
+    parts = ["# How fast candidates are made", _words(rows), *_tables(rows), _matrices(rows), *_scaling(rows)]
     if not any(r["part"] == "streamed" for r in rows):
         parts.append("Streamed from pinned memory: not measured.")
     return "\n\n".join([*parts, *([notes.read_text().strip()] if notes.is_file() else [])]) + "\n"
+
+
+def _matrices(rows: Sequence[dict[str, str]]) -> str:
+    """The table of methods that decompose matrices, or that none was timed."""
+    lines = [
+        "## Methods that decompose matrices", "",
+        "Four bf16 models of SmolLM2's shape; `s`: a candidate with statistics known, other weights each time (iso, "
+        "iso_cts and +svc decompose each anew); `first`: with the statistics.", "",
+        "| method | device | s | goal | first, s | kept, MiB |", "| --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    found = [row for row in rows if row["part"] == "matrices"]
+    for row in found:
+        most = SECONDS.get(row["method"])
+        goal = "-" if most is None else f"{most:g} s {'met' if float(row['seconds']) <= most else 'missed'}"
+        cells = (row["method"], row["device"], row["seconds"], goal, row["first seconds"], row["kept MiB"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if found else "Methods that decompose matrices: not measured."
 
 
 def _words(rows: Sequence[dict[str, str]]) -> str:
@@ -541,13 +607,15 @@ def main() -> None:
     parser.add_argument("--mergekit", action="store_true")
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--streamed", action="store_true")
+    parser.add_argument("--matrices", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     device = torch.device("cuda" if args.streamed else args.device)
     usual = "1G" if args.streamed else "158M" if device.type == "cpu" else "3G"
     args.size = args.size or ("quick" if args.quick else usual)
-    rows = scaling(args, device) if args.scaling else table(args, device)
+    part = matrices if args.matrices else scaling if args.scaling else table
+    rows = part(args, device)
     write(args, rows)
 
 

@@ -1,6 +1,6 @@
 """What each merge method is worth on a pool: at its default, and searched; results/methods.md.
 
-    python -m scripts.bench.methods                        the methods that are not done yet, over the zoo of version 0.1
+    python -m scripts.bench.methods                       the methods that are not done yet, over the zoo of version 0.1
     python -m scripts.bench.methods --methods tsv ties+svc of these alone
     python -m scripts.bench.methods --page                 the page again, from what is done
 
@@ -22,18 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mergesearch import config as configuration
-from mergesearch.commands.report import report_run
-from mergesearch.commands.run import prepare
-from mergesearch.commands.score import HOLDOUT, score_recipes
-from mergesearch.recipe import single_rule
-from mergesearch.results.loading import load_run
-from mergesearch.results.report import Entry, Question, build
-from mergesearch.results.report.data import AVERAGE, OBJECTIVE
 from scripts.bench.shared import zoo1
 
+AVERAGE = "plain average"
 RESULTS = Path(__file__).parents[2] / "results"
 USUAL = ("linear", "task_arithmetic", "ties", "dare_ties")
 NEWER = (
@@ -63,6 +54,17 @@ def main() -> None:
 
 def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One method's run and what came out of it, as plain data."""
+    # here, so that the page is printed without them
+    import torch
+
+    from mergesearch import config as configuration
+    from mergesearch.commands.report import report_run
+    from mergesearch.commands.run import prepare
+    from mergesearch.commands.score import HOLDOUT, score_recipes
+    from mergesearch.recipe import single_rule
+    from mergesearch.results.loading import load_run
+    from mergesearch.results.report import Entry, Question, build
+
     start = time.perf_counter()
     settings = {
         "name": f"methods-{name}", "space.methods": f"[{name}]", "search.strategy": "[baselines, study]",
@@ -109,14 +111,14 @@ def _figures(row: Any) -> dict[str, Any]:
 
 # --- the page -------------------------------------------------------------------------------------------------------
 
-ABOUT = f"""# What each merge method is worth
+ABOUT = """# What each merge method is worth
 
     python -m scripts.bench.methods
 
 Each row is a search of its own with one method in its space, `strategy: [baselines, study]`, in float32. `holdout`: the
-{OBJECTIVE} on documents that no trial saw (0 is the base, 1 the models' own average gain; more is better). `over the average`:
-the difference to the plain average of the models, paired document by document, with its 95 % interval. `default`: every
-weight 1 and all else at the method's default. `seconds`: of the whole search, scoring included; what a method itself
+objective on documents that no trial saw (more is better). `over the average`: the difference to the plain average of
+the models, paired document by document, with its 95 % interval. `default`: every weight 1 and all else at the method's
+default. `seconds`: of the whole search, scoring included; what a method itself
 takes stands in [engine.md](engine.md).
 """
 

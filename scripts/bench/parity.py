@@ -1,6 +1,7 @@
 """Compare every merge method with mergekit, or with what fusion-bench gave, and print results/parity.md.
 
     python -m scripts.bench.parity > results/parity.md
+    python -m scripts.bench.parity --newer         the part about what mergekit lacks, in seconds
 
 Needs the extra `parity`. Takes about two minutes on one core.
 """
@@ -58,28 +59,34 @@ ON_PURPOSE = {
 NEWER = """
 ## What mergekit 0.1.5 lacks, against fusion-bench
 
-Recorded once from fusion-bench {version} in an environment of its own (`scripts/bench/record_fusion_bench.py`, which
-says how), in float64: 2 to 4 task vectors of 9 x 14 to 24 x 10. `largest`: the largest difference of our float64 result,
-as a share of the largest change; `float32`: of our result from the same task vectors in float32.
+Recorded once from fusion-bench {version} in an environment of its own (scripts/bench/record_fusion_bench.py says how),
+in float64: 2 to 4 task vectors of 9 x 14 to 24 x 10. `largest`: the largest difference of our float64 result, as a
+share of the largest change; `float32`: of our result from the same task vectors in float32.
 """
 ALONE = """
-Its own directions are cut where they lie below the numerical rank, which none of these task vectors has: there
-fusion-bench keeps noise. fusion-bench has none of the others. What holds them is a formula written out in float64 in
+Different on purpose: directions below the numerical rank are left out, where fusion-bench scales noise up; none of
+these task vectors has any. fusion-bench has none of the others. What holds them is a formula written out in float64 in
 tests/test_methods_newer.py:
 
 | method | compared with |
 |---|---|
-| regmean_free | the ridge regression by an inverse, for p 0, 0.5 and 1; of adapters, the pseudo-inverse in their joint row space; its loss at p = 1 with that of fusion-bench's WUDI, which stops after 400 steps of Adam: {losses} |
+| regmean_free | the ridge regression by an inverse, for p 0, 0.5, 1; of adapters, the pseudo-inverse in their rows |
 | star | the truncated and rescaled singular values by torch's own decomposition; each keeps its nuclear norm |
 | resmerge | the paper's steps one by one over full matrices |
 | lines | a + b t with the paper's a |
 | dare_linear, dare_ties with q | the masks of the same seed divided by q |
+
+regmean_free's loss at p = 1 beside that of fusion-bench's WUDI, which stops after 400 steps of Adam: {losses}.
 """
 
 
 def main() -> None:
     """Print the page."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--newer", action="store_true", help="the part about what mergekit lacks, alone")
+    if parser.parse_args().newer:
+        _print_newer()
+        return
     versions = [f"{p} {importlib.metadata.version(p)}" for p in ("mergekit", "torch")]
     print("# Every merge method against mergekit\n")
     print("    python -m scripts.bench.parity > results/parity.md\n")
@@ -90,6 +97,11 @@ def main() -> None:
     theirs = [name for name in methods.names() if name in (*METHODS, "uniform_soup")]
     for name, dtype in itertools.product(theirs, (torch.float32, torch.float64)):
         print(_row(name, dtype), flush=True)
+    _print_newer()
+
+
+def _print_newer() -> None:
+    """The part about what mergekit lacks."""
     print(NEWER.format(version=fusion_bench.version()))
     print("| method | as in fusion-bench | cases | largest | float32 |")
     print("|---|---|---|---|---|")

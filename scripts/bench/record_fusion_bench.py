@@ -1,4 +1,4 @@
-"""Record what fusion-bench 0.2.33 gives for the methods that mergekit lacks, as the figures of tests/data/fusion_bench.npz.
+"""Record what fusion-bench 0.2.33 gives for the methods that mergekit lacks, as tests/data/fusion_bench.npz.
 
     python -m venv fb && fb/bin/pip install fusion-bench==0.2.33
     fb/bin/python scripts/bench/record_fusion_bench.py tests/data/fusion_bench.npz

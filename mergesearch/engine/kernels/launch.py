@@ -63,7 +63,8 @@ class MergeSet:
 def _kind(merge: TensorMerge) -> Any:
     tensors = [t for t in (merge.operands.base, *merge.operands.models) if t is not None]
     contiguous = all(t.is_contiguous() for t in (merge.out, *tensors))
-    kinds = tuple((t.dtype, t.device) for t in (merge.out, *tensors))
+    # a parent that is held as factors is of another kind than one that is whole
+    kinds = tuple((type(t), t.dtype, t.device) for t in (merge.out, *tensors))
     return (tuple(merge.out.shape), merge.operands.base is None, kinds, contiguous)
 
 

@@ -30,6 +30,7 @@ from mergesearch.engine.kernels.compiled import Compiler
 from mergesearch.engine.kernels.decompositions import Decompositions, each_on_one_thread
 from mergesearch.engine.kernels.double_buffer import DoubleBuffer, by_tensor
 from mergesearch.engine.kernels.exact import exact_division
+from mergesearch.engine.kernels.factored import coefficients, is_factored, merged, whole
 from mergesearch.engine.kernels.launch import AlikeMerges, Kernel, Launch, MergeSet, TensorMerge
 from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.parent_statistics import Statistics
@@ -106,6 +107,9 @@ class Runner:
         together: dict[Any, tuple[Kernel, list[_Share]]] = {}
         matrices: list[TensorMerge] = []
         for alike in merge_set.groups:
+            if is_factored(alike.operands[0]):
+                flags.append((alike.merges, torch.stack(self._factored(call, alike.merges))))
+                continue
             try:
                 share = self._share(call, alike, given)
             except Unsupported:
@@ -128,8 +132,18 @@ class Runner:
             flags.append((matrices, torch.stack(self._decomposed(call, matrices))))
         check_finite(call.method.name, flags)
 
+    def _factored(self, call: MethodCall, merges: list[TensorMerge]) -> list[Tensor]:
+        """Makes tensors of adapters' factors: their sum where the method is affine, else each after they are expanded;
+        which of them are not finite (0-d each)."""
+        affine = coefficients(call.method, call.parameters, len(merges[0].operands.models))
+        if affine is not None:
+            return each_on_one_thread(lambda number: merged(merges[number], *affine).cpu(), len(merges))
+        for merge in merges:
+            self.run(call, [TensorMerge(whole(merge.operands), merge.out, merge.label)])
+        return [torch.zeros((), dtype=torch.bool)] * len(merges)
+
     def _decomposed(self, call: MethodCall, merges: list[TensorMerge]) -> list[Tensor]:
-        """Makes tensors by a method that decomposes them, the largest first; which of them are not finite (0-d each)."""
+        """Makes tensors by a method that decomposes them, the largest first; which are not finite (0-d each)."""
         merges.sort(key=lambda merge: -merge.out.numel())
 
         def make(number: int) -> Tensor:
@@ -231,9 +245,9 @@ def plain(call: MethodCall, merge: TensorMerge, kept: Callable[..., Listener] | 
     start = None if base is None else base.to(device).float()
     others = [m.to(device).float() for m in models]
     with exact_division(device), listening(kept(start, others) if kept else None):
-        merged = call.method(start, others, call.parameters, list(merge.operands.masks) or None).to(merge.out.dtype)
-    merge.out.copy_(merged)
-    return ~torch.isfinite(merged).all()
+        result = call.method(start, others, call.parameters, list(merge.operands.masks) or None).to(merge.out.dtype)
+    merge.out.copy_(result)
+    return ~torch.isfinite(result).all()
 
 
 def check_finite(method: str, flags: Sequence[tuple[list[TensorMerge], Tensor]]) -> None:
