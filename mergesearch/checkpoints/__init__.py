@@ -14,7 +14,15 @@ from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.devices import Devices
 from mergesearch.checkpoints.files import Header, Source, locate, resolve
 from mergesearch.checkpoints.layout import Layout, Piece, describe
-from mergesearch.checkpoints.loading import Blueprint, constants, floating_tensors, load_model, parameters, state
+from mergesearch.checkpoints.loading import (
+    Blueprint,
+    constants,
+    floating_tensors,
+    is_computed,
+    load_model,
+    parameters,
+    state,
+)
 from mergesearch.checkpoints.lora import apply_adapter
 from mergesearch.checkpoints.mapped import release, slab_bytes
 from mergesearch.checkpoints.pool import Pool, Residency, choose_device, load_reference
@@ -32,7 +40,7 @@ from mergesearch.checkpoints.writing import (
 __all__ = [
     "Blueprint", "Checkpoint", "Devices", "Form", "Header", "Layout", "Piece", "Pool", "Residency", "Source",
     "Survey", "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants", "describe",
-    "floating_tensors", "load_model",
+    "floating_tensors", "is_computed", "load_model",
     "load_reference", "load_tokenizer", "locate", "new_folder", "parameters", "release", "remove", "resolve",
     "save", "save_without_weights", "slab_bytes", "state",
 ]  # fmt: skip

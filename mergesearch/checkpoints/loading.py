@@ -152,7 +152,7 @@ def _check_taken(headers: Mapping[str, Header], model: Any, folder: Path, where:
     left_out = [
         name
         for name, header in headers.items()
-        if any(pattern.search(name) for pattern in patterns) and name not in names and not _computed(name, header)
+        if any(pattern.search(name) for pattern in patterns) and name not in names and not is_computed(name, header)
     ]
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
@@ -162,7 +162,7 @@ def _check_taken(headers: Mapping[str, Header], model: Any, folder: Path, where:
         )
 
 
-def _computed(name: str, header: Header) -> bool:
+def is_computed(name: str, header: Header) -> bool:
     """Whether a tensor is one that architectures kept in their files and compute today: frequencies, causal masks."""
     last = name.rpartition(".")[2]
     square = len(header.shape) == 4 and header.shape[:2] == (1, 1)

@@ -24,7 +24,7 @@ from mergesearch.commands.inputs import load_tasks, read_recipe, scorer_of, spli
 from mergesearch.commands.originals import Originals
 from mergesearch.config import Config
 from mergesearch.engine.plan import DTYPES, check
-from mergesearch.engine.residency import Holding, residency
+from mergesearch.engine.residency import Holding, Needs, residency
 from mergesearch.engine.splitting import dispatch
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import Scores
@@ -152,14 +152,23 @@ def _live(
         engine = engine_of(pool_of(survey, holding, config.allow_unrelated), recipe.out_dtype, holding)
         engine.load(recipe)
         return engine.model, engine.pool.tokenizer, holding
-    dtype = DTYPES[config.dtype]
-    lies_over_base = locate(model, "MODEL").folder is None
-    base = config.base_model if lies_over_base else None
-    survey = Survey(base, {"MODEL": model}, config.trust_remote_code, "MODEL" if lies_over_base else "base")
-    needs = alone(config, survey, length_of(config, survey, tasks, documents), settled)
+    survey, needs = _surveyed(model, config), Needs(0, 0)
+    if survey is not None:
+        needs = alone(config, survey, length_of(config, survey, tasks, documents), settled)
     holding = held(residency(needs, config.device))
+    dtype = DTYPES[config.dtype]
     live, tokenizer = load_reference(model, config.base_model, "MODEL", dtype, config.trust_remote_code)
     return (dispatch(live, holding.devices), tokenizer, holding)
+
+
+def _surveyed(model: str, config: Config) -> Survey | None:
+    """What a checkpoint's headers say; None where something is wrong with it, which whoever reads it says of MODEL."""
+    over_base = locate(model, "MODEL").folder is None
+    base, tokenizer = (config.base_model, "MODEL") if over_base else (None, "base")
+    try:
+        return Survey(base, {"MODEL": model}, config.trust_remote_code, tokenizer)
+    except UserError:
+        return None
 
 
 def _side(part: Split, on: str) -> list[int]:
