@@ -67,9 +67,9 @@ def score_model(
         raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
     tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
-    originals = Originals(config, _noted(config, DIGESTS, say), allow_changed, say)
+    originals = Originals(config, _noted(config, say), allow_changed, say)
     originals.check(tasks, originals.named(_references(model)))
-    settled = _noted(config, SETTLED, say)
+    settled = _noted(config, say, SETTLED)
     live, tokenizer, holding = _live(model, config, tasks, documents, settled)
     scorer = scorer_of(config, live, tokenizer, tasks, documents, batch_size=batch_size_of(config, settled))
     settled_with(config, scorer, holding, settled)
@@ -113,7 +113,7 @@ def json_of(scores: Scores, model: str, on: str) -> str:
     return json.dumps({"model": model, "on": on, "seconds": scores.seconds, "tasks": tasks}, indent=2)
 
 
-def _noted(config: Config, key: str, say: Callable[[str], None]) -> Mapping[str, Any]:
+def _noted(config: Config, say: Callable[[str], None], key: str = DIGESTS) -> Mapping[str, Any]:
     """What the run noted under a key. A score needs no run, so that a storage out of reach is told, once."""
     try:
         return look_up(config, key) or {}

@@ -125,7 +125,8 @@ def _how(job: Job, recipe: Recipe) -> str:
 
 def _equal_weights(job: Job) -> bool:
     weights = job.step.parameters.get("weight")
-    if job.step.method.name != "linear" or not job.step.parameters.get("normalize", True):
+    alone = len(job.step.models) < 2
+    if alone or job.step.method.name != "linear" or not job.step.parameters.get("normalize", True):
         return False
     values = list(weights.values()) if isinstance(weights, Mapping) else weights
     return not isinstance(values, (list, tuple)) or len(set(values)) <= 1
