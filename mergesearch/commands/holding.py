@@ -87,14 +87,14 @@ def alike(needs: Needs) -> Needs:
 
 def _appetite(config: Config, survey: Survey, length: Length, device: str, documents: Documents | None) -> Appetite:
     soup: SoupSettings = config.search.key("learned_soup", SoupSettings)
-    learns = documents is not None and learns(config, documents) and soup.optimizer == "adam"
+    by_gradient = documents is not None and soup.optimizer == "adam" and learns(config, documents)
     return appetite(
         survey.form.blueprint.config,
         DTYPES[config.dtype].itemsize,
         length,
         device,
         packed=config.scoring == "auto",
-        documents=soup.batch_size if learns else 0,
+        documents=soup.batch_size if by_gradient else 0,
         largest=max((tensor.numel() for tensor in survey.tensors["base_model"].values()), default=0),
         checkpointing=soup.checkpointing,
     )
