@@ -59,7 +59,9 @@ def test_a_pool_larger_than_memory_is_mapped(ten_gib):
 def test_a_candidate_larger_than_memory_does_not_fit(ten_gib):
     choice = residency(Needs(400 * GIB, 100 * GIB), "cpu")
     assert (choice.mode, choice.fits, choice.possible) == ("mapped", False, False)
-    with pytest.raises(UserError, match=r"does not fit: parents read from their files.* of 10.0 GiB free on cpu"):
+    with pytest.raises(
+        UserError, match=r"does not fit into memory: parents read from their files.* of 10.0 GiB free on cpu"
+    ):
         held(choice)
 
 
