@@ -125,8 +125,8 @@ def held(holding: Holding) -> Holding:
     if holding.possible:
         return holding
     raise UserError(
-        f"what this needs does not fit into memory: {holding}: use fewer or smaller models, a smaller batch_size, another "
-        "device, or a machine with more memory"
+        f"what this needs does not fit into memory: {holding}: use fewer or smaller models, a smaller batch_size, "
+        "another device, or a machine with more memory"
     )
 
 
