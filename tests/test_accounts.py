@@ -143,10 +143,12 @@ def test_a_tensor_that_the_architecture_leaves_out_is_an_error(tmp_path: Path) -
 def test_the_language_model_is_merged_and_the_tower_copied(architecture: str, tmp_path: Path) -> None:
     tiny = vision_pool(tmp_path / "pool", architecture)
     recipe = tiny.recipe(Rule(method="linear", parameters={"weight": [0.25, 0.75]}), out_dtype="float32")
+    (Path(tiny.base) / "preprocessor_config.json").write_text('{"size": 16}')
     notes = merge_recipe(recipe, tmp_path / "out", device="cpu")
     assert any(note.startswith("tensors copied, as no rule names towers: ") for note in notes)
     base, a, b, out = (file_tensors(f) for f in (tiny.base, *tiny.models.values(), tmp_path / "out"))
     assert out.keys() == base.keys()
+    assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"size": 16}'
     pool = tiny.load()
     towers = {info.name for info in pool.form.layout.infos if info.component == "tower"}
     assert towers == {name for name in base if "vis" in name or "projector" in name}

@@ -31,6 +31,7 @@ from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.checkpoints.writing import (
     check_new_folder,
     check_shard_size,
+    copy_processor,
     new_folder,
     remove,
     save,
@@ -39,7 +40,8 @@ from mergesearch.checkpoints.writing import (
 
 __all__ = [
     "Blueprint", "Checkpoint", "Devices", "Form", "Header", "Layout", "Piece", "Pool", "Residency", "Source",
-    "Survey", "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants", "describe",
+    "Survey", "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants",
+    "copy_processor", "describe",
     "floating_tensors", "is_computed", "load_model",
     "load_reference", "load_tokenizer", "locate", "new_folder", "parameters", "release", "remove", "resolve",
     "save", "save_without_weights", "slab_bytes", "state",
