@@ -20,7 +20,6 @@ from mergesearch import leftovers
 from mergesearch.checkpoints.loading import quiet_transformers, state
 from mergesearch.errors import UserError
 
-
 # files of a checkpoint that transformers writes with a processor, beside those of the tokenizer
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
