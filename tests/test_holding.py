@@ -144,7 +144,8 @@ _LIMITED = """
     folder, megabytes = Path(sys.argv[1]), int(sys.argv[2])
     given = configuration.read(folder / "run.yaml", [f"output={folder}/out", "batch_size=4", "tasks.0.limit=4"])
     tasks = inputs.load_tasks(given)  # what libraries load once counts no more
-    small = AutoConfig.for_model("llama", hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9)
+    small = AutoConfig.for_model("llama", hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9,
+                                 num_attention_heads=2, num_key_value_heads=2)
     AutoModelForCausalLM.from_config(small)(torch.zeros((1, 2), dtype=torch.long))
     limit = psutil.Process().memory_info().data + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
