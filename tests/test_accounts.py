@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 from support.tiny_models import TinyPool, file_tensors, fine_tune, make_pool, make_tokenizer, same_bits, write
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -19,6 +20,7 @@ from mergesearch.engine.accounts import accounts, summary
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import plan
 from mergesearch.errors import UserError
+from mergesearch.evaluate.model import RememberingLM
 from mergesearch.recipe import Recipe, Rule
 
 _TEXT: dict[str, Any] = {
@@ -91,7 +93,7 @@ def test_stacks_and_vocabularies(tmp_path: Path) -> None:
     told = fates(stack, tiny)
     name = "model.layers.{}.mlp.up_proj.weight"
     assert told["a", name.format(0)] == "copied by rule 1 (passthrough), all"
-    assert told["a", name.format(1)].endswith(f"copied by rule 1 (passthrough), all, as {name.format(2)}")
+    assert told["a", name.format(1)].endswith(f"copied by rule 1 (passthrough), all -> {name.format(2)}")
     assert told["a", name.format(2)] == told["b", name.format(2)] == "left out: the stack takes no layer like it"
     write(
         fine_tune(make_model_with(66), 1), tmp_path / "more", make_tokenizer([f"w{n}" for n in range(60)] + ["x", "y"])
@@ -126,7 +128,7 @@ def test_a_tensor_that_the_architecture_leaves_out_is_an_error(tmp_path: Path) -
     rewritten(**{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)})
     assert tiny.load().models["b"]
     told = fates(tiny.recipe(), tiny)
-    assert told["b", "model.layers.0.self_attn.rotary_emb.inv_freq"].startswith("computed from the configuration")
+    assert told["b", "model.layers.0.self_attn.rotary_emb.inv_freq"] == "left out, as the configuration gives it anew"
     rewritten(**{"mtp.layers.0.weight": torch.ones(2, 2), "mtp.norm.weight": torch.ones(2)})
     patterns = Qwen3MoeForCausalLM._keys_to_ignore_on_load_unexpected
     try:  # as the architectures with such layers have it
@@ -141,10 +143,12 @@ def test_a_tensor_that_the_architecture_leaves_out_is_an_error(tmp_path: Path) -
 def test_the_language_model_is_merged_and_the_tower_copied(architecture: str, tmp_path: Path) -> None:
     tiny = vision_pool(tmp_path / "pool", architecture)
     recipe = tiny.recipe(Rule(method="linear", parameters={"weight": [0.25, 0.75]}), out_dtype="float32")
+    (Path(tiny.base) / "preprocessor_config.json").write_text('{"size": 16}')
     notes = merge_recipe(recipe, tmp_path / "out", device="cpu")
     assert any(note.startswith("tensors copied, as no rule names towers: ") for note in notes)
     base, a, b, out = (file_tensors(f) for f in (tiny.base, *tiny.models.values(), tmp_path / "out"))
     assert out.keys() == base.keys()
+    assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"size": 16}'
     pool = tiny.load()
     towers = {info.name for info in pool.form.layout.infos if info.component == "tower"}
     assert towers == {name for name in base if "vis" in name or "projector" in name}
@@ -172,4 +176,7 @@ def test_the_language_model_is_merged_and_the_tower_copied(architecture: str, tm
     assert torch.allclose(live[name], a[name] + b[name] - base[name], atol=1e-5)
     stacked = tiny.recipe(Rule(method="passthrough"), stack=({"a": (0, 1)}, {"a": (1, 1)}))
     engine.load(stacked)
+    lm = RememberingLM(engine.model, pool.tokenizer, 2)
+    asked = [Instance("loglikelihood", {}, ("w1 w2", f" w{number}"), number) for number in range(3)]
+    assert all(torch.isfinite(torch.tensor(value)) for value, _ in lm.loglikelihood(asked))
     assert engine.model.config.get_text_config().num_hidden_layers == 3

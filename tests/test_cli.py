@@ -172,13 +172,17 @@ def test_a_recipe_file_scores_and_merges_as_its_trial(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_merge_says_nothing_but_where_the_result_is(tmp_path: Path) -> None:
+def test_merge_says_where_the_result_is_and_what_became_of_its_parents(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"base: zoo:base\nmodels: {{one: 'zoo:{zoo.names()[-1]}'}}\nrules: [{{method: linear}}]\n")
     command = [sys.executable, "-m", "mergesearch", "merge", str(recipe), str(tmp_path / "out"), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
-    assert re.fullmatch(r"recipe \w{12} is in \S+out\n", done.stdout)
+    where, tokens, *tensors = done.stdout.splitlines()
+    assert re.fullmatch(r"recipe \w{12} is in \S+out", where)
+    assert re.fullmatch(r"tokenizer: the base's [\d,]+ tokens, the same in every model", tokens)
+    assert tensors[0].startswith("tensors takes no part: merged by rule 1 (linear), all of one: ")
+    assert re.fullmatch(r"tensors laid over the model below before it was merged: \d+ of one", tensors[-1])
 
 
 def test_an_export_is_complete(exports: dict[str, tuple[Path, dict[str, object]]]) -> None:

@@ -59,7 +59,9 @@ def test_a_pool_larger_than_memory_is_mapped(ten_gib):
 def test_a_candidate_larger_than_memory_does_not_fit(ten_gib):
     choice = residency(Needs(400 * GIB, 100 * GIB), "cpu")
     assert (choice.mode, choice.fits, choice.possible) == ("mapped", False, False)
-    with pytest.raises(UserError, match=r"does not fit: parents read from their files.* of 10.0 GiB free on cpu"):
+    with pytest.raises(
+        UserError, match=r"does not fit into memory: parents read from their files.* of 10.0 GiB free on cpu"
+    ):
         held(choice)
 
 
@@ -106,7 +108,7 @@ def test_a_candidate_that_fits_no_single_gpu_is_split(ten_gib, monkeypatch):
     choice = residency(alone, "auto")
     assert choice.mode == "pinned" and len(set(choice.devices.parts.values())) == 2
     assert "on cuda:0 and cuda:1, split between them" in str(choice)
-    free(2.2, 2.2)
+    free(2.2, 2.2, 2.2)
     within = residency(Needs(2 * size, size, row=size, rows=1, blank=blank), "auto")
     assert within.mode == "device" and len(within.devices.every) == 2 and within.fits
     named = residency(alone, "cuda:0")

@@ -14,7 +14,15 @@ from mergesearch.checkpoints.checkpoint import Checkpoint, Form
 from mergesearch.checkpoints.devices import Devices
 from mergesearch.checkpoints.files import Header, Source, locate, resolve
 from mergesearch.checkpoints.layout import Layout, Piece, describe
-from mergesearch.checkpoints.loading import Blueprint, constants, floating_tensors, load_model, parameters, state
+from mergesearch.checkpoints.loading import (
+    Blueprint,
+    constants,
+    floating_tensors,
+    is_computed,
+    load_model,
+    parameters,
+    state,
+)
 from mergesearch.checkpoints.lora import apply_adapter
 from mergesearch.checkpoints.mapped import release, slab_bytes
 from mergesearch.checkpoints.pool import Pool, Residency, choose_device, load_reference
@@ -23,6 +31,7 @@ from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.checkpoints.writing import (
     check_new_folder,
     check_shard_size,
+    copy_processor,
     new_folder,
     remove,
     save,
@@ -31,8 +40,9 @@ from mergesearch.checkpoints.writing import (
 
 __all__ = [
     "Blueprint", "Checkpoint", "Devices", "Form", "Header", "Layout", "Piece", "Pool", "Residency", "Source",
-    "Survey", "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants", "describe",
-    "floating_tensors", "load_model",
+    "Survey", "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants",
+    "copy_processor", "describe",
+    "floating_tensors", "is_computed", "load_model",
     "load_reference", "load_tokenizer", "locate", "new_folder", "parameters", "release", "remove", "resolve",
     "save", "save_without_weights", "slab_bytes", "state",
 ]  # fmt: skip

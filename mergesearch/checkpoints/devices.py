@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Devices:
                 return self.parts[name]
             name = name.rpartition(".")[0]
         return self.main
+
+    def holds(self, name: str, tensor: Tensor) -> bool:
+        """Whether a tensor is where the live tensor of that name belongs."""
+        there = self.of(name)
+        return tensor.device.type == there.type and there.index in (None, tensor.device.index)
 
     @property
     def every(self) -> list[torch.device]:

@@ -133,7 +133,6 @@ def probe(folder: Path, headers: Mapping[str, Header], where: str, trust_remote_
             f"({_reason(error)}): give a complete checkpoint of this architecture"
         ) from None
     _check_complete(info, model, folder, where)
-    _check_taken(headers, model, folder, where)
     return model
 
 
@@ -145,14 +144,14 @@ def _auto_class(config: Any) -> Any:
     return AutoModelForImageTextToText if several else AutoModelForCausalLM
 
 
-def _check_taken(headers: Mapping[str, Header], model: Any, folder: Path, where: str) -> None:
+def check_taken(headers: Mapping[str, Header], model: Any, folder: Path, where: str) -> None:
     """`UserError` for a tensor that transformers leaves out in silence and that no configuration gives anew."""
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     names = model.state_dict().keys()
     left_out = [
         name
         for name, header in headers.items()
-        if any(pattern.search(name) for pattern in patterns) and name not in names and not _computed(name, header)
+        if any(pattern.search(name) for pattern in patterns) and name not in names and not is_computed(name, header)
     ]
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
@@ -162,7 +161,7 @@ def _check_taken(headers: Mapping[str, Header], model: Any, folder: Path, where:
         )
 
 
-def _computed(name: str, header: Header) -> bool:
+def is_computed(name: str, header: Header) -> bool:
     """Whether a tensor is one that architectures kept in their files and compute today: frequencies, causal masks."""
     last = name.rpartition(".")[2]
     square = len(header.shape) == 4 and header.shape[:2] == (1, 1)
@@ -200,7 +199,7 @@ def load_model(
     """
     read_config(folder, where)
     headers = read_headers(folder, where)
-    probe(folder, headers, where, trust_remote_code)
+    check_taken(headers, probe(folder, headers, where, trust_remote_code), folder, where)
     return read_model(folder, headers, where, dtype, trust_remote_code)
 
 

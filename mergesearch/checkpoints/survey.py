@@ -18,6 +18,7 @@ from mergesearch.checkpoints.files import Header, Source, Watched, locate, read_
 from mergesearch.checkpoints.layout import Layout, Piece
 from mergesearch.checkpoints.loading import (
     Blueprint,
+    check_taken,
     constants,
     floating_tensors,
     generation_config,
@@ -167,11 +168,13 @@ class Survey:
         if base is not None:
             self.notes += checks.configurations(base.config, config, folder, where)
         try:
-            return Outline(where, source, headers, config, probe(folder, headers, where, self.trust))
+            blank = probe(folder, headers, where, self.trust)
         except UserError:
             if base is not None:
                 checks.names(base.headers, headers, folder, where)
             raise
+        check_taken(headers, blank, folder, where)
+        return Outline(where, source, headers, config, blank)
 
     # --- tokenizers ---
 

@@ -20,6 +20,9 @@ from mergesearch import disks, leftovers
 from mergesearch.checkpoints.loading import quiet_transformers, state
 from mergesearch.errors import UserError
 
+# files of a checkpoint that transformers writes with a processor, beside those of the tokenizer
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
@@ -163,6 +166,13 @@ def save_without_weights(blank: Any, tokenizer: Any, folder: Path) -> None:
             tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors*"):
         file.unlink()
+
+
+def copy_processor(source: Path, folder: Path) -> None:
+    """Copies what says how images, sound and video are prepared for a model's towers, as the base has it."""
+    for name in _PROCESSORS:
+        if (source / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _copy_repeated(model: nn.Module) -> None:

@@ -113,7 +113,7 @@ def _run(config: Config) -> Lines:
     return [
         ("run", f"{config.name} in {config.folder}"),
         *_parents(pool),
-        ("candidate", _size((info.shape for info in pool.infos), pool.layers)),
+        ("candidate", _size((info.shape for info in pool.form.layout.infos), pool.layers)),
         *(
             (
                 f"task {task.label}",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mergesearch import crashes
 from mergesearch.checkpoints import Pool, Survey, choose_device
 from mergesearch.commands.inputs import PROVISIONAL, scorer_of
+from mergesearch.commands.probe import learns
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES
@@ -19,11 +20,11 @@ from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import Task
 from mergesearch.recipe import Recipe
 from mergesearch.results.loading import BATCH_SIZE, RESIDENCY, batch_size_of
-from mergesearch.search import strategies
-from mergesearch.search.outlook import Outlook
 from mergesearch.search.soup.settings import SoupSettings
 
 Documents = Mapping[str, Sequence[int]]
+# the longest of all requests, beside the longest of a few
+_LONGER = 1.25
 
 
 def survey_of(config: Config) -> Survey:
@@ -86,14 +87,14 @@ def alike(needs: Needs) -> Needs:
 
 def _appetite(config: Config, survey: Survey, length: Length, device: str, documents: Documents | None) -> Appetite:
     soup: SoupSettings = config.search.key("learned_soup", SoupSettings)
-    learns = documents is not None and _learns(config, documents) and soup.optimizer == "adam"
+    by_gradient = documents is not None and soup.optimizer == "adam" and learns(config, documents)
     return appetite(
         survey.form.blueprint.config,
         DTYPES[config.dtype].itemsize,
         length,
         device,
         packed=config.scoring == "auto",
-        documents=soup.batch_size if learns else 0,
+        documents=soup.batch_size if by_gradient else 0,
         largest=max((tensor.numel() for tensor in survey.tensors["base_model"].values()), default=0),
         checkpointing=soup.checkpointing,
     )
@@ -105,17 +106,14 @@ def _with_scoring(needs: Needs, taken: Appetite, rows: int | None, device: str) 
     )
 
 
-def _learns(config: Config, documents: Documents) -> bool:
-    counts = [len(documents[task.task]) for task in config.tasks]
-    known, outlook = strategies.registered(), Outlook(config, counts)
-    return any(ahead.learning for name in config.search.strategies for ahead in known[name].expects(outlook))
-
-
-def length_of(config: Config, survey: Survey, tasks: Sequence[Task], documents: Mapping[str, Iterable[int]]) -> Length:
+def length_of(config: Config, survey: Survey, tasks: Sequence[Task], documents: Documents) -> Length:
     """The longest requests, by those about a few documents of each task; no weights are needed for that."""
     few = {label: sample(list(ids)) for label, ids in documents.items()}
     plain = config.model_copy(update={"scoring": "lm_eval"})
-    return longest(scorer_of(plain, survey.blank, survey.tokenizer, tasks, few))
+    found = longest(scorer_of(plain, survey.blank, survey.tokenizer, tasks, few))
+    if all(len(few[label]) == len(ids) for label, ids in documents.items()):
+        return found
+    return Length(int(_LONGER * found.scored), int(_LONGER * found.generated))
 
 
 def held(holding: Holding) -> Holding:
@@ -127,8 +125,8 @@ def held(holding: Holding) -> Holding:
     if holding.possible:
         return holding
     raise UserError(
-        f"what this needs does not fit: {holding}: use fewer or smaller models, a smaller batch_size, another device, "
-        "or a machine with more memory"
+        f"what this needs does not fit into memory: {holding}: use fewer or smaller models, a smaller batch_size, "
+        "another device, or a machine with more memory"
     )
 
 

@@ -60,7 +60,7 @@ def measure(
                 by_lm_eval[label] = _ask(plain, documents, label, FEW)
     except Exception:  # whatever it is, the first trial meets it again and says so
         log.debug("the speed of scoring was not measured", exc_info=True)
-    learning = _guarded(learner.seconds_a_document) if _learns(config, documents) else None
+    learning = _guarded(learner.seconds_a_document) if learns(config, documents) else None
     counts = {label: len(ids) for label, ids in documents.items()}
     again = 0.0
     if plain is not None:
@@ -81,7 +81,8 @@ def _ask(scorer: Scorer, documents: Mapping[str, Sequence[int]], label: str, few
     return (time.perf_counter() - start) / len(chosen)
 
 
-def _learns(config: Config, documents: Mapping[str, Sequence[int]]) -> bool:
+def learns(config: Config, documents: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a strategy of the run learns recipes on the search documents."""
     counts = [len(documents[task.task]) for task in config.tasks]
     known, outlook = strategies.registered(), Outlook(config, counts)
     return any(ahead.learning for name in config.search.strategies for ahead in known[name].expects(outlook))

@@ -24,7 +24,7 @@ from mergesearch.commands.inputs import load_tasks, read_recipe, scorer_of, spli
 from mergesearch.commands.originals import Originals
 from mergesearch.config import Config
 from mergesearch.engine.plan import DTYPES, check
-from mergesearch.engine.residency import Holding, residency
+from mergesearch.engine.residency import Holding, Needs, residency
 from mergesearch.engine.splitting import dispatch
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import Scores
@@ -67,9 +67,9 @@ def score_model(
         raise UserError("--on holdout, but holdout is 0 in the configuration: use --on search")
     tasks = load_tasks(config)
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
-    originals = Originals(config, _noted(config, DIGESTS, say), allow_changed, say)
+    originals = Originals(config, _noted(config, say), allow_changed, say)
     originals.check(tasks, originals.named(_references(model)))
-    settled = _noted(config, SETTLED, say)
+    settled = _noted(config, say, SETTLED)
     live, tokenizer, holding = _live(model, config, tasks, documents, settled)
     scorer = scorer_of(_plain(config), live, tokenizer, tasks, documents, batch_size=batch_size_of(config, settled))
     settled_with(config, scorer, holding, settled)
@@ -118,7 +118,7 @@ def _plain(config: Config) -> Config:
     return config.model_copy(update={"scoring": "lm_eval"})
 
 
-def _noted(config: Config, key: str, say: Callable[[str], None]) -> Mapping[str, Any]:
+def _noted(config: Config, say: Callable[[str], None], key: str = DIGESTS) -> Mapping[str, Any]:
     """What the run noted under a key. A score needs no run, so that a storage out of reach is told, once."""
     try:
         return look_up(config, key) or {}
@@ -157,14 +157,23 @@ def _live(
         engine = engine_of(pool_of(survey, holding, config.allow_unrelated), recipe.out_dtype, holding)
         engine.load(recipe)
         return engine.model, engine.pool.tokenizer, holding
-    dtype = DTYPES[config.dtype]
-    lies_over_base = locate(model, "MODEL").folder is None
-    base = config.base_model if lies_over_base else None
-    survey = Survey(base, {"MODEL": model}, config.trust_remote_code, "MODEL" if lies_over_base else "base")
-    needs = alone(config, survey, length_of(config, survey, tasks, documents), settled)
+    survey, needs = _surveyed(model, config), Needs(0, 0)
+    if survey is not None:
+        needs = alone(config, survey, length_of(config, survey, tasks, documents), settled)
     holding = held(residency(needs, config.device))
+    dtype = DTYPES[config.dtype]
     live, tokenizer = load_reference(model, config.base_model, "MODEL", dtype, config.trust_remote_code)
     return (dispatch(live, holding.devices), tokenizer, holding)
+
+
+def _surveyed(model: str, config: Config) -> Survey | None:
+    """What a checkpoint's headers say; None where something is wrong with it, which whoever reads it says of MODEL."""
+    over_base = locate(model, "MODEL").folder is None
+    base, tokenizer = (config.base_model, "MODEL") if over_base else (None, "base")
+    try:
+        return Survey(base, {"MODEL": model}, config.trust_remote_code, tokenizer)
+    except UserError:
+        return None
 
 
 def _side(part: Split, on: str) -> list[int]:

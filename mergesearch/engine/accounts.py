@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
-from mergesearch.checkpoints import Header, Pool
+from mergesearch.checkpoints import Header, Pool, is_computed
 from mergesearch.engine.plan import Job, form_of, plan
-from mergesearch.recipe import BASE, TOWER, Recipe
+from mergesearch.recipe import BASE, Recipe
 
-# what a merge by these makes of tensors, in one word
-_AVERAGED = "averaged"
-_WORDS = {"passthrough": "copied"}
+# before the name that a tensor has in a stack
+_MOVED = " -> "
+_LAID = "laid over the model below before it was merged"
 
 
 @dataclass(frozen=True)
@@ -39,44 +39,69 @@ class Entry:
 
 def accounts(recipe: Recipe, pool: Pool) -> list[Entry]:
     """An entry for every tensor of every parent's files, in the parents' order."""
-    jobs = plan(recipe, pool, form_of(recipe, pool))
-    taken: dict[tuple[str, str], list[Job]] = {}
-    for job in jobs:
-        for parent, name in [(BASE, job.base), *zip(job.step.models, job.parents, strict=True)]:
-            if name is not None:
-                taken.setdefault((parent, name), []).append(job)
-    made: dict[str, list[Job]] = {}
-    for job in jobs:
-        for name in {job.base, *job.parents} - {None}:
-            made.setdefault(str(name), []).append(job)
-    stated = {BASE: pool.files.get(BASE, {})} if recipe.base is not None else {}
-    files = {**stated, **{name: pool.files.get(name, {}) for name in recipe.models}}
-    return [
-        _entry(parent, name, header, recipe, pool, taken.get((parent, name), []), made.get(name, []))
-        for parent, headers in files.items()
-        for name, header in headers.items()
-    ]
+    return _Accounts(recipe, pool).entries()
 
 
-def _entry(
-    parent: str, name: str, header: Header, recipe: Recipe, pool: Pool, mine: Sequence[Job], others: Sequence[Job]
-) -> Entry:
-    infos = {info.name: info for info in pool.form.layout.infos}
-    info = infos.get(name)
-    shape = "x".join(map(str, header.shape)) or "a scalar"
-    place = (str(info.layer), info.component) if info is not None else ("", "")
-    if mine:
-        became = "; ".join(dict.fromkeys(_became(parent, job, recipe) for job in mine))
-        if info is not None and info.shape != header.shape:
-            became += f"; resized to {'x'.join(map(str, info.shape))} by token"
-    elif others:
-        by = "; ".join(dict.fromkeys(f"{_how(job, recipe)} of {', '.join(job.step.models)}" for job in others))
-        became = f"takes no part: {by}"
-    elif info is not None:
-        became = "left out: the stack takes no layer like it"
-    else:
-        became = _outside(parent, name, header, pool)
-    return Entry(parent, name, shape, *place, became)
+class _Accounts:
+    """The plan of a merge, read from its parents' side."""
+
+    def __init__(self, recipe: Recipe, pool: Pool):
+        self.recipe, self.pool = recipe, pool
+        self.infos = {info.name: info for info in pool.form.layout.infos}
+        self.modules: dict[str, str] = {}
+        for name in self.infos:
+            self.modules.setdefault(name.rpartition(".")[0], name)
+        # by parent and tensor, and by tensor alone: what it takes part in
+        self.taken: dict[tuple[str, str], list[Job]] = {}
+        self.made: dict[str, list[Job]] = {}
+        for job in plan(recipe, pool, form_of(recipe, pool)):
+            based = [(BASE, job.base)] if job.base is not None else []
+            parts = dict.fromkeys([*based, *zip(job.step.models, job.parents, strict=True)])
+            for parent, name in parts:
+                self.taken.setdefault((parent, name), []).append(job)
+            for name in dict.fromkeys(name for _, name in parts):
+                self.made.setdefault(name, []).append(job)
+
+    def entries(self) -> list[Entry]:
+        parents = [*([BASE] if self.recipe.base is not None else []), *self.recipe.models]
+        return [
+            self._entry(parent, name, header)
+            for parent in parents
+            for name, header in self.pool.files.get(parent, {}).items()
+        ]
+
+    def _entry(self, parent: str, name: str, header: Header) -> Entry:
+        info = self.infos.get(name)
+        mine, others = self.taken.get((parent, name), []), self.made.get(name, [])
+        if mine:
+            became = "; ".join(dict.fromkeys(_became(parent, job, self.recipe) for job in mine))
+            if info is not None and info.shape != header.shape:
+                became += f"; resized to {_times(info.shape)} by token"
+        elif others:
+            by = "; ".join(dict.fromkeys(f"{_how(j, self.recipe)} of {', '.join(j.step.models)}" for j in others))
+            became = f"takes no part: {by}"
+        elif info is not None:
+            became = "left out: the stack takes no layer like it"
+        else:
+            became = self._outside(parent, name, header)
+        layer, component = (str(info.layer), info.component) if info is not None else ("", "")
+        return Entry(parent, name, _times(header.shape), layer, component, became)
+
+    def _outside(self, parent: str, name: str, header: Header) -> str:
+        """Of a tensor that the plan does not know by this name."""
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        if plain != name:  # an adapter's
+            while plain and plain not in self.infos and plain not in self.modules:
+                plain = plain.rpartition(".")[0]
+            return f"laid over {self.modules.get(plain, plain) or 'the model'} before it was merged"
+        if name in self.pool.constants:
+            return "copied" if parent == BASE else "as in the base, whose table the result has"
+        if is_computed(name, header):
+            return "left out, as the configuration gives it anew"
+        config = self.pool.form.blueprint.config.get_text_config()
+        if getattr(config, "tie_word_embeddings", False) and "head" in name:
+            return "tied to the embedding, and merged with it"
+        return "renamed when it was read, and merged under its new name"
 
 
 def _became(parent: str, job: Job, recipe: Recipe) -> str:
@@ -85,7 +110,7 @@ def _became(parent: str, job: Job, recipe: Recipe) -> str:
     else:
         text = _how(job, recipe)
     moved = job.info.name not in (job.base, *job.parents)
-    return f"{text}, as {job.info.name}" if moved else text
+    return f"{text}{_MOVED}{job.info.name}" if moved else text
 
 
 def _how(job: Job, recipe: Recipe) -> str:
@@ -94,47 +119,21 @@ def _how(job: Job, recipe: Recipe) -> str:
     step = job.step
     if rule is None:
         return "copied, as no rule names towers"
-    word = "copied" if step.copies else _AVERAGED if _equal_weights(job) else "merged"
+    word = "copied" if step.copies else "averaged" if _equal_weights(job) else "merged"
     return f"{word} by rule {rule} ({step.method.name}), {recipe.rules[rule - 1].label}"
 
 
 def _equal_weights(job: Job) -> bool:
     weights = job.step.parameters.get("weight")
-    if job.step.method.name != "linear" or not job.step.parameters.get("normalize", True):
+    alone = len(job.step.models) < 2
+    if alone or job.step.method.name != "linear" or not job.step.parameters.get("normalize", True):
         return False
     values = list(weights.values()) if isinstance(weights, Mapping) else weights
     return not isinstance(values, (list, tuple)) or len(set(values)) <= 1
 
 
-def _outside(parent: str, name: str, header: Header, pool: Pool) -> str:
-    """Of a tensor that no rule covers, as it is none of the model's own."""
-    layout = pool.form.layout
-    adapted = next((info for info in layout.infos if _inside(name, info.name)), None)
-    if adapted is not None:
-        return f"laid over {adapted.name} before it was merged"
-    if name in pool.constants:
-        return "copied" if parent == BASE else "as in the base, whose table the result has"
-    live = {piece.live for piece in layout.pieces}
-    tail = name.rpartition(".")[0]
-    if name in live or any(other.rpartition(".")[0] == tail for other in live):
-        return "held in another form in memory, and merged there"
-    if len(header.shape) >= 1 and any(piece.shape == header.shape for piece in layout.pieces if _tied(name, pool)):
-        return "tied to the embedding, and merged with it"
-    return "computed from the configuration, so that no merge is needed"
-
-
-def _tied(name: str, pool: Pool) -> bool:
-    config = pool.form.blueprint.config.get_text_config()
-    return bool(getattr(config, "tie_word_embeddings", False)) and "head" in name
-
-
-def _inside(name: str, tensor: str) -> bool:
-    """Whether an adapter's tensor changes one of the model's."""
-    plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-    if plain == name:
-        return False
-    module = tensor.rpartition(".")[0]
-    return plain == tensor or plain.startswith(f"{module}.lora_") or plain.startswith(f"{module}.ia3_")
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
 
 
 def to_csv(entries: Iterable[Entry]) -> str:
@@ -147,20 +146,12 @@ def to_csv(entries: Iterable[Entry]) -> str:
 
 
 def summary(entries: Sequence[Entry]) -> list[str]:
-    """How many tensors became what, a line each: `38 of base and 38 of a: merged by rule 1 (ties), all`."""
+    """How many tensors became what, a line each: `merged by rule 1 (ties), all: 38 of a, 38 of b`."""
     counts: dict[str, Counter[str]] = {}
     for entry in entries:
-        text = (
-            "copied, as no rule names towers" if entry.component == TOWER and "towers" in entry.became else entry.became
-        )
-        counts.setdefault(_short(text), Counter())[entry.parent] += 1
+        alike = _LAID if entry.became.startswith("laid over ") else entry.became.split(_MOVED)[0]
+        counts.setdefault(alike, Counter())[entry.parent] += 1
     return [
         f"{became}: {', '.join(f'{count} of {parent}' for parent, count in by.items())}"
         for became, by in counts.items()
     ]
-
-
-def _short(became: str) -> str:
-    """Without the names of single tensors, so that alike fates are counted together."""
-    first = became.split(", as ")[0] if ", as model" in became else became
-    return "laid over the base before it was merged" if first.startswith("laid over ") else first

@@ -151,7 +151,7 @@ class Engine:
         devices = self.pool.devices.stacked(form.layout.prefix, form.origins or range(form.layout.layers))
         tensors = {
             name: sources[name]
-            if name in sources and (sources[name].dtype, sources[name].device) == (dtype, devices.of(name))
+            if name in sources and sources[name].dtype == dtype and devices.holds(name, sources[name])
             else torch.empty(blank.shape, dtype=dtype, device=devices.of(name))
             for name, blank in floating_tensors(form.blueprint.blank()).items()
         }

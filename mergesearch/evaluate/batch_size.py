@@ -80,7 +80,7 @@ def appetite(
     config: Any, size: int, length: Length, device: str, *, packed: bool = False, documents: int = 0,
     largest: int = 0, checkpointing: bool = False,
 ) -> Appetite:  # fmt: skip
-    """What scoring a model takes, by its configuration: a little more than was measured (results/memory.md).
+    """What scoring a model takes, by its configuration; scripts/bench/memory.py compares it with what is taken.
 
     Args:
         config: of transformers.

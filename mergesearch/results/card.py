@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mergesearch import zoo
-from mergesearch.checkpoints import Pool, check_shard_size, new_folder, save
+from mergesearch.checkpoints import Pool, check_shard_size, copy_processor, new_folder, save
 from mergesearch.engine.accounts import accounts, to_csv
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import TaskScore
@@ -139,6 +139,7 @@ def write_words(recipe: Recipe, folder: Path, story: Story, notes: Sequence[str]
             folders = yaml.safe_dump({"include_path": story.asking.folders}, width=1000, allow_unicode=True)
             (folder / FOLDERS).write_text(folders, encoding="utf-8")
     if pool is not None:
+        copy_processor(pool.base.folder, folder)
         (folder / TENSORS).write_text(to_csv(accounts(recipe, pool)), encoding="utf-8")
     (folder / "README.md").write_text(model_card(recipe, story, notes), encoding="utf-8")
 
