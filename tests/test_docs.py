@@ -89,10 +89,12 @@ def test_the_readmes_configuration_has_six_lines_and_is_valid() -> None:
 
 
 def test_configurations_and_recipes_of_the_pages_are_valid() -> None:
-    whole, guard = _blocks(ROOT / "docs" / "configuration.md", "yaml")
+    whole, *parts = _blocks(ROOT / "docs" / "configuration.md", "yaml")
     config = yaml.safe_load(whole)
     validate(Config, config, "configuration.md")
-    validate(Config, {**config, **yaml.safe_load(guard)}, "configuration.md")
+    assert len(parts) == 2  # guards, and short answers
+    for part in parts:
+        validate(Config, {**config, **yaml.safe_load(part)}, "configuration.md")
     (racing,) = _blocks(ROOT / "docs" / "racing.md", "yaml")
     validate(Config, {**config, **yaml.safe_load(racing)}, "racing.md")
     recipe, stack = [yaml.safe_load(block) for block in _blocks(ROOT / "docs" / "recipes.md", "yaml")]

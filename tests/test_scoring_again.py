@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
-from support.commands import QUICKSTART, mergesearch, sets, small
+import yaml
+from support.commands import mergesearch, sets
+from support.evaluate_tiny import make_model, make_tokenizer, write_tasks
+from support.searches import settings
+from support.tiny_models import fine_tune
 
 from mergesearch import load_run
 from mergesearch.search import by_lm_eval
+from mergesearch.search.costs import words_of
+from mergesearch.search.estimate import estimate
+from mergesearch.search.speed import Probe
 from mergesearch.search.store import open_run
 
-TRIED = ("zoo_code", "zoo_names", "zoo_strings")  # zoo_prose is loglikelihood_rolling, which lm-eval always answers
-OPTIONS = {"scoring": "auto", "report__finalists": 1, "report__documents": 4}
+TRIED = ("tiny_choice", "tiny_copy")  # tiny_passages is loglikelihood_rolling, which lm-eval always answers
+METRICS = {"tiny_choice": "acc", "tiny_copy": "exact_match,word", "tiny_passages": "bits_per_byte"}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    done = mergesearch("run", QUICKSTART, *small(folder, trials=1, limit=8, **OPTIONS))
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tasks(folder)
+    for number, name in enumerate(("base", "one", "two")):
+        model = make_model(0)
+        (fine_tune(model, number, 0.05) if number else model).save_pretrained(folder / name)
+        make_tokenizer().save_pretrained(folder / name)
+    data = {
+        "name": "tiny",
+        "base_model": str(folder / "base"),
+        "models": {name: str(folder / name) for name in ("one", "two")},
+        "include_path": str(folder / "tasks"),
+        "tasks": [{"task": task, "metric": metric, "limit": 6} for task, metric in METRICS.items()],
+        "objective": {"scale": "raw"},
+        "space": {"methods": ["linear"]},
+        "search": {"strategy": "study", "sampler": "tpe", "defaults": False, "trials": 2},
+        "report": {"finalists": 1, "documents": 3},
+        "dtype": "float32",
+        "device": "cpu",
+        "batch_size": 6,
+        "output": str(folder / "run"),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(data))
+    return folder / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path) -> Path:
+    done = mergesearch("run", config)
     assert done.status == 0, done.err
-    assert "scoring 7 candidates once more by lm-eval's own model" in done.err
-    return folder
+    assert "once more by lm-eval's own model: parents, average and winner" in done.err
+    assert "answers were generated at" in done.out
+    return config.parent / "run"
 
 
 def test_parents_average_and_winner_are_scored_once_more(finished):
@@ -35,20 +70,21 @@ def test_parents_average_and_winner_are_scored_once_more(finished):
     for record in run.records:
         known = record.name in (*run.config.parents, "average") or record.number == winner.number
         assert set(record.by_lm_eval) == (set(TRIED) if known else set()), record.number
-        assert all(record.by_lm_eval[task].documents == 8 for task in record.by_lm_eval)
+        assert all(record.by_lm_eval[task].documents == 6 for task in record.by_lm_eval)
         assert record.shown.keys() == record.scores.keys()
 
 
 def test_the_card_has_what_lm_eval_gives(finished):
     run = load_run(finished)
-    config = finished / "config.yaml"
-    found = json.loads(mergesearch("score", finished / "best", "--config", config, "--format", "json").out)["tasks"]
+    found = json.loads(
+        mergesearch("score", finished / "best", "--config", finished / "config.yaml", "--format", "json").out
+    )["tasks"]
     winner = run.best()
     for task, score in winner.shown.items():
         assert found[task]["value"] == score.value, task
     card = (finished / "best" / "README.md").read_text()
     assert "those of lm-eval's own model; the objective is what the search saw, by token tries" in card
-    assert f"{winner.shown['zoo_code'].value:.4f}" in card
+    assert f"{winner.shown['tiny_choice'].value:.4f}" in card
 
 
 def test_the_table_marks_which_is_which(finished):
@@ -56,8 +92,10 @@ def test_the_table_marks_which_is_which(finished):
     assert "log-likelihoods and generated answers were scored by token tries" in shown
     assert "= lm-eval's own model gives these figures too" in shown
     rows = json.loads(mergesearch("table", finished, "--format", "json").out)
-    beside = [row for row in rows if row["zoo_code_lm_eval"] is not None]
-    assert len(beside) == 7 and all(row["zoo_prose"] is not None and "zoo_prose_lm_eval" not in row for row in rows)
+    beside = [row for row in rows if row["tiny_choice_lm_eval"] is not None]
+    assert 4 <= len(beside) <= 5 and all(
+        row["tiny_passages"] is not None and "tiny_passages_lm_eval" not in row for row in rows
+    )
     assert "(lm_eval " in mergesearch("table", finished, "--format", "md").out
 
 
@@ -65,7 +103,7 @@ def test_figures_that_differ_are_named(finished):
     _, study = open_run(finished)
     before = study.user_attrs[by_lm_eval.FIGURES]
     changed = json.loads(json.dumps(before))
-    changed["0"]["tasks"]["zoo_code"]["value"] = 0.987654
+    changed["0"]["tasks"]["tiny_choice"]["value"] = 0.987654
     study.set_user_attr(by_lm_eval.FIGURES, changed)
     try:
         shown = mergesearch("table", finished).out
@@ -74,8 +112,8 @@ def test_figures_that_differ_are_named(finished):
         study.set_user_attr(by_lm_eval.FIGURES, before)
 
 
-def test_a_run_is_of_one_kind(finished):
-    done = mergesearch("run", QUICKSTART, *small(finished, trials=1, limit=8, **{**OPTIONS, "scoring": "lm_eval"}))
+def test_a_run_is_of_one_kind(config, finished):
+    done = mergesearch("run", config, *sets(scoring="lm_eval"))
     assert done.status == 2 and "scoring: 'lm_eval', there 'auto'" in done.err
     # what was noted stands, whatever a later worker finds
     _, study = open_run(finished)
@@ -86,7 +124,7 @@ def test_the_report_is_lm_evals(finished):
     done = mergesearch("report", finished)
     assert done.status == 0, done.err
     assert "figures on the holdout are lm-eval's own model's; those of the search are by token tries" in done.out
-    assert "requests shuffled, batch size 42 instead of 64" in done.out
+    assert "requests shuffled, batch size 4 instead of 6" in done.out
 
 
 def test_another_trial_is_scored_once_more_for_its_card(finished, tmp_path):
@@ -96,8 +134,8 @@ def test_another_trial_is_scored_once_more_for_its_card(finished, tmp_path):
     assert "those of lm-eval's own model" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_check_counts_it(finished, tmp_path):
-    done = mergesearch("check", QUICKSTART, *small(tmp_path / "run", trials=1, limit=30, **OPTIONS))
-    assert done.status == 0 and "scoring once more by lm-eval" in done.out
-    quiet = mergesearch("check", QUICKSTART, *small(tmp_path / "run", trials=1, limit=8), *sets(scoring="lm_eval"))
-    assert "once more" not in quiet.out
+def test_the_estimate_counts_it(tmp_path):
+    probe = Probe({"quiz": 10, "bits": 10}, {"quiz": 0.5, "bits": 0.1}, merge=1.0, learning=0.25)
+    before, after = (estimate(settings(tmp_path), probe=replace(probe, again=again)) for again in (0.0, 50.0))
+    assert after.seconds == before.seconds + 50.0
+    assert "scoring once more by lm-eval 50 s" in words_of(after) and "once more" not in words_of(before)

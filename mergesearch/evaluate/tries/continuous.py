@@ -1,9 +1,9 @@
 """Greedy decoding by transformers' continuous batching: a paged cache, shared beginnings, no waiting for the longest.
 
 A prompt takes the place of a finished one at once. It pays on a GPU, where a batch that shrinks leaves the card idle;
-on a CPU the paged attention of transformers 5.23 takes a mask over the whole cache for every token, and was measured at
-a fraction of the speed of `generation.GreedyDecoder` (results/generation.md). So `choose` times both where there is a
-GPU, and where there is none does not try.
+on a CPU the paged attention of transformers 5.23 was measured at a fraction of the speed of one prompt after another
+(82 s against 6 s for 18 prompts of 24 tokens, one thread). So `choose` times both where there is a GPU, and where there
+is none does not try. `python -m scripts.bench.generation` measures all ways.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ class Stops:
     """
 
     def __init__(self, tokenizer: Any, until: Sequence[str], ends: Sequence[int], most: int) -> None:
-        self.most, self.ends = most, set(ends)
+        self.most: int = most
+        self.ends: set[int] = set(ends)
         self._tokenizer, self._until = tokenizer, [text for text in until if text]
         lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in self._until]
         # lm-eval looks back two more tokens than the text takes: it may be written in others
