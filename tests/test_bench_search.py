@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from mergesearch.errors import CandidateError
-from mergesearch.evaluate.scores import DocumentScores, TaskScore
+from mergesearch.evaluate.expected import expect
+from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, Rule
 from mergesearch.search.trials import State, Trial
-from scripts.bench import search, search_moments, search_report, search_rows, yardstick
+from scripts.bench import search, search_moments, search_report, search_rows, winner, yardstick
 
 pytest.importorskip("cma", reason="pip install cma")
 
@@ -214,21 +215,20 @@ def test_a_run_is_charged_for_all_that_it_asked_and_tells_when_it_had_something_
 
 
 def test_a_run_gives_whoever_is_expected_to_be_best_and_not_the_highest():
-    """The highest of many equal ones has a score of luck; its documents' probabilities say that it is no better."""
-    rng = np.random.default_rng(0)
-    margins = rng.normal(0, 1, 60)[None] + rng.normal(0, 0.3, (12, 60))
-    margins[4] += 0.12  # truly better, while trial 7 is lucky
-    margins[7] = np.where(np.abs(margins[7]) < 0.25, 0.01, margins[7])
-    documents = {
-        n: {"quiz": DocumentScores(list(range(60)), (row > 0).astype(float), "mean", -np.logaddexp(0, -row))}
-        for n, row in enumerate(margins)
-    }
-    values = {n: float(each["quiz"].values.mean()) for n, each in documents.items()}
-    assert max(values, key=lambda n: values[n]) == 7
-    trials = [trial(n, scores=counted(60)) for n in range(12)]
-    *_, last = search_moments.moments_of(trials, lambda t: values[t.number], documents, lambda scores: {"quiz": 1.0})
-    assert last.highest == values[7] and last.given.number == 4
-    assert last.documents == 12 * 60
+    draws = (winner.World("", 15, 60, 0.03).draw(seed) for seed in range(20))
+    factors = {"quiz": 1.0}
+    for draw in draws:
+        documents = dict(enumerate(draw.candidates))
+        values = {n: winner.score(each, factors) for n, each in documents.items()}
+        expected = [each.value for each in expect(draw.candidates, factors)]
+        best = int(np.argmax(expected))
+        if values[best] < max(values.values()):
+            break
+    trials = [trial(n, scores=counted(60)) for n in documents]
+    *_, last = search_moments.moments_of(trials, lambda t: values[t.number], documents, lambda scores: factors)
+    assert last.highest == max(values.values()) > values[best]
+    assert last.given.number == best
+    assert last.documents <= 15 * 60
 
 
 # --- what is finished, and what is missing ---
@@ -254,7 +254,7 @@ def test_rows_are_read_as_they_were_written_and_what_has_no_end_is_not_finished(
     assert repr(again) == repr(dict(sorted(found.items())))
     assert again[key].at(math.inf)[0] == 0.25 and again[key].documents == 50
     text = file.read_text().splitlines()
-    file.write_text("\n".join(line for line in text if not line.endswith("end")) + "\n")
+    file.write_text("\n".join(line for line in text if not line.endswith(",end") or line[:4] == "pool") + "\n")
     assert search_rows.read(file) == {} == search_rows.read(tmp_path / "none.csv")
 
 
@@ -379,19 +379,18 @@ def test_one_command_runs_what_is_missing_and_prints_the_page(tmp_path, monkeypa
     monkeypatch.setitem(
         search.RUNS, "entropy_soup", ["search.strategy=[baselines, learned_soup]", "search.defaults=false", soup]
     )
-    changes = [f"tasks.{n}.limit=8" for n in range(4)] + ["holdout=0.5", "device=cpu", "dtype=float32"]
-    chosen = ["--seeds", "1", "--documents", "32", "--only", "cmaes", "genetic", "entropy_soup"]
+    named = {"zoo_code": "acc", "zoo_prose": "bits_per_byte", "zoo_strings": "exact_match"}
+    tasks = ", ".join(f"{{task: {task}, metric: {metric}, limit: 4}}" for task, metric in named.items())
+    changes = [f"tasks=[{tasks}]", "holdout=0.5", "device=cpu", "dtype=float32"]
+    chosen = ["--seeds", "1", "--documents", "24", "--only", "cmaes", "entropy_soup"]
     arguments = small(tmp_path, *chosen, *(part for change in changes for part in ("--set", change)))
     search.main(arguments)
     said = capsys.readouterr().out
-    assert "0 of 3 searches are not finished" in said and "FAILED" not in said
+    assert "0 of 2 searches are not finished" in said and "FAILED" not in said
     found = {key.search: each for key, each in search_rows.read(tmp_path / "search.csv").items()}
-    assert {name: each.documents for name, each in found.items() if name != "entropy_soup"} == {
-        "cmaes": 32,
-        "genetic": 32,
-    }
+    assert found["cmaes"].documents == 24
     assert all(each.seconds > 0 and math.isfinite(each.at(math.inf)[1]) for each in found.values())
-    assert found["entropy_soup"].documents > 6 * 16  # the parents and the average, and what learning took
+    assert found["entropy_soup"].documents > 6 * 12  # the parents and the average, and what learning took
     assert (tmp_path / "out" / "scales" / "zoo1-1.json").is_file()
     before = (tmp_path / "search.csv").read_bytes()
     monkeypatch.setattr(search, "run_unit", lambda unit: pytest.fail(f"{unit.name} runs again"))
