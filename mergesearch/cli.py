@@ -350,7 +350,7 @@ def table(
 ) -> None:
     """The result table of a run, as wide as the terminal; into a pipe or a file as wide as need be.
 
-    Where there is no room, columns are left out in this order: bars, seconds, interval, rank, ±, vs, tasks from the last.
+    Where there is no room, columns go in this order: bars, seconds, interval, rank, ±, vs, tasks from the last.
     """
     from mergesearch.commands.table import form_of, show, write_table
     from mergesearch.results.loading import load_run
