@@ -451,7 +451,7 @@ def table(
 ) -> None:
     """The result table of a run, as wide as the terminal; into a pipe or a file as wide as need be.
 
-    Where there is no room, columns are left out in this order: the bars, seconds, rank, ±, vs, the tasks from the last.
+    Where there is no room, columns go in this order: bars, seconds, interval, rank, ±, vs, tasks from the last.
     """
     from mergesearch.commands.table import data_of, form_of, show, write_data, write_table
     from mergesearch.results.loading import load_run

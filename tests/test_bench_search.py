@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import json
 import math
 import time
 from pathlib import Path
@@ -14,15 +12,16 @@ import numpy as np
 import pytest
 
 from mergesearch.errors import CandidateError
+from mergesearch.evaluate.expected import expect
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, Rule
 from mergesearch.search.trials import State, Trial
-from scripts.bench import search, search_report, yardstick
+from scripts.bench import search, search_moments, search_report, search_rows, winner, yardstick
 
 pytest.importorskip("cma", reason="pip install cma")
 
 DOCUMENTS = 10
-STRATEGIES = ("cmaes", "random", "tpe")
+STRATEGIES = ("cmaes", "genetic", "random", "tpe")
 
 
 class Layers:
@@ -189,6 +188,7 @@ def test_a_failed_candidate_is_charged_and_the_search_goes_on(tmp_path, strategy
 
 def trial(number: int, state: State = State.COMPLETE, minute: int | None = None, **values: Any) -> Trial:
     when = datetime.datetime(2026, 1, 1, 0, number if minute is None else minute) if state.ended else None
+    values = {"score_seconds": 2.0, **values}
     return Trial(number, state, recipe_id=f"r{number}", recipe_data={"n": number}, ended_at=when, **values)
 
 
@@ -196,82 +196,155 @@ def counted(*numbers: int) -> dict[str, TaskScore]:
     return {f"task{n}": TaskScore(0.5, 0.1, count, "acc") for n, count in enumerate(numbers)}
 
 
-def test_a_run_is_charged_for_all_that_it_asked():
+def test_a_run_is_charged_for_all_that_it_asked_and_tells_when_it_had_something_better():
     values = {0: 0.1, 1: 0.4, 3: 0.2}
     trials = [
         trial(0, scores=counted(5, 5)),
-        trial(1, minute=9, scores=counted(5, 5), learning_documents=96),
+        trial(1, minute=9, scores=counted(5, 5), learning_documents=96, learning_seconds=30.0),
         trial(2, State.PRUNED, partial=counted(2, 1)),
         trial(3, scores=counted(5, 5), same_as=0),
         trial(4, State.FAILED, error="no numbers"),
         trial(5, State.SCORED, scores=counted(5, 5)),
     ]
-    curve = search.curve_of(trials, lambda trial: values[trial.number])
-    assert [(c.id, c.value, c.documents) for c, _ in curve] == [
-        ("r0", 0.1, 10),
-        ("r2", None, 3),
-        ("r3", 0.2, 0),
-        ("r4", None, 0),
-        ("r1", 0.4, 106),
+    found = search_moments.moments_of(trials, lambda trial: values[trial.number], {}, lambda scores: {})
+    assert [(m.documents, m.seconds, m.highest, m.given.number) for m in found] == [
+        (10, 2.0, 0.1, 0),
+        (13, 6.0, 0.2, 3),
+        (119, 40.0, 0.4, 1),
     ]
-    assert [c.id for c, _ in search.best_so_far(curve)] == ["r0", "r3", "r1"]
 
 
-def test_every_search_has_a_file_of_its_own_and_its_budget(tmp_path):
-    chosen = search.options([str(tmp_path), "--seeds", "3", "4"])
-    units = search.units(chosen)
+def test_a_run_gives_whoever_is_expected_to_be_best_and_not_the_highest():
+    draws = (winner.World("", 15, 60, 0.03).draw(seed) for seed in range(20))
+    factors = {"quiz": 1.0}
+    for draw in draws:
+        documents = dict(enumerate(draw.candidates))
+        values = {n: winner.score(each, factors) for n, each in documents.items()}
+        expected = [each.value for each in expect(draw.candidates, factors)]
+        best = int(np.argmax(expected))
+        if values[best] < max(values.values()):
+            break
+    trials = [trial(n, scores=counted(60)) for n in documents]
+    *_, last = search_moments.moments_of(trials, lambda t: values[t.number], documents, lambda scores: factors)
+    assert last.highest == max(values.values()) > values[best]
+    assert last.given.number == best
+    assert last.documents <= 15 * 60
+
+
+# --- what is finished, and what is missing ---
+
+
+def small(tmp_path: Path, *more: str) -> list[str]:
+    return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "search"), *more]
+
+
+def curve(*rows, settings="abc", budget=100, end=None) -> search_rows.Curve:
+    points = [search_rows.Point(documents, float(documents), value, holdout) for documents, value, holdout in rows]
+    spent = end or points[-1].documents
+    return search_rows.Curve(points, spent, float(spent), settings, budget)
+
+
+def test_rows_are_read_as_they_were_written_and_what_has_no_end_is_not_finished(tmp_path):
+    file = tmp_path / "search.csv"
+    key, other = search_rows.Key("zoo1", "auto", 3), search_rows.Key("real", "cmaes", 0)
+    found = {key: curve((10, 0.1, 0.0), (30, 0.25, math.nan), end=50), other: curve((7, 1.0, 0.5))}
+    for each in found:
+        search_rows.add(file, each, found[each])
+    again = search_rows.read(file)
+    assert repr(again) == repr(dict(sorted(found.items())))
+    assert again[key].at(math.inf)[0] == 0.25 and again[key].documents == 50
+    text = file.read_text().splitlines()
+    file.write_text("\n".join(line for line in text if not line.endswith(",end") or line[:4] == "pool") + "\n")
+    assert search_rows.read(file) == {} == search_rows.read(tmp_path / "none.csv")
+
+
+def test_every_search_has_a_file_of_its_own_and_is_missing_until_it_has_rows(tmp_path):
+    arguments = small(tmp_path, "--seeds", "3", "4")
+    units = search.units(search.options(arguments))
     assert len({unit.file for unit in units}) == len({unit.run for unit in units}) == len(units)
     unit = units[0]
-    assert not unit.done
-    unit.file.parent.mkdir(parents=True)
-    unit.note.write_text("100")
-    assert not unit.done
-    unit.note.write_text("400")
-    assert unit.done
+    assert not search.is_done(unit, {})
+    for budget, done in ((unit.budget - 1, False), (unit.budget, True)):
+        rows = {unit.key: curve((5, 0.1, 0.1), settings=unit.settings, budget=budget)}
+        assert search.is_done(unit, rows) is done
+    with pytest.raises(SystemExit, match="as it was before it changed"):
+        search.is_done(unit, {unit.key: curve((5, 0.1, 0.1), settings="another", budget=10**9)})
 
 
-# --- the report ---
+def test_settings_are_the_same_wherever_a_search_runs(tmp_path, monkeypatch):
+    arguments = small(tmp_path, "--only", "auto", "--seeds", "0")
+    (unit,) = search.units(search.options(arguments))
+    (elsewhere,) = search.units(search.options([*arguments, "--set", "device=cuda", "--set", "batch_size=8"]))
+    (other,) = search.units(search.options([*arguments, "--set", "holdout=0.1"]))
+    before = unit.settings
+    assert before == elsewhere.settings != other.settings
+    monkeypatch.setitem(search.RUNS, "auto", ["search.strategy=study"])
+    assert unit.settings != before
 
 
-def candidates(*rows):
-    return [yardstick.Candidate(f"c{n}", value, cost, holdout) for n, (value, cost, holdout) in enumerate(rows)]
+def test_the_committed_rows_are_of_the_searches_that_there_are():
+    """Else the one command would run for days what is done; whoever changes a search takes its rows out."""
+    finished = search_rows.read(Path(search.__file__).parents[2] / "results" / "search.csv")
+    units = {unit.key: unit for unit in search.units(search.options([]))}
+    assert len(finished) >= 75
+    assert all(search.is_done(units[key], finished) for key in finished if key in units)
 
 
-def measured():
+def test_pools_have_names_and_files_and_what_is_not_there_is_refused(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nmodels: {b: y, a: x}\n")
+    assert search.pool_of(str(mine)) == ("mine", search.Pool(mine, 25_000, 25_000))
+    assert search.pool_of("zoo1")[1].yardstick == 610_400
+    with pytest.raises(SystemExit, match="name one of zoo1, real, or a file"):
+        search.pool_of(str(tmp_path / "none.yaml"))
+
+
+# --- the page ---
+
+
+def measured() -> dict[search_rows.Key, search_rows.Curve]:
     return {
-        "cmaes": {
-            0: candidates((0.1, 10, 0.0), (0.5, 10, 0.3), (0.4, 10, None), (0.6, 10, 0.2)),
-            1: candidates((0.2, 10, 0.1), (None, 10, None), (0.3, 10, 0.3), (0.1, 10, None)),
-        },
-        "auto": {
-            0: candidates((0.1, 5, 0.0), (0.7, 7, 0.5)),
-            1: candidates((0.2, 5, 0.2), (0.25, 25, 0.4), (0.2, 20, None)),
-        },
+        search_rows.Key("zoo1", "cmaes", 0): curve((10, 0.1, 0.0), (20, 0.5, 0.3), (40, 0.6, 0.2)),
+        search_rows.Key("zoo1", "cmaes", 1): curve((10, 0.2, 0.1), (30, 0.3, 0.3), end=40),
+        search_rows.Key("zoo1", "auto", 0): curve((5, 0.1, 0.0), (12, 0.7, 0.5)),
+        search_rows.Key("zoo1", "auto", 1): curve((5, 0.2, 0.2), (30, 0.25, 0.4), end=50),
     }
 
 
+def of_zoo1(found):
+    return search_report.by_pool(found, ["cmaes", "auto"])["zoo1"]
+
+
 def test_a_curve_tells_score_and_cost():
-    curve = search_report.Curve(measured()["cmaes"][0])
-    assert curve.points == [(10, 0.1, 0.0), (20, 0.5, 0.3), (40, 0.6, 0.2)]
-    assert curve.at(39) == (0.5, 0.3)
-    assert all(map(math.isnan, curve.at(9)))
-    assert (curve.cost_of(0.5), curve.cost_of(0.61), curve.documents) == (20, math.inf, 40)
+    candidates = [
+        yardstick.Candidate(f"c{n}", value, 10, holdout, seconds=3.0)
+        for n, (value, holdout) in enumerate([(0.1, 0.0), (0.5, 0.3), (0.4, None), (None, None), (0.6, 0.2)])
+    ]
+    found = search_rows.curve_of(candidates, "abc", 60)
+    assert [(p.documents, p.seconds, p.search, p.holdout) for p in found.points] == [
+        (10, 3.0, 0.1, 0.0),
+        (20, 6.0, 0.5, 0.3),
+        (50, 15.0, 0.6, 0.2),
+    ]
+    assert found.at(49) == (0.5, 0.3) and (found.documents, found.seconds, found.each) == (50, 15.0, 10)
+    assert all(map(math.isnan, found.at(9)))
+    assert (found.cost_of(0.5), found.cost_of(0.61)) == (20, math.inf)
 
 
 def test_the_report_compares_seed_by_seed_at_equal_cost():
-    curves = {n: {s: search_report.Curve(c) for s, c in seeds.items()} for n, seeds in measured().items()}
+    curves = of_zoo1(measured())
     # seed 0: after 12 documents .5 and 0; seed 1: after 40 documents .4 and .3
     found = search_report.differences(curves["auto"], curves["cmaes"])
     assert [spent for spent, _ in found] == [12, 40]
     assert [difference for _, difference in found] == pytest.approx([0.5, 0.1])
     assert search_report.reach_cells(curves["auto"], curves["cmaes"]) == "1 of 2 | 12 | 0.300"
+    assert search_report.reach_cells(curves["auto"], {}) == "– | – | –"
 
 
 def test_what_is_left_out_of_auto_is_compared_with_auto():
-    curves = {n: {s: search_report.Curve(c) for s, c in seeds.items()} for n, seeds in measured().items()}
+    curves = of_zoo1(measured())
     assert search_report.ablations(curves) == []
-    rows = candidates((0.2, 12, 0.1)), candidates((0.35, 50, 0.6))
-    curves["auto without racing"] = {seed: search_report.Curve(found) for seed, found in enumerate(rows)}
+    curves["auto without racing"] = {0: curve((12, 0.2, 0.1)), 1: curve((50, 0.35, 0.6))}
     # seed 0: .2 and .1 against .7 and .5; seed 1: .35 and .6 against .25 and .4
     *_, line, _ = search_report.ablations(curves)
     assert line.startswith("| auto without racing | 2 | -0.2000 ± ") and "| -0.7 | -0.1000 ± " in line
@@ -283,40 +356,45 @@ def test_the_interval_is_students():
     assert mean.half == pytest.approx(2.776445 * math.sqrt(0.5))
 
 
-def test_the_report_is_written_from_the_record(tmp_path):
-    out, results = tmp_path / "out", tmp_path / "results" / "search"
-    (out / "curves").mkdir(parents=True)
-    (out / "settings.json").write_text(json.dumps({"config": "name: tiny", "overrides": ["batch_size=8"]}))
-    for name, seeds in measured().items():
-        for seed, found in seeds.items():
-            lines = "".join(json.dumps(vars(c)) + "\n" for c in found)
-            (out / "curves" / f"{name}-{seed}.jsonl").write_text(lines)
-    read = search.read_all(out)
-    assert without_time(read["auto"][1]) == without_time(measured()["auto"][1])
-    chosen = search.options([str(out), "--results", str(results)])
-    search_report.write(read, "cmaes", results, search.described(chosen))
-    text = results.with_suffix(".md").read_text()
-    assert "`tiny` with batch_size=8" in text and "| auto | 2 |" in text
-    rows = list(csv.DictReader(results.with_suffix(".csv").open()))
-    assert {(r["search"], r["seed"], r["documents"], r["holdout_score"]) for r in rows} >= {("auto", "1", "50", "0.4")}
+def test_the_page_has_every_pool_and_is_printed_from_the_rows_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(search_report, "draw", lambda *_: False)
+    found = {**measured(), search_rows.Key("real", "auto", 0): curve((400, 0.9, 0.8), (800, 0.95, 0.85))}
+    search_rows.write(tmp_path / "here.csv", found)
+    lost = tmp_path / "elsewhere.csv"
+    search_rows.write(lost, {search_rows.Key("real", "tpe", 0): curve((400, 0.7, 0.6))})
+    arguments = ["--results", str(tmp_path / "here"), "--report", "--take", str(lost)]
+    assert search.main(arguments) == 0
+    text = (tmp_path / "here.md").read_text()
+    assert text.index("## Pool zoo1") < text.index("## Pool real")
+    assert "| auto | 2 | 0.4750" in text and "| 31 | 1 of 2 | 12 | 0.300 |" in text  # seconds, too
+    assert "| tpe | 1 | 0.7000 | 0.6000 | 400 | 400 |" in text
+    with pytest.raises(SystemExit, match="no search is finished"):
+        search.main(["--results", str(tmp_path / "nothing"), "--report"])
 
 
-def test_a_comparison_is_not_mixed_with_another(tmp_path, monkeypatch):
-    chosen = search.options([str(tmp_path), "--only", "auto"])
-    search.remember(chosen)
-    search.remember(search.options([str(tmp_path), "--only", "greedy_soup", "cmaes"]))
-    monkeypatch.setitem(search.RUNS, "auto", ["search.strategy=study"])
-    with pytest.raises(SystemExit, match="'auto' as it was before it changed"):
-        search.remember(chosen)
-    with pytest.raises(SystemExit, match="another --config or --set"):
-        search.remember(search.options([str(tmp_path), "--only", "cmaes", "--set", "batch_size=8"]))
-
-
-def test_the_yardsticks_measure_real_candidates(tmp_path):
-    """On the demo zoo of version 0.1, on few documents."""
-    arguments = [str(tmp_path), "--seeds", "1", "--candidates", "2", "--only", "cmaes"]
-    changes = [f"tasks.{n}.limit=4" for n in range(4)] + ["holdout=0.01", "device=cpu", "dtype=float32"]
-    search.main(arguments + [part for change in changes for part in ("--set", change)])
-    found = search.read_all(tmp_path)
-    assert {name: len(seeds[1]) for name, seeds in found.items()} == {"cmaes": 2}
-    assert all(c.documents == 16 for seeds in found.values() for c in seeds[1])
+def test_one_command_runs_what_is_missing_and_prints_the_page(tmp_path, monkeypatch, capsys):
+    """On the demo zoo of version 0.1, on few documents: a yardstick, one of mergesearch's own, and the entropy soup."""
+    monkeypatch.setattr(search_report, "draw", lambda *_: False)
+    soup = "search.learned_soup={per: [tensor], loss: [cross_entropy], start: 0.3, steps: 2, documents: 1}"
+    monkeypatch.setitem(
+        search.RUNS, "entropy_soup", ["search.strategy=[baselines, learned_soup]", "search.defaults=false", soup]
+    )
+    named = {"zoo_code": "acc", "zoo_prose": "bits_per_byte", "zoo_strings": "exact_match"}
+    tasks = ", ".join(f"{{task: {task}, metric: {metric}, limit: 4}}" for task, metric in named.items())
+    changes = [f"tasks=[{tasks}]", "holdout=0.5", "device=cpu", "dtype=float32"]
+    arguments = small(tmp_path, "--seeds", "1", *(part for change in changes for part in ("--set", change)))
+    chosen = ["--documents", "24", "--only", "cmaes"], ["--documents", "200", "--only", "entropy_soup"]
+    for each in chosen:
+        search.main([*arguments, *each])
+    said = capsys.readouterr().out
+    assert said.count("0 of 1 searches are not finished") == 2 and "FAILED" not in said
+    found = {key.search: each for key, each in search_rows.read(tmp_path / "search.csv").items()}
+    assert found["cmaes"].documents == 24
+    assert all(each.seconds > 0 and math.isfinite(each.at(math.inf)[1]) for each in found.values())
+    assert found["entropy_soup"].documents > 6 * 12  # the parents and the average, and what learning took
+    assert (tmp_path / "out" / "scales" / "zoo1-1.json").is_file()
+    before = (tmp_path / "search.csv").read_bytes()
+    monkeypatch.setattr(search, "run_unit", lambda unit: pytest.fail(f"{unit.name} runs again"))
+    for each in chosen:
+        search.main([*arguments, *each])
+    assert (tmp_path / "search.csv").read_bytes() == before

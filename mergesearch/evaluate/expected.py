@@ -44,7 +44,7 @@ from mergesearch.evaluate.scores import DocumentScores
 Documents = Mapping[str, DocumentScores]
 
 # so many standard errors behind the best, a candidate counts as a contender by exp(-1/2)
-REACH = 4.0
+REACH = 2.0
 # how often contenders and controls are found anew, each from the other
 ROUNDS = 3
 # nats: a document on which what is right is less probable than that is no more wrong for it

@@ -90,15 +90,19 @@ defaults`, the best of them on the search documents; `greedy_soup`; `entropy_sou
 
 
 def text(pool: str, curves: Curves, yardstick: str, image: str | None) -> list[str]:
-    compared = [
-        "### On the holdout at equal document evaluations",
-        "",
-        "Within a seed, both searches after as many document evaluations as the cheaper one spent in all (*documents*:",
-        "the mean of that over seeds); the mean difference and how many of its standard errors over seeds that is.",
-        "",
-        *paired_table(curves, yardstick),
-        "",
-    ]
+    compared = (
+        []
+        if yardstick not in curves
+        else [
+            "### On the holdout at equal document evaluations",
+            "",
+            "Within a seed, both searches after as many document evaluations as the cheaper one spent in all",
+            "(*documents*: the mean of that over seeds); the mean difference, and in standard errors over seeds.",
+            "",
+            *paired_table(curves, yardstick),
+            "",
+        ]
+    )
     return [
         f"## Pool {pool}",
         "",
@@ -110,7 +114,7 @@ def text(pool: str, curves: Curves, yardstick: str, image: str | None) -> list[s
         f"`{yardstick}` with the",
         "same seed, the median of the seeds that reach it, and as a share of its whole cost.",
         "",
-        *(compared if yardstick in curves else []),
+        *compared,
         *ablations(curves),
         "### Along the way",
         "",

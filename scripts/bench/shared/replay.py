@@ -145,7 +145,7 @@ def race_all(
         if position >= matrix.baselines:
             named, late = finished[: matrix.baselines], finished[matrix.baselines :][-OTHERS - 1 :]
             others = [trial for trial in (*named, *late) if trial != order[best]]
-            seen = _race_one(matrix, trial, order[best], others if learn else [], parts, error)
+            seen = race_one(matrix, trial, order[best], others if learn else [], parts, error)
             contenders += objectives[position] > objectives[best]
         evaluations += seen
         finished += [trial] * (seen == full)
@@ -158,7 +158,7 @@ def race_all(
     return Raced(evaluations, full * len(order), stopped, wrong, contenders, winner)
 
 
-def _race_one(
+def race_one(
     matrix: Matrix,
     trial: int,
     best: int,
@@ -166,7 +166,13 @@ def _race_one(
     parts: Sequence[Mapping[str, list[int]]],
     error: float,
 ) -> int:
-    """Documents scored until it was stopped or finished."""
+    """Documents scored of a trial until it was stopped or finished.
+
+    Args:
+        best: whom it races against.
+        others: finished ones that help to predict.
+        parts: the blocks.
+    """
     theirs, sizes = matrix.documents(best), matrix.sizes()
     known = [matrix.documents(other) for other in others]
     for number in range(1, len(parts)):
