@@ -209,8 +209,8 @@ def table(repeats: int = REPEATS) -> str:
             "## Simulated: linear regression on few documents",
             "",
             f"`python -m scripts.bench.soups_simulated`; the script says what is simulated. {STEPS} steps of {DRAWN} "
-            f"documents of each of {TASKS} tasks for every way, {repeats} worlds; the loss beyond the best one as a share of "
-            "the start's, less is better.",
+            f"documents of each of {TASKS} tasks for every way, {repeats} worlds; the loss beyond the best one as a "
+            "share of the start's, less is better.",
             "",
             f"| way | {head} |",
             rule,
