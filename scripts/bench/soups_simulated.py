@@ -1,6 +1,6 @@
-"""What keeps a learned soup from overfitting, where the truth is known: a part of results/soups.md.
+"""What keeps a learned soup from overfitting, where the truth is known, for results/soups-simulated.md.
 
-    python -m scripts.bench.soups_simulated
+    python -m scripts.bench.soups_simulated > results/soups-simulated.md
 
 A candidate's error on a document is a . (w - w*) + noise, and its loss half the square of that: w are the weights of 4
 models on 39 tensors, w* is best on all documents that there are, and a says how a document's error moves with each
@@ -206,7 +206,7 @@ def table(repeats: int = REPEATS) -> str:
     rule = "|---" * (1 + len(columns)) + "|"
     return "\n".join(
         [
-            "## Simulated: linear regression on few documents",
+            "# Soups that do not overfit, simulated: linear regression on few documents",
             "",
             f"`python -m scripts.bench.soups_simulated`; the script says what is simulated. {STEPS} steps of {DRAWN} "
             f"documents of each of {TASKS} tasks for every way, {repeats} worlds; the loss beyond the best one as a "
