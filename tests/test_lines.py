@@ -124,7 +124,8 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path) -> None:
         memo = Memo(tmp_path / "m.json", identity, told.append)
         asked.clear()
         found = memo.scored("good", {"one": [1, 2]}, lambda: scores("good"))
-        assert found["one"].values.tolist() == [1.0, 0.0] and np.isnan(found["one"].gold[1])
+        gold = found["one"].gold
+        assert found["one"].values.tolist() == [1.0, 0.0] and gold is not None and np.isnan(gold[1])
         for _ in range(2):
             with pytest.raises(CandidateError, match="NaN"):
                 memo.scored("bad", {"one": [1, 2, 3]}, lambda: scores("bad"))

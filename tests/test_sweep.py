@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -103,7 +103,7 @@ def begin(folder: Path, world: World, teacher: Teacher, **changes: Any) -> Searc
     config = settings(folder, **{**ONE, **changes})
     teacher.config = config
     space, run = SearchSpace(config, INFOS, 2), RunFolder.prepare(config)
-    return Search(config, run, space, world.engine, world, infos=INFOS, layers=2, learner=teacher)
+    return Search(config, run, space, world.engine, cast(Any, world), infos=INFOS, layers=2, learner=teacher)
 
 
 def history(search: Search) -> History:
@@ -196,8 +196,8 @@ def test_a_second_start_within_noise_has_a_soup_of_its_own(tmp_path: Path) -> No
     wanted = {**wanted, "strategy": ["sweep", "learned_soup"]}
 
     class Wide(Teacher):
-        def sweep(self, *args: Any) -> Swept:
-            found = super().sweep(*args)
+        def sweep(self, lines: Any, budget: int, known: Any, work: Work) -> Swept:
+            found = super().sweep(lines, budget, known, work)
             points = [point for point in found.points if point.line.name == "task_arithmetic"]
             points[0].value = 1.2
             return Swept(points, found.cost)

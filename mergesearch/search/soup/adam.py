@@ -342,7 +342,10 @@ class _Run:
 
     def _look(self) -> None:
         since = self.step - (self.looks[-1].step if self.looks else 0)
-        values = self.coefficients.values(self.passed / since if self.settings.average else self.raw)
+        # a mean of equal numbers need not be that number: frozen weights stay what they are
+        values = self.coefficients.limit(
+            self.coefficients.values(self.passed / since if self.settings.average else self.raw)
+        )
         self._load(self.coefficients.recipe(values))
         losses = self._validate()
         if not _finite(losses):

@@ -4,20 +4,17 @@ The documents are cut into a few parts. For each part a soup is learned on all t
 itself; the losses of all parts together, each document's of a soup that has not seen it, choose one step for all. What
 comes out is the mean of the folds' weights at that step: weights of one model, so that it costs nothing more to run
 (bagging: Breiman, "Bagging predictors", 1996; cross-validated by what each has not seen). Nothing is given away for
-validation, and what the folds do not agree on averages out. The same losses say what share of the deviations from the
-whole model's weights is kept.
+validation, and what the folds do not agree on averages out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError
@@ -30,17 +27,11 @@ from mergesearch.search.soup.learning import (
     LearningStep,
     Look,
     SoupResult,
-    StateFile,
     Stepped,
     folds_of,
-    size,
 )
 from mergesearch.search.soup.settings import SoupSettings
 
-# of the deviations from the whole model's weights, the shares that are tried beside all of them
-SHARES = (0.0, 0.5)
-# of the state on disk that says what they are worth
-SHARES_FORMAT = "shares 1"
 # each fold goes all the way: where to stop is for all of them together to say
 _NEVER = 1_000_000
 
@@ -129,62 +120,8 @@ def learn_by_folds(
     values = stopping.kept
     assert values is not None, "the start is always kept"
     place = max(number for number, entry in enumerate(history) if entry["kept"])
-    share = 1.0
-    if place and not note and coefficients.levels is not None and coefficients.levels.rows > 1:
-        file = StateFile(None if state is None else state.with_suffix(f".shares{state.suffix}"), SHARES_FORMAT)
-        folds = _Folds(coefficients, engine, losses, [held for _, held in parts], [one.looks[place] for one in found])
-        tried = folds.shrunk(file, spent)
-        cost += size(documents_of(folds.held)) * len(tried)
-        lowest = {1.0: stopping.loss(looks[place].losses), **{each: stopping.loss(of) for each, of in tried.items()}}
-        share = min(lowest, key=lambda each: lowest[each])
-        values = coefficients.levels.shrunk(values, share)
-        history.append({**history[place], "documents": cost, "validation": lowest[share], "share": share})
-    note = (
-        note
-        or f"the mean of {len(found)} folds at step {history[place]['step']} of {steps}, deviations times {share:g}"
-    )
+    note = note or f"the mean of {len(found)} folds at step {history[place]['step']} of {steps}"
     return SoupResult(values, coefficients.recipe(values), history, cost, note, looks, found[0].scales)
-
-
-@dataclass(frozen=True)
-class _Folds:
-    """The folds at the chosen step: what each holds out, and its weights."""
-
-    coefficients: Coefficients
-    engine: Engine
-    losses: Losses
-    held: Sequence[Documents]
-    looks: Sequence[Look]
-
-    def shrunk(self, file: StateFile, spent: Callable[[int], None]) -> dict[float, dict[str, np.ndarray]]:
-        """The held-out losses with each fold's deviations from the whole model's weights at a share of themselves.
-
-        What was measured before, by the state in the file, is not measured again.
-        """
-        kept = (file.load() or {}).get("losses", {})
-        found: dict[float, dict[str, np.ndarray]] = {}
-        for share in SHARES:
-            parts = []
-            for number, (held, look) in enumerate(zip(self.held, self.looks, strict=True)):
-                key = f"{share:g}/{number}"
-                if key not in kept:
-                    kept[key] = self._losses(look.values, share, held)
-                    file.save({"losses": kept})
-                spent(size(held))
-                parts.append(kept[key])
-            found[share] = {label: np.concatenate([part[label] for part in parts]) for label in parts[0]}
-        return found
-
-    @torch.no_grad()
-    def _losses(self, values: np.ndarray, share: float, held: Documents) -> dict[str, list[float]]:
-        assert self.coefficients.levels is not None
-        self.engine.load(self.coefficients.recipe(self.coefficients.levels.shrunk(values, share)))
-        return {label: each.double().cpu().tolist() for label, each in self.losses.loss(held).items()}
-
-
-def documents_of(parts: Sequence[Documents]) -> Documents:
-    """All documents of several parts."""
-    return {label: [number for part in parts for number in part[label]] for label in parts[0]}
 
 
 def _together(folds: Sequence[SoupResult]) -> list[Look]:

@@ -64,7 +64,7 @@ class SoupSettings(Strict):
         description="of adam's rate, the share by which a group's and a tensor's deviations from the whole model's "
         "weights shrink in each step",
     )
-    average: bool = Field(default=False, description="looks are at the mean of the weights since the look before")
+    average: bool = Field(default=True, description="looks are at the mean of the weights since the look before")
     layer_groups: int = Field(default=3, ge=1, description="of `per: group`: how many ranges of layers")
     components: list[str] = Field(
         default=["attention", "mlp", "other"], min_length=1, description="of `per: group`: into what each range splits"
@@ -108,7 +108,6 @@ class SoupSettings(Strict):
         looks = 1 + -(-steps // self.look_every)
         few = sum(self.held_apart(count) for count in documents)
         looked = sum(min(count, folds * self.validation_documents) for count in documents) if folds > 1 else few
-        looks += 2 * (folds > 1)  # once more for each share of the deviations
         return 3 * folds * steps * self.documents * len(documents) + looks * looked + measured * few
 
     def held_apart(self, count: int) -> int:
