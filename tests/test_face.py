@@ -79,10 +79,8 @@ def test_every_public_name_has_an_example(home: Path) -> None:
 def test_the_report_writes_a_page(run: Path, reported: str) -> None:
     text = (run.parent / "page.html").read_text(encoding="utf-8")
     assert "documents of its holdout" not in text
-    assert (
-        ('id="verdict"' in text
-        and "Documents on which the winner and the best single model differ" in text)
-        or (kept_examples(package.load_run(run).folder) == [])
+    assert ('id="verdict"' in text and "Documents on which the winner and the best single model differ" in text) or (
+        kept_examples(package.load_run(run).folder) == []
     )
     # the run noted which kinds of tensors its models have
     assert "zoo_numbers (acc, " in text and "attention" in text
@@ -118,7 +116,7 @@ def test_watching_ends_with_the_run(run: Path, reported: str, tmp_path: Path) ->
 
 
 def test_watching_looks_again_while_trials_are_left(run: Path, tmp_path: Path) -> None:
-    config, study = open_run(run)
+    config, _ = open_run(run)
     other = tmp_path / "run"
     other.mkdir()
     grown = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9}), "output": str(other)})
