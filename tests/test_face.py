@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import yaml
 from support.commands import mergesearch
 
 import mergesearch as package
@@ -65,9 +66,11 @@ def run(home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reported(run: Path) -> str:
-    """What the report said that was also written as a page."""
-    done = mergesearch("report", run, "--examples", 4, "--task", "zoo_numbers:acc", "--documents", 6,
-                       "--html", run.parent / "page.html")  # fmt: skip
+    """What the report said that was also written as a page; its configuration names a task of the report's own."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config["report"]["tasks"] = [{"task": "zoo_numbers", "metric": "acc", "limit": 4}]
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    done = mergesearch("report", run, "--examples", 4, "--documents", 6, "--html", run.parent / "page.html")
     assert done.status == 0, done.err
     return done.out
 
@@ -83,7 +86,7 @@ def test_the_report_writes_a_page(run: Path, reported: str) -> None:
         kept_examples(package.load_run(run).folder) == []
     )
     # the run noted which kinds of tensors its models have
-    assert "zoo_numbers (acc, " in text and "attention" in text
+    assert "zoo_numbers (acc, 4 documents)" in text and "attention" in text
     assert "zoo_numbers" in reported
 
 
@@ -94,7 +97,7 @@ def test_a_second_report_asks_nothing_again(run: Path, reported: str, monkeypatc
         raise AssertionError("nothing is to be built")
 
     monkeypatch.setattr(Engine, "load", load)
-    again = mergesearch("report", run, "--examples", 4, "--task", "zoo_numbers:acc", "--documents", 6)
+    again = mergesearch("report", run, "--examples", 4, "--documents", 6)
     assert again.status == 0 and again.out == reported
 
 
@@ -116,7 +119,7 @@ def test_watching_ends_with_the_run(run: Path, reported: str, tmp_path: Path) ->
 
 
 def test_watching_looks_again_while_trials_are_left(run: Path, tmp_path: Path) -> None:
-    config, study = open_run(run)
+    config, _ = open_run(run)
     other = tmp_path / "run"
     other.mkdir()
     grown = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9}), "output": str(other)})

@@ -94,7 +94,9 @@ def test_the_sections_stand_in_their_order_in_one_small_file(plain: Subject) -> 
     assert plain.contenders["winner"].recipe is not None
     assert Recipe.from_data(dict(plain.contenders["winner"].recipe), "it").to_yaml().strip() in texts.text
     keys = [picture["key"] for picture in _pictures(texts)]
-    assert len(keys) == len(set(keys)) and {"progress", "run0-contenders", "run0-task0", "run0-luck"} <= set(keys)
+    assert len(keys) == len(set(keys)) and {"shared-progress", "run0-contenders", "run0-task0", "run0-luck"} <= set(
+        keys
+    )
 
 
 def _colored(value: Any, under: bool = False) -> Any:
@@ -178,8 +180,8 @@ def test_two_runs_stand_beside_each_other(plain: Subject, tmp_path: Path) -> Non
     texts = _read(page([plain, other], NOW))
     assert texts.ids == SECTIONS and texts.text.count("What a recipe takes from each model") == 1
     keys = [picture["key"] for picture in _pictures(texts)]
-    assert "run1-contenders" in keys and keys.count("progress") == 1
-    (progress,) = (picture for picture in _pictures(texts) if picture["key"] == "progress")
+    assert "run1-contenders" in keys and keys.count("shared-progress") == 1
+    (progress,) = (picture for picture in _pictures(texts) if picture["key"] == "shared-progress")
     assert [trace["name"] for trace in progress["views"][0]["data"] if trace["mode"] == "lines"] == ["night", "night"]
 
 
@@ -300,7 +302,7 @@ def _used(shown: Any) -> None:
     shown.select_option("#run0-tradeoffs select.x", index=1)
     assert "lower is better" in shown.inner_html("#run0-tradeoffs .xtitle")
     shown.click("#progress .views button:nth-child(2)")
-    assert shown.inner_text("#progress .plot .xtitle") == "hours at work"
+    assert shown.text_content("#progress .plot .xtitle") == "hours at work"
     shown.click("#trials thead th:nth-child(2) button")
     assert shown.inner_text("#trials tbody tr:first-child td:nth-child(2)") == "15"
     shown.click("#recipe .copy")

@@ -20,8 +20,7 @@ from mergesearch.results.loading import load_run as read_run
 from mergesearch.results.record import Record
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
+    from mergesearch.results.frames import DataFrame
     from mergesearch.results.report import Report
 
 log: logging.Logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from mergesearch.results.report.data import AVERAGE, SINGLE, Report
 from mergesearch.search.store import RunFolder
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame as DataFrame
 
 TRIALS, DOCUMENTS, REPORT = "trials", "documents", "report"
 FRAMES = (TRIALS, DOCUMENTS, REPORT)

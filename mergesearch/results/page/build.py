@@ -67,7 +67,7 @@ def page(subjects: Sequence[Subject], now: datetime, refresh: int | None = None)
             pictures.append(picture)
         return picture
 
-    shared = keep(curves.best_so_far(subjects, "progress")) if _comparable(subjects) else None
+    shared = keep(curves.best_so_far(subjects, "shared-progress")) if _comparable(subjects) else None
     runs = [_run(subject, place, keep, shared if place == 0 else None, len(subjects) > 1 and shared is not None)
             for place, subject in enumerate(subjects)]  # fmt: skip
     return _template().render(
