@@ -42,11 +42,14 @@ def answered(document: ScoredDocument) -> str:
     the most probable first."""
     requests = document.requests
     kind = requests[0].request_type
+    arguments: list[tuple[Any, ...]] = [tuple(each.args) for each in requests]
     if kind == "generate_until":
         return str(requests[0].resps[0])[:LONGEST]
     if kind == "loglikelihood_rolling":
         return f"log-probability {_number(requests[0].resps[0]):.2f}"
-    choices = sorted(((_number(each.resps[0]), str(each.args[1])) for each in requests), reverse=True)
+    choices = sorted(
+        ((_number(each.resps[0]), str(given[1])) for each, given in zip(requests, arguments, strict=True)), reverse=True
+    )
     lines = [f"{text.strip()[:LONGEST]}   ({logprob:.2f})" for logprob, text in choices[:CHOICES]]
     return "\n".join([*lines, *([f"and {len(choices) - CHOICES} more"] if len(choices) > CHOICES else [])])
 

@@ -193,7 +193,7 @@ def as_bytes(frame: DataFrame, form: str) -> bytes:
     if form == CSV:
         return frame.to_csv(index=False, lineterminator="\n").encode()
     if form == LINES:
-        return frame.to_json(orient="records", lines=True, double_precision=15).encode()
+        return str(frame.to_json(orient="records", lines=True, double_precision=15)).encode()
     if form == PARQUET:
         file = io.BytesIO()
         frame.to_parquet(file, index=False)

@@ -84,7 +84,7 @@ class Mirror:
         self.artifacts: FileSystemArtifactStore = FileSystemArtifactStore(artifacts)
         self.storage: optuna.storages.InMemoryStorage = optuna.storages.InMemoryStorage()
         self.study: optuna.Study = optuna.create_study(
-            study_name=name, storage=self.storage, directions=["maximize"] * len(metrics)
+            study_name=name, storage=self.storage, directions=[optuna.study.StudyDirection.MAXIMIZE] * len(metrics)
         )
         self.study.set_metric_names(list(metrics))
         optuna_dashboard.save_note(self.study, note)
