@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from mergesearch import registry
 from mergesearch.config import Config
 from mergesearch.config.search import AUTO
 from mergesearch.errors import CandidateError
@@ -105,6 +106,9 @@ class LearnedSoups(Strategy):
 
     def _second(self, history: History, budget: Budget) -> Proposal | None:
         """A soup from another start that was within noise of the first one's, where the budget lasts for it."""
+        names = self.config.search.strategies
+        if any(not registry.get(later, "search").open_ended for later in names[names.index(self.name) + 1 :]):
+            return None  # what was left to those that come after would not last for it
         mine = history.of(self.name)
         seconds = {(trial.key["per"], trial.key["loss"]) for trial in mine if trial.key.get("second")}
         spent = sum(trial.learning_documents for trial in mine)
