@@ -20,7 +20,7 @@ from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import Task
 from mergesearch.recipe import Recipe
 from mergesearch.results.loading import BATCH_SIZE, RESIDENCY, batch_size_of
-from mergesearch.search.soup.settings import SoupSettings
+from mergesearch.search.strategies.learned_soup import settings_of
 
 Documents = Mapping[str, Sequence[int]]
 # the longest of all requests, beside the longest of a few
@@ -86,7 +86,7 @@ def alike(needs: Needs) -> Needs:
 
 
 def _appetite(config: Config, survey: Survey, length: Length, device: str, documents: Documents | None) -> Appetite:
-    soup: SoupSettings = config.search.key("learned_soup", SoupSettings)
+    soup = settings_of(config)
     by_gradient = documents is not None and soup.optimizer == "adam" and learns(config, documents)
     return appetite(
         survey.form.blueprint.config,

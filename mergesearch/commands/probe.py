@@ -55,15 +55,16 @@ def measure(
             if time.perf_counter() - begun > SECONDS:
                 break
             scoring[label] = _ask(scorer, documents, label, FEW)
-        for label in plain.labels if plain else ():
-            if time.perf_counter() - begun < 2 * SECONDS:
-                by_lm_eval[label] = _ask(plain, documents, label, FEW)
+        if plain is not None:
+            for label in plain.labels:
+                if time.perf_counter() - begun < 2 * SECONDS:
+                    by_lm_eval[label] = _ask(plain, documents, label, FEW)
     except Exception:  # whatever it is, the first trial meets it again and says so
         log.debug("the speed of scoring was not measured", exc_info=True)
     learning = _guarded(learner.seconds_a_document) if learns(config, documents) else None
     counts = {label: len(ids) for label, ids in documents.items()}
     again = 0.0
-    if plain is not None:
+    if plain is not None and merge is not None:
         each = sum(by_lm_eval.get(label, scoring.get(label, 0.0)) * counts[label] for label in plain.labels)
         # the parents, the average, the winner
         again = (len(config.parents) + 2) * (merge + each)

@@ -18,7 +18,7 @@ _LAID = "laid over the model below before it was merged"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Account:
     """What became of one tensor of one parent.
 
     Attributes:
@@ -37,7 +37,7 @@ class Entry:
     became: str
 
 
-def accounts(recipe: Recipe, pool: Pool) -> list[Entry]:
+def accounts(recipe: Recipe, pool: Pool) -> list[Account]:
     """An entry for every tensor of every parent's files, in the parents' order."""
     return _Accounts(recipe, pool).entries()
 
@@ -62,7 +62,7 @@ class _Accounts:
             for name in dict.fromkeys(name for _, name in parts):
                 self.made.setdefault(name, []).append(job)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[Account]:
         parents = [*([BASE] if self.recipe.base is not None else []), *self.recipe.models]
         return [
             self._entry(parent, name, header)
@@ -70,7 +70,7 @@ class _Accounts:
             for name, header in self.pool.files.get(parent, {}).items()
         ]
 
-    def _entry(self, parent: str, name: str, header: Header) -> Entry:
+    def _entry(self, parent: str, name: str, header: Header) -> Account:
         info = self.infos.get(name)
         mine, others = self.taken.get((parent, name), []), self.made.get(name, [])
         if mine:
@@ -85,7 +85,7 @@ class _Accounts:
         else:
             became = self._outside(parent, name, header)
         layer, component = (str(info.layer), info.component) if info is not None else ("", "")
-        return Entry(parent, name, _times(header.shape), layer, component, became)
+        return Account(parent, name, _times(header.shape), layer, component, became)
 
     def _outside(self, parent: str, name: str, header: Header) -> str:
         """Of a tensor that the plan does not know by this name."""
@@ -136,16 +136,16 @@ def _times(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-def to_csv(entries: Iterable[Entry]) -> str:
+def to_csv(entries: Iterable[Account]) -> str:
     """The entries as comma-separated values, one a line, with a head."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Entry)])
+    writer.writerow([field.name for field in fields(Account)])
     writer.writerows(astuple(entry) for entry in entries)
     return text.getvalue()
 
 
-def summary(entries: Sequence[Entry]) -> list[str]:
+def summary(entries: Sequence[Account]) -> list[str]:
     """How many tensors became what, a line each: `merged by rule 1 (ties), all: 38 of a, 38 of b`."""
     counts: dict[str, Counter[str]] = {}
     for entry in entries:

@@ -21,7 +21,7 @@ _SIDE = 192
 
 
 @dataclass(frozen=True)
-class Expected:
+class MatrixWork:
     """About what a method takes for all matrices of a model.
 
     Attributes:
@@ -39,7 +39,7 @@ class Expected:
         return f"{once * bool(self.kept)}about {_duration(self.each)} a candidate"
 
 
-def expected(method: Method, parameters: Mapping[str, Any], infos: Iterable[TensorInfo], models: int) -> Expected:
+def expected(method: Method, parameters: Mapping[str, Any], infos: Iterable[TensorInfo], models: int) -> MatrixWork:
     """What a method of matrices takes, by what it takes for one small matrix: times grow with out x in x min(out, in).
 
     Args:
@@ -53,7 +53,7 @@ def expected(method: Method, parameters: Mapping[str, Any], infos: Iterable[Tens
     first, again, size = _tried(method, parameters, models)
     at_once = min(torch.get_num_threads(), AT_ONCE)
     kept = int(size * sum(out * inner for out, inner in shapes) / _SIDE**2)
-    return Expected(max(0.0, first - again) * work / at_once if kept else 0.0, again * work / at_once, kept)
+    return MatrixWork(max(0.0, first - again) * work / at_once if kept else 0.0, again * work / at_once, kept)
 
 
 def _tried(method: Method, parameters: Mapping[str, Any], models: int) -> tuple[float, float, int]:

@@ -182,7 +182,7 @@ def _on_device(needs: Needs, devices: Devices, wanted: str, held: int = 0) -> Ho
         "pinned": pinned <= SHARE * host,
         "mapped": True,
     }
-    mode = next(mode for mode in MODES if mode == wanted or (wanted == "auto" and room[mode]))
+    mode: Residency = next(mode for mode in MODES if mode == wanted or (wanted == "auto" and room[mode]))
     taken = {"device": (whole, 0), "pinned": (alone, pinned), "mapped": (alone, needs.made)}[mode]
     return _holding(needs, mode, devices, *taken, free, host)
 

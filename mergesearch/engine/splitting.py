@@ -34,9 +34,10 @@ def split(
         no_split_module_classes=list(blank._no_split_modules or []),
         dtype=dtype,
     )
-    if not all(isinstance(place, int) for place in found.values()):
+    numbers = {name: place for name, place in found.items() if isinstance(place, int)}
+    if len(numbers) < len(found):
         return None  # some of it was left for the host or the disk
-    return {name: devices[int(place)] for name, place in found.items()}
+    return {name: devices[number] for name, number in numbers.items()}
 
 
 def dispatch(model: Any, devices: Devices) -> Any:
@@ -45,4 +46,4 @@ def dispatch(model: Any, devices: Devices) -> Any:
         return model.to(devices.main)
     from accelerate import dispatch_model
 
-    return dispatch_model(model, device_map=devices.map, main_device=devices.main)
+    return dispatch_model(model, device_map=dict(devices.map or {}), main_device=devices.main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lm_eval.models.utils_hf import clear_torch_cache
@@ -43,8 +43,9 @@ def longest(scorer: Scorer) -> Length:
     for kind, requests in scorer.requests.items():
         for request in requests:
             if kind == "generate_until":
-                most = dict(request.args[1]).get("max_gen_toks") or lm.max_gen_toks
-                generated = max(generated, min(lm.max_length, len(lm.tok_encode(request.args[0])) + int(most)))
+                text, settings = cast("tuple[str, dict[str, Any]]", request.args)
+                most = settings.get("max_gen_toks") or lm.max_gen_toks
+                generated = max(generated, min(lm.max_length, len(lm.tok_encode(text)) + int(most)))
             elif kind == "loglikelihood":
                 scored = max(scored, sum(map(len, lm.pair(*request.args))))
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from mergesearch.evaluate.leaves import FAULTS
 from mergesearch.evaluate.scoring import ScoredDocument
@@ -42,7 +42,7 @@ def answered(document: ScoredDocument) -> str:
     the most probable first."""
     requests = document.requests
     kind = requests[0].request_type
-    arguments: list[tuple[Any, ...]] = [tuple(each.args) for each in requests]
+    arguments: list[tuple[Any, ...]] = [cast("tuple[Any, ...]", each.args) for each in requests]
     if kind == "generate_until":
         return str(requests[0].resps[0])[:LONGEST]
     if kind == "loglikelihood_rolling":

@@ -122,7 +122,8 @@ def star(
     weights = numbers(weight, models)
     divisor = sum(weights) if normalize and abs(sum(weights)) >= 1e-8 else 1.0
     kept = [wide(*leading(base, model, tier)) for model in models]
-    u, s, v = side_by_side([_cut(*k, float(eta), w / divisor) for k, w in zip(kept, weights, strict=True)])
+    cut = [_cut(u, s, v, float(eta), w / divisor) for (u, s, v), w in zip(kept, weights, strict=True)]
+    u, s, v = side_by_side(cut)
     return spectral(base, u, s, v, lam)
 
 

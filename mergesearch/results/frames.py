@@ -191,7 +191,7 @@ def as_bytes(frame: DataFrame, form: str) -> bytes:
         UserError: there is no such format.
     """
     if form == CSV:
-        return frame.to_csv(index=False, lineterminator="\n").encode()
+        return str(frame.to_csv(index=False, lineterminator="\n")).encode()
     if form == LINES:
         return str(frame.to_json(orient="records", lines=True, double_precision=15)).encode()
     if form == PARQUET:

@@ -44,7 +44,7 @@ def frame(records: Sequence[Record], top: int | None = None, sort: str = "rank")
     `objective_stderr`, `expected`, `expected_low` and `expected_high` (float64: what the objective is expected to be on
     documents that no search saw, which the rank goes by, and its 95 % interval), for each task TASK and TASK_stderr
     (float64, in the unit of its metric), and of a run that token tries scored TASK_lm_eval (float64; what lm-eval's own
-    model gives, where it was asked), `method` and `strategy` (string), `seconds` and `merge_seconds` (float64), `state`,
+    model gives, where it was asked), `method`, `strategy` (string), `seconds` and `merge_seconds` (float64), `state`,
     `error` (why it failed, was stopped or is infeasible) and `recipe` (its id; string). What is missing is NaN or NA.
 
     Args:

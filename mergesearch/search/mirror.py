@@ -83,9 +83,8 @@ class Mirror:
         self._choices = choices
         self.artifacts: FileSystemArtifactStore = FileSystemArtifactStore(artifacts)
         self.storage: optuna.storages.InMemoryStorage = optuna.storages.InMemoryStorage()
-        self.study: optuna.Study = optuna.create_study(
-            study_name=name, storage=self.storage, directions=[optuna.study.StudyDirection.MAXIMIZE] * len(metrics)
-        )
+        directions: list[optuna.study.StudyDirection] = [optuna.study.StudyDirection.MAXIMIZE] * len(metrics)
+        self.study: optuna.Study = optuna.create_study(study_name=name, storage=self.storage, directions=directions)
         self.study.set_metric_names(list(metrics))
         optuna_dashboard.save_note(self.study, note)
         self._there: set[int] = set()

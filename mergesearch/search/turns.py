@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import optuna
 import sqlalchemy
+from sqlalchemy.exc import SQLAlchemyError
 
 from mergesearch.search.storage import asked, engine_of
 from mergesearch.search.store import RunFolder
@@ -99,7 +100,7 @@ class Turns:
             try:
                 connection.execute(sqlalchemy.text(self._server.unlock), {"key": key})
                 connection.close()
-            except sqlalchemy.exc.SQLAlchemyError:
+            except SQLAlchemyError:
                 connection.invalidate()  # the lock is gone with it
 
     def _try(self, key: int) -> sqlalchemy.Connection | None:

@@ -108,7 +108,7 @@ def head_in_float32(model: Any) -> Iterator[None]:
     if type(head) is not nn.Linear or head.weight.dtype in _EXACT:
         yield
         return
-    head.forward = lambda hidden: _linear(head, hidden)
+    head.forward = lambda input: _linear(head, input)  # called as the layer's own is
     try:
         yield
     finally:

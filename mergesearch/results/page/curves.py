@@ -20,7 +20,7 @@ DOCUMENTS, HOURS = "document evaluations", "hours at work"
 
 
 @dataclass(frozen=True)
-class Point:
+class Dot:
     """A trial that was scored, in the order in which trials were settled.
 
     Attributes:
@@ -35,7 +35,7 @@ class Point:
     best: float | None
 
 
-def points(subject: Subject) -> list[Point]:
+def points(subject: Subject) -> list[Dot]:
     """Every complete trial with what the run had cost when it was settled."""
     records = {record.number: record for record in subject.run.records}
     settled = [(moment, trial) for trial in subject.trials if (moment := settled_at(trial)) is not None]
@@ -49,7 +49,7 @@ def points(subject: Subject) -> list[Point]:
             continue
         if not record.infeasible and (best is None or record.objective > best):
             best = record.objective
-        found.append(Point(record, documents, worked.hours(moment), best))
+        found.append(Dot(record, documents, worked.hours(moment), best))
     return found
 
 
@@ -109,7 +109,7 @@ def best_so_far(subjects: Sequence[Subject], key: str) -> Picture | None:
     return Picture(key, views, 440, "the best objective so far over document evaluations and over hours")
 
 
-def _range(found: Sequence[Point], subject: Subject) -> tuple[float, float]:
+def _range(found: Sequence[Dot], subject: Subject) -> tuple[float, float]:
     """What is worth seeing: from the weakest of the lines to the best; what fell far below stands at the edge."""
     values = [p.record.objective for p in found if p.record.objective is not None]
     lines = [value for _, value in _references(subject)]
@@ -143,7 +143,7 @@ def _lines(subject: Subject, low: float, high: float) -> tuple[list[dict[str, An
     return lines, notes
 
 
-def _bands(found: Sequence[Point], of: Any, colors: Mapping[str, str]) -> list[dict[str, Any]]:
+def _bands(found: Sequence[Dot], of: Any, colors: Mapping[str, str]) -> list[dict[str, Any]]:
     """Where one stage ended and the next began."""
     shapes, begin = [], 0.0
     for place, point in enumerate(found):
@@ -157,7 +157,7 @@ def _bands(found: Sequence[Point], of: Any, colors: Mapping[str, str]) -> list[d
     return shapes
 
 
-def _dots(found: Sequence[Point], of: Any, colors: Mapping[str, str],
+def _dots(found: Sequence[Dot], of: Any, colors: Mapping[str, str],
           ends: tuple[float, float]) -> list[dict[str, Any]]:  # fmt: skip
     traces = []
     for stage, color in colors.items():
@@ -189,7 +189,7 @@ def _told(record: Record) -> str:
     return f"{marks.text(label_of(record))}<br>objective {record.objective:.4f}{guard}"
 
 
-def _steps(found: Sequence[Point], of: Any, name: str, place: int) -> dict[str, Any]:
+def _steps(found: Sequence[Dot], of: Any, name: str, place: int) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines",
