@@ -64,8 +64,8 @@ def measure(
     learning = _guarded(learner.seconds_a_document) if learns(config, documents) else None
     counts = {label: len(ids) for label, ids in documents.items()}
     again = 0.0
-    if plain is not None and merge is not None:
-        each = sum(by_lm_eval.get(label, scoring.get(label, 0.0)) * counts[label] for label in plain.labels)
+    if plain is not None:
+        each = sum((by_lm_eval.get(label) or scoring.get(label) or 0.0) * counts[label] for label in plain.labels)
         # the parents, the average, the winner
         again = (len(config.parents) + 2) * (merge + each)
     return Probe(counts, scoring, merge, learning, loading, export, again)
