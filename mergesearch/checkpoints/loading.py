@@ -148,10 +148,12 @@ def check_taken(headers: Mapping[str, Header], model: Any, folder: Path, where: 
     """`UserError` for a tensor that transformers leaves out in silence and that no configuration gives anew."""
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     names = model.state_dict().keys()
+    # files of the body alone leave the body's name out
+    taken = names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}
     left_out = [
         name
         for name, header in headers.items()
-        if any(pattern.search(name) for pattern in patterns) and name not in names and not is_computed(name, header)
+        if any(pattern.search(name) for pattern in patterns) and name not in taken and not is_computed(name, header)
     ]
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
