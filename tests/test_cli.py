@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -181,7 +182,7 @@ def test_merge_says_where_the_result_is_and_what_became_of_its_parents(tmp_path:
     where, tokens, *tensors = done.stdout.splitlines()
     assert re.fullmatch(r"recipe \w{12} is in \S+out", where)
     assert re.fullmatch(r"tokenizer: the base's [\d,]+ tokens, the same in every model", tokens)
-    assert tensors[0].startswith("tensors takes no part: merged by rule 1 (linear), all of one: ")
+    assert tensors[0].startswith("tensors the base of what is merged by rule 1 (linear), all: ")
     assert re.fullmatch(r"tensors laid over the model below before it was merged: \d+ of one", tensors[-1])
 
 
@@ -360,7 +361,8 @@ def test_killed_in_the_middle_nothing_is_lost_and_nothing_scored_twice(tmp_path:
     after = {r.number: r for r in load_run(tmp_path / "killed").records}
     assert len(after) == 14 and all(record.state == "complete" for record in after.values())
     for number, record in finished.items():
-        assert after[number] == record
+        # what is expected of it elsewhere goes by all trials
+        assert replace(after[number], expected=None) == replace(record, expected=None)
         assert documents(tmp_path / "killed", number).stat().st_mtime_ns == written[number]
 
     assert mergesearch("run", QUICKSTART, *small(tmp_path / "whole", trials=8, limit=8)).status == 0

@@ -271,7 +271,7 @@ class TestEmptyContexts:
         if name == "bare_copy":
             assert 0 < scores.tasks[name].value < 1
             theirs = [s["resps"][0][0] for s in sorted(results["samples"][name], key=lambda s: s["doc_id"])]
-            assert [answers[0] for answers, _ in scorer.answers()] == theirs
+            assert [answers[0] for answers, *_ in scorer.answers()] == theirs
 
     @pytest.mark.parametrize("scoring", ["lm_eval", "auto"])
     def test_prompts_that_are_all_empty_are_continued_as_beside_others(self, bare, model, tokenizer, scoring):
