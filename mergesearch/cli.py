@@ -380,6 +380,7 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> None:
         hook = BestHook(settings, lambda: session.read().best(), progress.say)
         progress.begin(session.search.history, session.read().records)
         try:
+            session.mend(progress.say)
             session.search.run()
         except KeyboardInterrupt:
             progress.stop()

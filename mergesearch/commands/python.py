@@ -189,6 +189,7 @@ def run_search(
         settings = read_config(config, overrides, say)
     session = prepare(settings, say=say, started=started, scored=scored, finished=finished, allow_changed=allow_changed)
     try:
+        session.mend(say)
         session.search.run()
     except SearchFailed as error:
         raise CandidateError(str(error)) from error

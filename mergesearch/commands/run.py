@@ -26,8 +26,10 @@ from mergesearch.commands.probe import measure
 from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
+from mergesearch.errors import CandidateError
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
+from mergesearch.evaluate.scores import load_documents
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.results.loading import BATCH_SIZE, CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
 from mergesearch.results.page.anatomy import ANATOMY, anatomy_of
@@ -60,6 +62,22 @@ class Session:
     def read(self) -> Run:
         """The run as it is by now."""
         return run_of(self.search.history(), self.folder)
+
+    def mend(self, say: Callable[[str], None] = log.info) -> None:
+        """Scores complete trials again whose documents are damaged: what they are expected to score elsewhere goes by
+        them, and so does who wins."""
+        with self.folder.lock("mend"):
+            for trial in self.search.history().complete():
+                file = self.folder.documents(trial.number)
+                try:
+                    if file.is_file():  # hosts that share no folder have each their own
+                        load_documents(file)
+                except ValueError:
+                    say(f"note: {file} is damaged: trial {trial.number} is scored again")
+                    try:
+                        self.search.score_again(trial)
+                    except CandidateError as error:
+                        say(f"note: trial {trial.number}: {error}")
 
     def score_again(self, say: Callable[[str], None] = log.info) -> None:
         """Has lm-eval's own model score what a person goes by, where the search was scored by token tries."""

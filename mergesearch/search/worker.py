@@ -459,9 +459,9 @@ class Search:
     # --- racing ---
 
     def _racing(self, settings: RacingConfig) -> Races:
-        return Races(self.config, settings, self.folder, cast(Blocks, self.scorer), self._score_again, self._say)
+        return Races(self.config, settings, self.folder, cast(Blocks, self.scorer), self.score_again, self._say)
 
-    def _score_again(self, trial: Trial) -> None:
+    def score_again(self, trial: Trial) -> None:
         """Scores a trial whose documents are damaged; its figures stand in the study."""
         try:
             self.engine.load(trial.recipe)
