@@ -7,8 +7,8 @@ search saw, which the rank goes by, with its 95 % interval. `vs NAME` is the obj
 single model, and ± one standard error of that difference on the same documents: see `margins` for why it is this one.
 
 No digit is cut or folded. Where there is no room for all columns, words are folded first; then columns are left out,
-in this order: the bar, seconds, the interval, rank, ±, vs, the tasks from the last to the first. Trial, mark,
-objective, expected, method and state are always there. The last line says what was left out.
+in this order: the bar, seconds, the interval, rank, ±, vs, expected, the tasks from the last to the first. Trial, mark,
+objective, method and state are always there. The last line says what was left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mergesearch.results.record import Record
 from mergesearch.results.states import FAILED, INFEASIBLE, PRUNED
 
 # what is left out first has the smallest number; the tasks follow from the last on
-BAR, SECONDS, INTERVAL, RANK, ERROR, MARGIN, TASKS = range(7)
+BAR, SECONDS, INTERVAL, RANK, ERROR, MARGIN, EXPECTED, TASKS = range(8)
 # more reasons than these are for a file to list
 REASONS = 8
 # why a trial has no place in the ranking, in this order
@@ -117,7 +117,7 @@ def _columns(
         colours = ["red" if (value or 0) < 0 else "green" for value in objectives]
         yield Column("bars", "", drawn, right=False, drop=BAR, spare=True, styles=colours)
     if any(row["expected"] is not None for row in rows):
-        yield Column("expected", "expected", [_number(row["expected"]) for row in rows])
+        yield Column("expected", "expected", [_number(row["expected"]) for row in rows], drop=EXPECTED)
         yield Column("95 %", "95 %", [_between(row) for row in rows], drop=INTERVAL)
     if single and any(differences):
         yield Column(f"vs {single}", f"vs {single}", [_signed(d and d.value) for d in differences], drop=MARGIN)
