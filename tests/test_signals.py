@@ -177,6 +177,12 @@ def test_a_signal_after_the_work_is_done_changes_nothing() -> None:
     assert done.status == 0 and done.err == "" and done.out.startswith("[")
 
 
+def _in_terminal() -> None:
+    """In the new process: its standard input is its terminal, and a hang-up is heard, whoever ignored it before."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_closed_terminal_ends_it_in_order_though_it_hangs_up_twice(tmp_path: Path) -> None:
     """Writing to a terminal that is gone is an error; a shell and the kernel both say that it is."""
     waits = f"""
@@ -185,6 +191,7 @@ import pathlib, time
 def search():
     print("searching", flush=True)
     time.sleep(60)
+    pathlib.Path({str(tmp_path / "slept on")!r}).touch()
 
 def show(found):
     os.kill(os.getpid(), signal.SIGHUP)
@@ -197,14 +204,14 @@ def show(found):
     ours, theirs = pty.openpty()
     begun = subprocess.Popen(
         [sys.executable, "-c", whole], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=_in_terminal,
     )  # fmt: skip
     os.close(theirs)
     heard = b""
     while b"searching" not in heard:
         heard += os.read(ours, 1024)
     os.close(ours)
-    assert begun.wait(timeout=120) == 1 and (tmp_path / "shown").exists()
+    assert begun.wait(timeout=120) == 1 and [path.name for path in tmp_path.iterdir()] == ["shown"]
 
 
 def test_a_password_on_the_command_line_is_not_repeated() -> None:
