@@ -213,7 +213,7 @@ def files_of(trial: dict[str, list[dict[str, str]]]) -> dict[str, str]:
 def test_the_doctor_says_what_there_is() -> None:
     done = mergesearch("doctor")
     assert done.status == 0
-    for label in ("mergesearch: ", "libraries: torch ", "memory: ", "storage: ", "dashboard: ", "track: MLflow: "):
+    for label in ("mergesearch: ", "libraries: torch ", "memory: ", "storage: ", "dashboard: "):
         assert label in done.out
 
 

@@ -43,10 +43,7 @@ class Feature:
 
 FEATURES = (
     Feature("dashboard: a run in optuna-dashboard", ("optuna_dashboard",), "pip install 'mergesearch[dashboard]'"),
-    Feature("track: TensorBoard", ("tensorboard",), "pip install 'mergesearch[tensorboard]'"),
-    Feature("track: MLflow", ("mlflow",), "pip install 'mergesearch[mlflow]'"),
-    Feature("track: Weights & Biases", ("wandb",), "pip install 'mergesearch[wandb]'"),
-    Feature("storage: postgresql://", ("psycopg2",), "pip install psycopg2-binary"),
+    Feature("storage: postgresql://", ("psycopg",), "pip install 'mergesearch[postgres]'"),
     Feature("storage: mysql://", ("pymysql",), "pip install pymysql"),
 )
 

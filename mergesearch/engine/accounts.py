@@ -17,6 +17,10 @@ _MOVED = " -> "
 _LAID = "laid over the model below before it was merged"
 
 
+# of a summary that say by which rule
+MOST_LINES = 6
+
+
 @dataclass(frozen=True)
 class Account:
     """What became of one tensor of one parent.
@@ -146,12 +150,19 @@ def to_csv(entries: Iterable[Account]) -> str:
 
 
 def summary(entries: Sequence[Account]) -> list[str]:
-    """How many tensors became what, a line each: `merged by rule 1 (ties), all: 38 of a, 38 of b`."""
+    """How many tensors became what, a line each: `merged by rule 1 (ties), all: 38 of a, 38 of b`.
+
+    A recipe with a rule for each tensor would have as many lines: of the rules' only the first few are said.
+    """
     counts: dict[str, Counter[str]] = {}
     for entry in entries:
         alike = _LAID if entry.became.startswith("laid over ") else entry.became.split(_MOVED)[0]
         counts.setdefault(alike, Counter())[entry.parent] += 1
-    return [
-        f"{became}: {', '.join(f'{count} of {parent}' for parent, count in by.items())}"
+    lines = {
+        became: f"{became}: {', '.join(f'{count} of {parent}' for parent, count in by.items())}"
         for became, by in counts.items()
-    ]
+    }
+    ruled = [became for became in lines if " by rule " in became]
+    left_out = set(ruled[MOST_LINES:])
+    told = [line for became, line in lines.items() if became not in left_out]
+    return [*told, f"and {len(left_out)} lines more of that kind"] if left_out else told
