@@ -37,6 +37,7 @@ from torch import Tensor
 from mergesearch import memory, methods
 from mergesearch.engine import kernels
 from mergesearch.engine.kernels.exact import exact_division
+from scripts.bench.shared.notes import notes_of
 
 RESULTS = Path(__file__).parents[2] / "results"
 COLUMNS = (
@@ -482,11 +483,10 @@ def _cell(value: Any) -> str:
 
 def report(rows: Sequence[dict[str, str]]) -> str:
     """results/engine.md from the long table."""
-    notes = RESULTS / "engine.notes.md"
     parts = ["# How fast candidates are made", _words(rows), *_tables(rows), _matrices(rows), *_scaling(rows)]
     if not any(r["part"] == "streamed" for r in rows):
         parts.append("Streamed from pinned memory: not measured.")
-    return "\n\n".join([*parts, *([notes.read_text().strip()] if notes.is_file() else [])]) + "\n"
+    return "\n".join(["\n\n".join(parts), *notes_of(RESULTS / "engine.md"), ""])
 
 
 def _matrices(rows: Sequence[dict[str, str]]) -> str:

@@ -23,6 +23,7 @@ from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History, settled_at
 from mergesearch.search.store import open_run
 from mergesearch.search.worker import machine
+from scripts.bench.shared.notes import notes_of
 
 AFTER = (1, 3, 5)  # trials; and half of them
 WITHIN = 1.5
@@ -88,6 +89,7 @@ def main() -> None:
         *(_line(run.name, trials, found) for run, (trials, found) in rows.items()),
         "",
         *_summary([found for _, found in rows.values()]),
+        *notes_of(arguments.out),
         "",
     ]
     text = "\n".join(lines)

@@ -12,6 +12,7 @@ from scipy import stats
 
 from scripts.bench import search_rows
 from scripts.bench.search_rows import Curve
+from scripts.bench.shared.notes import notes_of
 
 MARKS = (100, 200, 400)
 ABLATION = "auto with"  # how the names of searches begin that leave something out of auto, or change it
@@ -65,8 +66,7 @@ def write(found: search_rows.Curves, yardstick: str, results: Path, order: Seque
         image = results.with_suffix(".png") if pool == FIRST_POOL else results.with_name(f"{results.name}-{pool}.png")
         drawn = draw(curves, yardstick, image)
         lines += ["", *text(pool, curves, yardstick, image.name if drawn or image.is_file() else None)]
-    notes = results.with_suffix(".notes.md")  # what the figures alone do not say, written by hand
-    lines += ["", notes.read_text(encoding="utf-8").rstrip()] if notes.is_file() else []
+    lines += notes_of(results)
     results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {results}.md" + (" and .png" if drawn else "; no curves: pip install matplotlib"))
     return 0

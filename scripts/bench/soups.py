@@ -38,6 +38,7 @@ from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.space import groups_of
 from scripts.bench.search import Bench
 from scripts.bench.shared import zoo1
+from scripts.bench.shared.notes import notes_of
 
 STARTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 FOLDS = 3
@@ -309,9 +310,7 @@ def report(out: Path, path: Path) -> None:
         "| way | reading | document evaluations | loss less the present way's | loss less the start's | objective "
         "| seeds |\n|---|---|---|---|---|---|---|\n"
     )
-    notes = path.with_name("soups.notes.md")
-    more = "\n" + notes.read_text(encoding="utf-8") if notes.is_file() else ""
-    path.write_text(text + "\n".join(lines) + "\n" + more, encoding="utf-8")
+    path.write_text(text + "\n".join([*lines, *notes_of(path), ""]), encoding="utf-8")
 
 
 def slug(name: str) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 from mergesearch.evaluate import statistics
 from mergesearch.evaluate.expected import Expected, expect
 from mergesearch.evaluate.scores import DocumentScores
+from scripts.bench.shared.notes import notes_of
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
 SIZES = (25, 50, 100, 200)
@@ -318,9 +319,7 @@ def main() -> None:
             lines.append(each)
             print(each, file=sys.stderr, flush=True)
     lines += [f"1,000 trials with 400 documents on each of four tasks take {time_of(1000):.1f} s of one processor.", ""]
-    notes = chosen.out.with_suffix(".notes.md")  # what the figures alone do not say, written by hand
-    lines += [notes.read_text(encoding="utf-8").rstrip(), ""] if notes.is_file() else []
-    chosen.out.write_text("\n".join(lines), encoding="utf-8")
+    chosen.out.write_text("\n".join([*lines[:-1], *notes_of(chosen.out), ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

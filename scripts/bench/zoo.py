@@ -34,6 +34,7 @@ from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.strategies.baselines import baselines
 from mergesearch.search.worker import machine
+from scripts.bench.shared.notes import notes_of
 
 BEST = "best merge found"
 TIMES = 2.0  # standard errors that count as clear
@@ -128,6 +129,7 @@ def main() -> int:
             f"{len(seeds)} seeds. Every run was counted. A seed also decides which documents are held out.",
             "",
             *seeds_table(seeds),
+            *notes_of(arguments.out),
             "",
         ]
     )  # fmt: skip
