@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -169,7 +169,16 @@ def validate(model: type[Model], data: Mapping[str, Any], where: str) -> Model:
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        raise _explain(model, error.errors()[0], where) from None
+        raise _explain(model, _first(error.errors()), where) from None
+
+
+def _first(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The problem that is told: for a key that is missing the one beside it that nobody knows, which it may be."""
+    first = problems[0]
+    if first["type"] != "missing":
+        return first
+    unknown = (p for p in problems if p["type"] == "extra_forbidden" and p["loc"][:-1] == first["loc"][:-1])
+    return next(unknown, first)
 
 
 def _explain(model: type[Strict], problem: Mapping[str, Any], where: str) -> UserError:

@@ -84,6 +84,7 @@ def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
         ("space.weight=[2, 1]", ["weight", "[2.0, 1.0]"]),
         ("space.components=[mlp, mlp]", ["'mlp'", "twice"]),
         ("guard=[{task: g}]", ["guard.0.max_drop", "is missing"]),
+        ("guard=[{task: g, maxdrop: 0}]", ["'maxdrop'", "guard.0", "did you mean 'max_drop'"]),
         ("guard=[{task: g, max_drop: -1}]", ["guard.0.max_drop", "-1"]),
         ("guard=[{task: g, max_drop: 0, agianst: base}]", ["'agianst'", "did you mean 'against'"]),
         ("guard=[{task: g, max_drop: 0, against: bast}]", ["against", "'bast'", "'base'"]),
