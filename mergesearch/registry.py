@@ -90,6 +90,11 @@ def strategies() -> dict[str, type[Declared]]:
     return dict(sorted(_registered.items(), key=lambda item: (item[1].order, item[0])))
 
 
+def uncounted() -> set[str]:
+    """The strategies whose trials do not count against `search.trials`."""
+    return {name for name, strategy in strategies().items() if not strategy.counts}
+
+
 def get(name: str, where: str) -> type[Declared]:
     """The strategy of a name.
 

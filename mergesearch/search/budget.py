@@ -84,8 +84,8 @@ class Budget:
         """The document evaluations that the whole run will come to, about: its budget, or what its trials and hours
         amount to; 0 before anything is scored."""
         search, history = self.history.config.search, self.history
-        uncounted = sum(t.documents for t in history.trials if t.strategy in registry.strategies() and
-                        not registry.strategies()[t.strategy].counts)  # fmt: skip
+        names = registry.uncounted()
+        uncounted = sum(trial.documents for trial in history.trials if trial.strategy in names)
         ends = [uncounted + search.trials * history.documents_each]
         if search.documents is not None:
             ends.append(search.documents)

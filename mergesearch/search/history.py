@@ -95,9 +95,8 @@ class History:
     @property
     def proposals(self) -> int:
         """How many trials count against `search.trials`: those that were not there already."""
-        known = registry.strategies()
-        new = (trial for trial in self.trials if trial.same_as is None)
-        return sum(1 for trial in new if trial.strategy not in known or known[trial.strategy].counts)
+        uncounted = registry.uncounted()
+        return sum(1 for trial in self.trials if trial.same_as is None and trial.strategy not in uncounted)
 
     def new_of(self, strategy: str) -> int:
         """How many trials of one strategy were not there already."""

@@ -212,7 +212,7 @@ class LineRace:
         count = len(every)
         while count > 3 and self.budget < LEAST * len(self.orders) * count * (_rounds(count) + 1):
             count -= 1
-        return every[:count], _rounds(min(count, len(every)))
+        return every[:count], _rounds(count)
 
     def _grow(self, more: int) -> None:
         """So many more documents of every task, `LEAST` at least in all."""

@@ -56,7 +56,7 @@ class Return:
 
 
 def behind(
-    trial: Trial, best: Trial, history: History, documents: Callable[[int], Documents | None]
+    trial: Trial, best: Trial, history: History, documents: Callable[[int], Documents | None] = lambda number: None
 ) -> tuple[float, float]:
     """(how far a complete trial's objective is from the best one's, the standard error of that), document by document
     where both trials' documents are known, else as if they had been scored on different ones.
@@ -95,7 +95,8 @@ def latest_half(stage: Sequence[Trial], history: History, fewest: int = FEWEST) 
     best = max(complete, key=lambda trial: history.value(trial) or 0.0, default=None)
     if best is None or not before:
         return None
-    ours = [trial for trial in complete if trial.number in {one.number for one in late}]
+    numbers = {trial.number for trial in late}
+    ours = [trial for trial in complete if trial.number in numbers]
     highest = max(history.value(trial) or 0.0 for trial in before)
     gain = max((history.value(trial) or 0.0 for trial in ours), default=highest) - highest
     noise = history.objective.stderr(best.scores) or 0.0

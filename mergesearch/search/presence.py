@@ -98,11 +98,6 @@ def host_of(worker: str) -> str:
     return worker.rsplit("-", 2)[0]
 
 
-def pid_of(worker: str) -> int:
-    """The process in a worker's id."""
-    return int(worker.rsplit("-", 2)[1])
-
-
 def check_disk(
     config: Config,
     folder: RunFolder,

@@ -338,8 +338,7 @@ def begun(config: Config, say: Callable[[str], None] | None = None) -> optuna.St
     file = file_of(config.storage) if config.storage else folder.database
     if file is not None and not _has_content(file):  # opened, it would be written
         return None
-    there = say is not None and (folder.path / CONFIG).is_file()
-    patience = Patience(OPENING, say) if there and say is not None else None
+    patience = Patience(OPENING, say) if say is not None and (folder.path / CONFIG).is_file() else None
     try:
         return open_study(config, folder, create=False, storage=open_storage(config, folder, patience))
     except NoStudy as error:

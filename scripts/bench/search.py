@@ -214,7 +214,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = units(chosen)
         if chosen.again:
             search_rows.drop(rows, sorted({u.key.pool for u in wanted}), chosen.again, chosen.seeds)
-            wanted = units(chosen)
         left = run_all(wanted, chosen.jobs)
         print(f"{left} of {len(wanted)} searches are not finished" + (": the same command goes on" if left else ""))
     return search_report.write(search_rows.read(rows), THE_YARDSTICK, chosen.results, [*YARDSTICKS, *RUNS])

@@ -33,10 +33,11 @@ from mergesearch.evaluate.losses import Losses
 from mergesearch.search.soup.adam import learn, parent_scales
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.early_stopping import EarlyStopping
+from mergesearch.search.soup.folds import together
 from mergesearch.search.soup.learning import Documents, SoupResult, folds_of, hold_apart, size
 from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.space import groups_of
-from scripts.bench.search import Bench
+from scripts.bench.search import Bench, slug
 from scripts.bench.shared import zoo1
 from scripts.bench.shared.notes import notes_of
 
@@ -226,22 +227,15 @@ def readings(
         middle = found[0].looks[len(found[0].looks) // 2].values
         return [("half the steps", middle, 0), ("all steps", found[0].looks[-1].values, 0)]
     pooled = EarlyStopping(NEVER, {label: 1 / scale for label, scale in pool.scales(way.loss).items()})
-    lowest, best = math.inf, 0
-    chosen = 0
-    for look in range(len(found[0].looks)):
-        losses = {label: np.concatenate([each.looks[look].losses[label] for each in found]) for label in pool.documents}
-        mean = np.mean([each.looks[look].values for each in found], axis=0)
-        if pooled.look(losses, mean):
-            chosen = look
-        if pooled.loss(losses) < lowest:
-            lowest, best = pooled.loss(losses), look
-    last = len(found[0].looks) - 1
-    at = {look: np.mean([each.looks[look].values for each in found], axis=0) for look in (chosen, best, last)}
-    told = [("mean of the folds at the chosen step", at[chosen], 0)]
+    looks = together(found)
+    chosen = [number for number, look in enumerate(looks) if pooled.look(look.losses, look.values)][-1]
+    best = min(range(len(looks)), key=lambda number: pooled.loss(looks[number].losses))
+    last = len(looks) - 1
+    told = [("mean of the folds at the chosen step", looks[chosen].values, 0)]
     if best != chosen:
-        told.append(("mean of the folds at the best step", at[best], 0))
+        told.append(("mean of the folds at the best step", looks[best].values, 0))
     if last != chosen:
-        told.append(("mean of the folds at the last step", at[last], 0))
+        told.append(("mean of the folds at the last step", looks[last].values, 0))
     told.append(("one fold alone, at the chosen step", found[0].looks[chosen].values, 0))
     if coefficients.levels is None:
         return told
@@ -253,7 +247,7 @@ def readings(
     share = min(losses_of, key=lambda each: losses_of[each])
     print(f"  deviations by share: {losses_of}", flush=True)
     if share != 1:
-        values = coefficients.levels.shrunk(at[chosen], share)
+        values = coefficients.levels.shrunk(looks[chosen].values, share)
         told.append((f"deviations times {share:g}, by the folds", values, len(SHARES) * size(pool.documents)))
     return told
 
@@ -311,10 +305,6 @@ def report(out: Path, path: Path) -> None:
         "| seeds |\n|---|---|---|---|---|---|---|\n"
     )
     path.write_text(text + "\n".join([*lines, *notes_of(path), ""]), encoding="utf-8")
-
-
-def slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

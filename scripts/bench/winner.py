@@ -16,9 +16,10 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from mergesearch.evaluate import statistics
 from mergesearch.evaluate.expected import Expected, expect
 from mergesearch.evaluate.scores import DocumentScores
 from scripts.bench.shared.notes import notes_of
+from scripts.bench.shared.replay import Matrix
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
 SIZES = (25, 50, 100, 200)
@@ -185,26 +187,21 @@ WORLDS = [
 
 @dataclass(frozen=True)
 class Recording:
-    """Scores of one search on the documents of both sides, as `record_matrix` writes them."""
+    """Scores of one search on the documents of both sides, as `record_matrix` writes them.
 
-    arrays: Mapping[str, np.ndarray]
+    Attributes:
+        search: on the search documents.
+        unseen: on the others, by task, [trials, n] or [trials, n, 2].
+    """
+
+    search: Matrix
+    unseen: Mapping[str, np.ndarray]
 
     @classmethod
     def read(cls, path: Path) -> Recording:
+        search = Matrix.read(path)
         with np.load(path) as found:
-            return cls({name: found[name] for name in found.files})
-
-    @property
-    def tasks(self) -> list[str]:
-        return [str(task) for task in self.arrays["tasks"]]
-
-    @property
-    def baselines(self) -> int:
-        return int(self.arrays["baselines"])
-
-    @property
-    def trials(self) -> int:
-        return len(self.arrays[self.tasks[0]])
+            return cls(search, {task: found[f"{task}.holdout"].astype(np.float64) for task in search.values})
 
     def draw(self, size: int, seed: int, only: Sequence[int] | None = None, gold: bool = True) -> Draw:
         """A search on `size` of each task's search documents; the truth is what all others say.
@@ -214,25 +211,23 @@ class Recording:
             only: these trials.
             gold: whether the probabilities of what is right are known.
         """
-        rng, rows = np.random.default_rng(seed), list(range(self.trials) if only is None else only)
-        factors = dict(zip(self.tasks, self.arrays["factors"].tolist(), strict=True))
-        kinds = dict(zip(self.tasks, map(str, self.arrays["aggregations"]), strict=True))
+        rng, rows = np.random.default_rng(seed), list(range(self.search.trials) if only is None else only)
         truth, wider = np.zeros(len(rows)), []
         candidates: list[dict[str, DocumentScores]] = [{} for _ in rows]
-        for task, factor in factors.items():
-            values = self.arrays[task][rows].astype(np.float64)
-            unseen = self.arrays[f"{task}.holdout"][rows].astype(np.float64)
+        for task, factor in self.search.factors.items():
+            values, unseen = self.search.values[task][rows], self.unseen[task][rows]
+            kind = self.search.aggregations[task]
             order = rng.permutation(values.shape[1])
             count = min(size, len(order) // 2)
             chosen, rest = np.sort(order[:count]), order[count:]
-            logs = self.arrays.get(f"{task}.gold") if gold else None
+            logs = self.search.gold.get(task) if gold else None
             for row in range(len(rows)):
-                known = None if logs is None else logs[rows[row], chosen].astype(np.float64)
-                candidates[row][task] = DocumentScores(chosen.tolist(), values[row, chosen], kinds[task], known)
+                known = None if logs is None else logs[rows[row], chosen]
+                candidates[row][task] = DocumentScores(chosen.tolist(), values[row, chosen], kind, known)
                 others = np.concatenate([values[row, rest], unseen[row]])
-                truth[row] += factor * statistics.figure(others, kinds[task])
+                truth[row] += factor * statistics.figure(others, kind)
             wider.append(count / (len(rest) + unseen.shape[1]))
-        return Draw(candidates, factors, truth, math.sqrt(1 + float(np.mean(wider))))
+        return Draw(candidates, self.search.factors, truth, math.sqrt(1 + float(np.mean(wider))))
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -274,14 +269,14 @@ def simulated(searches: int) -> Iterator[str]:
 
 def recorded(path: Path, draws: int) -> Iterator[str]:
     recording = Recording.read(path)
-    sizes = ", ".join(f"{recording.arrays[task].shape[1]} of {task}" for task in recording.tasks)
-    yield from [f"## {path.name}", "", f"{recording.trials} trials; search documents: {sizes}.", ""]
+    search, sizes = recording.search, recording.search.sizes()
+    told = ", ".join(f"{size} of {task}" for task, size in sizes.items())
+    yield from [f"## {path.name}", "", f"{search.trials} trials; search documents: {told}.", ""]
     yield from [f"| trials | gold | documents a task {HEAD}", "|---" * 11 + "|"]
-    half = min(recording.arrays[task].shape[1] for task in recording.tasks) // 2
+    half = min(sizes.values()) // 2
     parts: list[tuple[str, Sequence[int] | None, bool]] = [("all", None, True), ("all", None, False)]
-    random = int(recording.arrays.get("random", 0))
-    if random:
-        late = range(recording.baselines + random, recording.trials)
+    if search.random:
+        late = range(search.baselines + search.random, search.trials)
         parts.append(("TPE's alone", late, True))
     for name, only, gold in parts:
         for size in dict.fromkeys(min(size, half) for size in SIZES):
@@ -312,12 +307,9 @@ def main() -> None:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("mergesearch", "numpy"))
     about = f"{datetime.date.today()}, python {platform.python_version()}, {libraries}"
     lines = [INTRODUCTION.format(draws=chosen.draws, searches=chosen.searches, about=about)]
-    parts: list[Callable[[], Iterator[str]]] = [lambda: simulated(chosen.searches)]
-    parts += [lambda path=path: recorded(path, chosen.draws) for path in chosen.matrix]
-    for part in parts:
-        for each in part():
-            lines.append(each)
-            print(each, file=sys.stderr, flush=True)
+    for each in chain(simulated(chosen.searches), *(recorded(path, chosen.draws) for path in chosen.matrix)):
+        lines.append(each)
+        print(each, file=sys.stderr, flush=True)
     lines += [f"1,000 trials with 400 documents on each of four tasks take {time_of(1000):.1f} s of one processor.", ""]
     chosen.out.write_text("\n".join([*lines[:-1], *notes_of(chosen.out), ""]), encoding="utf-8")
 

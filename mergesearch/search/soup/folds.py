@@ -100,7 +100,7 @@ def learn_by_folds(
         found.append(one)
     shares = shares_of(weights, documents)
     factors = {label: share / found[0].scales[label] for label, share in shares.items()}
-    looks = _together(found)
+    looks = together(found)
     stopping = EarlyStopping(_NEVER, factors)
     history: list[dict[str, Any]] = []
     for look in looks:
@@ -124,7 +124,7 @@ def learn_by_folds(
     return SoupResult(values, coefficients.recipe(values), history, cost, note, looks, found[0].scales)
 
 
-def _together(folds: Sequence[SoupResult]) -> list[Look]:
+def together(folds: Sequence[SoupResult]) -> list[Look]:
     """The looks that every fold reached: the mean of the weights, and the losses of all held-out documents."""
     together = []
     for number in range(min(len(fold.looks) for fold in folds)):

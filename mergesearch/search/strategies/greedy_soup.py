@@ -5,7 +5,6 @@ Wortsman et al., "Model soups", 2022, arXiv:2203.05482, recipe 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from mergesearch.schema import Strict
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
+from mergesearch.search.paying import behind
 from mergesearch.search.soup.affine import WHOLE, Affine, Selection, affine_of
 from mergesearch.search.strategies.base import WAIT, Proposal, Stated, Strategy, Wait
 from mergesearch.search.trials import Trial
@@ -119,8 +119,7 @@ def _behind(history: History) -> str | None:
     best = next((trial for trial in complete if trial.name in between), None)
     if swept is None or best is None or not swept.feasible or history.objective is None:
         return None
-    ahead = (history.value(swept) or 0.0) - (history.value(best) or 0.0)
-    noise = math.hypot(*(history.objective.stderr(trial.scores) or 0.0 for trial in (swept, best)))
+    ahead, noise = behind(swept, best, history)
     if ahead <= FAR * noise or not noise:
         return None
     return (

@@ -212,7 +212,7 @@ class LearnedSoups(Strategy):
 def _over(history: History) -> Trial | None:
     """The first soup, where it is done and brought less than noise over its start, so that no more are learned in
     `auto`; None where soups go on."""
-    mine = [trial for trial in history.of(LearnedSoups.name)]
+    mine = history.of(LearnedSoups.name)
     if AUTO not in history.config.search.strategy or history.objective is None or not mine:
         return None
     first = mine[0]

@@ -12,8 +12,8 @@ import numpy as np
 
 from mergesearch.evaluate import statistics
 from mergesearch.evaluate.blocks import split_blocks
-from mergesearch.search.racing import OTHERS, spreads
-from scripts.bench.shared.replay import Matrix, Raced, race_one
+from mergesearch.search.racing import spreads
+from scripts.bench.shared.replay import Matrix, Raced, play, race_one
 
 # finished proposals that an order is made from, and from how many on
 LATEST, FEWEST = 12, 4
@@ -78,33 +78,18 @@ ORDERS: dict[str, Order | None] = {
 
 def race_in_order(matrix: Matrix, order: Order | None, blocks: int, error: float, seed: int) -> Raced:
     """One search over the recorded trials, in their order, by spread and regression as in `replay.race_all`."""
-    full = sum(matrix.sizes().values())
-    objectives = [matrix.objective(trial) for trial in range(matrix.trials)]
     parents = spreads([matrix.documents(trial) for trial in range(matrix.baselines)], matrix.factors)
     parts = _parts(matrix, parents, blocks, seed)
-    best, evaluations, stopped, wrong, contenders = 0, 0, 0, 0, 0
-    finished: list[int] = []
-    for trial in range(matrix.trials):
-        seen = full
-        if trial >= matrix.baselines:
-            named, late = finished[: matrix.baselines], finished[matrix.baselines :]
-            others = [other for other in (*named, *late[-OTHERS - 1 :]) if other != best]
-            raced, drawn = matrix, parts
-            latest = [other for other in late[-LATEST:] if other != best]
-            if order is not None and len(latest) >= FEWEST:
-                raced, spread = order(matrix, [*latest, best])
-                drawn = _parts(raced, spread, blocks, seed)
-            seen = race_one(raced, trial, best, others, drawn, error)
-            contenders += objectives[trial] > objectives[best]
-        evaluations += seen
-        finished += [trial] * (seen == full)
-        if seen < full:
-            stopped += 1
-            wrong += objectives[trial] > objectives[best]
-        elif objectives[trial] > objectives[best]:
-            best = trial
-    winner = objectives[best] == max(objectives)
-    return Raced(evaluations, full * matrix.trials, stopped, wrong, contenders, winner)
+
+    def race(trial: int, best: int, others: Sequence[int], late: Sequence[int]) -> int:
+        raced, drawn = matrix, parts
+        latest = [other for other in late[-LATEST:] if other != best]
+        if order is not None and len(latest) >= FEWEST:
+            raced, spread = order(matrix, [*latest, best])
+            drawn = _parts(raced, spread, blocks, seed)
+        return race_one(raced, trial, best, others, drawn, error)
+
+    return play(matrix, range(matrix.trials), race)
 
 
 def _parts(matrix: Matrix, spread: Mapping[str, float], blocks: int, seed: int) -> list[dict[str, list[int]]]:

@@ -5,7 +5,7 @@ Used by test_racing.py and by scripts/bench/racing.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from mergesearch.evaluate.scores import DocumentScores
 from mergesearch.search.racing import OTHERS, lead, spreads
 
 Documents = Mapping[str, DocumentScores]
+# (a proposal, the best finished trial, finished ones that help to predict, all finished proposals) -> how many
+# documents the proposal was scored on
+Race = Callable[[int, int, Sequence[int], Sequence[int]], int]
 
 
 @dataclass(frozen=True)
@@ -136,24 +139,38 @@ def race_all(
         rest = order[matrix.baselines :]
         np.random.default_rng(seed).shuffle(rest)
         order[matrix.baselines :] = rest
-    objectives = [matrix.objective(trial) for trial in order]
-    full = sum(sizes.values())
-    best, evaluations, stopped, wrong, contenders = 0, 0, 0, 0, 0
-    finished: list[int] = []
-    for position, trial in enumerate(order):
-        seen = full
-        if position >= matrix.baselines:
-            named, late = finished[: matrix.baselines], finished[matrix.baselines :][-OTHERS - 1 :]
-            others = [trial for trial in (*named, *late) if trial != order[best]]
-            seen = race_one(matrix, trial, order[best], others if learn else [], parts, error)
-            contenders += objectives[position] > objectives[best]
+
+    def race(trial: int, best: int, others: Sequence[int], late: Sequence[int]) -> int:
+        return race_one(matrix, trial, best, others if learn else [], parts, error)
+
+    return play(matrix, order, race)
+
+
+def play(matrix: Matrix, order: Sequence[int], race: Race) -> Raced:
+    """One search over the recorded trials.
+
+    Args:
+        order: of the trials, the baselines first.
+        race: of each proposal.
+    """
+    objectives = [matrix.objective(trial) for trial in range(matrix.trials)]
+    full = sum(matrix.sizes().values())
+    named = order[: matrix.baselines]
+    late: list[int] = []
+    best, evaluations, stopped, wrong, contenders = order[0], 0, 0, 0, 0
+    for trial in order:
+        better, seen = objectives[trial] > objectives[best], full
+        if trial >= matrix.baselines:
+            others = [other for other in (*named, *late[-OTHERS - 1 :]) if other != best]
+            seen = race(trial, best, others, late)
+            contenders += better
+            late += [trial] * (seen == full)
         evaluations += seen
-        finished += [trial] * (seen == full)
         if seen < full:
             stopped += 1
-            wrong += objectives[position] > objectives[best]
-        elif objectives[position] > objectives[best]:
-            best = position
+            wrong += better
+        elif better:
+            best = trial
     winner = objectives[best] == max(objectives)
     return Raced(evaluations, full * len(order), stopped, wrong, contenders, winner)
 
