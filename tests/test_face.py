@@ -140,6 +140,16 @@ def test_watching_looks_again_while_trials_are_left(run: Path, tmp_path: Path) -
     assert waits == [60, 60]
 
 
+def test_a_search_from_python_ends_as_the_command_does(home: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    before = package.load_run("tiny").config
+    line = f'echo "$MERGESEARCH_EVENT $MERGESEARCH_STATUS" >> {told}'
+    opened = package.run_search(before.model_copy(update={"output": str(tmp_path / "run"), "on_end": line}))
+    assert told.read_text(encoding="utf-8") == "end 0\n"
+    best = opened.best()
+    assert best is not None and opened.kinds == {"loglikelihood": "tries"} and set(best.by_lm_eval) == {"zoo_letters"}
+
+
 def test_frames_and_their_files(run: Path, reported: str, tmp_path: Path) -> None:
     opened = package.load_run(run)
     documents, report = opened.documents(), opened.report()
