@@ -187,9 +187,10 @@ def run_search(
         settings = config
     else:
         settings = read_config(config, overrides, say)
-    told = {"started": started, "scored": scored, "finished": finished}
     with told_at_end(settings, lambda: verdict_of(settings.folder), say):
-        session = prepare(settings, say=say, **told, allow_changed=allow_changed)
+        session = prepare(
+            settings, say=say, started=started, scored=scored, finished=finished, allow_changed=allow_changed
+        )
         session.run(say)
         session.score_again(say)
         if export:
