@@ -440,13 +440,14 @@ def table(
 ) -> None:
     """The result table of a run, as wide as the terminal; into a pipe or a file as wide as need be.
 
-    Where there is no room, columns go in this order: bars, seconds, interval, rank, ±, vs, tasks from the last.
+    Where there is no room, columns go in this order: bars, seconds, interval, rank, ±, vs, expected, tasks
+    from the last.
     """
     from mergesearch.commands.table import data_of, form_of, show, write_data, write_table
     from mergesearch.results.loading import load_run
 
     form = format or (form_of(file) if file is not None else "text" if of == "trials" else "csv")
-    if of != "trials" or form == "jsonl":
+    if of != "trials":
         if file is not None:
             write_data(run, file, of, form)
         else:
@@ -666,9 +667,6 @@ def doctor() -> None:
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a recipe, or a run's configuration")],
     override: Sets = [],  # noqa: B006 - typer reads the default
-    allow_unrelated: Annotated[
-        bool, typer.Option(help="as `merge` takes it; `check` reads no weights, so that it cannot tell", hidden=True)
-    ] = False,
 ) -> None:
     """What a configuration or a recipe would do and cost; reads no weights and merges nothing."""
     from mergesearch.commands.check import preview

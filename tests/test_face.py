@@ -172,6 +172,8 @@ def test_frames_and_their_files(run: Path, reported: str, tmp_path: Path) -> Non
             assert back[number].sum() == pytest.approx(whole[number].sum())
     lines = mergesearch("table", run, "--of", "report", "--format", "jsonl").out.splitlines()
     assert len(lines) == len(report) and json.loads(lines[0])["measure"] == "objective"
+    first = mergesearch("table", run, "--format", "jsonl", "--top", 1, "--sort", "trial").out.splitlines()
+    assert [json.loads(line)["trial"] for line in first] == [0]
     wrong = mergesearch("table", run, "--of", "documnets")
     assert wrong.status == 2 and "documents" in wrong.err
     with pytest.raises(UserError, match="ending"):
