@@ -57,12 +57,11 @@ app: typer.Typer = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# a file or a pipe has no width to fit into
 if TYPE_CHECKING:
     from mergesearch.commands.crew import Shares
     from mergesearch.config import Config
-    from mergesearch.results.record import Record
 
+# a file or a pipe has no width to fit into
 out: Console = Console(width=None if sys.stdout.isatty() else 240)
 err: Console = Console(stderr=True)
 
@@ -355,33 +354,25 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> None:
     from mergesearch.commands.progress import RunProgress
 
     with RunProgress(settings, out if alone else Console(width=240, force_terminal=False)) as progress:
-        from mergesearch.commands.hooks import BestHook
         from mergesearch.commands.report import ReportProgress, report_at_end
         from mergesearch.commands.run import prepare
         from mergesearch.commands.table import show
         from mergesearch.results.report import render
-        from mergesearch.search.worker import SearchFailed
-
-        def finished(record: Record) -> None:
-            progress.finished(record)
-            hook.finished(record)
 
         session = prepare(
             settings,
             say=progress.say,
             started=progress.started,
             scored=progress.scored,
-            finished=finished,
+            finished=progress.finished,
             asked=progress.asked,
             stepped=progress.learning,
             hung=_end_hung,
             allow_changed=allow_changed,
         )
-        hook = BestHook(settings, lambda: session.read().best(), progress.say)
         progress.begin(session.search.history, session.read().records)
         try:
-            session.mend(progress.say)
-            session.search.run()
+            session.run(progress.say)
         except KeyboardInterrupt:
             progress.stop()
             if alone:
@@ -389,10 +380,7 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> None:
             _show([signals.line()])
             signals.said()
             raise typer.Exit(1) from None
-        except SearchFailed as error:
-            raise CandidateError(str(error)) from error
         progress.stop()
-        hook.wait()
         session.score_again(_note)
         if alone:
             _show(show(session.read()))
@@ -452,13 +440,14 @@ def table(
 ) -> None:
     """The result table of a run, as wide as the terminal; into a pipe or a file as wide as need be.
 
-    Where there is no room, columns go in this order: bars, seconds, interval, rank, ±, vs, tasks from the last.
+    Where there is no room, columns go in this order: bars, seconds, interval, rank, ±, vs, expected, tasks
+    from the last.
     """
     from mergesearch.commands.table import data_of, form_of, show, write_data, write_table
     from mergesearch.results.loading import load_run
 
     form = format or (form_of(file) if file is not None else "text" if of == "trials" else "csv")
-    if of != "trials" or form == "jsonl":
+    if of != "trials":
         if file is not None:
             write_data(run, file, of, form)
         else:
@@ -678,9 +667,6 @@ def doctor() -> None:
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a recipe, or a run's configuration")],
     override: Sets = [],  # noqa: B006 - typer reads the default
-    allow_unrelated: Annotated[
-        bool, typer.Option(help="as `merge` takes it; `check` reads no weights, so that it cannot tell", hidden=True)
-    ] = False,
 ) -> None:
     """What a configuration or a recipe would do and cost; reads no weights and merges nothing."""
     from mergesearch.commands.check import preview

@@ -28,7 +28,7 @@ _MOUNTS = Path("/proc/mounts")
 
 def free(path: Path) -> int:
     """The bytes that may still be written under a path, which need not exist yet."""
-    return shutil.disk_usage(_existing(path)).free
+    return shutil.disk_usage(existing(path)).free
 
 
 def need(path: Path, size: int) -> None:
@@ -55,7 +55,7 @@ def shared_kind(path: Path, mounts: Path = _MOUNTS) -> str | None:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    place, found, longest = str(_existing(path).resolve()), "", -1
+    place, found, longest = str(existing(path).resolve()), "", -1
     for line in lines:
         parts = line.split(" ")
         if len(parts) < 3:
@@ -67,6 +67,7 @@ def shared_kind(path: Path, mounts: Path = _MOUNTS) -> str | None:
     return found if plain.startswith((*_SHARED, "sshfs", "juicefs")) else None
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The nearest folder that is there of those that a path leads through, or what is at the path itself."""
     path = path.absolute()
     return next(place for place in (path, *path.parents) if place.exists())

@@ -140,6 +140,16 @@ def test_watching_looks_again_while_trials_are_left(run: Path, tmp_path: Path) -
     assert waits == [60, 60]
 
 
+def test_a_search_from_python_ends_as_the_command_does(home: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    before = package.load_run("tiny").config
+    line = f'echo "$MERGESEARCH_EVENT $MERGESEARCH_STATUS" >> {told}'
+    opened = package.run_search(before.model_copy(update={"output": str(tmp_path / "run"), "on_end": line}))
+    assert told.read_text(encoding="utf-8") == "end 0\n"
+    best = opened.best()
+    assert best is not None and opened.kinds == {"loglikelihood": "tries"} and set(best.by_lm_eval) == {"zoo_letters"}
+
+
 def test_frames_and_their_files(run: Path, reported: str, tmp_path: Path) -> None:
     opened = package.load_run(run)
     documents, report = opened.documents(), opened.report()
@@ -162,6 +172,8 @@ def test_frames_and_their_files(run: Path, reported: str, tmp_path: Path) -> Non
             assert back[number].sum() == pytest.approx(whole[number].sum())
     lines = mergesearch("table", run, "--of", "report", "--format", "jsonl").out.splitlines()
     assert len(lines) == len(report) and json.loads(lines[0])["measure"] == "objective"
+    first = mergesearch("table", run, "--format", "jsonl", "--top", 1, "--sort", "trial").out.splitlines()
+    assert [json.loads(line)["trial"] for line in first] == [0]
     wrong = mergesearch("table", run, "--of", "documnets")
     assert wrong.status == 2 and "documents" in wrong.err
     with pytest.raises(UserError, match="ending"):

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from mergesearch import __version__, memory
+from mergesearch import __version__, disks, memory
 
 # what decides figures, and what a fault report should name
 LIBRARIES = (
@@ -89,8 +89,8 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _storage(folder: Path) -> str:
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free / 2**30
+    there = disks.existing(folder)
+    free = disks.free(there) / 2**30
     writable = "" if os.access(there, os.W_OK) else ", and it cannot be written: set output to another folder"
     return f"{free:.1f} GiB free in {there}{writable}; SQLite {sqlite3.sqlite_version}"
 

@@ -176,10 +176,10 @@ def run_search(
         UserError: what is wrong with the input.
         CandidateError: nothing could be scored.
     """
+    from mergesearch.commands.hooks import told_at_end
     from mergesearch.commands.report import report_at_end
     from mergesearch.commands.run import prepare
-    from mergesearch.errors import CandidateError
-    from mergesearch.search.worker import SearchFailed
+    from mergesearch.commands.winner import verdict_of
 
     if isinstance(config, Config):
         if overrides:
@@ -187,16 +187,16 @@ def run_search(
         settings = config
     else:
         settings = read_config(config, overrides, say)
-    session = prepare(settings, say=say, started=started, scored=scored, finished=finished, allow_changed=allow_changed)
-    try:
-        session.mend(say)
-        session.search.run()
-    except SearchFailed as error:
-        raise CandidateError(str(error)) from error
-    if export:
-        for line in session.export_best():
-            say(line)
-    report_at_end(session.read(), session.engine, allow_changed=allow_changed)
+    with told_at_end(settings, lambda: verdict_of(settings.folder), say):
+        session = prepare(
+            settings, say=say, started=started, scored=scored, finished=finished, allow_changed=allow_changed
+        )
+        session.run(say)
+        session.score_again(say)
+        if export:
+            for line in session.export_best():
+                say(line)
+        report_at_end(session.read(), session.engine, allow_changed=allow_changed)
     return load_run(settings.folder)
 
 

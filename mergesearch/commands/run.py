@@ -13,6 +13,7 @@ from mergesearch.checkpoints import Pool
 from mergesearch.commands.again import score_again
 from mergesearch.commands.best import refresh_best
 from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
+from mergesearch.commands.hooks import BestHook
 from mergesearch.commands.inputs import (
     check_racing,
     load_tasks,
@@ -40,7 +41,7 @@ from mergesearch.search.soup.learner import Learner
 from mergesearch.search.soup.learning import LearningStep
 from mergesearch.search.speed import PROBE, Probe
 from mergesearch.search.store import RunFolder, write_documents
-from mergesearch.search.worker import Search
+from mergesearch.search.worker import Search, SearchFailed
 from mergesearch.space import check_space
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -57,11 +58,25 @@ class Session:
     search: Search
     probe: Probe
     scorer: Scorer
+    hook: BestHook
     plain: Scorer | None = None
 
     def read(self) -> Run:
         """The run as it is by now."""
         return run_of(self.search.history(), self.folder)
+
+    def run(self, say: Callable[[str], None] = log.info) -> None:
+        """Searches until nothing is left to do, and everything is told.
+
+        Raises:
+            CandidateError: nothing could be scored.
+        """
+        self.mend(say)
+        try:
+            self.search.run()
+        except SearchFailed as error:
+            raise CandidateError(str(error)) from error
+        self.hook.wait()
 
     def mend(self, say: Callable[[str], None] = log.info) -> None:
         """Scores complete trials again whose documents are damaged: what they are expected to score elsewhere goes by
@@ -195,6 +210,12 @@ def prepare(
     write_documents(folder, samples_of(tasks, documents))
     each = sum(map(len, searched.values()))
     learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched, say, stepped)
+    hook = BestHook(config, lambda: run_of(search.history(), folder).best(), say)
+
+    def ended(record: Record) -> None:
+        finished(record)
+        hook.finished(record)
+
     search = Search(
         config,
         folder,
@@ -207,7 +228,7 @@ def prepare(
         learner=learner,
         started=lambda trial: started(record_of(trial, store.objective_of(search.study))),
         scored=lambda trial: scored(record_of(trial, None)),
-        finished=lambda trial: finished(record_of(trial, store.objective_of(search.study))),
+        finished=lambda trial: ended(record_of(trial, store.objective_of(search.study))),
         say=say,
         hung=hung,
         device=str(pool.device),
@@ -232,7 +253,7 @@ def prepare(
     probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing, plain)
     store.note(search.study, PROBE, probe.to_data())
     scorer.asked = asked
-    return Session(config, folder, pool, engine, search, probe, scorer, plain)
+    return Session(config, folder, pool, engine, search, probe, scorer, hook, plain)
 
 
 __all__ = ["Session", "prepare"]

@@ -25,11 +25,11 @@ def show(run: Run, form: str = TEXT, top: int | None = None, sort: str = "rank")
 
 
 def data_of(path: Path, what: str, form: str) -> bytes:
-    """Trials, documents or the report of a run as data.
+    """Documents or the report of a run as data; trials are the table.
 
     Args:
         path: the run folder.
-        what: one of `results.frames.FRAMES`.
+        what: one of `results.frames.FRAMES` but trials.
         form: one of `results.frames.FORMATS`.
 
     Raises:
@@ -40,8 +40,6 @@ def data_of(path: Path, what: str, form: str) -> bytes:
     run = load_run(path)
     if what == frames.DOCUMENTS:
         return frames.as_bytes(frames.documents(run.folder, run.records), form)
-    if what == frames.TRIALS:
-        return frames.as_bytes(run.frame(), form)
     held = kept_report(run.folder)
     if held is None:
         raise UserError(f"{path} has no report on the holdout yet: `mergesearch report {path}` makes it")
@@ -60,7 +58,7 @@ def write_data(path: Path, out: Path, what: str, form: str) -> None:
 def form_of(file: Path) -> str:
     """The format that a file's ending names; text for every other ending."""
     ending = file.suffix.removeprefix(".").lower()
-    return ending if ending in (*FORMATS, *frames.FORMATS) else TEXT
+    return ending if ending in FORMATS else TEXT
 
 
 def write_table(path: Path, out: Path, form: str = TEXT, top: int | None = None, sort: str = "rank") -> None:

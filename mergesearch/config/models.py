@@ -14,7 +14,7 @@ from mergesearch.config import storage as storages
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
-from mergesearch.config.tasks import TaskConfig
+from mergesearch.config.tasks import NamedTask, TaskConfig, check_once
 from mergesearch.errors import without_passwords
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
 from mergesearch.schema import ONE_OR_MORE, Strict
@@ -46,23 +46,15 @@ RESUMABLE = (
 _MOST_AT_ONCE = 1_000_000
 
 
-class GuardConfig(Strict):
+class GuardConfig(NamedTask):
     """A task that no winner may get worse on; scored like the others and no part of the objective."""
 
-    task: str = Field(min_length=1, description="as for tasks")
-    metric: str | None = Field(default=None, description="as for tasks")
-    num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
     limit: int | None = Field(default=None, ge=1, description="as for tasks")
     gen_kwargs: dict[str, Any] | None = Field(default=None, description="as for tasks")
     max_drop: float = Field(ge=0, le=1_000_000, description="how much worse than the reference, in the metric's unit")
     against: Literal["base", "best"] = Field(
         default="base", description="the base, or the model that is best on this task"
     )
-
-    def as_task(self) -> TaskConfig:
-        """What is to be scored."""
-        keys = {name: getattr(self, name) for name in TaskConfig.model_fields if hasattr(self, name)}
-        return TaskConfig(**keys)
 
 
 class ObjectiveConfig(Strict):
@@ -298,18 +290,12 @@ class Config(Strict):
     @field_validator("tasks")
     @classmethod
     def _tasks_once(cls, value: list[TaskConfig]) -> list[TaskConfig]:
-        names = [task.task for task in value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"task {twice!r} is listed twice: list each task once")
+        check_once(value)
         return value
 
     @model_validator(mode="after")
     def _guards_once(self) -> Config:
-        names = [guard.task for guard in self.guard]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"guard {twice!r} is listed twice: list each task once")
+        check_once(self.guard, "guard")
         tasks = {task.task for task in self.tasks}
         for guard in self.guard:
             keys = ("metric", "num_fewshot", "limit", "gen_kwargs")

@@ -6,26 +6,19 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from mergesearch.config.tasks import TaskConfig
+from mergesearch.config.tasks import NamedTask, check_once
 from mergesearch.schema import Strict
 
 
-class BenchmarkConfig(Strict):
+class BenchmarkConfig(NamedTask):
     """A task that only the report scores on."""
 
-    task: str = Field(min_length=1, description="as for tasks")
-    metric: str | None = Field(default=None, description="as for tasks")
-    num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
     limit: int | None = Field(default=None, ge=2, description="the most documents, drawn by the seed; default: all")
 
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return {"task": value} if isinstance(value, str) else value
-
-    def as_task(self) -> TaskConfig:
-        """What is to be scored."""
-        return TaskConfig(task=self.task, metric=self.metric, num_fewshot=self.num_fewshot, limit=self.limit)
 
 
 class ReportConfig(Strict):
@@ -56,8 +49,5 @@ class ReportConfig(Strict):
     @field_validator("tasks")
     @classmethod
     def _tasks_once(cls, value: list[BenchmarkConfig]) -> list[BenchmarkConfig]:
-        names = [task.task for task in value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"task {twice!r} is listed twice: list each task once")
+        check_once(value)
         return value

@@ -1,7 +1,8 @@
-"""One entry of `tasks`."""
+"""One entry of `tasks`, and what other lists of tasks share with it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field
@@ -32,3 +33,28 @@ class TaskConfig(Strict):
         description="how answers are generated, as the option of `lm_eval`, over what the task says: `max_gen_toks`, "
         "`until`, `temperature`, `do_sample` and what else transformers takes",
     )
+
+
+class NamedTask(Strict):
+    """A task that is no part of the objective; what it is for is said by who names it."""
+
+    task: str = Field(min_length=1, description="as for tasks")
+    metric: str | None = Field(default=None, description="as for tasks")
+    num_fewshot: int | None = Field(default=None, ge=0, description="as for tasks")
+
+    def as_task(self) -> TaskConfig:
+        """What is to be scored."""
+        keys = {name: getattr(self, name) for name in TaskConfig.model_fields if hasattr(self, name)}
+        return TaskConfig(**keys)
+
+
+def check_once(entries: Iterable[TaskConfig | NamedTask], what: str = "task") -> None:
+    """`ValueError` where a task is listed twice.
+
+    Args:
+        what: an entry is called.
+    """
+    names = [entry.task for entry in entries]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{what} {twice!r} is listed twice: list each task once")

@@ -177,6 +177,7 @@ def write_bytes(data: bytes, out: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    leftovers.clear(out.parent, out.name)
     try:
         with leftovers.writing(out) as partial:
             partial.write_bytes(data)

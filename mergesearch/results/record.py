@@ -64,13 +64,12 @@ class Record:
     method: str = ""
     by_lm_eval: Mapping[str, TaskScore] = field(default_factory=dict)
     by_lm_eval_seconds: float | None = None
+    expected: Expected | None = None
 
     @property
     def shown(self) -> Mapping[str, TaskScore]:
         """Each task's score as the `lm_eval` command gives it, where lm-eval's own model was asked."""
         return {**self.scores, **self.by_lm_eval}
-
-    expected: Expected | None = None
 
     @property
     def worth(self) -> float | None:

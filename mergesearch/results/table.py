@@ -6,16 +6,14 @@ pandas is loaded when a table is asked for.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergesearch import leftovers
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import TaskScore
-from mergesearch.results import markdown
+from mergesearch.results import frames, markdown
 from mergesearch.results.markdown import plain
 from mergesearch.results.record import Record, ranked
 from mergesearch.results.states import INFEASIBLE
@@ -26,8 +24,9 @@ if TYPE_CHECKING:
 
     from mergesearch.results.margins import Margins
 
-TEXT, CSV, MARKDOWN, JSON, PARQUET = "text", "csv", "md", "json", "parquet"
-FORMATS = (TEXT, CSV, MARKDOWN, JSON, PARQUET)
+TEXT, MARKDOWN, JSON = "text", "md", "json"
+CSV, LINES, PARQUET = frames.FORMATS
+FORMATS = (TEXT, CSV, MARKDOWN, JSON, LINES, PARQUET)
 # what a table may be sorted by, beside its tasks
 FIXED = ("rank", "trial", "objective", "expected", "method", "seconds", "state")
 FRONT = "front"
@@ -122,6 +121,8 @@ def render(
         return json.dumps(_plain(table), indent=1)
     if form == CSV:
         return "" if table.empty else table.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    if form == LINES:
+        return frames.as_bytes(table, form).decode().rstrip("\n")
     rows, tasks = _plain(table), tasks_of(records)
     if form == TEXT:
         return TerminalTable.of(rows, records, tasks, margins)
@@ -154,23 +155,12 @@ def write(
         UserError: there is no such format or column, or the file cannot be written.
     """
     if form == PARQUET:
-        data = _parquet(frame(records, top, sort))
+        data = frames.as_bytes(frame(records, top, sort), form)
     else:
         rendered = render(records, form, top, sort, margins)
         text = "".join(f"{line}\n" for line in (str(rendered), *words)) if form == TEXT else f"{rendered}\n"
         data = text.encode()
-    leftovers.clear(out.parent, out.name)
-    try:
-        with leftovers.writing(out) as partial:
-            partial.write_bytes(data)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror}): name another file") from None
-
-
-def _parquet(table: DataFrame) -> bytes:
-    file = io.BytesIO()
-    table.to_parquet(file, index=False)
-    return file.getvalue()
+    frames.write_bytes(data, out)
 
 
 def _beside(records: Sequence[Record]) -> set[str]:
