@@ -322,9 +322,14 @@ class Search:
     def _give_up(self, number: int) -> None:
         """Fails a trial that takes too long, from another thread than the one that is at it."""
         reason = f"it took more than {self.config.search.trial_timeout:g} s (search.trial_timeout)"
+        if self._was_taken(number):  # it was settled at that moment, or another worker is at it
+            return
         handle = self._handle(number)
         trials.write(handle, error=reason)
-        self.study.tell(handle, state=TrialState.FAIL)
+        try:
+            self.study.tell(handle, state=TrialState.FAIL)
+        except (ValueError, RuntimeError, optuna.exceptions.UpdateFinishedTrialError):
+            return
         self._hung(f"trial {number} was given up: {reason}")
 
     def _recipe(self, trial: Trial, handle: optuna.Trial, history: History) -> Recipe:
