@@ -22,9 +22,9 @@ from mergesearch.checkpoints import Pool, Survey, loading, mapped, parents
 from mergesearch.commands import holding as holdings
 from mergesearch.commands.check import preview
 from mergesearch.commands.imagined import imagined
-from mergesearch.engine.residency import needs_of, residency
+from mergesearch.engine.residency import Needs, needs_of, residency
 from mergesearch.evaluate import batch_size
-from mergesearch.evaluate.batch_size import Appetite, Length, appetite, settle
+from mergesearch.evaluate.batch_size import Length, appetite, settle
 from mergesearch.recipe import Rule
 from scripts.bench.shared import pools
 
@@ -73,7 +73,7 @@ def test_what_scoring_takes_grows_with_what_is_asked() -> None:
     assert appetite(SimpleNamespace(get_text_config=lambda: eager), 2, Length(200), "cuda").row > long.row
     learns = appetite(llama, 2, Length(100), "cuda", documents=16, largest=10**6)
     assert learns.learning > appetite(llama, 2, Length(100), "cuda", documents=16, checkpointing=True).learning > 0
-    assert Appetite(row=10).rows(95, 64) == 8 and Appetite(row=10).rows(5, 64) == 1 and Appetite().rows(0, 64) == 64
+    assert Needs(0, 0, row=10).fitting(95) == 8 and Needs(0, 0, row=10).fitting(5) == 1 and Needs(0, 0).fitting(0) == 64
 
 
 def test_a_batch_size_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:

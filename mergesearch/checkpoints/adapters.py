@@ -16,6 +16,7 @@ from mergesearch.checkpoints.lowrank import tied_names
 from mergesearch.checkpoints.pool import Pool
 from mergesearch.checkpoints.writing import add_metadata
 from mergesearch.errors import UserError
+from mergesearch.methods.matrices import signs
 
 # what linear layers are called whose weights are (in, out)
 _TURNED = "Conv1D"
@@ -133,8 +134,7 @@ def factors_of(change: Tensor, noise: float, most: int | None) -> tuple[tuple[Te
     """
     u, s, v = torch.linalg.svd(change, full_matrices=False)
     rank = max(1, min(int((s > noise).sum()), most or len(s)))
-    signs = torch.where(u.gather(0, u.abs().argmax(0, keepdim=True))[0] < 0, -1.0, 1.0).to(u.dtype)
-    root = s[:rank].sqrt()
-    b = (u[:, :rank] * (root * signs[:rank])).float()
-    a = (v[:rank] * (root * signs[:rank])[:, None]).float()
+    root = s[:rank].sqrt() * signs(u[:, :rank])
+    b = (u[:, :rank] * root).float()
+    a = (v[:rank] * root[:, None]).float()
     return (b, a), float((change - b.double() @ a.double()).norm())

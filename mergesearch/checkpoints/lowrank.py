@@ -61,11 +61,6 @@ def expanded(tensor: Any) -> Any:
     return change.add_(tensor.start)
 
 
-def stored(tensor: Tensor) -> list[Tensor]:
-    """The tensors that are in memory for a parent's tensor, the base's not among them."""
-    return [tensor.a, tensor.b] if isinstance(tensor, LowRank) else [tensor]
-
-
 def factored(
     blank: nn.Module, folder: Path, base: Mapping[str, Tensor], place: Callable[[str, Tensor], Tensor]
 ) -> dict[str, Tensor] | None:

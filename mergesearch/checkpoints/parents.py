@@ -95,7 +95,7 @@ class Reader:
             live = floating_tensors(model)
             self.aliases[where] = ties(model)
             fixed = fixed or {name: tensor.to(self.devices.of(name)) for name, tensor in constants(model).items()}
-            below = self._below(where, loaded)
+            below = self.survey.beneath(where, loaded)
             shared = set() if below is None else self._share_unchanged(live, loaded[below].live, where, below)
             del model
             for name in list(live):  # one by one, so that what was read is let go as it is placed
@@ -111,11 +111,6 @@ class Reader:
         if source.adapter is None or not over_base:
             return None
         return factored(survey.parents[where].blank, source.adapter, loaded[BASE_KEY].live, self._place)
-
-    def _below(self, where: str, loaded: Mapping[str, Checkpoint]) -> str | None:
-        """The parent that an adapter lies over, where that was read before."""
-        chain = self.survey.chain(self.survey.sources[where])
-        return next((w for w in loaded if self.survey.chain(self.survey.sources[w]) == chain[:1] != chain), None)
 
     def _share_unchanged(
         self, live: dict[str, Tensor], below: Mapping[str, Tensor], where: str, other: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,11 @@ class Survey:
         first = next(other for other, source in self.sources.items() if self.chain(source) == chain)
         return first if first != where else None
 
+    def beneath(self, where: str, among: Iterable[str]) -> str | None:
+        """The first of some parents that is no more than the model which this one begins with."""
+        first = self.chain(self.sources[where])[:1]
+        return next((other for other in among if self.chain(self.sources[other]) == first), None)
+
     @property
     def tokenizer(self) -> Any:
         """The result's tokenizer; None where there is none."""
@@ -141,10 +146,9 @@ class Survey:
         """What was decided about the tokenizer, in a sentence."""
         if self.tokenizer is None:
             return "none: the weights alone are merged"
-        count = len(self.tokenizer.get_vocab())
         if self.vocabulary is None:
-            return f"the base's {count:,} tokens, the same in every model"
-        return f"{self.vocabulary.said(self.chosen)}"
+            return f"the base's {len(self.tokenizer.get_vocab()):,} tokens, the same in every model"
+        return self.vocabulary.said(self.chosen)
 
     # --- headers ---
 
@@ -271,8 +275,7 @@ class Survey:
 
     def _below(self, where: str, outlined: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """A parent's live tensors before adapters are laid over them."""
-        folder = self.chain(self.sources[where])[0]
-        same = next((w for w in outlined if self.chain(self.sources[w]) == [folder]), None)
+        same = self.beneath(where, outlined)
         if same is not None:
             return dict(outlined[same])
         headers, blank = self.parents[where].headers, floating_tensors(self.parents[where].blank)
@@ -304,8 +307,7 @@ class Survey:
         aligned = set(self.layout.by_token & names) if self.vocabulary is not None else set()
         if self.maps(where):
             return aligned
-        folder = self.chain(self.sources[where])[0]
-        same = next((w for w in self.sources if self.chain(self.sources[w]) == [folder]), None)
+        same = self.beneath(where, self.sources)
         if same is not None and self.maps(same):  # an adapter: what it leaves alone is read from those files
             below = self.tensors[same]
             return aligned | {n for n, t in self.tensors[where].items() if below.get(n) is not t}

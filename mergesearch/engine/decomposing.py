@@ -12,6 +12,7 @@ import torch
 from mergesearch.engine.kernels import Decompositions, Operands
 from mergesearch.engine.kernels.decompositions import AT_ONCE, each_on_one_thread
 from mergesearch.engine.plan import LEFT_OUT
+from mergesearch.engine.residency import size_text
 from mergesearch.methods import Method, mask_key
 from mergesearch.methods.listening import listening
 from mergesearch.recipe import TensorInfo
@@ -35,7 +36,7 @@ class MatrixWork:
     kept: int
 
     def __str__(self) -> str:
-        once = f"about {_duration(self.once)} once for the parents and {_bytes(self.kept)} on disk, then "
+        once = f"about {_duration(self.once)} once for the parents and {size_text(self.kept)} on disk, then "
         return f"{once * bool(self.kept)}about {_duration(self.each)} a candidate"
 
 
@@ -83,7 +84,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,11 @@ class Needs:
     def scored(self, rows: int) -> int:
         """Of scoring with so many requests at once."""
         return max(self.scoring, rows * self.row)
+
+    def fitting(self, room: int) -> int:
+        """The most requests at once that fit into a room, a power of two or `most`; 1 where none does."""
+        count = room // self.row if self.row else self.most
+        return self.most if count >= self.most else 1 << max(0, int(count).bit_length() - 1)
 
 
 @dataclass(frozen=True)
@@ -213,16 +218,10 @@ def _holding(
     needs: Needs, mode: Residency, devices: Devices, on_device: int, on_host: int, free: int, host: int
 ) -> Holding:
     left = int(MOST * free) - on_device
-    rows = needs.rows or _fitting(needs, left)
+    rows = needs.rows or needs.fitting(left)
     scoring = needs.scored(rows)
     kept = max(0, int(_KEPT * (left - scoring)))
     return Holding(mode, devices, on_device + scoring, on_host, free, host, scoring, rows, kept, needs)
-
-
-def _fitting(needs: Needs, room: int) -> int:
-    """The most requests at once that fit, a power of two or `most`."""
-    fitting = room // needs.row if needs.row else needs.most
-    return needs.most if fitting >= needs.most else 1 << max(0, int(fitting).bit_length() - 1)
 
 
 def _working(device: torch.device) -> int:
@@ -230,8 +229,8 @@ def _working(device: torch.device) -> int:
     return 0 if device.type == "cpu" else kernels.WORKING
 
 
-def _bytes(tensors: Any) -> int:
-    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def size_text(size: int) -> str:

@@ -10,14 +10,13 @@ from typing import Any, cast
 import torch
 from lm_eval.models.utils_hf import clear_torch_cache
 
+from mergesearch.evaluate.model import longest_pass
 from mergesearch.evaluate.scoring import Scorer, out_of_memory
 
 log: logging.Logger = logging.getLogger(__name__)
 
 # the most requests at once that are tried: more of them make a CPU no faster, and a GPU hardly
 MOST = {"cpu": 64, "cuda": 1024}
-# tokens of one pass of a token trie at most, see tries/memory.py
-_PACKED = {"cpu": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,6 @@ class Appetite:
         """Of whatever takes most, with so many requests at once."""
         return max(rows * self.row, self.packed, self.learning)
 
-    def rows(self, room: int, most: int) -> int:
-        """The most requests at once that fit into a room, a power of two or `most`; 1 where none does."""
-        fitting = room // self.row if self.row else most
-        return most if fitting >= most else 1 << max(0, int(fitting).bit_length() - 1)
-
 
 def appetite(
     config: Any, size: int, length: Length, device: str, *, packed: bool = False, documents: int = 0,
@@ -108,7 +102,7 @@ def appetite(
     scored = length.scored * (layer + size * (cached + 2 * vocabulary))
     # one row of logits for each sequence, in float32 too; the cache grows by copying
     generated = length.generated * (layer + 2 * size * cached) + (size + 8) * vocabulary
-    pass_of_trie = _PACKED.get(device, 1024) * (layer + size * cached + (size + 8) * vocabulary) if packed else 0
+    pass_of_trie = longest_pass(device) * (layer + size * cached + (size + 8) * vocabulary) if packed else 0
     kept = layers * size * width + layer if checkpointing else layers * layer
     learning = documents * length.longest * (kept + (2 * size + 8) * vocabulary) + (size + 4) * largest
     return Appetite(max(scored, generated), pass_of_trie, learning if documents else 0)

@@ -86,6 +86,13 @@ LM_EVAL, TRIES, TRIES_WIDE = "lm_eval", "tries", "tries, head in float32"
 CONTINUOUS = "continuous batching"
 # the types of request that tries may answer
 TRIED = ("loglikelihood", "generate_until")
+# tokens of one forward pass of a token trie, by the type of the device
+_PASS = {"cpu": 4096, "cuda": 16384}
+
+
+def longest_pass(device: str) -> int:
+    """The most tokens of one forward pass of a token trie on a type of device, however much memory is free."""
+    return _PASS.get(device, 1024)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from mergesearch.methods.matrices import (
     Triples,
     averaged,
     change,
+    first,
     is_matrix,
     numbers,
     polar,
@@ -113,16 +114,11 @@ def common_and_own(base: Tensor, models: Sequence[Tensor], weights: tuple[float,
     side = min(base.shape)
     own = round((side - int(common * side + 1e-9)) / len(models))
     shared = side - own * len(models)
-    first = _first(triples(_sum(base, models, weights)), shared)
-    parts = [] if own else [first]
+    leading = first(triples(_sum(base, models, weights)), shared)
+    parts = [] if own else [leading]
     for model, w in zip(models, weights, strict=True) if own else ():
         d = change(base, model) * w
-        parts.append(_first(triples(d - first[0] @ (first[0].T @ d), d), own))
-    u, s, v = side_by_side([*parts, first] if own else parts)
+        parts.append(first(triples(d - leading[0] @ (leading[0].T @ d), d), own))
+    u, s, v = side_by_side([*parts, leading] if own else parts)
     mean = s.mean() if len(s) else torch.zeros((), dtype=s.dtype)
     return tuple(t.to(base.device) for t in (polar(u), mean.expand(len(s)).clone(), polar(v)))  # type: ignore[return-value]
-
-
-def _first(parts: Triples, count: int) -> Triples:
-    u, s, v = parts
-    return u[:, :count], s[:count], v[:count]

@@ -66,19 +66,24 @@ def triples(matrix: Tensor, of: Tensor | None = None) -> Triples:
     """The singular triples of a float64 matrix within its numerical rank: U (out, r), S (r,), V^T (r, in).
 
     Left out is what is no larger than max(out, in) 2^-23 times the largest; of a part of a matrix, times the length of
-    `of`, the whole. Where the matrix has a NaN or an infinity
-    all three are NaN, of rank 1.
+    `of`, the whole. Where the matrix has a NaN or an infinity all three are NaN, of rank 1.
     """
     if not bool(matrix.isfinite().all()):
         return matrix[:, :1] * torch.nan, matrix[0, :1] * torch.nan, matrix[:1] * torch.nan
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     kept = s > max(matrix.shape) * _NOISE * (s[:1] if of is None else of.norm())
     u, s, v = u[:, kept], s[kept], v[kept]
-    signs = _signs(u)
-    return u * signs, s, v * signs[:, None]
+    turned = signs(u)
+    return u * turned, s, v * turned[:, None]
 
 
-def _signs(columns: Tensor) -> Tensor:
+def first(parts: Triples, count: int) -> Triples:
+    """The leading triples, as many as there are up to `count`."""
+    u, s, v = parts
+    return u[:, :count], s[:count], v[:count]
+
+
+def signs(columns: Tensor) -> Tensor:
     """+1 or -1 for each column: the sign of its largest entry by magnitude, the first of equal ones."""
     largest = columns.abs().argmax(0, keepdim=True) if columns.shape[1] else columns[:0].long()
     found = columns.gather(0, largest)[0] if columns.shape[1] else columns.new_zeros(0)

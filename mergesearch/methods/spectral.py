@@ -15,6 +15,7 @@ from mergesearch.methods.matrices import (
     Triples,
     averaged,
     change,
+    first,
     is_matrix,
     like,
     numbers,
@@ -26,7 +27,7 @@ from mergesearch.methods.matrices import (
     wide,
 )
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.task_vector import Lambda, merge_linear, task_vectors
+from mergesearch.methods.task_vector import Lambda
 
 RankShare = Annotated[
     Scalar,
@@ -85,15 +86,10 @@ def tsv(
 def tsv_sides(base: Tensor, models: Sequence[Tensor], rank: float) -> tuple[Tensor, ...]:
     """Both orthonormal sides, the singular values between them and whose they are: (out, K), (K,), (K, in), (K,)."""
     count = max(1, int(min(base.shape) * (rank or 1 / len(models)) + 1e-9))
-    parts = [_first(triples(change(base, model)), count) for model in models]
+    parts = [first(triples(change(base, model)), count) for model in models]
     u, s, v = side_by_side(parts)
     owner = torch.cat([torch.full_like(part[1], float(i)) for i, part in enumerate(parts)])
     return like(base, polar(u), s, polar(v), owner)
-
-
-def _first(parts: Triples, count: int) -> Triples:
-    u, s, v = parts
-    return u[:, :count], s[:count], v[:count]
 
 
 @method(paper="Lee et al. 2025, arXiv:2502.10339", family="task_vector", base="required", matrices=True)
@@ -177,7 +173,7 @@ def resmerge(
     weights = torch.tensor(numbers(weight, models), dtype=torch.float64)
     mix = _residual_mix(gram_rest.cpu(), gram_head.cpu(), weights, float(sharpness), float(head))
     if mix is None:
-        return merge_linear(base, task_vectors(base, models), weight, lam, True)
+        return averaged(base, models, weight, lam)
     whole, rank1 = mix
     # sum_i a_i R_i + b_i H_i = sum_i a_i d_i + (b_i - a_i) H_i
     delta = torch.zeros_like(base, dtype=torch.float64)

@@ -45,12 +45,12 @@ COLUMNS = (
     "first seconds", "new density seconds", "kept MiB", "peak share", "first peak share", "equal", "load", "threads",
     "torch", "python", "machine", "date",
 )  # fmt: skip
-# share of the copy bandwidth that issue and README promise: CPU, H100
 # seconds a candidate with statistics known that are promised of methods of matrices, on two cores; None: none is
 SECONDS: dict[str, float | None] = {
     **dict.fromkeys(("tsv", "star", "knots", "knots_dare", "resmerge", "regmean_free"), 3.0),
     **dict.fromkeys(("iso", "iso_cts", "task_arithmetic+svc")),
 }
+# share of the copy bandwidth that issue and README promise: CPU, H100
 TARGETS = {
     **dict.fromkeys(("linear", "task_arithmetic"), (0.70, 0.85)),
     **dict.fromkeys(("slerp", "model_stock"), (0.60, 0.80)),

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import pydoc_data.topics
 import random
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from mergesearch.evaluate.tries.memory import pack_length
 from mergesearch.evaluate.tries.probe import Distances, distances, packing
 from mergesearch.evaluate.tries.trie import Query
-from scripts.bench.scoring import random_llama
+from scripts.bench.scoring import plain_words, random_llama
 
 AT_ONCE = 24
 SIZES = {
@@ -100,7 +98,7 @@ def emulated() -> Iterator[None]:
 def queries(tokenizer: Any, count: int) -> list[Query]:
     """Questions with four choices: every second one behind three fixed examples."""
     rng = random.Random(11)
-    words = re.sub(r"[^\w\s.,;:'()-]", "", " ".join(pydoc_data.topics.topics.values())).split()
+    words = plain_words()
 
     def some(low: int, high: int) -> str:
         at = rng.randrange(len(words) - high)

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import pydoc_data.topics
 import random
-import re
 import statistics
 import sys
 import time
@@ -28,7 +26,7 @@ from lm_eval.api.instance import Instance
 
 from mergesearch.evaluate.model import CONTINUOUS, TRIES, RememberingLM
 from mergesearch.evaluate.tries import TrieLM
-from scripts.bench.scoring import pretrained, random_llama
+from scripts.bench.scoring import plain_words, pretrained, random_llama
 
 WAYS = ("lm-eval", "batches", "continuous batching")
 BATCH_SIZES = (8, 32)
@@ -62,7 +60,7 @@ def subjects(real: Path | None) -> Iterator[tuple[str, Any, Any]]:
 
 def prompts(documents: int, shots: int, most: int) -> list[Instance]:
     rng = random.Random(5)
-    words = re.sub(r"[^\w\s.,;:'()-]", "", " ".join(pydoc_data.topics.topics.values())).split()
+    words = plain_words()
 
     def some(low: int, high: int) -> str:
         at = rng.randrange(len(words) - high)

@@ -185,10 +185,14 @@ def random_llama() -> tuple[Any, Any]:
     return model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **end)
 
 
+def plain_words() -> list[str]:
+    """The words of Python's own help, in their order."""
+    return re.sub(r"[^\w\s.,;:'()-]", "", " ".join(pydoc_data.topics.topics.values())).split()
+
+
 def write_tasks(folder: Path, documents: int) -> None:
     """Passages of about forty words with four ways to go on, one of them the true one."""
-    rng = random.Random(0)
-    words = re.sub(r"[^\w\s.,;:'()-]", "", " ".join(pydoc_data.topics.topics.values())).split()
+    rng, words = random.Random(0), plain_words()
     data = [_passage(words, rng) for _ in range(documents + 40)]
     for name, part in (("passages", data[40:]), ("shown", data[:40])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in part))

@@ -52,6 +52,8 @@ class ContinuousDecoder:
         """
         config = GenerationConfig(do_sample=False, max_new_tokens=stops.most, eos_token_id=self._ends or -1)
         answers: dict[str, tuple[list[int], bool]] = {}
+        # by request the tokens that were looked at
+        seen: dict[str, int] = {}
         # a manager of its own for each call: pages of other weights' keys must not be found again
         context = self._model.continuous_batching_context_manager(
             generation_config=config, continuous_batching_config=self._config(prompts, stops.most), warmup=False
@@ -76,7 +78,9 @@ class ContinuousDecoder:
                     raise CandidateError(f"transformers' continuous batching gave an answer up: {told.error}")
                 if told.request_id in answers:  # tokens that were under way when it was called off
                     continue
-                found = _ended(list(told.generated_tokens), stops, told.is_finished())
+                tokens = list(told.generated_tokens)
+                found = _ended(tokens, seen.get(told.request_id, 0), stops, told.is_finished())
+                seen[told.request_id] = len(tokens)
                 if found is not None:
                     answers[told.request_id] = found
                     if not told.is_finished():
@@ -99,9 +103,9 @@ class ContinuousDecoder:
         )
 
 
-def _ended(tokens: list[int], stops: Stops, finished: bool) -> tuple[list[int], bool] | None:
-    """(the answer, whether it was cut) once it has ended. Several tokens may have come since the last look."""
-    for count in range(1, len(tokens) + 1):
+def _ended(tokens: list[int], seen: int, stops: Stops, finished: bool) -> tuple[list[int], bool] | None:
+    """(the answer, whether it was cut) once it has ended; it had not after the first `seen` tokens."""
+    for count in range(seen + 1, len(tokens) + 1):
         if stops.finished([tokens[:count]])[0]:
             return tokens[:count], False
     return (tokens, True) if finished else None

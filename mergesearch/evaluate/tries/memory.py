@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from mergesearch.evaluate.model import longest_pass
 from mergesearch.memory import free
 
 # Side by side up to here: on a CPU a pass is at its best with some hundred tokens, a GPU wants more of them.
 _FILL = {"cpu": 384, "cuda": 4096}
-_LONGEST = {"cpu": 4096, "cuda": 16384}
 _SHORTEST = 32
 _ROWS = {"cpu": 64, "cuda": 256}
 # Of the free memory, the share that one forward pass may take.
@@ -20,7 +20,7 @@ _SHARE = 0.25
 def pack_length(model: Any) -> int:
     """The most tokens of one forward pass of a token trie."""
     room = int(_SHARE * free(model.device) / _bytes_per_token(model))
-    return max(_SHORTEST, min(room, _LONGEST.get(model.device.type, 1024)))
+    return max(_SHORTEST, min(room, longest_pass(model.device.type)))
 
 
 def fill_length(model: Any) -> int:

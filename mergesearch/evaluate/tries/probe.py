@@ -76,9 +76,7 @@ def packing(model: Any, queries: Sequence[Query], limit: int) -> Packing:
         Undecided: see there.
     """
     chosen = sample(queries, _TOKENS.get(model.device.type, 1024))
-    found: list[Packing] = []
-    fault = _fault(lambda: found.append(_packing(model, chosen, limit)))
-    return found[0] if fault is None else Packing(fault)
+    return _tried(lambda: _packing(model, chosen, limit))
 
 
 def generation_fault(model: Any, prompts: Sequence[np.ndarray], pad: int) -> str | None:
@@ -93,21 +91,18 @@ def generation_fault(model: Any, prompts: Sequence[np.ndarray], pad: int) -> str
         Undecided: see there.
     """
     longest = max(prompts, key=len)
-    found: list[str | None] = []
-    fault = _fault(lambda: found.append(_steps_fault(model, longest, pad)))
-    return found[0] if fault is None else fault
+    return _tried(lambda: Packing(_steps_fault(model, longest, pad))).fault
 
 
-def _fault(compare: Callable[[], None]) -> str | None:
+def _tried(compare: Callable[[], Packing]) -> Packing:
     try:
-        compare()
+        return compare()
     except (Undecided, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if "memory" in str(error):
             raise
-        return f"the model does not take it ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-    return None
+        return Packing(f"the model does not take it ({type(error).__name__}: {' '.join(str(error).split())[:160]})")
 
 
 def sample(queries: Sequence[Query], tokens: int, most: int = _REQUESTS) -> list[Query]:
@@ -156,7 +151,7 @@ def _packing(model: Any, queries: Sequence[Query], limit: int) -> Packing:
         fault = _structure(model, queries, arrangements, exact)
     if fault is not None or is_exact(model):
         return Packing(fault)
-    theirs = _plain_distances([_plain(model, query) for query in queries], queries, exact)
+    theirs = _plain_distances(model, queries, exact)
     found: list[Packing] = []
     for wide in (False, True):
         ours = _packed_distances(model, queries, arrangements, exact, wide)
@@ -179,7 +174,7 @@ def distances(model: Any, queries: Sequence[Query], limit: int) -> tuple[Distanc
         exact = [_plain(model, query) for query in queries]
     arranged = _arranged(queries, limit)
     narrow, wide = (_packed_distances(model, queries, arranged, exact, head) for head in (False, True))
-    return narrow, wide, _plain_distances([_plain(model, query) for query in queries], queries, exact)
+    return narrow, wide, _plain_distances(model, queries, exact)
 
 
 def _arranged(queries: Sequence[Query], limit: int) -> list[Passes]:
@@ -196,13 +191,7 @@ def _structure(
         for passes in arrangements
         for query, place, row in _rows(model, passes, queries)
     )
-    allowed = _allowed(model, queries, exact)
-    if error <= allowed:
-        return None
-    return (
-        f"its logits in float32 differ from those of plain sequences by {error:.2g} of their spread "
-        f"({allowed:.2g} is rounding)"
-    )
+    return _wrong(error, _allowed(model, queries, exact))
 
 
 def _rows(model: Any, passes: Passes, queries: Sequence[Query]) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -231,10 +220,9 @@ def _packed_distances(
     return _made(apart, np.abs(sums - true).reshape(-1))
 
 
-def _plain_distances(
-    plain: Sequence[torch.Tensor], queries: Sequence[Query], exact: Sequence[torch.Tensor]
-) -> Distances:
+def _plain_distances(model: Any, queries: Sequence[Query], exact: Sequence[torch.Tensor]) -> Distances:
     """As lm-eval sums: the logarithm of the softmax in the model's dtype. Twice, beside two arrangements."""
+    plain = [_plain(model, query) for query in queries]
     apart = [
         [_difference(a, b) for a, b in zip(own, true, strict=True)] for own, true in zip(plain, exact, strict=True)
     ]
@@ -294,14 +282,9 @@ def _steps_fault(model: Any, longest: np.ndarray, pad: int) -> str | None:
         plain = [_plain(model, query) for query in longer]
         exact = [row for rows in plain for row in rows]
         error = max(_difference(got, wanted) for got, wanted in zip(steps(), exact, strict=True))
-        allowed = _allowed(model, longer, plain)
-    if error > allowed:
-        return (
-            f"its logits in float32 differ from those of plain sequences by {error:.2g} of their spread "
-            f"({allowed:.2g} is rounding)"
-        )
-    if is_exact(model):
-        return None
+        fault = _wrong(error, _allowed(model, longer, plain))
+    if fault is not None or is_exact(model):
+        return fault
     ours = [_difference(got, wanted) for got, wanted in zip(steps(), exact, strict=True)]
     own = [row for query in longer for row in _plain(model, query)]
     theirs = [_difference(got, wanted) for got, wanted in zip(own, exact, strict=True)]
@@ -334,6 +317,16 @@ def _allowed(model: Any, queries: Sequence[Query], exact: Sequence[torch.Tensor]
     together = _batch(model, texts)
     noise = max(_difference(together[row, len(texts[row]) - 1], exact[row][-1]) for row in range(2))
     return max(4 * noise, _ROUNDING.get(model.dtype, 1e-4))
+
+
+def _wrong(error: float, allowed: float) -> str | None:
+    """What is wrong with logits in float32 that are this far from those of plain sequences; None: it is rounding."""
+    if error <= allowed:
+        return None
+    return (
+        f"its logits in float32 differ from those of plain sequences by {error:.2g} of their spread "
+        f"({allowed:.2g} is rounding)"
+    )
 
 
 def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
