@@ -63,7 +63,14 @@ def free(device: torch.device) -> int:
     import torch
 
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + idle
+    return of_device(device)[0] + idle
+
+
+def of_device(device: torch.device) -> tuple[int, int]:
+    """What a CUDA device's driver has left, and all that it has, in bytes."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)
 
 
 def accelerators() -> list[torch.device]:

@@ -203,7 +203,7 @@ def _dashboard(address: str, opened: Run) -> None:
     for trial, record in zip(trials, opened.records, strict=True):
         assert trial["values"] == [pytest.approx(record.objective)]
         names = {attribute["key"]: attribute["value"] for attribute in trial["user_attrs"]}
-        assert json.loads(names["name"]) == (record.name or record.method)
+        assert names["name"] == (record.name or record.method)
         assert record.recipe_id is not None and record.recipe_id in names["recipe"]
         params = {each["name"] for each in trial["params"]}
         assert {"method", "weight order", "weight letters"} <= params

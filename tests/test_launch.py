@@ -49,10 +49,12 @@ def test_slurms_warning_reaches_the_worker(tmp_path: Path) -> None:
     stand_in = tmp_path / "mergesearch"
     stand_in.write_text(
         f"#!{sys.executable} -S\n"
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('handed back', flush=True), sys.exit(1)))\n"
+        "import signal, sys\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "print(*sys.argv[1:], flush=True)\n"
-        "time.sleep(60)\n"
+        "if signal.sigtimedwait([signal.SIGTERM], 60):\n"
+        "    print('handed back', flush=True)\n"
+        "    sys.exit(1)\n"
     )
     stand_in.chmod(0o755)
     there = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CONFIG": "mine.yaml", "SETS": "--set search.trials=9"}

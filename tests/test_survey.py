@@ -11,6 +11,7 @@ from support.tiny_models import TinyPool, fine_tune, make_model, make_pool, make
 
 from mergesearch.checkpoints import Devices, Pool, Survey, slab_bytes
 from mergesearch.checkpoints import mapped as mapping
+from mergesearch.checkpoints.lowrank import stored
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import plan
 from mergesearch.engine.residency import needs_of
@@ -28,7 +29,8 @@ def survey(tiny: TinyPool, tokenizer: str = "base") -> Survey:
 def held(pool: Pool) -> int:
     """Bytes of all parents' tensors, shared ones once."""
     parents = (pool.base, *pool.models.values())
-    return sum({t.data_ptr(): t.nbytes for p in parents for t in p.tensors.values() if t.numel()}.values())
+    there = stored(t for p in parents for t in p.tensors.values())
+    return sum({t.data_ptr(): t.nbytes for t in there if t.numel()}.values())
 
 
 def adapters(folder: Path, architecture: str, dtype: str, **kinds: dict[str, Any]) -> TinyPool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,18 @@ def expanded(tensor: Any) -> Any:
     return change.add_(tensor.start)
 
 
+def stored(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What is in memory for parents' tensors, each once: of a low-rank one its factors, its start being the base's."""
+    once = {id(tensor): tensor for tensor in tensors}.values()
+    return [part for t in once for part in ((t.b, t.a) if isinstance(t, LowRank) else (t,))]
+
+
 def factored(
-    blank: nn.Module, folder: Path, base: Mapping[str, Tensor], place: Callable[[str, Tensor], Tensor]
+    blank: nn.Module,
+    folder: Path,
+    base: Mapping[str, Tensor],
+    place: Callable[[str, Tensor], Tensor],
+    read: Callable[[Path], Mapping[str, Tensor]],
 ) -> dict[str, Tensor] | None:
     """The live tensors of an adapter over the pool's base, what it does not change being the base's own.
 
@@ -71,13 +81,12 @@ def factored(
         folder: the adapter's.
         base: the base's live tensors.
         place: brings a factor to where the parents' tensor of that name is held.
+        read: gives the tensors of the adapter's file, or others of the same shapes.
 
     Returns:
         None for an adapter that is more than plain factors of linear layers (weight-decomposed, with layers saved
         whole, over an embedding, unfit for its base): `apply_adapter` reads those, and says what is wrong with them.
     """
-    from safetensors.torch import load_file
-
     try:
         config = read_json(folder / "adapter_config.json", str(folder))
     except UserError:
@@ -87,7 +96,7 @@ def factored(
         return None
     modules = {n: m for n, m in blank.named_modules() if type(m).__name__ in _LINEAR}
     tied = tied_names(blank)
-    factors = _factors(load_file(str(file)))
+    factors = _factors(read(file))
     if factors is None or factors.keys() != _targets(folder, modules):
         return None
     live = dict(base)

@@ -19,6 +19,7 @@ from mergesearch.checkpoints.checkpoint import Checkpoint
 from mergesearch.checkpoints.devices import Devices
 from mergesearch.checkpoints.files import Header, Source, weight_files
 from mergesearch.checkpoints.loading import constants, stored_dtype
+from mergesearch.checkpoints.lowrank import stored
 from mergesearch.checkpoints.parents import Outline, Reader
 from mergesearch.checkpoints.survey import Survey
 from mergesearch.errors import CutError
@@ -39,7 +40,7 @@ class PinnedReader(Reader):
         super().__init__(survey, devices, allow_unrelated)
         self._block = torch.empty(0, dtype=torch.uint8)
         self._used = 0
-        self._total = sum({id(t): t.nbytes for live in survey.tensors.values() for t in live.values()}.values())
+        self._total = sum(t.nbytes for t in stored(t for live in survey.tensors.values() for t in live.values()))
 
     def _place(self, name: str, tensor: Tensor) -> Tensor:
         size = _aligned(tensor.nbytes)

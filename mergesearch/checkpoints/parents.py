@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mergesearch.checkpoints import checks
@@ -14,7 +15,6 @@ from mergesearch.checkpoints.devices import Devices
 from mergesearch.checkpoints.files import Source, Watched
 from mergesearch.checkpoints.loading import constants, floating_tensors, read_model, ties
 from mergesearch.checkpoints.lora import apply_adapter
-from mergesearch.checkpoints.lowrank import factored
 from mergesearch.checkpoints.survey import BASE_KEY, Outline, Survey
 from mergesearch.checkpoints.tokenizers import Vocabulary, align
 
@@ -85,7 +85,8 @@ class Reader:
                 self.aliases[where] = self.aliases[twin]
                 self.parts[where] = self.parts.get(twin, {})
                 continue
-            factors = self._factored(where, loaded)
+            base = loaded[BASE_KEY].live if BASE_KEY in loaded else None
+            factors = self.survey.factored(where, base, self._place, lambda file: load_file(str(file)))
             if factors is not None:
                 loaded[where] = Checkpoint(source.reference, source.path, factors)
                 self.aliases[where] = self.aliases[BASE_KEY]
@@ -103,14 +104,6 @@ class Reader:
                     live[name] = self._place(name, live[name])
             loaded[where] = Checkpoint(source.reference, source.path, live)
         return loaded, fixed
-
-    def _factored(self, where: str, loaded: Mapping[str, Checkpoint]) -> dict[str, Tensor] | None:
-        """An adapter over the base as the base's tensors and its own factors; None for what has to be read whole."""
-        survey, source = self.survey, self.survey.sources[where]
-        over_base = BASE_KEY in loaded and survey.chain(source)[:-1] == survey.chain(survey.sources[BASE_KEY])
-        if source.adapter is None or not over_base:
-            return None
-        return factored(survey.parents[where].blank, source.adapter, loaded[BASE_KEY].live, self._place)
 
     def _share_unchanged(
         self, live: dict[str, Tensor], below: Mapping[str, Tensor], where: str, other: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from mergesearch.checkpoints.loading import (
     ties,
 )
 from mergesearch.checkpoints.lora import adapted, check_adapter
+from mergesearch.checkpoints.lowrank import factored
 from mergesearch.checkpoints.tokenizers import Vocabulary, check_equal, load_tokenizer, union
 from mergesearch.errors import UserError
 from mergesearch.recipe import BASE, UNION
@@ -257,13 +258,18 @@ class Survey:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Each parent's live tensors as they will be once they are read, on the meta device; shared ones are one.
 
-        An adapter's change is float32; what it leaves alone is the model's below it.
+        An adapter's change is float32, or its factors are, where they are all there is to it; what it leaves alone is the
+        model's below it.
         """
         outlined: dict[str, dict[str, Tensor]] = {}
         for where, source in self.sources.items():
             twin = self.twin(where)
             if twin is not None:
                 outlined[where] = dict(outlined[twin])
+                continue
+            factors = self.factored(where, outlined.get(BASE_KEY), lambda _, factor: factor, _outlined)
+            if factors is not None:
+                outlined[where] = factors
                 continue
             below = self._below(where, outlined)
             tied = ties(self.parents[where].blank)
@@ -272,6 +278,24 @@ class Survey:
             outlined[where] = below
         self._fill(outlined)
         return outlined
+
+    def factored(
+        self,
+        where: str,
+        base: Mapping[str, Tensor] | None,
+        place: Callable[[str, Tensor], Tensor],
+        read: Callable[[Path], Mapping[str, Tensor]],
+    ) -> dict[str, Tensor] | None:
+        """An adapter over the base as the base's tensors and its own factors; None for what has to be read whole.
+
+        Args:
+            base: the base's live tensors, once they are known.
+            place, read: as for `lowrank.factored`.
+        """
+        source = self.sources[where]
+        if source.adapter is None or base is None or self.chain(source)[:-1] != self.chain(self.sources[BASE_KEY]):
+            return None
+        return factored(self.parents[where].blank, source.adapter, base, place, read)
 
     def _below(self, where: str, outlined: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """A parent's live tensors before adapters are laid over them."""
@@ -343,6 +367,12 @@ class Survey:
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             _set(config, key, getattr(text_config, key, None))
         return generation_config(chosen.source.folder or self.base_folder())
+
+
+def _outlined(file: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter's file on the meta device."""
+    headers = read_headers(file.parent, str(file), file.stem)
+    return {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
 
 
 def _rows(model: nn.Module) -> int:

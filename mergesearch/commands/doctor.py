@@ -82,10 +82,9 @@ def _devices() -> Iterator[tuple[str, str]]:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         yield "devices", f"cpu alone; {built}"
         return
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        name = torch.cuda.get_device_name(number)
-        yield f"cuda:{number}", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    for device in memory.accelerators():
+        free, total = memory.of_device(device)
+        yield str(device), f"{torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
 def _storage(folder: Path) -> str:

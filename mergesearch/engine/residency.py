@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergesearch import memory
 from mergesearch.checkpoints import Devices, Residency, Survey, choose_device, slab_bytes
+from mergesearch.checkpoints.lowrank import stored
 from mergesearch.engine import kernels
 from mergesearch.engine.splitting import split
 from mergesearch.errors import UserError
@@ -129,14 +130,14 @@ class Holding:
 
 def needs_of(survey: Survey, dtype: torch.dtype) -> Needs:
     """What a pool takes, by its files' headers; scoring is not in it."""
-    tensors = {id(t): t for parent in survey.tensors.values() for t in parent.values()}
-    made = {id(survey.tensors[where][name]) for where in survey.sources for name in survey.made(where)}
+    tensors = stored(t for parent in survey.tensors.values() for t in parent.values())
+    made = stored(survey.tensors[where][name] for where in survey.sources for name in survey.made(where))
     candidate = sum(torch.Size(info.shape).numel() for info in survey.form.layout.infos) * dtype.itemsize
     return Needs(
-        parents=_bytes(tensors.values()),
+        parents=_bytes(tensors),
         candidate=candidate,
-        made=_bytes(t for key, t in tensors.items() if key in made),
-        pinned=slab_bytes([t.nbytes for t in tensors.values()]),
+        made=_bytes(made),
+        pinned=slab_bytes([t.nbytes for t in tensors]),
         blank=survey.blank,
         dtype=dtype,
     )
