@@ -164,7 +164,7 @@ def test_a_run_ranks_by_what_is_expected_and_keeps_what_it_found(raced: Path, mo
     assert choose(run.records, run.config, 3).winner == best
     assert best.expected is not None and best.expected.low < best.expected.value < best.objective
     # found once
-    monkeypatch.setattr("mergesearch.results.expected.expect", lambda *_: pytest.fail("found again"))
+    monkeypatch.setattr("mergesearch.search.expectations.expect", lambda *_: pytest.fail("found again"))
     assert load_run(raced).records == run.records
     run.folder.expected.write_text("{}")
     with pytest.raises(pytest.fail.Exception):

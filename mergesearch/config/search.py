@@ -17,6 +17,26 @@ AUTO = "auto"
 T = TypeVar("T")
 
 
+class PatienceConfig(Strict):
+    """How long a search may go on without finding what is better beyond noise."""
+
+    trials: int | None = Field(
+        default=None, ge=5, le=1_000_000, description="so many candidates of a strategy in a row; at least one of both"
+    )
+    documents: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**15,
+        description="so many document evaluations of a strategy in a row; whichever comes first",
+    )
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> PatienceConfig:
+        if self.trials is None and self.documents is None:
+            raise ValueError("it says neither trials nor documents: give one of them, or leave patience out")
+        return self
+
+
 class SearchConfig(Strict):
     """What is run, in what order, and how long. Further keys are the strategies' own, see `mergesearch strategies`."""
 
@@ -40,6 +60,12 @@ class SearchConfig(Strict):
         le=10**15,
         description="document evaluations, the baselines' too; in learning a backward pass counts as two more. The "
         "first of the three budgets to be used up ends the run",
+    )
+    patience: PatienceConfig | None = Field(
+        default=None,
+        description="ends a strategy whose latest candidates raised the best expected score by less than the standard "
+        "error of that, for all workers, and says what going on would have brought; later strategies then have their "
+        "turn",
     )
     trial_timeout: float | None = Field(
         default=None,

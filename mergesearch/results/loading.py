@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mergesearch.config import Config
 from mergesearch.recipe import Recipe
 from mergesearch.results import table
-from mergesearch.results.expected import expectations
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
 from mergesearch.search import by_lm_eval, revisions, store, strategies
 from mergesearch.search.costs import costs
+from mergesearch.search.expectations import expectations
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import RunFolder, open_run

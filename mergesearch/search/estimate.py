@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from mergesearch.config import Config
+from mergesearch.search import standstill
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.speed import Probe, Speed, probe_of, speed_of
@@ -156,7 +157,9 @@ class _Forecast:
         known = registered()
         kinds = [known[name] for name in self.config.search.strategies]
         for position, kind in enumerate(kinds):
-            if self.history is not None and self.history.is_exhausted(kind.name):
+            if self.history is not None and (
+                self.history.is_exhausted(kind.name) or standstill.ended(self.history, kind.name)
+            ):
                 continue
             later = self._later(kinds[position + 1 :]) if kind.open_ended else _Kept()
             outlook = self._outlook()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import Any
 
 import optuna
 
@@ -16,7 +17,7 @@ from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
 from mergesearch.search import trials
 from mergesearch.search.objective import Objective, signed
-from mergesearch.search.store import objective_of
+from mergesearch.search.store import all_noted, objective_of
 from mergesearch.search.trials import Kind, State, Trial
 
 # after so many proposals in a row that were there already, a strategy that goes on for ever has nothing new to propose
@@ -51,6 +52,11 @@ class History:
         if not any(trial.state is State.COMPLETE for trial in past.trials):
             past.objective = None
         return past
+
+    @cached_property
+    def notes(self) -> Mapping[str, Any]:
+        """What was noted of the whole run by now, by its key."""
+        return all_noted(self.study)
 
     # --- which trials ---
 

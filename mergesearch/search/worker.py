@@ -19,8 +19,9 @@ from mergesearch.errors import CandidateError
 from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search import objective as objectives
-from mergesearch.search import store, trials
+from mergesearch.search import standstill, store, trials
 from mergesearch.search.budget import Budget, Wanted, total
+from mergesearch.search.expectations import expectations
 from mergesearch.search.history import History, hours_at_work
 from mergesearch.search.machine import machine
 from mergesearch.search.objective import Objective
@@ -161,6 +162,7 @@ class Search:
         """
         if self._races is not None:
             self._races.tidy(self.history())
+        self._look_for_standstills()
         with Presence(self.folder, self.study, device=self._machine["device"], say=self._say) as self._presence:
             while (handle := self._take_next(self._presence)) is not None:
                 try:
@@ -171,6 +173,7 @@ class Search:
                     raise
                 self._tell_scored()
                 self._check_failures()
+                self._look_for_standstills()
 
     def history(self) -> History:
         """The run so far."""
@@ -229,7 +232,9 @@ class Search:
             proposal = strategy.next(history, budget)
             if isinstance(proposal, Wait):
                 return proposal
-            if proposal is not None and not self._is_exhausted(strategy, proposal, history):
+            if proposal is None or standstill.ended(history, strategy.name, proposal.key.get("stage")):
+                continue
+            if not self._is_exhausted(strategy, proposal, history):
                 self._enqueue(strategy.name, proposal)
                 return self.study.ask()
         return None
@@ -430,6 +435,27 @@ class Search:
                 f"the last {MOST_FAILURES} candidates all failed for one reason ({last[-1].error}): mend that, and the "
                 "same command goes on"
             )
+
+    def _look_for_standstills(self) -> None:
+        """Ends, for all workers, the strategies that find nothing better any more, where `search.patience` says so."""
+        if self.config.search.patience is None:
+            return
+        history = self.history()
+        for strategy in self.strategies:
+            if not strategy.budgeted or not strategy.counts:
+                continue
+            found = standstill.look(
+                history,
+                strategy.name,
+                lambda: {n: each.value for n, each in expectations(history, self.folder).items()},
+                self._documents_of,
+            )
+            if found is None or found.improves or found.label in self._ended:
+                continue
+            self._ended.add(found.label)
+            if not standstill.is_known(history, found):  # another worker says it
+                standstill.note(history, found)
+                self._say(f"note: {found.words()}")
 
     def _copy_equal(self, handle: optuna.Trial, recipe: Recipe, history: History) -> bool:
         """Gives a trial what came of an earlier one that does the same to every tensor. False where there is none."""

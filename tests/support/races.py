@@ -87,4 +87,5 @@ def start(
     live = live or Live(Engine())
     read = settings(folder, **changes)
     scorer = BlockScorer(live, {"quiz": list(range(SIZE))}, 6, seed=0)
-    return Search(read, RunFolder.prepare(read), SearchSpace(read, INFOS, 2), live.engine, scorer, say=say)
+    space, shape = SearchSpace(read, INFOS, 2), {"infos": INFOS, "layers": 2}
+    return Search(read, RunFolder.prepare(read), space, live.engine, scorer, say=say, **shape)

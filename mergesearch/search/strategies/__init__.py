@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from mergesearch import registry
 from mergesearch.config import Config, SearchConfig
 from mergesearch.schema import Strict, words_of_type
+from mergesearch.search import standstill
 from mergesearch.search.history import MOST_EQUAL, History
 from mergesearch.search.strategies.base import Strategy, Surroundings, gone
 from mergesearch.search.trials import Trial
@@ -47,7 +48,7 @@ def words(history: History) -> list[str]:
     known = registered()
     names = history.config.search.strategies
     ended = [exhausted(name) for name in names if history.is_exhausted(name)]
-    return [*(text for name in names for text in known[name].words(history)), *ended]
+    return [*(text for name in names for text in known[name].words(history)), *ended, *standstill.words(history)]
 
 
 def exhausted(strategy: str) -> str:

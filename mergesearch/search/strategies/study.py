@@ -15,7 +15,7 @@ from mergesearch.config.search import AUTO
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
 from mergesearch.registry import register
-from mergesearch.search import store
+from mergesearch.search import standstill, store
 from mergesearch.search.budget import Budget
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
@@ -120,7 +120,11 @@ class Study(Strategy):
         single = sampler_of(config) != "auto" or config.objective.pareto or config.space.stack is not None
         refines = not single or config.space.grow
         # the second stage begins with the best recipe so far, which is scored already
-        begun = any(trial.key.get("stage") == REFINE for trial in outlook.of(cls.name))
+        mine = outlook.of(cls.name)
+        begun = any(trial.key.get("stage") == REFINE for trial in mine)
+        last = begun or not refines
+        if outlook.history is not None and mine and last and _is_over(outlook.history, mine[-1].key["stage"]):
+            return []
         return [*[Ahead(1, copies=True)] * (refines and not begun), Ahead(None)]
 
     @classmethod
@@ -163,7 +167,7 @@ class Study(Strategy):
         first = self._first(history, budget)
         begun = store.has_note(self.run.study, FIXED)
         new = history.new_of(self.name)
-        done = history.is_exhausted(self.name) or ended(history, first.label) is not None
+        done = history.is_exhausted(self.name) or _is_over(history, first.label)
         if not begun and (first.until is None or (new < first.until and not done)):
             return first
         if not begun:
@@ -242,6 +246,11 @@ def ended(history: History, stage: str) -> Return | None:
     mine = [trial for trial in history.of(Study.name) if trial.key["stage"] == stage]
     brought = latest_half(mine, history)
     return None if brought is None or brought.pays else brought
+
+
+def _is_over(history: History, stage: str) -> bool:
+    """Whether a stage has ended before its budget did."""
+    return ended(history, stage) is not None or standstill.ended(history, Study.name, stage) is not None
 
 
 def sampler_of(config: Config) -> str:
