@@ -8,9 +8,11 @@ import random
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -384,19 +386,52 @@ class TestIndependence:
         assert levels == {name: logging.getLogger(name).level for name in levels}
 
 
+@contextmanager
+def changed(weight: torch.Tensor, where: Any, value: float) -> Iterator[None]:
+    """A context in which a weight has another value at a place."""
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[where] = value
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
 class TestBadCandidates:
     @pytest.mark.parametrize("name", ["tiny_choice", "tiny_last", "tiny_copy", "tiny_passages"])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_not_finite(self, folder, model, tokenizer, name, value):
+        named = r"not finite .*: the weight model\.layers\.0\.mlp\.down_proj\.weight is not finite"
         scorer = make_scorer(folder, model, tokenizer, {name: EVERY[name]})
         good = figures(scorer.score())
         kept = model.model.layers[0].mlp.down_proj.weight.detach().clone()
         with torch.no_grad():
             model.model.layers[0].mlp.down_proj.weight.fill_(value)
-        with pytest.raises(CandidateError, match="not finite"):
+        with pytest.raises(CandidateError, match=named):
             scorer.score()
         with torch.no_grad():
             model.model.layers[0].mlp.down_proj.weight.copy_(kept)
+        assert figures(scorer.score()) == good
+
+    @pytest.mark.parametrize("name", ["tiny_choice", "tiny_copy"])
+    def test_finite_weights_that_overflow_are_named_by_the_first_output(self, folder, model, tokenizer, name):
+        scorer = make_scorer(folder, model, tokenizer, {name: EVERY[name]})
+        with changed(model.model.layers[1].mlp.up_proj.weight, ..., 3e38):
+            named = r"the first output that is not is that of model\.layers\.1\.mlp\."
+            with pytest.raises(CandidateError, match=named):
+                scorer.score()
+
+    def test_nan_that_only_some_prompts_meet_is_found_in_generated_answers(self, folder, model, tokenizer, monkeypatch):
+        scorer = make_scorer(folder, model, tokenizer, {"tiny_copy": EVERY["tiny_copy"]})
+        good = figures(scorer.score())
+        # as where the damage is in a token's row that the prompt that is tried first does not have
+        monkeypatch.setattr(type(scorer.language_model), "can_generate", lambda self, text: True)
+        with changed(model.model.layers[0].mlp.down_proj.weight, (0, 0), float("nan")):
+            named = r"generated answers are not finite numbers: the weight model\.layers\.0\.mlp\.down_proj\.weight is"
+            with pytest.raises(CandidateError, match=named):
+                scorer.score()
         assert figures(scorer.score()) == good
 
     def test_a_task_that_raises(self, folder, model, tokenizer):

@@ -16,6 +16,7 @@ from mergesearch.checkpoints import Survey
 from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
 from mergesearch.commands.inputs import load_tasks, samples_of, scorer_of, splits
 from mergesearch.commands.originals import Originals
+from mergesearch.commands.probe import asked_again
 from mergesearch.engine.live import Engine
 from mergesearch.engine.residency import Holding
 from mergesearch.errors import UserError
@@ -26,6 +27,7 @@ from mergesearch.results.record import Record
 from mergesearch.results.report.finalists import Finalists, choose
 from mergesearch.results.report.holdout import HoldoutScores, drawn, score_finalists
 from mergesearch.search.costs import duration
+from mergesearch.search.speed import Probe
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -80,13 +82,17 @@ def most_documents(run: Run, asked: int | None = None) -> int | None:
     return HoldoutScores(run.folder.holdout).at_least(most)
 
 
-def cost(run: Run, finalists: int | None = None, documents: int | None = None) -> ReportCost | None:
+def cost(
+    run: Run, finalists: int | None = None, documents: int | None = None, probe: Probe | None = None
+) -> ReportCost | None:
     """What `mergesearch report` would cost now; None where there is nothing to report on.
 
     Args:
         run: as it stands.
         finalists: how many of the best proposals; None for what the configuration says.
         documents: the most of each task; None for what the configuration says.
+        probe: what was measured before the first trial: how long lm-eval's own model takes is known of it, as long as
+            it was asked about no candidate.
     """
     if not run.config.holdout or run.objective is None:
         return None
@@ -94,10 +100,10 @@ def cost(run: Run, finalists: int | None = None, documents: int | None = None) -
         chosen = choose(run.records, run.config, finalists or run.config.report.finalists)
     except UserError:
         return None
-    return cost_of(run, chosen, most_documents(run, documents))
+    return cost_of(run, chosen, most_documents(run, documents), probe)
 
 
-def cost_of(run: Run, chosen: Finalists, most: int | None) -> ReportCost:
+def cost_of(run: Run, chosen: Finalists, most: int | None, probe: Probe | None = None) -> ReportCost:
     """What is still to be scored of chosen finalists, on at most so many documents of each task."""
     scored, sizes = HoldoutScores(run.folder.holdout), _sizes(run)
 
@@ -108,6 +114,9 @@ def cost_of(run: Run, chosen: Finalists, most: int | None) -> ReportCost:
     again = missing(chosen.winner, AGAIN)
     documents, builds = sum(each) + again, len(each) + bool(again)
     of_a_document, of_a_merge = _measured(run.records)
+    if probe is not None and probe.again and not any(record.by_lm_eval_seconds for record in run.records):
+        whole = probe.again / asked_again(run.config) - probe.merge
+        of_a_document = max(of_a_document, whole / max(1, sum(probe.documents.values())))
     uniform = each[0] if each and set(each) == {each[0]} and again in (0, each[0]) else None
     return ReportCost(len(each), bool(again), documents, documents * of_a_document + builds * of_a_merge, each=uniform)
 

@@ -66,9 +66,13 @@ def measure(
     again = 0.0
     if plain is not None:
         each = sum((by_lm_eval.get(label) or scoring.get(label) or 0.0) * counts[label] for label in plain.labels)
-        # the parents, the average, the winner
-        again = (len(config.parents) + 2) * (merge + each)
+        again = asked_again(config) * (merge + each)
     return Probe(counts, scoring, merge, learning, loading, export, again)
+
+
+def asked_again(config: Config) -> int:
+    """How many candidates lm-eval's own model scores once more at the end: the parents, the average, the winner."""
+    return len(config.parents) + 2
 
 
 def _ask(scorer: Scorer, documents: Mapping[str, Sequence[int]], label: str, few: int) -> float:

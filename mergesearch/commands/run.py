@@ -24,6 +24,7 @@ from mergesearch.commands.inputs import (
 )
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.probe import measure
+from mergesearch.commands.room import ReportRoom
 from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
@@ -211,10 +212,13 @@ def prepare(
     each = sum(map(len, searched.values()))
     learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched, say, stepped)
     hook = BestHook(config, lambda: run_of(search.history(), folder).best(), say)
+    rooms: list[ReportRoom] = []  # once it is measured how long things take
 
     def ended(record: Record) -> None:
         finished(record)
         hook.finished(record)
+        for room in rooms:
+            room.look()
 
     search = Search(
         config,
@@ -252,6 +256,9 @@ def prepare(
     writing = reading / (1 + len(config.models))
     probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing, plain)
     store.note(search.study, PROBE, probe.to_data())
+    rooms.append(
+        ReportRoom(config, probe, lambda: run_of(search.history(), folder), partial(store.note, search.study), say)
+    )
     scorer.asked = asked
     return Session(config, folder, pool, engine, search, probe, scorer, hook, plain)
 

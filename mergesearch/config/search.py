@@ -52,7 +52,11 @@ class SearchConfig(Strict):
         description="how many candidates, those of the baselines and the sweep not counted",
     )
     hours: float | None = Field(
-        default=None, gt=0, le=1_000_000, description="hours of work, over all starts and workers"
+        default=None,
+        gt=0,
+        le=1_000_000,
+        description="hours of work, over all starts and workers; where the run ends with the report "
+        "(`report.at_end`), what that is expected to take is kept back, at most half",
     )
     documents: int | None = Field(
         default=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import clear_torch_cache
+
+from mergesearch.evaluate.nonfinite import where
 
 if TYPE_CHECKING:
 
@@ -239,6 +241,15 @@ class RememberingLM(_HFLM):
             return True
         # -inf is how some models mask a part of the vocabulary
         return bool(torch.isfinite(self._model_call(tokens).amax(dim=-1)).all())
+
+    def where_not_finite(self, texts: Iterable[str]) -> str:
+        """Which weight or which module's output has NaN or infinity, in words; `texts` are tried in turn."""
+        model, sequences = self.model, (self.tok_encode(text)[-self.max_length :] for text in texts)
+        return where(
+            model,
+            lambda tokens: self._model_call(torch.tensor([tokens], device=self.device)),
+            (tokens for tokens in sequences if tokens),
+        )
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any

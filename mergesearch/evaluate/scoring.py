@@ -28,7 +28,8 @@ from mergesearch.evaluate import gold, statistics
 from mergesearch.evaluate.asking import Asked, Count, counts_of
 from mergesearch.evaluate.leaves import FAULTS, generates
 from mergesearch.evaluate.leaves import reason as _reason
-from mergesearch.evaluate.model import LM_EVAL, RememberingLM
+from mergesearch.evaluate.model import CONTINUOUS, LM_EVAL, RememberingLM
+from mergesearch.evaluate.nonfinite import watching
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.evaluate.surroundings import lm_eval_seeds, quiet
 from mergesearch.evaluate.tasks import Task
@@ -37,6 +38,8 @@ log: logging.Logger = logging.getLogger(__name__)
 
 # A larger share of truncated prompts or of cut answers is worth a warning.
 _WORTH_A_WARNING = 0.01
+# prompts that are tried to find where NaN comes from
+_TRIED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,15 +310,13 @@ class Scorer:
         for request, answer in zip(requests, answers, strict=True):
             request.resps.append(answer)
         if request_type != "generate_until":
-            _refuse_not_finite(requests, answers)
+            self._refuse_not_finite(requests, answers)
 
     def _run(self, request_type: str, requests: list[Instance], count: Count) -> list[Any]:
         while True:
             count.begin()
             try:
-                if request_type == "generate_until" and not self._lm.can_generate(_shortest(requests)):
-                    raise CandidateError("the model's logits are not finite numbers")
-                return getattr(self._lm, request_type)(requests, disable_tqdm=True)
+                return self._ask(request_type, requests)
             except CandidateError:
                 raise
             except Exception as error:
@@ -327,6 +328,41 @@ class Scorer:
             if smaller is None:
                 raise CandidateError(f"out of memory with one request at a time: {reason}")
             log.warning("out of memory on %s requests: %s", request_type, smaller)
+
+    def _ask(self, request_type: str, requests: list[Instance]) -> list[Any]:
+        ask = getattr(self._lm, request_type)
+        if request_type != "generate_until":
+            return ask(requests, disable_tqdm=True)
+        if not self._lm.can_generate(_shortest(requests)):
+            raise self._not_finite("the model's logits are not finite numbers", [_shortest(requests)])
+        # its passes may be recorded on the device and played again; to continue nothing says nothing about the weights
+        if self._lm.kinds.get(request_type) == CONTINUOUS or not all(request.args[0] for request in requests):
+            return ask(requests, disable_tqdm=True)
+        with watching(self._lm.model) as watch:
+            answers = ask(requests, disable_tqdm=True)
+        if watch.found:
+            texts = [request.args[0] for request in requests[:_TRIED]]
+            raise self._not_finite("logits of generated answers are not finite numbers", texts)
+        return answers
+
+    def _refuse_not_finite(self, requests: Sequence[Instance], answers: Sequence[Any]) -> None:
+        values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
+        wrong = [position for position, value in enumerate(values) if not math.isfinite(value)]
+        if wrong:
+            first = requests[wrong[0]]
+            raise self._not_finite(
+                f"{len(wrong)} of {len(values)} log-likelihoods are not finite numbers "
+                f"(the first, in task {first.task_name!r}, is {values[wrong[0]]})",
+                ["".join(str(part) for part in first.args)],
+            )
+
+    def _not_finite(self, what: str, texts: Sequence[str]) -> CandidateError:
+        """The error that says so, and which tensor it comes from, as far as that can be found."""
+        try:
+            return CandidateError(f"{what}: {self._lm.where_not_finite(texts)}")
+        except Exception:  # the fault itself is what has to be told
+            log.debug("where NaN comes from was not found", exc_info=True)
+            return CandidateError(what)
 
     def _score_task(self, task: Task) -> tuple[TaskScore, DocumentScores]:
         items = [items for items in (self._items(part) for part in self._parts if part.task is task) if items]
@@ -560,17 +596,6 @@ def _stderr(documents: DocumentScores, sizes: Sequence[int]) -> float | None:
     else:
         stderr = statistics.standard_error(documents.values, documents.aggregation)
     return stderr if stderr is not None and math.isfinite(stderr) else None
-
-
-def _refuse_not_finite(requests: Sequence[Instance], answers: Sequence[Any]) -> None:
-    values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
-    wrong = [position for position, value in enumerate(values) if not math.isfinite(value)]
-    if wrong:
-        first = requests[wrong[0]]
-        raise CandidateError(
-            f"{len(wrong)} of {len(values)} log-likelihoods are not finite numbers "
-            f"(the first, in task {first.task_name!r}, is {values[wrong[0]]})"
-        )
 
 
 def _position(request: Instance) -> int:

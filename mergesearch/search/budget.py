@@ -55,9 +55,9 @@ class Budget:
         In hours that is as long as one worker has taken for as many document evaluations, and at most half of the
         budget.
         """
-        search = self.history.config.search
+        search, end = self.history.config.search, self.history.hours_to_search or 0.0
         documents = self.kept
-        hours = min(documents * self.history.hours_of_a_document, (search.hours or 0.0) / 2) if documents else 0.0
+        hours = min(documents * self.history.hours_of_a_document, end / 2) if documents else 0.0
         return self.history.proposals >= search.trials - self.later.trials or self._is_over(documents, hours)
 
     @property
@@ -89,8 +89,9 @@ class Budget:
         ends = [uncounted + search.trials * history.documents_each]
         if search.documents is not None:
             ends.append(search.documents)
-        if search.hours is not None and history.hours_of_a_document:
-            ends.append(round(search.hours / history.hours_of_a_document))
+        hours, each = history.hours_to_search, history.hours_of_a_document
+        if hours is not None and each:
+            ends.append(round(hours / each))
         return min(ends)
 
     def is_over(self, hours: float = 0.0) -> bool:
@@ -98,9 +99,9 @@ class Budget:
         return self._is_over(0, hours)
 
     def _is_over(self, documents: int, hours: float) -> bool:
-        search = self.history.config.search
+        search, end = self.history.config.search, self.history.hours_to_search
         return (search.documents is not None and self.history.documents + documents >= search.documents) or (
-            search.hours is not None and self.history.hours + hours >= search.hours
+            end is not None and self.history.hours + hours >= end
         )
 
 

@@ -7,12 +7,13 @@ from datetime import datetime
 from mergesearch.search import store
 from mergesearch.search.budget import Budget
 from mergesearch.search.estimate import Estimate, Part, estimate
-from mergesearch.search.history import History
+from mergesearch.search.history import ROOM, History
 from mergesearch.search.strategies import registered
 
 
 def costs(history: History) -> list[str]:
-    """What a run has cost, and what is left of its budget, in words: `cost: ...`, `left: ...`."""
+    """What a run has cost, and what is left of its budget, in words: `cost: ...`, where hours are kept back for
+    the report `kept: ...`, and `left: ...`."""
     ended = [trial for trial in history.trials if trial.state.ended]
     seconds = sum(trial.seconds for trial in ended)
     tokens = store.noted(history.study, "tokens_per_document")
@@ -22,7 +23,11 @@ def costs(history: History) -> list[str]:
     spent += f", {learned:,} of the evaluations to learn soups" if learned else ""
     lines = [f"cost: {spent}; {seconds:.0f} s merging and scoring, {history.hours:.2f} h at work"]
     left = _left(history)
-    return [*lines, f"left: {left}"] if left else lines
+    if not left:
+        return lines
+    kept = history.hours_kept
+    words = [f"kept: {duration(3600 * kept)} of {history.config.search.hours:g} h {history.notes[ROOM]['words']}"]
+    return [*lines, *(words if kept else []), f"left: {left}"]
 
 
 def _left(history: History) -> str:
@@ -34,7 +39,7 @@ def _left(history: History) -> str:
     if of_budget and budget.documents is not None:
         of_budget.append(f"{budget.documents - history.documents:,} document evaluations")
     if of_budget and budget.hours is not None:
-        of_budget.append(f"{budget.hours - history.hours:.2f} h")
+        of_budget.append(f"{budget.hours - history.hours_kept - history.hours:.2f} h")
     about = f"about {_count(rest.trials, 'trial')}, {rest.documents:,} document evaluations"
     about += "" if rest.seconds is None else f", {duration(rest.seconds)}"
     return f"{about}; of the budget {', '.join(of_budget)}" if of_budget else about

@@ -128,6 +128,7 @@ class _Forecast:
         self._proposals = history.proposals if history else 0
         self._documents = history.documents if history else 0
         self._worked = 3600 * history.hours if history else 0.0
+        self._hours = history.hours_to_search if history else config.search.hours
         self._workers = workers_of(history)
 
     # --- trials under way ---
@@ -181,7 +182,7 @@ class _Forecast:
         search = self.config.search
         if search.documents is not None:
             documents = min(documents, search.documents // 2)
-        return _Kept(trials, documents, min(seconds, (search.hours or 0.0) * 3600 / 2))
+        return _Kept(trials, documents, min(seconds, (self._hours or 0.0) * 3600 / 2))
 
     def _begin(self, kind: type[Strategy], ahead: Ahead, later: _Kept) -> None:
         scored, seconds = self._trial(ahead)
@@ -217,9 +218,8 @@ class _Forecast:
         left = self._documents_left(later)
         if left is not None:
             counts.append(math.ceil(max(0.0, left) / max(documents, 1e-9)))
-        hours = self.config.search.hours
-        if hours is not None:
-            rest = 3600 * hours - later.seconds - self._worked - self.wall
+        if self._hours is not None:
+            rest = 3600 * self._hours - later.seconds - self._worked - self.wall
             if rest <= 0:
                 counts.append(0)
             elif seconds > 0:

@@ -22,6 +22,8 @@ from mergesearch.search.trials import Kind, State, Trial
 
 # after so many proposals in a row that were there already, a strategy that goes on for ever has nothing new to propose
 MOST_EQUAL = 20
+# where the study notes what the run's end will take: `seconds`, and `words` that say what for
+ROOM = "room"
 
 
 class History:
@@ -147,6 +149,19 @@ class History:
     def hours(self) -> float:
         """Wall-clock hours in which at least one trial was at work, over all starts and workers of the run."""
         return worked_hours(self.trials)
+
+    @property
+    def hours_kept(self) -> float:
+        """Hours of `search.hours` that are kept back for the report, where the run ends with it; at most half."""
+        hours, noted = self.config.search.hours, self.notes.get(ROOM)
+        if hours is None or not noted or not self.config.report.at_end:
+            return 0.0
+        return min(noted["seconds"] / 3600, hours / 2)
+
+    @property
+    def hours_to_search(self) -> float | None:
+        """Hours that the search may take: `search.hours` without what is kept back; None where there is no end."""
+        return None if self.config.search.hours is None else self.config.search.hours - self.hours_kept
 
     @property
     def hours_of_a_document(self) -> float:
