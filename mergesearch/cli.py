@@ -368,6 +368,7 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> None:
             asked=progress.asked,
             stepped=progress.learning,
             hung=_end_hung,
+            doing=progress.doing,
             allow_changed=allow_changed,
         )
         progress.begin(session.search.history, session.read().records)
@@ -515,9 +516,10 @@ def watch(
     ] = None,
     every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="from one look to the next")] = 60.0,
 ) -> None:
-    """Look at a run while it goes on, from any terminal; ends with it."""
+    """Look at a run while it goes on, from any host that reaches its storage: its workers, what each does, the best so
+    far, what failed; ends with it."""
     from mergesearch.commands.page import PAGE, watch
-    from mergesearch.commands.table import show
+    from mergesearch.commands.table import brief, show
 
     page = (file or run / PAGE) if html or file is not None else None
     signals.how_to_go_on(f"no longer watching; the run goes on. To go on: {_same_again()}")
@@ -532,7 +534,7 @@ def watch(
         if out.is_terminal or not looks:
             _show(show(seen, top=20))
         else:
-            _say(seen.words[-2:])
+            _say(brief(seen))
         looks += 1
 
     watch(run, page, every, look)

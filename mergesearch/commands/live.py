@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mergesearch.results.record import Record
+from mergesearch.results.record import Record, record_of
 from mergesearch.search.costs import duration
 from mergesearch.search.estimate import Estimate
 from mergesearch.search.history import History
@@ -86,6 +86,8 @@ class View:
         age = max(((moment - taken).total_seconds() for taken in begun), default=0.0)
         self.worked = 3600 * history.hours + age
         self.shares = shares(history)
+        for trial in history.complete()[:1]:  # another worker's may be better
+            self.take(record_of(trial, history.objective))
 
     def learns(self, step: LearningStep, record: Record | None) -> None:
         """A soup has been learned a step further; `record` is the trial that it will be of."""

@@ -59,6 +59,7 @@ class RunProgress:
         self._read: Callable[[], History] | None = None
         self._history: History | None = None
         self._shown: set[int] = set()
+        self._settled: set[int] = set()  # of all workers, as far as the study was read
         self._printed = clock()
         self._estimated = self._was_read = -READ
         self._cost, self._stale = 0.0, False
@@ -145,6 +146,11 @@ class RunProgress:
         self._reckon(learning=True)
         self._still(f"{self._view.trial}: {self._view.doing}")
 
+    def doing(self) -> str:
+        """What is done for the trial at work, in a few words."""
+        view = self._view
+        return f"{view.documents} of {view.of} documents" if view.of and view.begun is not None else view.doing
+
     # --- what is left ---
 
     def _reckon(self, again: bool = False, learning: bool = False) -> None:
@@ -156,6 +162,8 @@ class RunProgress:
             return
         if self._stale or self._history is None or (learning and now - self._was_read > READ):
             self._history, self._was_read, self._stale = self._read(), now, False
+            self._settled = {trial.number for trial in self._history.trials if trial.state.settled}
+            self._view.ended = len(self._shown | self._settled)
         self._estimated = now
         moment = datetime.now()
         self._view.note(self._history, estimate(self._config, self._history, now=moment), moment, now)
@@ -175,7 +183,7 @@ class RunProgress:
 
     def _count(self, record: Record) -> None:
         self._shown.add(record.number)
-        self._view.ended = len(self._shown)
+        self._view.ended = len(self._shown | self._settled)
         self._view.take(record)
 
     def _head(self, record: Record) -> str:

@@ -155,6 +155,7 @@ def prepare(
     asked: Callable[[Asked], None] | None = None,
     stepped: Callable[[LearningStep], None] = _ignore,
     hung: Callable[[str], None] = log.error,
+    doing: Callable[[], str] = str,
     allow_changed: bool = False,
 ) -> Session:
     """Everything that `Search.run` needs. All of the input is checked before anything is written.
@@ -164,7 +165,7 @@ def prepare(
         say: told in a few words what is being done.
         started, scored, finished: as for `Search`.
         asked: told while a candidate is scored how far that is.
-        hung: as for `Search`.
+        hung, doing: as for `Search`.
         stepped: told while a recipe is learned how far that is.
         allow_changed: go on with other weights or documents than the run was scored with.
 
@@ -236,6 +237,7 @@ def prepare(
         say=say,
         hung=hung,
         device=str(pool.device),
+        doing=doing,
     )
     with folder.lock("start"):
         scorer.settle(by_lm_eval.agree(search.study, scorer.kinds))

@@ -10,6 +10,7 @@ from mergesearch.errors import UserError, unknown
 from mergesearch.results import frames
 from mergesearch.results.loading import Run, load_run
 from mergesearch.results.table import FORMATS, TEXT, render, write
+from mergesearch.results.workers import failures
 
 
 def show(run: Run, form: str = TEXT, top: int | None = None, sort: str = "rank") -> list[Any]:
@@ -22,6 +23,18 @@ def show(run: Run, form: str = TEXT, top: int | None = None, sort: str = "rank")
     """
     rendered = render(run.records, form, top, sort, run.margins() if form == TEXT else None)
     return [rendered, *run.words] if form == TEXT else [rendered]
+
+
+def brief(run: Run) -> list[str]:
+    """A run at a moment in a few lines, for who watches it: who is at work, the best so far, what failed, what it has
+    cost and what is left."""
+    best = run.best()
+    so_far = []
+    if best is not None:
+        name = f" {best.name}" if best.name else f" {best.method}"
+        so_far = [f"best so far: {best.objective:.4f}, trial {best.number}{name}"]
+    ends = [line for line in run.words if line.partition(":")[0] in ("cost", "kept", "left")]
+    return [*run.crew.words(), *so_far, *failures(run.records), *ends]
 
 
 def data_of(path: Path, what: str, form: str) -> bytes:

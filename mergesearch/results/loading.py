@@ -12,11 +12,13 @@ from mergesearch.recipe import Recipe
 from mergesearch.results import table
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
+from mergesearch.results.workers import Crew, crew_of
 from mergesearch.search import by_lm_eval, revisions, store, strategies
 from mergesearch.search.costs import costs
 from mergesearch.search.expectations import expectations
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
+from mergesearch.search.presence import signs
 from mergesearch.search.store import RunFolder, open_run
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Run:
         settled: how the run's memory was shared out, as the study notes it; empty where it noted nothing.
         kinds: by what each type of request was answered in the search, as far as that is noted.
         revisions: the models that were read from the hub, with their commits, by where the configuration names them.
+        crew: who is at work on it.
         words: lines to be shown beside the table: notes, what the run has cost, what is left of its budget.
     """
 
@@ -66,6 +69,7 @@ class Run:
     settled: Mapping[str, Any] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     revisions: Mapping[str, str] = field(default_factory=dict)
+    crew: Crew = field(default_factory=Crew)
 
     @property
     def batch_size(self) -> int:
@@ -129,18 +133,20 @@ def run_of(history: History, folder: RunFolder) -> Run:
     words = [f"note: {note}" for note in (*changes, *objective_notes, *beside, *strategies.words(history))]
     notes = tuple(store.noted(history.study, NOTES) or ())
     digests = store.noted(history.study, DIGESTS) or {}
+    crew = crew_of(history, signs(history.study))
     return Run(
         folder.path,
         history.config,
         every,
         objective,
-        (*words, *costs(history)),
+        (*words, *crew.words(), *costs(history)),
         notes,
         digests=digests,
         changes=changes,
         settled=store.noted(history.study, SETTLED) or {},
         kinds=kinds,
         revisions=store.noted(history.study, revisions.REVISIONS) or {},
+        crew=crew,
     )
 
 

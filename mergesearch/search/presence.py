@@ -23,7 +23,7 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 
-from mergesearch import disks
+from mergesearch import disks, memory
 from mergesearch.config import Config
 from mergesearch.errors import StorageError, UserError
 from mergesearch.search import store
@@ -52,6 +52,8 @@ class Sign:
         at: when it was given, by its own clock.
         began: when the worker began, likewise.
         ended: whether it has said that it ends.
+        doing: what it does for its trial, in words.
+        used, memory: bytes in use on its device, and all that it has; None of one that shares the host's.
     """
 
     worker: str
@@ -62,6 +64,9 @@ class Sign:
     at: datetime
     began: datetime
     ended: bool = False
+    doing: str = ""
+    used: int | None = None
+    memory: int | None = None
 
     @classmethod
     def from_data(cls, worker: str, data: Mapping[str, Any]) -> Sign:
@@ -71,7 +76,8 @@ class Sign:
 
     def to_data(self) -> dict[str, Any]:
         """As the study holds it."""
-        data = {"host": self.host, "pid": self.pid, "device": self.device, "beat": self.beat}
+        data: dict[str, Any] = {"host": self.host, "pid": self.pid, "device": self.device, "beat": self.beat}
+        data |= {"doing": self.doing, "used": self.used, "memory": self.memory}
         return {**data, "at": self.at.isoformat(), "began": self.began.isoformat(), "ended": self.ended}
 
 
@@ -146,6 +152,16 @@ def _age(sign: Sign) -> float:
     return abs((datetime.now(timezone.utc) - sign.at).total_seconds())
 
 
+def _memory(device: str) -> tuple[int | None, int | None]:
+    """Bytes in use on a device, and all that it has; nothing of one that shares the host's."""
+    if not device.startswith("cuda"):
+        return None, None
+    import torch
+
+    free, whole = memory.of_device(torch.device(device))
+    return whole - free, whole
+
+
 class Presence:
     """This process among the run's workers, as a context: it gives signs of life as long as it lasts.
 
@@ -153,6 +169,7 @@ class Presence:
         folder: the run's.
         study: the run's; its storage may be asked from another thread.
         device: where this worker's candidates live, for the record.
+        doing: says in a few words what is done for the trial at work.
         say: told of clocks that differ.
         clock: seconds that only grow.
         now: the time of day.
@@ -164,6 +181,7 @@ class Presence:
         study: optuna.Study,
         *,
         device: str = "cpu",
+        doing: Callable[[], str] = str,
         say: Callable[[str], None] = log.warning,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
@@ -171,7 +189,7 @@ class Presence:
         self.folder, self.study = folder, study
         self.host: str = socket.gethostname()
         self.id: str = f"{self.host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._device, self._say, self._clock, self._now = device, say, clock, now
+        self._device, self._doing, self._say, self._clock, self._now = device, doing, say, clock, now
         self._lock = FileLock(self._path(self.id))
         self._began, self._beats = now(), 0
         self._over = threading.Event()
@@ -197,7 +215,11 @@ class Presence:
 
     def _beat(self, note: Callable[[optuna.Study, str, Any], None], ended: bool = False) -> None:
         self._beats += 1
-        sign = Sign(self.id, self.host, os.getpid(), self._device, self._beats, self._now(), self._began, ended)
+        used, whole = _memory(self._device)
+        sign = Sign(
+            self.id, self.host, os.getpid(), self._device, self._beats, self._now(), self._began, ended, self._doing(),
+            used, whole,
+        )  # fmt: skip
         note(self.study, f"{_KEY}{self.id}", sign.to_data())
 
     def _go_on(self) -> None:

@@ -95,6 +95,7 @@ class Search:
         patience: how long a storage that fails is asked again; `PATIENCE` seconds unless another is given.
         turn: told of each turn that this worker had, as `Turns` tells it.
         device: where candidates live, for the record.
+        doing: says in a few words what is done for the trial at work, for whoever watches.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Search:
         patience: Patience | None = None,
         turn: Callable[[str, float, float], None] = lambda what, waited, lasted: None,
         device: str = "cpu",
+        doing: Callable[[], str] = str,
     ):
         self.config = config
         self.folder = folder
@@ -129,7 +131,7 @@ class Search:
         self._say = say
         self._hung = hung
         self._watchdog = Watchdog(config.search.trial_timeout, self._give_up)
-        self._machine = machine(device)
+        self._machine, self._doing = machine(device), doing
         self._races = self._racing(config.racing) if config.racing else None
         with folder.lock("start"):  # workers that begin a run together would each make its tables
             storage = store.open_storage(config, folder, patience or Patience(PATIENCE, say))
@@ -163,7 +165,8 @@ class Search:
         if self._races is not None:
             self._races.tidy(self.history())
         self._look_for_standstills()
-        with Presence(self.folder, self.study, device=self._machine["device"], say=self._say) as self._presence:
+        about = {"device": self._machine["device"], "doing": self._doing}
+        with Presence(self.folder, self.study, say=self._say, **about) as self._presence:
             while (handle := self._take_next(self._presence)) is not None:
                 try:
                     with self._watchdog.watching(handle.number):

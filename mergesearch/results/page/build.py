@@ -280,6 +280,9 @@ def _machine(subject: Subject) -> list[tuple[str, str]]:
         lines.append(("last trial ended", max(ended).strftime("%Y-%m-%d %H:%M")))
     if workers:
         lines.append(("workers", str(len(workers))))
+    lines += [("at work", worker.words()) for worker in subject.run.crew.workers]
+    if subject.run.crew.pace is not None:
+        lines.append(("trials an hour", f"{subject.run.crew.pace:.0f}, of all workers together"))
     config = subject.run.config
     lines += [("base", config.base_model), *((f"model {name}", ref) for name, ref in config.models.items())]
     lines += [("dtype", config.dtype), ("seed", str(config.search.seed))]
