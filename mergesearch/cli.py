@@ -305,9 +305,19 @@ def run(
     workers: Annotated[
         str, typer.Option(metavar="N|auto", help="processes at work; auto: one for each GPU, one without")
     ] = "auto",
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NEW", help="begin a run with other models or tasks, which takes over the trials that hold"
+        ),
+    ] = None,
     allow_changed: AllowChanged = False,
 ) -> None:
     """Search, on all GPUs that are to be seen; the same command again goes on where it stopped."""
+    if fork is not None:
+        from mergesearch.commands.forking import forked
+
+        override = forked(config, override, fork)
     settings = _settings(config, override, "run", [] if workers == "auto" else ["--workers", workers])
     from mergesearch.commands.crew import shares
     from mergesearch.commands.hooks import told_at_end

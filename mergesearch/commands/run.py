@@ -28,12 +28,12 @@ from mergesearch.commands.room import ReportRoom
 from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
-from mergesearch.errors import CandidateError
+from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.evaluate.scores import load_documents
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.results.loading import BATCH_SIZE, CHANGES, DIGESTS, NOTES, SETTLED, Run, batch_size_of, run_of
+from mergesearch.results.loading import BATCH_SIZE, CHANGES, NOTES, SETTLED, Run, batch_size_of, run_of
 from mergesearch.results.page.anatomy import ANATOMY, anatomy_of
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import by_lm_eval, revisions, store, strategies
@@ -41,7 +41,7 @@ from mergesearch.search.presence import check_disk
 from mergesearch.search.soup.learner import Learner
 from mergesearch.search.soup.learning import LearningStep
 from mergesearch.search.speed import PROBE, Probe
-from mergesearch.search.store import RunFolder, write_documents
+from mergesearch.search.store import DIGESTS, RunFolder, write_documents
 from mergesearch.search.worker import Search, SearchFailed
 from mergesearch.space import check_space
 
@@ -177,6 +177,10 @@ def prepare(
     RunFolder(config.folder).check(config)
     there = store.begun(config, say)
     check_disk(config, RunFolder(config.folder), there, say)
+    if config.artifacts is not None:
+        from mergesearch.search import artifacts  # loads the clouds' libraries
+
+        artifacts.check(config.artifacts, config.name)
     strategies.refuse(config)
     say(f"loading {len(config.scored)} tasks")
     commits = dict((store.noted(there, revisions.REVISIONS) if there else None) or {})
@@ -210,6 +214,13 @@ def prepare(
     blocks = BlockScorer(scorer, searched, config.racing.blocks, config.search.seed) if config.racing else None
     folder = RunFolder.prepare(config)
     write_documents(folder, samples_of(tasks, documents))
+    try:
+        folder.keep(folder.path / store.CONFIG)
+    except OSError as error:
+        raise UserError(
+            f"artifacts {config.artifacts} cannot be written ({error.strerror}): check your access to it, or name "
+            "another"
+        ) from None
     each = sum(map(len, searched.values()))
     learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched, say, stepped)
     hook = BestHook(config, lambda: run_of(search.history(), folder).best(), say)

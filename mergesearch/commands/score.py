@@ -30,8 +30,8 @@ from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate.scores import Scores
 from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import Recipe
-from mergesearch.results.loading import DIGESTS, SETTLED, batch_size_of
-from mergesearch.search.store import look_up
+from mergesearch.results.loading import SETTLED, batch_size_of
+from mergesearch.search.store import DIGESTS, look_up
 
 log: logging.Logger = logging.getLogger(__name__)
 

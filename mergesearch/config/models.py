@@ -166,6 +166,13 @@ class Config(Strict):
         "too, so that one can take up what another left; `${NAME}` in it stands for a variable of the environment, as "
         "in `postgresql://me:${PGPASSWORD}@host/runs`; left out: SQLite in the run folder",
     )
+    artifacts: str | None = Field(
+        default=None,
+        description="where the files that trials leave (scores of documents, how far a soup or a race is) are kept for "
+        "hosts that share no run folder: `s3://BUCKET/PREFIX` (`pip install 'mergesearch[s3]'`), "
+        "`gs://BUCKET/PREFIX` (`mergesearch[gcs]`), or a folder that all reach, relative to where the command is run; "
+        "left out: the run folder alone",
+    )
     report: ReportConfig = Field(default=ReportConfig(), description="what the report on the holdout may cost")
     on_best: str | None = Field(
         default=None,
@@ -284,6 +291,18 @@ class Config(Strict):
     @classmethod
     def _storage_is_a_url(cls, value: str | None) -> str | None:
         return None if value is None else storages.check_url(value)
+
+    @field_validator("artifacts")
+    @classmethod
+    def _artifacts_have_a_place(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        scheme, there, rest = value.partition("://")
+        if there and scheme not in ("s3", "gs"):
+            raise ValueError(f"{value!r} is no store: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a folder")
+        if not (rest if there else value).strip("/"):
+            raise ValueError(f"{value!r} names nothing: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a folder")
+        return value if there else str(Path(value).expanduser().absolute())
 
     @field_serializer("storage")
     def _storage_without_password(self, value: str | None) -> str | None:

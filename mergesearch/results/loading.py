@@ -19,7 +19,7 @@ from mergesearch.search.expectations import expectations
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.presence import signs
-from mergesearch.search.store import RunFolder, open_run
+from mergesearch.search.store import DIGESTS, RunFolder, open_run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 # where a study notes what its parents do not have in common
 NOTES = "pool_notes"
-# where it notes what tells its parents and documents from others, and what was changed with the user's leave
-DIGESTS, CHANGES = "digests", "changes"
+# where it notes what was changed with the user's leave
+CHANGES = "changes"
 # where it notes how its memory was shared out: the parents' residency, and how many requests are asked at once
 SETTLED = "memory"
 RESIDENCY, BATCH_SIZE = "residency", "batch_size"

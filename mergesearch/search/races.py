@@ -12,7 +12,7 @@ from mergesearch.evaluate.scores import load_documents
 from mergesearch.recipe import Recipe
 from mergesearch.search import store
 from mergesearch.search.history import History
-from mergesearch.search.racing import OTHERS, Best, Blocks, Documents, Outcome, race, spreads
+from mergesearch.search.racing import OTHERS, Best, Blocks, Documents, Outcome, answers_of, race, spreads
 from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import State, Trial
 
@@ -60,11 +60,19 @@ class Races:
         """
         self._arrange(history)
         blocks = self.folder.blocks(recipe.id)
-        return race(self.scorer, self._best(history), _factors(history), self.settings.error, blocks, load)
+        for number in range(self.scorer.count):  # another host may have begun it
+            file = answers_of(blocks, number)
+            if not file.is_file() and not self.folder.fetch(file):
+                break
+        error = self.settings.error
+        return race(self.scorer, self._best(history), _factors(history), error, blocks, load, self.folder.keep)
 
     def forget(self, recipe: Recipe) -> None:
         """Removes the answers to a candidate's blocks, once its scores are recorded."""
-        shutil.rmtree(self.folder.blocks(recipe.id), ignore_errors=True)
+        blocks = self.folder.blocks(recipe.id)
+        for file in blocks.iterdir() if blocks.is_dir() else ():
+            self.folder.forget(file)
+        shutil.rmtree(blocks, ignore_errors=True)
 
     def tidy(self, history: History) -> None:
         """Removes the answers to blocks whose candidate is scored to the end: a worker was killed as it forgot them."""

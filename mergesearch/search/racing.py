@@ -208,8 +208,19 @@ class Outcome:
     stopped: str | None = None
 
 
+def answers_of(kept: Path, number: int) -> Path:
+    """Where the answers to a block are, in the folder of its recipe."""
+    return kept / f"{number:03d}.json"
+
+
 def race(
-    scorer: Blocks, best: Best | None, factors: Mapping[str, float], error: float, kept: Path, load: Callable[[], None]
+    scorer: Blocks,
+    best: Best | None,
+    factors: Mapping[str, float],
+    error: float,
+    kept: Path,
+    load: Callable[[], None],
+    written: Callable[[Path], None] = lambda file: None,
 ) -> Outcome:
     """Scores the candidate until it is finished or cannot win. Blocks that were scored before are not scored again.
 
@@ -220,11 +231,12 @@ def race(
         error: stop a candidate whose chance to win is at most this.
         kept: where the answers to its blocks are kept, `BLOCK.json` each; must depend on the recipe alone.
         load: builds the candidate; called before the first block that has to be scored.
+        written: told each file with the answers to a block.
     """
     seconds, loaded = 0.0, False
     last = scorer.count - 1
     for number in range(scorer.count):
-        file = kept / f"{number:03d}.json"
+        file = answers_of(kept, number)
         if not _restored(scorer, number, file):
             if not loaded:
                 load()
@@ -232,6 +244,7 @@ def race(
             seconds += scorer.score_block(number)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(scorer.answers(number)))
+            written(file)
         if best is None or number == last:
             continue
         scores = scorer.collect(number + 1, seconds)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from filelock import FileLock
@@ -22,6 +24,13 @@ from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
 from mergesearch.search.storage import Location, Patience, asked_again, at_once, checked, file_of, patient, refused
 
+if TYPE_CHECKING:
+    from mergesearch.search.artifacts import Artifacts
+
+log: logging.Logger = logging.getLogger(__name__)
+
+# where the study notes what tells its parents and documents from others
+DIGESTS = "digests"
 CONFIG, DOCUMENTS = "config.yaml", "documents.json"
 # seconds for which the storage of a run that has begun is asked again when it is opened
 OPENING = 60.0
@@ -122,8 +131,11 @@ class RunFolder:
         return self.path / "holdout"
 
     def documents(self, number: int) -> Path:
-        """Where a trial's per-document scores are."""
-        return self.scores / f"{number:05d}.npz"
+        """Where a trial's per-document scores are; got from the run's artifacts where another host wrote them."""
+        path = self.scores / f"{number:05d}.npz"
+        if not path.exists():
+            self.fetch(path)
+        return path
 
     @property
     def expected(self) -> Path:
@@ -164,8 +176,56 @@ class RunFolder:
             why = "it is damaged"
         raise UserError(f"{file} does not say which documents the run uses ({why}): {_WRITES_IT}")
 
+    # --- what hosts that share no disk have in common ---
+
+    @property
+    def artifacts(self) -> Artifacts | None:
+        """Where the files that trials leave are kept beside this folder; None where they are here alone."""
+        file = self.path / CONFIG
+        try:
+            return _artifacts(file, file.stat().st_mtime_ns)
+        except OSError:
+            return None
+
+    def keep(self, path: Path) -> None:
+        """Keeps a file of this folder where other hosts find it, if the run says where.
+
+        Raises:
+            OSError: it could not be kept.
+        """
+        if self.artifacts is not None and path.is_file():
+            self.artifacts.put(path.relative_to(self.path).as_posix(), path)
+
+    def fetch(self, path: Path) -> bool:
+        """Gets a file of this folder that another host may have kept; one that is here is replaced. False where there
+        is none."""
+        if self.artifacts is None:
+            return False
+        try:
+            return self.artifacts.get(path.relative_to(self.path).as_posix(), path)
+        except OSError as error:
+            log.warning("%s", error)
+            return False
+
+    def forget(self, path: Path) -> None:
+        """Removes a file of this folder, here and where other hosts find it."""
+        if self.artifacts is not None:
+            self.artifacts.remove(path.relative_to(self.path).as_posix())
+        path.unlink(missing_ok=True)
+
     def lock(self, name: str) -> FileLock:
         return FileLock(self.path / f"{name}.lock")
+
+
+@lru_cache(maxsize=16)
+def _artifacts(config: Path, changed: int) -> Artifacts | None:
+    """The artifacts of the run that a file configures; `changed` is when it was written."""
+    data = read_yaml(config)
+    if not data.get("artifacts"):
+        return None
+    from mergesearch.search.artifacts import Artifacts, store_of  # loads the clouds' libraries, where they are there
+
+    return Artifacts(store_of(data["artifacts"]), data["name"])
 
 
 def _is_foreign(name: str) -> bool:

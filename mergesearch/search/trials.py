@@ -82,6 +82,7 @@ class Trial:
         recipe_id: the recipe's id.
         identity: equal for recipes that do the same to every tensor.
         same_as: the earlier trial whose scores it has, since it does the same; None for one that was scored itself.
+        taken_over: whether its scores are another run's, see `strategies.taken_over`.
         scores: each task's score by label, on all search documents; empty until it is scored.
         partial: the same on the documents so far, for one that a race stopped.
         blocks: how many blocks of documents these were.
@@ -113,6 +114,7 @@ class Trial:
     recipe_id: str | None = None
     identity: str | None = None
     same_as: int | None = None
+    taken_over: bool = False
     scores: Mapping[str, TaskScore] = field(default_factory=dict)
     partial: Mapping[str, TaskScore] = field(default_factory=dict)
     blocks: int | None = None
@@ -152,7 +154,7 @@ class Trial:
     @property
     def documents(self) -> int:
         """The document evaluations that it cost: learning its recipe, and scoring it unless an equal one was scored."""
-        scored = {} if self.same_as is not None else self.scores or self.partial
+        scored = {} if self.same_as is not None or self.taken_over else self.scores or self.partial
         return self.learning_documents + sum(score.documents for score in scored.values())
 
     @property

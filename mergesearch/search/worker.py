@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import shutil
@@ -23,6 +24,7 @@ from mergesearch.search import standstill, store, trials
 from mergesearch.search.budget import Budget, Wanted, total
 from mergesearch.search.expectations import expectations
 from mergesearch.search.history import History, hours_at_work
+from mergesearch.search.keeping import LearningFiles
 from mergesearch.search.machine import machine
 from mergesearch.search.objective import Objective
 from mergesearch.search.presence import Presence
@@ -145,6 +147,7 @@ class Search:
         )
         self._last: History | None = None
         self._presence: Presence | None = None  # while it is at work
+        self._learning: LearningFiles | None = None  # of the soup at work
         self._ended: set[str] = set()  # strategies of which it was said that their space is exhausted
         began = len(self.study.get_trials(deepcopy=False))
         self.surroundings: Surroundings = Surroundings(
@@ -221,6 +224,9 @@ class Search:
         try:
             if self._trial(handle.number).state.settled:
                 return
+            if self._learning is not None:
+                with contextlib.suppress(OSError):  # then it is gone on with from where it was kept last
+                    self._learning.keep(at_once=True)
             trials.hand_back(at_once(self.study._storage), handle)
         except Exception:  # whoever comes next finds out by itself
             log.debug("trial %d was not handed back", handle.number, exc_info=True)
@@ -368,6 +374,9 @@ class Search:
                 space.suggest(handle)
 
     def _work_for(self, trial: Trial, handle: optuna.Trial, history: History) -> Work:
+        kept = LearningFiles(self.folder, trial.number)
+        kept.fetch()
+        self._learning = kept
         spent, key = 0, dict(trial.key)  # a trial that is taken up again tells first what it cost before
         before, start, written = trial.learning_seconds or 0.0, time.perf_counter(), 0.0
 
@@ -379,6 +388,7 @@ class Search:
                 written = seconds
                 trials.write(handle, learning_seconds=before + seconds)
             trials.write(handle, learning_documents=spent)
+            kept.keep()
 
         def note(more_key: Mapping[str, Any]) -> None:
             key.update(more_key)
@@ -397,7 +407,7 @@ class Search:
     def _build_and_score(self, handle: optuna.Trial, recipe: Recipe) -> None:
         trials.write(handle, machine=self._machine)
         history = self.history()  # again: to learn a recipe takes its time, and others go on
-        if self._copy_equal(handle, recipe, history):
+        if self._take_over(handle, recipe, history) or self._copy_equal(handle, recipe, history):
             return
         if self._races is not None and self._may_race(history.trials[handle.number], history):
             self._race(self._races, handle, recipe, history)
@@ -405,9 +415,14 @@ class Search:
         self._note_scores(handle, self.engine.load(recipe), self.scorer.score())
 
     def _note_scores(self, handle: optuna.Trial, merge_seconds: float, scores: Scores) -> None:
-        scores.save_documents(self.folder.documents(handle.number))
+        self._keep_documents(handle.number, scores)
         trials.write(handle, merge_seconds=merge_seconds, score_seconds=scores.seconds)
         self._note_settled(handle, scores=scores.tasks)
+
+    def _keep_documents(self, number: int, scores: Scores) -> None:
+        path = self.folder.documents(number)
+        scores.save_documents(path)
+        self.folder.keep(path)
 
     def _note_settled(self, handle: optuna.Trial, **values: Any) -> None:
         """Notes what a trial came to: last what says that it is settled."""
@@ -460,6 +475,16 @@ class Search:
                 standstill.note(history, found)
                 self._say(f"note: {found.words()}")
 
+    def _take_over(self, handle: optuna.Trial, recipe: Recipe, history: History) -> bool:
+        """Gives a trial the scores that its strategy knows already. False where it knows none."""
+        trial = history.trials[handle.number]
+        held = self._strategy(trial).held(trial)
+        if held is None:
+            return False
+        trials.write(handle, identity=self.engine.identity(recipe), taken_over=True)
+        self._note_scores(handle, 0.0, held)
+        return True
+
     def _copy_equal(self, handle: optuna.Trial, recipe: Recipe, history: History) -> bool:
         """Gives a trial what came of an earlier one that does the same to every tensor. False where there is none."""
         identity = self.engine.identity(recipe)
@@ -470,7 +495,9 @@ class Search:
                 continue
             documents = self.folder.documents(other.number)
             if documents.is_file():
-                shutil.copyfile(documents, self.folder.documents(handle.number))
+                mine = self.folder.documents(handle.number)
+                shutil.copyfile(documents, mine)
+                self.folder.keep(mine)
             trials.write(handle, same_as=other.number, merge_seconds=0.0, score_seconds=0.0)
             self._note_settled(handle, scores=other.scores)
             return True
@@ -502,7 +529,7 @@ class Search:
             scores = self.scorer.score()
         except Exception as error:
             raise CandidateError(f"it could not be scored again ({error})") from error
-        scores.save_documents(self.folder.documents(trial.number))
+        self._keep_documents(trial.number, scores)
 
     def _may_race(self, trial: Trial, history: History) -> bool:
         """Whether there is somebody to race against, and the strategy allows it."""
@@ -517,7 +544,7 @@ class Search:
             races.forget(recipe)
             return
         # what is expected of the others depends on it too
-        outcome.scores.save_documents(self.folder.documents(handle.number))
+        self._keep_documents(handle.number, outcome.scores)
         trials.write(
             handle,
             merge_seconds=sum(spent),

@@ -17,6 +17,7 @@ import optuna
 
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError
+from mergesearch.evaluate.scores import Scores
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.registry import Declared
 from mergesearch.search.budget import Budget, Wanted
@@ -219,6 +220,10 @@ class Strategy(Declared, ABC):
         """The space of which a trial whose recipe no sampler chose gets its parameters, where it is a point of it, so
         that samplers learn from it: the one that the study begins with."""
         return self.run.coarse or self.run.space
+
+    def held(self, trial: Trial) -> Scores | None:
+        """The scores of a trial of its that is known already, so that nothing is built or scored; mostly None."""
+        return None
 
     # --- its trials, in tables ---
 

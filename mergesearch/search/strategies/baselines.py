@@ -64,7 +64,7 @@ class Baselines(Strategy):
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
-        there = {trial.name for trial in outlook.of(cls.name)}
+        there = {trial.name for trial in outlook.history.trials} if outlook.history else set()
         names = [*baselines(outlook.config), *[SLERP] * _has_slerp(outlook.config)]
         return [Ahead(1, races=_may_race(name)) for name in names if name not in there]
 
