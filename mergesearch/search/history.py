@@ -153,10 +153,9 @@ class History:
     @property
     def hours_kept(self) -> float:
         """Hours of `search.hours` that are kept back for the report, where the run ends with it; at most half."""
-        hours, noted = self.config.search.hours, self.notes.get(ROOM)
-        if hours is None or not noted or not self.config.report.at_end:
-            return 0.0
-        return min(noted["seconds"] / 3600, hours / 2)
+        hours = self.config.search.hours
+        noted = self.notes.get(ROOM) if hours is not None and self.config.report.at_end else None
+        return min(noted["seconds"] / 3600, hours / 2) if noted and hours is not None else 0.0
 
     @property
     def hours_to_search(self) -> float | None:

@@ -158,7 +158,10 @@ def _memory(device: str) -> tuple[int | None, int | None]:
         return None, None
     import torch
 
-    free, whole = memory.of_device(torch.device(device))
+    try:
+        free, whole = memory.of_device(torch.device(device))
+    except RuntimeError:  # a candidate's own fault will be met by the candidate
+        return None, None
     return whole - free, whole
 
 

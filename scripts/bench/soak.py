@@ -96,7 +96,8 @@ def page(looks: list[Look], documents: int, notes: list[str]) -> list[str]:
     kept = "kept" if growth < MOST_MEMORY and slower <= MOST_TIME else "missed"
     return [
         "# A long search: memory, and the time for a proposal", "",
-        f"`python -m scripts.bench.soak --trials {trials}`; {date.today()}; {documents} documents a candidate; {versions}.",
+        f"`python -m scripts.bench.soak --trials {trials}`; {date.today()}; {documents} documents a candidate; "
+        f"{versions}.",
         "", f"Medians over {WINDOW} trials that end there.", "",
         "| trials | resident memory | a proposal takes |", "|---|---|---|",
         *(f"| {place} | {around(looks, place)[0]:.0f} MiB | {around(looks, place)[1]:.3f} s |" for place in places), "",
