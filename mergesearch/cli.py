@@ -543,8 +543,7 @@ def watch(
     ] = None,
     every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="from one look to the next")] = 60.0,
 ) -> None:
-    """Look at a run while it goes on, from any host that reaches its storage: its workers, what each does, the best so
-    far, what failed; ends with it."""
+    """Look at a run while it goes on, from any host: workers, the best so far, failures; ends with it."""
     from mergesearch.commands.page import PAGE, watch
     from mergesearch.commands.table import brief, show
 

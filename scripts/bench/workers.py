@@ -35,6 +35,7 @@ from mergesearch.search.machine import machine
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace
+from scripts.bench.shared.notes import notes_of
 
 LAYERS = 4
 INFOS = [TensorInfo(f"layers.{layer}.mlp", layer, "mlp", (2, 2)) for layer in range(LAYERS)]
@@ -212,6 +213,7 @@ def main() -> None:
             "| workers | turns in use | wait for a turn |", "|---|---|---|",
             *("| " + " | ".join(computed(workers, lasted, given.seconds)) + " |" for workers in COMPUTED), "",
         ]  # fmt: skip
+    lines += notes_of(given.out)
     given.out.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 

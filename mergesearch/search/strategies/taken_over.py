@@ -101,7 +101,7 @@ class TakenOver(Strategy):
         return None
 
     def held(self, trial: Trial) -> Scores | None:
-        noted = store.noted(self.run.study, _NOTE) or {"trials": ()}
+        noted: dict[str, Any] = store.noted(self.run.study, _NOTE) or {"trials": ()}
         mine = next((each for each in noted["trials"] if each["from"] == trial.key["from"]), None)
         if mine is None:
             return None
