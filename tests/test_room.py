@@ -14,7 +14,7 @@ from mergesearch.commands.room import SHARE, ReportRoom
 from mergesearch.results.loading import Run, load_run, run_of
 from mergesearch.search import store
 from mergesearch.search.budget import Budget
-from mergesearch.search.costs import duration
+from mergesearch.search.costs import costs, duration
 from mergesearch.search.estimate import estimate
 from mergesearch.search.history import ROOM, History
 from mergesearch.search.speed import Probe
@@ -53,6 +53,9 @@ def test_what_the_report_will_take_is_kept_back_and_said(tmp_path: Path) -> None
     # lm-eval's own model takes 0.5 s a document, as it was tried; base, two models, average and winner are asked again
     probe = Probe({"quiz": SIZE}, {"quiz": 0.1}, merge=2.0, export=9.0, again=5 * (2.0 + 0.5 * SIZE))
     assert search.history().hours_kept == 0.0
+    unfinished = search.config.model_copy(update={"search": search.config.search.model_copy(update={"trials": 9})})
+    lines = costs(History(search.study, unfinished))
+    assert lines[-1].startswith("left: ") and not any(line.startswith("kept: ") for line in lines)
     room_of(search, probe, said).look()
     report = cost(load_run(tmp_path / "run"), probe=probe)
     assert report is not None and report.each == HOLDOUT

@@ -26,8 +26,11 @@ def costs(history: History) -> list[str]:
     if not left:
         return lines
     kept = history.hours_kept
-    words = [f"kept: {duration(3600 * kept)} of {history.config.search.hours:g} h {history.notes[ROOM]['words']}"]
-    return [*lines, *(words if kept else []), f"left: {left}"]
+    if kept:
+        lines.append(
+            f"kept: {duration(3600 * kept)} of {history.config.search.hours:g} h {history.notes[ROOM]['words']}"
+        )
+    return [*lines, f"left: {left}"]
 
 
 def _left(history: History) -> str:
