@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from mergesearch.commands.holdout import cost
 from mergesearch.config import Config
@@ -11,6 +12,7 @@ from mergesearch.results.loading import Run
 from mergesearch.search.costs import duration
 from mergesearch.search.history import ROOM
 from mergesearch.search.speed import Probe
+from mergesearch.search.strategies.baselines import baselines
 
 # finding out takes one part of the time in so many
 SHARE = 200
@@ -53,6 +55,10 @@ class ReportRoom:
         self._next = now + SHARE * (now - begun)
         if report is None:
             return
+        # there will be more of them by the end than there are by now
+        count = max(report.candidates, len(baselines(config)) + config.report.finalists)
+        longer = (count + 1) / max(1, report.candidates + report.again)
+        report = replace(report, candidates=count, seconds=report.seconds * max(1.0, longer))
         before = self._probe.again + self._probe.export
         seconds = report.seconds + before
         if self._known is not None and abs(seconds - self._known) <= CHANGED * self._known:

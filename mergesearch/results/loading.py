@@ -12,7 +12,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.results import table
 from mergesearch.results.margins import Margins
 from mergesearch.results.record import Record, ranked, records
-from mergesearch.results.workers import Crew, crew_of
+from mergesearch.results.workers import AtWork, crew_of
 from mergesearch.search import by_lm_eval, revisions, store, strategies
 from mergesearch.search.costs import costs
 from mergesearch.search.expectations import expectations
@@ -69,7 +69,7 @@ class Run:
     settled: Mapping[str, Any] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     revisions: Mapping[str, str] = field(default_factory=dict)
-    crew: Crew = field(default_factory=Crew)
+    crew: AtWork = field(default_factory=AtWork)
 
     @property
     def batch_size(self) -> int:

@@ -51,7 +51,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Crew:
+class AtWork:
     """All workers of a run at a moment.
 
     Attributes:
@@ -70,7 +70,7 @@ class Crew:
         return [f"workers: {len(self.workers)}{pace}", *(f"worker: {worker.words()}" for worker in self.workers)]
 
 
-def crew_of(history: History, signs: Mapping[str, Sign], now: datetime | None = None) -> Crew:
+def crew_of(history: History, signs: Mapping[str, Sign], now: datetime | None = None) -> AtWork:
     """Who is at work on a run, by the signs that its workers leave.
 
     Args:
@@ -93,7 +93,7 @@ def crew_of(history: History, signs: Mapping[str, Sign], now: datetime | None = 
         memory = None if sign.used is None or sign.memory is None else (sign.used, sign.memory)
         doing = _doing(trial, sign, now)
         here.append(Worker(sign.host, sign.pid, sign.device, doing, settled.get(sign.worker, 0), silent, memory))
-    return Crew(tuple(here), pace(history.trials, now) if here else None)
+    return AtWork(tuple(here), pace(history.trials, now) if here else None)
 
 
 def _doing(trial: Trial | None, sign: Sign, now: datetime) -> str:
@@ -146,4 +146,4 @@ def failures(records: Iterable[Record]) -> list[str]:
     return [*lines, *([f"failed: for {more} more reasons"] if more > 0 else [])]
 
 
-__all__ = ["Crew", "Worker", "crew_of", "failures", "pace"]
+__all__ = ["AtWork", "Worker", "crew_of", "failures", "pace"]

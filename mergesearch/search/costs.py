@@ -27,9 +27,8 @@ def costs(history: History) -> list[str]:
         return lines
     kept = history.hours_kept
     if kept:
-        lines.append(
-            f"kept: {duration(3600 * kept)} of {history.config.search.hours:g} h {history.notes[ROOM]['words']}"
-        )
+        words = history.notes[ROOM]["words"]
+        lines.append(f"kept: {duration(3600 * kept)} of {history.config.search.hours:g} h {words}")
     return [*lines, f"left: {left}"]
 
 

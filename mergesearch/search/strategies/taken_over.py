@@ -41,7 +41,10 @@ class TakenOver(Strategy):
 
     name = "taken_over"
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
-        "fork": (str, Field(default="", description="a run folder whose trials are taken over as far as they hold"))
+        "fork": (
+            str | None,
+            Field(default=None, description="a run folder whose trials are taken over as far as they hold"),
+        )
     }
     paths: ClassVar[tuple[str, ...]] = ("fork",)
     named = False
@@ -51,7 +54,7 @@ class TakenOver(Strategy):
 
     @classmethod
     def joins(cls, search: SearchConfig) -> bool:
-        return bool(search.key("fork", str))
+        return search.key("fork", object) is not None
 
     @classmethod
     def refuse(cls, config: Config) -> None:
