@@ -140,7 +140,7 @@ REALS: dict[str, tuple[RealPool, Sequence[str]]] = {
     ),
     "judge_real_seven": (
         RealPool("judge_real_seven", (*siblings_of(REAL_SEVEN), *USELESS), holdout=HOLDOUT),
-        ("--seed=44", "--steps=24", "--rows=8", "--rate=1e-4"),
+        ("--seed=44", "--steps=40", "--rows=8", "--rate=1e-4"),
     ),
 }
 ORDER = ("judge_zoo_a", "judge_real_adapters", "judge_zoo_b", "judge_real_seven")
