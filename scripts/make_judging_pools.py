@@ -131,7 +131,10 @@ def siblings_of(skills: Sequence[Skill]) -> tuple[Sibling, ...]:
 
 
 BY_NAME = {skill.name: skill for skill in REAL_SEVEN}
-USELESS = (Sibling("shuffled", BY_NAME["season"], shuffled=True), Sibling("barely", BY_NAME["email"], share=0.0))
+USELESS = (
+    Sibling("shuffled", BY_NAME["season"], share=0.5, shuffled=True),
+    Sibling("barely", BY_NAME["email"], share=0.0),
+)
 # with what each is trained: seed, steps, examples a step, rate
 REALS: dict[str, tuple[RealPool, Sequence[str]]] = {
     "judge_real_adapters": (
@@ -140,7 +143,7 @@ REALS: dict[str, tuple[RealPool, Sequence[str]]] = {
     ),
     "judge_real_seven": (
         RealPool("judge_real_seven", (*siblings_of(REAL_SEVEN), *USELESS), holdout=HOLDOUT),
-        ("--seed=44", "--steps=40", "--rows=8", "--rate=1e-4"),
+        ("--seed=44", "--steps=32", "--rows=8", "--rate=1e-4"),
     ),
 }
 ORDER = ("judge_zoo_a", "judge_real_adapters", "judge_zoo_b", "judge_real_seven")
