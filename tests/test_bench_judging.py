@@ -88,3 +88,11 @@ def test_the_commit_is_the_repositorys(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("a")
     subprocess.run(["git", "add", "file"], cwd=tmp_path, check=True)
     assert judging.commit() == clean + "+"
+
+
+def test_the_committed_count_is_read_and_its_rows_name_judging_pools(monkeypatch):
+    monkeypatch.setattr(judging, "FILE", judging.ROOT / "results" / "judging.md")
+    assert judging.FILE.read_text(encoding="utf-8").startswith(judging.HEAD)
+    judged = {name for name, pool in search.POOLS.items() if pool.judging}
+    assert judging.looks().keys() <= judged
+    assert sum(judging.looks().values()) == len(rows())
