@@ -83,22 +83,27 @@ def renamed(example: Example, name: str) -> Example:
 
 
 def tuned(
-    skills: Sequence[Skill], seed: int, steps: int, rate: float, beside: Mapping[str, float] | None = None
+    steps: Mapping[str, int], seed: int, rate: float, adapter: bool, beside: Mapping[str, Mapping[str, float]]
 ) -> tuple[Stage, ...]:
-    """A stage for each skill, from the base: an adapter that learns its own lines alone, or where something is trained
-    `beside` them, a quarter of the rows, all weights."""
+    """A stage for each skill of `steps`, from the base, on its own lines; what stands `beside` it has a quarter."""
     stages = []
-    for at, skill in enumerate(skills):
-        shares = Counter({skill.name: 1.0} if beside is None else {skill.name: 0.75})
-        shares.update({name: share / 4 for name, share in (beside or {}).items()})
-        more = {"rows": 32, "seed": seed + 1 + at, "adapter": beside is None}
-        stages.append(Stage(skill.name, "base", steps, rate, dict(shares), **more))
+    for at, (skill, count) in enumerate(steps.items()):
+        others = beside.get(skill, {})
+        shares = Counter({skill: 0.75 if others else 1.0})
+        shares.update({name: share / 4 for name, share in others.items()})
+        more = {"rows": 32, "seed": seed + 1 + at, "adapter": adapter}
+        stages.append(Stage(skill, "base", count, rate, dict(shares), **more))
     return tuple(stages)
 
 
 # little of what is soon known as well as by a specialist
-MIX_A = {"modulo": 0.04, "reverse": 0.5, "sort": 0.08, "brackets": 0.32, "upper": 0.06}
-BASE_A = Stage("base", None, 300, 3e-3, MIX_A, rows=40, seed=11)
+MIX_A = {"modulo": 0.08, "reverse": 0.36, "sort": 0.1, "brackets": 0.36, "upper": 0.1}
+STEPS_A = {"modulo": 250, "reverse": 200, "sort": 150, "brackets": 800, "upper": 250}
+# without them a fine-tune forgets all other skills; brackets are not learned beside others
+BESIDE_A = {skill: MIX_A for skill in STEPS_A if skill != "brackets"}
+NAMES_B = {"count": "red", "rhyme": "blue", "many": "gold", "thin": "pink"}
+STEPS_B = {"count": 500, "rhyme": 700, "many": 400, "thin": 100}
+BASE_A = Stage("base", None, 240, 3e-3, MIX_A, rows=40, seed=11)
 BASE_B = Stage("base", None, 900, 3e-3, {"coded": 0.75, "loose": 0.25}, rows=40, seed=22)
 ZOOS: dict[str, JudgingZoo] = {
     "judge_zoo_a": JudgingZoo(
@@ -106,7 +111,7 @@ ZOOS: dict[str, JudgingZoo] = {
         skills=ZOO_A,
         plan=Plan(
             llama(width=96, layers=3, heads=4, inner=288),
-            (BASE_A, *tuned(ZOO_A, 11, 200, 5e-4, MIX_A)),
+            (BASE_A, *tuned(STEPS_A, 11, 1e-3, False, BESIDE_A)),
             {},
             torch.float32,
         ),
@@ -117,11 +122,11 @@ ZOOS: dict[str, JudgingZoo] = {
         skills=ZOO_B,
         plan=Plan(
             llama(width=80, layers=4, heads=4, inner=240),
-            (BASE_B, *tuned(ZOO_B, 22, 150, 2e-3)),
+            (BASE_B, *tuned(STEPS_B, 22, 2e-3, True, {})),
             lora(rank=8),
             torch.float32,
         ),
-        names={"count": "red", "rhyme": "blue", "many": "gold", "thin": "pink"},
+        names=NAMES_B,
     ),
 }
 
