@@ -100,6 +100,7 @@ def test_with_a_task_less_everything_holds_and_costs_nothing(old: Search, tmp_pa
     assert run.history().proposals == 3 and run.history().documents == 3 * SIZE
     assert word(run) == f"taken over from test: {len(before)} of its {len(before)} scored trials still hold"
     read = load_run(tmp_path / "new")
+    assert {record.method for record in read.records} >= {"base", "a", "b", "average"}
     assert all(record.expected is not None for record in read.records if record.objective is not None)
     again = fork(old, tmp_path / "new", {"maze": "m1"})
     again.run()

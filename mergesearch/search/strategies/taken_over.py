@@ -86,6 +86,10 @@ class TakenOver(Strategy):
         return False
 
     @classmethod
+    def method(cls, trial: Trial) -> str:
+        return trial.name or super().method(trial)
+
+    @classmethod
     def words(cls, history: History) -> list[str]:
         noted = store.noted(history.study, _NOTE)
         if not noted:
