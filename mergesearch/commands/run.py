@@ -24,6 +24,7 @@ from mergesearch.commands.inputs import (
 )
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.probe import measure
+from mergesearch.commands.track import Tracking, check_trackers
 from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
@@ -59,6 +60,7 @@ class Session:
     probe: Probe
     scorer: Scorer
     hook: BestHook
+    tracking: Tracking
     plain: Scorer | None = None
 
     def read(self) -> Run:
@@ -77,6 +79,7 @@ class Session:
         except SearchFailed as error:
             raise CandidateError(str(error)) from error
         self.hook.wait()
+        self.tracking.wait()
 
     def mend(self, say: Callable[[str], None] = log.info) -> None:
         """Scores complete trials again whose documents are damaged: what they are expected to score elsewhere goes by
@@ -172,6 +175,7 @@ def prepare(
     """
     begun = time.perf_counter()
     check_space(config)
+    check_trackers(config)
     RunFolder(config.folder).check(config)
     there = store.begun(config, say)
     check_disk(config, RunFolder(config.folder), there, say)
@@ -210,11 +214,13 @@ def prepare(
     write_documents(folder, samples_of(tasks, documents))
     each = sum(map(len, searched.values()))
     learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched, say, stepped)
+    tracking = Tracking(config, folder, say)
     hook = BestHook(config, lambda: run_of(search.history(), folder).best(), say)
 
     def ended(record: Record) -> None:
         finished(record)
         hook.finished(record)
+        tracking.finished(record)
 
     search = Search(
         config,
@@ -253,7 +259,7 @@ def prepare(
     probe = measure(config, engine, scorer, learner, searched, time.perf_counter() - begun, writing, plain)
     store.note(search.study, PROBE, probe.to_data())
     scorer.asked = asked
-    return Session(config, folder, pool, engine, search, probe, scorer, hook, plain)
+    return Session(config, folder, pool, engine, search, probe, scorer, hook, tracking, plain)
 
 
 __all__ = ["Session", "prepare"]
