@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,11 @@ def draw_dashboard(browser: Any, run: Path, out: Path) -> Path:
     file = out / "dashboard.png"
     with serving(run, port=0, every=3600) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/dashboard/studies/1"
-        _shoot(browser, address, file, WIDTHS[0], MODES[0], ".js-plotly-plot")
+        here = f"http://127.0.0.1:{server.server_port}"
+        with urllib.request.urlopen(f"{here}/api/studies") as answer:
+            (study,) = json.load(answer)["study_summaries"]
+        address = f"{here}/dashboard/studies/{study['study_id']}"
+        _shoot(browser, address, file, WIDTHS[0], MODES[0], ".scatterlayer .point")
         server.shutdown()
     return file
 
