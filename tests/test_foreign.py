@@ -128,6 +128,7 @@ def test_what_is_no_search(tmp_path: Path) -> None:
 
 def test_check_and_score_take_their_files(tmp_path: Path) -> None:
     theirs = {**EVOLVE, "tasks": [{"name": "zoo_letters", "weight": 1.0, "metric": "acc,none"}], "limit": 4}
+    del theirs["num_fewshot"]  # which the task sets itself
     path = _file(tmp_path, theirs)
     sets = ["--set", "dtype=float32", "--set", f"output={tmp_path / 'run'}"]
     done = mergesearch("check", path, *sets)
