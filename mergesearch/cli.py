@@ -605,6 +605,24 @@ def export(
 
 
 @app.command()
+def push(
+    run: RunPath,
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="the repository on the hub; made if need be")],
+    trial: Annotated[str, typer.Option(metavar="best|N", help="which candidate")] = "best",
+    private: Annotated[bool, typer.Option("--private", help="a new repository is for its owner alone")] = False,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="else the main one")] = None,
+    message: Annotated[str | None, typer.Option(help="of the commit")] = None,
+    allow_changed: AllowChanged = False,
+) -> None:
+    """Upload a candidate of a run, with its model card, to the Hugging Face hub."""
+    from mergesearch.commands.push import push_trial
+
+    options = {"private": private, "revision": revision, "message": message, "allow_changed": allow_changed}
+    record, address = push_trial(run, name, trial, **options, say=_note)
+    _say([f"trial {record.number} ({record.method}) is at {address}"])
+
+
+@app.command()
 def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe's YAML file, native or mergekit's")],
     out_folder: OutPath,
@@ -637,10 +655,10 @@ def score(
     allow_changed: AllowChanged = False,
 ) -> None:
     """Score a checkpoint or a recipe on a run's documents."""
-    from mergesearch import config as configuration
+    from mergesearch.commands.foreign import read_config
     from mergesearch.commands.score import json_of, lines_of, score_model
 
-    settings = configuration.read(config, override)
+    settings = read_config(config, override, _note)
     _one_of("--format", format, ("text", "json"))
     scores = score_model(model, settings, on, allow_changed=allow_changed, say=_note)
     if format == "json":
@@ -699,7 +717,7 @@ def check(
     """What a configuration or a recipe would do and cost; reads no weights and merges nothing."""
     from mergesearch.commands.check import preview
 
-    _labelled(preview(file, override))
+    _labelled(preview(file, override, _note))
 
 
 @app.command()

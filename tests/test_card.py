@@ -20,6 +20,7 @@ from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, single_rule
 from mergesearch.results.card import Asking, Story, lm_eval_commands, model_card, write_words
 from mergesearch.results.markdown import block, code, plain, table
+from mergesearch.results.origin import Origin
 from mergesearch.results.record import Record
 
 ZOO = str(zoo.folder() / "tasks")
@@ -119,14 +120,15 @@ def test_a_card_shows_names_and_is_shaped_by_none() -> None:
     def page(task: str, reference: str, note: str) -> str:
         recipe = Recipe(base=reference, models={"a": reference}, rules=single_rule("linear"))
         told = Story(
-            "title", {"torch": note}, records=[record(task)], tasks={task: None}, samples={task: [0]}, holdout="Known."
-        )
+            "title", {"torch": note}, records=[record(task)], tasks={task: None}, samples={task: [0]}, holdout="Known.",
+            origin=Origin.of(recipe, licences={"base": reference, "a": reference}, hashes={"a": note}),
+        )  # fmt: skip
         return model_card(recipe, told, [note])
 
     hostile, harmless = page(HOSTILE, HOSTILE, HOSTILE), page("task", "reference", "note")
     assert structure(hostile.split("\n---\n", 1)[1]) == structure(harmless.split("\n---\n", 1)[1])
     # what begins the page is YAML, which is read back as it was
-    assert yaml.safe_load(hostile.split("---\n")[1])["base_model"] == [HOSTILE]
+    assert yaml.safe_load(hostile.split("---\n")[1])["license"] == HOSTILE
 
 
 @pytest.mark.parametrize(

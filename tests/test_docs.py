@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.snippets import blocks
 from support.tiny_models import ARCHITECTURES
 
 from mergesearch import methods
 from mergesearch.commands.inputs import load_tasks
 from mergesearch.config import Config
-from mergesearch.recipe import Recipe
 from mergesearch.schema import validate
 from scripts import docs, real_result
 
@@ -28,8 +28,7 @@ def _name(page: Path) -> str:
 
 
 def _blocks(page: Path, language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [block for name, block in fenced if name == language]
+    return [block.text for block in blocks(page, language)]
 
 
 # --- what is generated ---
@@ -88,19 +87,6 @@ def test_the_readmes_configuration_has_six_lines_and_is_valid() -> None:
     assert validate(Config, yaml.safe_load(block), "README.md").name == "mine"
 
 
-def test_configurations_and_recipes_of_the_pages_are_valid() -> None:
-    whole, *parts = _blocks(ROOT / "docs" / "configuration.md", "yaml")
-    config = yaml.safe_load(whole)
-    validate(Config, config, "configuration.md")
-    assert len(parts) == 2  # guards, and short answers
-    for part in parts:
-        validate(Config, {**config, **yaml.safe_load(part)}, "configuration.md")
-    (racing,) = _blocks(ROOT / "docs" / "racing.md", "yaml")
-    validate(Config, {**config, **yaml.safe_load(racing)}, "racing.md")
-    recipe, stack = [yaml.safe_load(block) for block in _blocks(ROOT / "docs" / "recipes.md", "yaml")]
-    assert {len(Recipe.from_data({**recipe, **given}, "recipes.md").rules) for given in ({}, stack)} == {2, 1}
-
-
 def test_the_task_of_ones_own_is_read_as_it_stands(tmp_path: Path) -> None:
     task, chosen = _blocks(ROOT / "docs" / "tasks.md", "yaml")
     there = str(tmp_path)
@@ -116,8 +102,8 @@ def test_the_task_of_ones_own_is_read_as_it_stands(tmp_path: Path) -> None:
 
 def test_numbers_of_things() -> None:
     assert f"over {len(methods.names())} methods" in README.read_text(encoding="utf-8")
-    machines = " ".join((ROOT / "docs" / "machines.md").read_text(encoding="utf-8").split())
-    listed = re.search(r"of these architectures: (.*?)\. For each", machines)
+    models = " ".join((ROOT / "docs" / "adapters.md").read_text(encoding="utf-8").split())
+    listed = re.search(r"of these architectures: (.*?)\. For each", models)
     assert listed is not None
     assert re.findall(r"\w+", listed[1].replace("and with experts", "")) == list(ARCHITECTURES)
 

@@ -124,3 +124,16 @@ def test_what_is_no_search(tmp_path: Path) -> None:
     assert program_of({"merge_method": "ties"}) is None and program_of([1]) is None
     done = mergesearch("convert", _file(tmp_path, {"merge_method": "ties", "models": []}))
     assert done.status == 2 and "mergesearch merge" in done.err
+
+
+def test_check_and_score_take_their_files(tmp_path: Path) -> None:
+    theirs = {**EVOLVE, "tasks": [{"name": "zoo_letters", "weight": 1.0, "metric": "acc,none"}], "limit": 4}
+    del theirs["num_fewshot"]  # which the task sets itself
+    path = _file(tmp_path, theirs)
+    sets = ["--set", "dtype=float32", "--set", f"output={tmp_path / 'run'}"]
+    done = mergesearch("check", path, *sets)
+    assert done.status == 0, done.err
+    assert "is a configuration of mergekit-evolve" in done.err and "100 trials" in done.out
+    done = mergesearch("score", "zoo:letters", "--config", path, *sets)
+    assert done.status == 0, done.err
+    assert "is a configuration of mergekit-evolve" in done.err and "zoo_letters acc: " in done.out

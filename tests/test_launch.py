@@ -88,6 +88,6 @@ def test_kubernetes_says_so_too() -> None:
 
 
 def test_the_manual_names_both() -> None:
-    text = (LAUNCH.parent.parent / "docs" / "machines.md").read_text(encoding="utf-8")
+    text = (LAUNCH.parent.parent / "docs" / "workers.md").read_text(encoding="utf-8")
     assert all(f"../scripts/launch/{path.name}" in text for path in LAUNCH.iterdir())
     assert shlex.split("CONFIG=mine.yaml sbatch --array=0-7 scripts/launch/slurm.sbatch")[-1] in SLURM.read_text()

@@ -32,6 +32,7 @@ HOMES = {
     "huggingface_hub": {"checkpoints", "engine"},
     "jinja2": {"evaluate", "results"},
     "lm_eval": {"evaluate"},
+    "mlflow": {"results"},
     "optuna": {"search"},
     "optuna_dashboard": {"search"},
     "peft": {"checkpoints"},
@@ -47,6 +48,7 @@ HOMES = {
     # search/soup and engine/streaming know its classes; models are read and built in checkpoints, and run in evaluate
     "transformers": {"checkpoints", "engine", "evaluate", "search"},
     "typer": {"cli"},
+    "wandb": {"results"},
     "yaml": {"commands", "config", "evaluate", "mergekit", "recipe", "results", "schema"},
 }
 LIGHT = {"mergesearch", "numpy", "torch"}

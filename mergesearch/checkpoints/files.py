@@ -11,7 +11,8 @@ from mergesearch import memory, zoo
 from mergesearch.errors import CutError, UserError
 
 # Mistral's repositories hold every weight a second time; subfolders hold other formats.
-_DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+# README.md states the licence
+_DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md"]
 _LEAVE = ["consolidated*", "*/*"]
 # bytes of a file's name, on every common file system
 _LONGEST = 255

@@ -40,7 +40,7 @@ def refresh_best(folder: RunFolder, engine: Engine, read: Callable[[], Run]) -> 
         if winner is None:
             return None
         recipe = recipe_of(winner)
-        if not _is_whole(folder.best, recipe):
+        if not is_whole(folder.best, recipe):
             try:
                 write_checkpoint(recipe, engine, _fresh(folder), story_of(run, winner))
                 _seal(_fresh(folder), recipe)
@@ -61,6 +61,17 @@ def refresh_card(run: Run, winner: Record) -> None:
     with run.folder.lock("best"):
         if _sealed(run.folder.best).get("recipe") == recipe.id:
             write_atomically(run.folder.best / CARD, model_card(recipe, story_of(run, winner), run.notes))
+
+
+def is_whole(checkpoint: Path, recipe: Recipe) -> bool:
+    """Whether a checkpoint is of a recipe, and every file in it as it was written."""
+    seal = _sealed(checkpoint)
+    if seal.get("recipe") != recipe.id:
+        return False
+    try:
+        return all(file_digest(checkpoint / name) == said for name, said in seal["sha256"].items())
+    except OSError:
+        return False
 
 
 def _tidy(folder: RunFolder) -> None:
@@ -97,14 +108,3 @@ def _sealed(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return seal if isinstance(seal, dict) and isinstance(seal.get("sha256"), dict) else {}
-
-
-def _is_whole(checkpoint: Path, recipe: Recipe) -> bool:
-    """Whether a checkpoint is of a recipe, and every file in it as it was written."""
-    seal = _sealed(checkpoint)
-    if seal.get("recipe") != recipe.id:
-        return False
-    try:
-        return all(file_digest(checkpoint / name) == said for name, said in seal["sha256"].items())
-    except OSError:
-        return False

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mergesearch import config as configuration
 from mergesearch.checkpoints import Pool
+from mergesearch.commands.foreign import read_config
 from mergesearch.commands.holding import alike, engine_of, holding_of, length_of, survey_of, survey_of_recipe
 from mergesearch.commands.imagined import imagined
 from mergesearch.commands.inputs import (
@@ -42,6 +43,8 @@ from mergesearch.search.soup.learner import Learner
 from mergesearch.search.store import RunFolder
 from mergesearch.space import SearchSpace, Space, StackSpace, check_space
 
+log: logging.Logger = logging.getLogger(__name__)
+
 Lines = list[tuple[str, str]]
 
 # bytes that are read or written in a second, about
@@ -50,7 +53,7 @@ _ASK = "--set trust_tasks=true runs it"
 _UNKNOWN = f"not known without the documents of every task: {_ASK.replace('runs it', 'loads them')}"
 
 
-def preview(path: str | Path, overrides: Sequence[str] = ()) -> Lines:
+def preview(path: str | Path, overrides: Sequence[str] = (), say: Callable[[str], None] = log.warning) -> Lines:
     """Label and text of each line of `mergesearch check`.
 
     No weights are read: what only their numbers show (NaN, models that share no base) is said when they are.
@@ -58,14 +61,16 @@ def preview(path: str | Path, overrides: Sequence[str] = ()) -> Lines:
     Python that the user's tasks name is run where `trust_tasks` is true, and else not.
 
     Args:
-        path: a recipe (native or mergekit's), or a run configuration: what has `tasks` is a configuration.
+        path: a recipe (native or mergekit's), or a run configuration, ours or another program's: what has `tasks` is a
+            configuration.
         overrides: `key=value`, for a configuration.
+        say: told what another program's configuration means here.
 
     Raises:
         UserError: whatever `mergesearch merge` or `mergesearch run` would refuse before they read weights.
     """
     if "tasks" in read_yaml(path):
-        return _run(configuration.read(path, overrides))
+        return _run(read_config(path, overrides, say))
     return _merge(read_recipe(path))
 
 

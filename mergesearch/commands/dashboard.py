@@ -13,19 +13,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from mergesearch import methods
 from mergesearch.commands.winner import sentence
 from mergesearch.errors import UserError
-from mergesearch.recipe import Recipe
 from mergesearch.results.loading import Run, recipe_of, run_of
 from mergesearch.results.markdown import block, plain, table
-from mergesearch.results.page.depth import grid
+from mergesearch.results.parameters import SEVERAL, parameters_of
 from mergesearch.results.record import Record
 from mergesearch.results.states import COMPLETE, ENDED, INFEASIBLE
 from mergesearch.search.history import History, settled_at
 from mergesearch.search.mirror import Mirror, Shown
 from mergesearch.search.store import RunFolder, open_run
 from mergesearch.search.trials import Trial
-
-# of a recipe whose groups have methods of their own
-SEVERAL = "several"
 
 
 class Dashboard:
@@ -116,7 +112,7 @@ def _shown(run: Run, record: Record, trial: Trial) -> Shown:
     if state == COMPLETE and run.objective is not None and record.objective is not None:
         several = run.config.objective.pareto
         values = tuple(run.objective.values(record.scores)) if several else (record.objective,)
-    numbers, words = _parameters(record)
+    numbers, words = parameters_of(record)
     return Shown(
         number=record.number,
         state=state,
@@ -130,35 +126,6 @@ def _shown(run: Run, record: Record, trial: Trial) -> Shown:
         files=_files(run, record),
         excess=trial.excess,
     )
-
-
-def _parameters(record: Record) -> tuple[dict[str, float], dict[str, str]]:
-    """Numbers: each model's weight and density, the mean over the model; words: the method."""
-    if record.recipe is None:
-        return {}, {}
-    try:
-        recipe = recipe_of(record)
-        values = grid(recipe, {}).values
-    except UserError:
-        return {}, {}
-    numbers = {}
-    for name, of in values.items():
-        for model, rows in zip(recipe.models, of, strict=True):
-            there = [value for row in rows for value in row if value is not None]
-            if there:
-                numbers[f"{name} {model}"] = sum(there) / len(there)
-    numbers |= _shared(recipe)
-    return numbers, {"method": recipe.methods[0] if len(recipe.methods) == 1 else SEVERAL}
-
-
-def _shared(recipe: Recipe) -> dict[str, float]:
-    """The other numbers of a recipe, where all rules have the same."""
-    found: dict[str, set[float]] = {}
-    for rule in recipe.rules:
-        for key, value in rule.parameters.items():
-            if key not in ("weight", "density") and isinstance(value, (int, float)) and not isinstance(value, bool):
-                found.setdefault(key, set()).add(float(value))
-    return {key: next(iter(values)) for key, values in found.items() if len(values) == 1}
 
 
 def _attributes(record: Record) -> dict[str, Any]:

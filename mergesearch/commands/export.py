@@ -53,7 +53,7 @@ def export_trial(
         UserError: no such run or trial, `out` is no new folder, or a model was changed.
     """
     run = load_run(path)
-    record = _chosen(run, trial)
+    record = chosen(run, trial)
     recipe = recipe_of(record)
     check_shard_size(max_shard_size)
     check_new_folder(out)  # before any model is loaded
@@ -93,7 +93,7 @@ def export_adapter(
             an adapter cannot hold.
     """
     run = load_run(path)
-    record = _chosen(run, trial)
+    record = chosen(run, trial)
     recipe = recipe_of(record)
     check_new_folder(out)  # before any model is loaded
     run = _unchanged(run, allow_changed, say)
@@ -157,7 +157,7 @@ def export_mergekit(
             cannot be written.
     """
     run = load_run(path)
-    record = _chosen(run, trial)
+    record = chosen(run, trial)
     if out.exists():
         raise UserError(f"{out} exists already: name a new file")
     run = _unchanged(run, allow_changed, say)
@@ -170,13 +170,8 @@ def export_mergekit(
     return record, notes
 
 
-def _unchanged(run: Run, allowed: bool, say: Callable[[str], None]) -> Run:
-    """The run, with what was changed since among its words where that is allowed."""
-    changes = Originals(run.pinned, run.digests, allowed, say).check()
-    return replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes])))
-
-
-def _chosen(run: Run, trial: str) -> Record:
+def chosen(run: Run, trial: str) -> Record:
+    """A run's winner for `best`, or the trial of that number; `UserError` where there is none with a recipe."""
     if trial == BEST:
         best = run.best()
         if best is None:
@@ -189,3 +184,9 @@ def _chosen(run: Run, trial: str) -> Record:
     if record.recipe is None:
         raise UserError(f"--trial {trial} is {record.state} and has no recipe yet: name another")
     return record
+
+
+def _unchanged(run: Run, allowed: bool, say: Callable[[str], None]) -> Run:
+    """The run, with what was changed since among its words where that is allowed."""
+    changes = Originals(run.pinned, run.digests, allowed, say).check()
+    return replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes])))

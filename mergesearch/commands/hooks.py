@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from mergesearch import signals
+from mergesearch.commands.track import tell_verdict
 from mergesearch.config import Config
 from mergesearch.errors import CutError, StorageError, UserError, without_passwords
 from mergesearch.results.record import Record
@@ -104,23 +105,26 @@ class BestHook:
 def told_at_end(
     config: Config, best: Callable[[], tuple[Record | None, str]], say: Callable[[str], None]
 ) -> Iterator[None]:
-    """A context at whose end `on_end` is run, however it ends.
+    """A context at whose end `on_end` is run, however it ends, and trackers are told what the run came to.
 
     Args:
         config: of the run.
         best: the best candidate and the verdict, once the run has ended as it should.
         say: told where the command fails.
     """
-    if config.on_end is None:
-        yield
-        return
     try:
         yield
     except BaseException as error:
+        if config.on_end is None:
+            raise
         status = getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
         verdict = str(error) if isinstance(error, Exception | StorageError | CutError) else ""
         verdict = verdict if verdict and verdict != str(status) else signals.line()
         run_hook("on_end", config.on_end, news(config, END, None, without_passwords(verdict), status), say)
         raise
+    if config.on_end is None and not config.track:
+        return
     record, verdict = best()
-    run_hook("on_end", config.on_end, news(config, END, record, verdict), say)
+    tell_verdict(config, verdict, say)
+    if config.on_end is not None:
+        run_hook("on_end", config.on_end, news(config, END, record, verdict), say)

@@ -25,6 +25,7 @@ from mergesearch.commands.inputs import (
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.probe import measure
 from mergesearch.commands.room import ReportRoom
+from mergesearch.commands.track import Tracking, check_trackers
 from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
@@ -60,6 +61,7 @@ class Session:
     probe: Probe
     scorer: Scorer
     hook: BestHook
+    tracking: Tracking
     plain: Scorer | None = None
 
     def read(self) -> Run:
@@ -78,6 +80,7 @@ class Session:
         except SearchFailed as error:
             raise CandidateError(str(error)) from error
         self.hook.wait()
+        self.tracking.wait()
 
     def mend(self, say: Callable[[str], None] = log.info) -> None:
         """Scores complete trials again whose documents are damaged: what they are expected to score elsewhere goes by
@@ -174,6 +177,7 @@ def prepare(
     """
     begun = time.perf_counter()
     check_space(config)
+    check_trackers(config)
     RunFolder(config.folder).check(config)
     there = store.begun(config, say)
     check_disk(config, RunFolder(config.folder), there, say)
@@ -223,6 +227,7 @@ def prepare(
         ) from None
     each = sum(map(len, searched.values()))
     learner = Learner(config, engine, scorer, pool.infos, pool.layers, searched, say, stepped)
+    tracking = Tracking(config, folder, say)
     hook = BestHook(config, lambda: run_of(search.history(), folder).best(), say)
     rooms: list[ReportRoom] = []  # once it is measured how long things take
 
@@ -231,6 +236,7 @@ def prepare(
         hook.finished(record)
         for room in rooms:
             room.look()
+        tracking.finished(record)
 
     search = Search(
         config,
@@ -273,7 +279,7 @@ def prepare(
         ReportRoom(config, probe, lambda: run_of(search.history(), folder), partial(store.note, search.study), say)
     )
     scorer.asked = asked
-    return Session(config, folder, pool, engine, search, probe, scorer, hook, plain)
+    return Session(config, folder, pool, engine, search, probe, scorer, hook, tracking, plain)
 
 
 __all__ = ["Session", "prepare"]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergesearch import zoo
+from mergesearch.checkpoints import locate
+from mergesearch.checkpoints.hub import licence_of
+from mergesearch.commands.originals import PARENTS
 from mergesearch.config import Config
 from mergesearch.errors import UserError
-from mergesearch.recipe import AVERAGE
+from mergesearch.recipe import AVERAGE, BASE
 from mergesearch.results.card import Asking, Story
-from mergesearch.results.loading import Run
+from mergesearch.results.loading import Run, recipe_of
+from mergesearch.results.origin import Metric, Origin
 from mergesearch.results.record import Record
 from mergesearch.results.report import Report, card
 from mergesearch.schema import read_json
@@ -35,7 +39,45 @@ def story_of(run: Run, record: Record) -> Story:
         holdout=_holdout(run.folder, record),
         changes=run.changes,
         gen_kwargs={task.task: task.gen_kwargs for task in config.scored if task.gen_kwargs},
+        origin=origin_of(run, record),
     )
+
+
+def origin_of(run: Run, record: Record) -> Origin | None:
+    """Whose weights a candidate is made of, with hashes, licences and figures; None where it has no recipe."""
+    if record.recipe is None:
+        return None
+    noted, where = run.digests.get(PARENTS, {}), {BASE: "base_model", **{n: f"models.{n}" for n in run.config.models}}
+    hashes = {}
+    for name, place in where.items():
+        digest = noted.get(place, {})
+        if known := digest.get("whole") or digest.get("blocks"):
+            hashes[name] = known
+    references = {BASE: run.pinned.base_model, **run.pinned.models}
+    licences = {name: _licence(reference, where[name]) for name, reference in references.items()}
+    return Origin.of(recipe_of(record), hashes=hashes, licences=licences, metrics=_metrics(run, record))
+
+
+def _licence(reference: str, where: str) -> str | None:
+    """What the model's own card states; a model that is no longer there states nothing."""
+    try:
+        return licence_of(locate(reference, where).path)
+    except UserError:
+        return None
+
+
+def _metrics(run: Run, record: Record) -> list[Metric]:
+    """Figures on the holdout where a report has them, else those on the search documents, which are biased upwards."""
+    report = kept_report(run.folder)
+    found = [
+        Metric(section.name, section.metric, row.holdout.value, "holdout")
+        for section in (report.sections[1:] if report is not None else ())
+        for row in section.rows
+        if row.trial == record.number and row.holdout is not None
+    ]
+    if found:
+        return found
+    return [Metric(task, score.metric, score.value, "search documents") for task, score in record.shown.items()]
 
 
 def report_file(folder: RunFolder) -> Path:

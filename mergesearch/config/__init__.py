@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mergesearch.config.file import from_data, read
-from mergesearch.config.models import Config, GuardConfig, ObjectiveConfig, RacingConfig
+from mergesearch.config.models import Config, GuardConfig, ObjectiveConfig
+from mergesearch.config.racing import RacingConfig
 from mergesearch.config.report import BenchmarkConfig, ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import Freeze, Narrow, Selector, SpaceConfig, StackConfig
 from mergesearch.config.tasks import TaskConfig
+from mergesearch.config.track import TrackConfig
 
 __all__ = [
     "BenchmarkConfig",
@@ -23,6 +25,7 @@ __all__ = [
     "SpaceConfig",
     "StackConfig",
     "TaskConfig",
+    "TrackConfig",
     "from_data",
     "read",
 ]

@@ -11,10 +11,12 @@ import yaml
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from mergesearch.config import storage as storages
+from mergesearch.config.racing import RacingConfig
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
 from mergesearch.config.tasks import NamedTask, TaskConfig, check_once
+from mergesearch.config.track import TrackConfig
 from mergesearch.errors import without_passwords
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
 from mergesearch.schema import ONE_OR_MORE, Strict
@@ -41,6 +43,7 @@ RESUMABLE = (
     ("report", "examples"),
     ("report", "tasks"),
     ("trust_tasks",),
+    ("track",),
     ("confirm_run_unsafe_code",),
 )
 
@@ -96,20 +99,6 @@ class ObjectiveConfig(Strict):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return {"pareto": True} if value == "pareto" else value
-
-
-class RacingConfig(Strict):
-    """Scoring block by block, so that a candidate that can no longer win is stopped early."""
-
-    blocks: int = Field(
-        default=16, ge=2, le=1000, description="how often a candidate is looked at; the blocks of documents grow"
-    )
-    error: float = Field(
-        default=0.002,
-        gt=0,
-        le=0.5,
-        description="a candidate is stopped once its predicted chance to win is at most this",
-    )
 
 
 class Config(Strict):
@@ -183,6 +172,10 @@ class Config(Strict):
         default=None,
         description="likewise, when the run ends, also by an error or an interruption; `$MERGESEARCH_STATUS` is its "
         "exit status",
+    )
+    track: Annotated[list[TrackConfig], ONE_OR_MORE] = Field(
+        default=[],
+        description="trackers with a row for each trial: one or a list, a name or `{to, project, where}`",
     )
     output: str | None = Field(default=None, description="the run folder; default: results/NAME")
     device: str = Field(default="auto", description="where candidates live: `auto`, `cpu`, `cuda` or `cuda:N`")

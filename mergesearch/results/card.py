@@ -17,7 +17,8 @@ from mergesearch.engine.accounts import accounts, to_csv
 from mergesearch.engine.live import Engine
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
-from mergesearch.results.markdown import block, code, plain, table
+from mergesearch.results.markdown import block, plain, table
+from mergesearch.results.origin import Origin
 from mergesearch.results.record import Record
 
 SAMPLES = "lm_eval_samples.json"
@@ -93,6 +94,7 @@ class Story:
         holdout: what the report on the holdout found, in Markdown; None where there is none.
         changes: what was changed since the scores were measured, a sentence each.
         gen_kwargs: of the tasks that set some, what changes their generation.
+        origin: whose weights it is made of; None where that was not looked up.
     """
 
     title: str
@@ -104,6 +106,7 @@ class Story:
     holdout: str | None = None
     changes: Sequence[str] = ()
     gen_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 def write_checkpoint(
@@ -176,17 +179,16 @@ def _only(samples: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def model_card(recipe: Recipe, story: Story, notes: Sequence[str] = ()) -> str:
     """README.md for a merged checkpoint; `notes` say what the parents did not have in common."""
-    front = {
-        "library_name": "transformers",
-        "tags": ["merge", "mergesearch"],
-        "base_model": list(dict.fromkeys([*([recipe.base] if recipe.base else []), *recipe.models.values()])),
-    }
+    origin = story.origin or Origin.of(recipe)
+    front = {"library_name": "transformers", "tags": ["merge", "mergesearch"], **origin.front()}
+    if origin.metrics:
+        front["model-index"] = origin.model_index(story.title)
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---",
         f"# {plain(story.title)}",
         f"A merge made by mergesearch, recipe `{recipe.id}`: {', '.join(recipe.methods)} over "
         f"{len(recipe.models)} models, {recipe.dtype} arithmetic, {recipe.out_dtype} weights.",
-        _parents(recipe),
+        origin.words(),
         *(["\n".join(f"- {plain(note)}" for note in notes)] if notes else []),
         *([_changes(story.changes)] if story.changes else []),
         *([_scores(story.records)] if story.records else []),
@@ -196,11 +198,6 @@ def model_card(recipe: Recipe, story: Story, notes: Sequence[str] = ()) -> str:
         "## Versions\n\n" + "\n".join(f"- {plain(f'{name}: {version}')}" for name, version in story.versions.items()),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _parents(recipe: Recipe) -> str:
-    parents = {**({"base": recipe.base} if recipe.base else {}), **recipe.models}
-    return "## Parents\n\n" + "\n".join(f"- {plain(name)}: {code(reference)}" for name, reference in parents.items())
 
 
 def _changes(changes: Sequence[str]) -> str:
