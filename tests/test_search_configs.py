@@ -14,9 +14,11 @@ from mergesearch.commands import holding, inputs
 from mergesearch.commands import run as run_command
 from mergesearch.commands.check import preview
 from mergesearch.commands.export import export_adapter, export_trial
+from mergesearch.commands.merge import merge_recipe
 from mergesearch.commands.run import Session, prepare
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
+from mergesearch.recipe import read as read_recipe
 from mergesearch.results.loading import load_run
 from mergesearch.results.record import Record
 from mergesearch.results.table import render
@@ -40,7 +42,15 @@ SMALL = [
     "search.learned_soup.candidates=3",
 ]
 # what is set besides, for each file
-TRIALS = {"auto": 4, "grow": 4, "greedy_soup": 5, "study-cmaes": 4, "random_control": 2, "racing": 4}
+TRIALS = {
+    "auto": 4,
+    "grow": 4,
+    "greedy_soup": 5,
+    "study-cmaes": 4,
+    "random_control": 2,
+    "racing": 4,
+    "closed_forms_full": 3,
+}
 OVERRIDES = {
     "guard": [f"guard.0.task={TASKS[0]}", "guard.0.metric=null", "guard.0.limit=null", "guard.0.max_drop=0.0"],
     "documents": ["search.documents=17", "search.strategy=[greedy_soup, study]"],
@@ -130,6 +140,25 @@ def _learned(session: Session, found: list[Record], folder: Path) -> None:
         assert 0 < trial.learning_documents <= most
 
 
+def _full_forms(session: Session, found: list[Record], folder: Path) -> None:
+    """Each recipe names what was measured, and makes the same bytes in the export and from its file alone."""
+    _learned(session, found, folder)
+    for record, strategy in zip(found[4:], strategies(session), strict=True):
+        recipe = Recipe.from_data(dict(record.recipe or {}), "test")
+        assert recipe.statistics is not None and set(recipe.statistics.documents) == set(MODELS)
+        assert recipe.methods == ["fisher" if strategy == "fisher_full" else "regmean"]
+        if strategy == "regmean_plus":  # no other way than regmean_full
+            continue
+        out = [folder.parent / f"{how}-{record.number}" for how in ("exported", "merged")]
+        export_trial(folder, out[0], str(record.number))
+        merge_recipe(read_recipe(out[0] / "recipe.yaml"), out[1], "cpu")
+        assert (out[0] / "model.safetensors").read_bytes() == (out[1] / "model.safetensors").read_bytes()
+    assert len(list((folder / "statistics").iterdir())) == len(found) - 4
+    refused = [*SMALL, f"output={folder.parent / 'other'}", "space.methods=[regmean]"]
+    with pytest.raises(UserError, match=r"space.methods names regmean.*\[regmean_full, study\]"):
+        preview(FOLDER / "random.yaml", refused)
+
+
 def _control(session: Session, found: list[Record], folder: Path) -> None:
     # the first is equal to a baseline, and counts for nothing
     assert strategies(session) == ["study"] * 3 + ["random_control"] * 2
@@ -196,6 +225,7 @@ CHECKS: dict[str, Callable[[Session, list[Record], Path], None]] = {
     "learned_soup": _learned,
     "learned_soup-cmaes": _learned,
     "closed_forms": _learned,
+    "closed_forms_full": _full_forms,
     "random_control": _control,
     "pareto": _pareto,
     "control_points": _control_points,

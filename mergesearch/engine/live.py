@@ -120,7 +120,7 @@ class Engine:
         """What makes a tensor: the same object as for the candidate before, where it is made of the same."""
         place = (job.piece.live, job.piece.offset)
         operands = job.operands(self.pool, seed)
-        named = (operands.names, operands.masks)
+        named = (operands.names, operands.masks, job.step.statistics)
         held = self._merges.get(place)
         if held is None or held[0] != named:
             held = self._merges[place] = (

@@ -155,8 +155,8 @@ class Runner:
     def _share(self, call: MethodCall, alike: AlikeMerges, given: Mapping[Place, float]) -> _Share:
         if alike.operands[0].models[0].numel() == 0:
             raise Unsupported("there is nothing to merge")
-        if call.method.matrices and is_matrix(alike.out):
-            raise Unsupported("a decomposition")
+        if call.method.data is not None or (call.method.matrices and is_matrix(alike.out)):
+            raise Unsupported("a decomposition, or statistics of documents")
         recording = self.recordings.get(call, alike.operands[0], given)
         values = Values(recording, given, alike.operands, self.statistics, alike.token)
         return _Share(alike, recording, values, values.elements(recording.elements))
@@ -244,8 +244,11 @@ def plain(call: MethodCall, merge: TensorMerge, kept: Callable[..., Listener] | 
     device = merge.out.device
     start = None if base is None else base.to(device).float()
     others = [m.to(device).float() for m in models]
+    read = merge.operands.statistics
+    given = None if read is None else read()
+    masks = list(merge.operands.masks) or None
     with exact_division(device), listening(kept(start, others) if kept else None):
-        result = call.method(start, others, call.parameters, list(merge.operands.masks) or None).to(merge.out.dtype)
+        result = call.method(start, others, call.parameters, masks, given).to(merge.out.dtype)
     merge.out.copy_(result)
     return ~torch.isfinite(result).all()
 
