@@ -119,8 +119,8 @@ class Rule(Strict):
 class Measured(Strict):
     """Statistics of the models on documents, which a rule's method goes by: files, named by what is in them."""
 
-    kind: Literal["inputs", "fisher"] = Field(
-        description="`inputs`: Gram matrices of the inputs of linear layers; `fisher`: squared gradients"
+    kind: Literal["inputs", "squares"] = Field(
+        description="`inputs`: Gram matrices of the inputs of linear layers; `squares`: squared gradients"
     )
     folder: str = Field(description="where the files are")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the index of the files, which has theirs")

@@ -32,7 +32,7 @@ ALL = {"one": [0, 1, 2], "two": [0, 1]}
 
 def given(method: Method, models: list[Tensor]) -> list[Tensor]:
     """What the method goes by, made of the models themselves, so that it moves with them."""
-    if method.data == "fisher":
+    if method.data == "squares":
         return [m.double().square() + 0.1 for m in models]
     return [m.double().T @ m.double() if m.ndim == 2 else m for m in models]
 
@@ -207,7 +207,7 @@ def test_merged_layers_give_the_inputs_of_regmean_plus(case: Case) -> None:
 
 
 def test_fishers_are_measured_element_by_element(case: Case) -> None:
-    stated = case.measured(measure_fisher, "fisher")
+    stated = case.measured(measure_fisher, "squares")
     assert sum(case.spent) == 3 * 5 and case.losses.batch_size == 16
     for name, own in DOCUMENTS.items():
         model = case.load(case.parent(name))
@@ -232,7 +232,7 @@ def test_fishers_are_measured_element_by_element(case: Case) -> None:
 
 
 def test_the_live_model_is_the_plain_definition(case: Case) -> None:
-    for measure, kind, method in ((measure_inputs, "inputs", "regmean"), (measure_fisher, "fisher", "fisher")):
+    for measure, kind, method in ((measure_inputs, "inputs", "regmean"), (measure_fisher, "squares", "fisher")):
         stated = case.measured(measure, kind)
         recipe = case.tiny.recipe(*single_rule(method, None, weight={"a": 0.3, "b": 0.8}), statistics=stated)
         average = case.tiny.recipe(*single_rule("linear"))
@@ -286,9 +286,9 @@ def test_files_that_are_gone_or_others_are_refused(case: Case) -> None:
 
 def test_a_method_without_its_statistics_is_refused(case: Case) -> None:
     stated = case.measured(measure_inputs)
-    with pytest.raises(UserError, match=r"rules.0: fisher goes by statistics .* names inputs.*fisher_full"):
+    with pytest.raises(UserError, match=r"rules.0: fisher goes by statistics .* names inputs.*strategies"):
         check(case.tiny.recipe(*single_rule("fisher"), statistics=stated))
-    with pytest.raises(UserError, match=r"rules.0: regmean goes by statistics .* names none.*regmean_full"):
+    with pytest.raises(UserError, match=r"rules.0: regmean goes by statistics .* names none.*strategies"):
         check(case.tiny.recipe(*single_rule("regmean")))
 
 

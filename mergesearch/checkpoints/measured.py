@@ -29,7 +29,7 @@ class MeasuredWriter:
 
     Args:
         folder: an empty folder.
-        kind: `inputs` or `fisher`.
+        kind: `inputs` or `squares`.
         documents: for each model the documents of each task that it was measured on.
         most_bytes: of tensors that are held before they are written.
     """
@@ -79,7 +79,7 @@ class MeasuredWriter:
 
 def write_measured(
     out: Path,
-    kind: Literal["inputs", "fisher"],
+    kind: Literal["inputs", "squares"],
     documents: Mapping[str, Mapping[str, Sequence[int]]],
     measure: Callable[[MeasuredWriter], None],
 ) -> Measured:

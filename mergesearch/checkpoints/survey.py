@@ -258,8 +258,8 @@ class Survey:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Each parent's live tensors as they will be once they are read, on the meta device; shared ones are one.
 
-        An adapter's change is float32, or its factors are, where they are all there is to it; what it leaves alone is the
-        model's below it.
+        An adapter's change is float32, or its factors are, where they are all there is to it; what it leaves alone is
+        the model's below it.
         """
         outlined: dict[str, dict[str, Tensor]] = {}
         for where, source in self.sources.items():

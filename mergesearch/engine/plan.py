@@ -21,8 +21,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 Row = Mapping[str, tuple[int, int]]
 # what methods of matrices leave to the average: rows are tokens or experts there, not features
 LEFT_OUT = ("embedding", "head", "router")
-# who measures what a method goes by
-_STRATEGIES = {"inputs": "regmean_full", "fisher": "fisher_full"}
 
 
 # --- what a recipe means ------------------------------------------------------------------------------------------
@@ -175,8 +173,8 @@ def _measured(method: methods.Method, recipe: Recipe, where: str) -> Measured | 
     if recipe.statistics is None or recipe.statistics.kind != method.data:
         has = "names none" if recipe.statistics is None else f"names {recipe.statistics.kind}"
         raise UserError(
-            f"{where}: {method.name} goes by statistics of documents ({method.data}), and the recipe {has}: take a "
-            f"recipe that a strategy such as {_STRATEGIES[method.data]} made, or another method"
+            f"{where}: {method.name} goes by statistics of documents ({method.data}), and the recipe {has}: take "
+            "the recipe of a strategy that measures them (`mergesearch strategies`), or another method"
         )
     return recipe.statistics
 

@@ -68,7 +68,7 @@ def _shrunk(gram: Tensor, alpha: float) -> Tensor:
     return wide * alpha + torch.diag(wide.diagonal() * (1 - alpha))
 
 
-@method(paper="Matena and Raffel 2022, arXiv:2111.09832", family="task_vector", base="required", data="fisher")
+@method(paper="Matena and Raffel 2022, arXiv:2111.09832", family="task_vector", base="required", data="squares")
 def fisher(
     base: Tensor,
     models: Sequence[Tensor],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Base = Literal["required", "optional", "unused"]
 Family = Literal["interpolation", "task_vector", "structure"]
 # what of the documents a method goes by: Gram matrices of layers' inputs, or squared gradients
-Data = Literal["inputs", "fisher"]
+Data = Literal["inputs", "squares"]
 
 # between a method and what is done to its result: `ties+svc`
 _WRAPPED = "+"

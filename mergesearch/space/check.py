@@ -15,8 +15,8 @@ def check_space(config: Config) -> None:
     informed = next((name for name, method in chosen.items() if method.data is not None), None)
     if informed is not None:
         raise UserError(
-            f"space.methods names {informed}, which goes by statistics of documents: leave it out, and name a strategy "
-            "that measures them, as in search.strategy: [regmean_full, study]"
+            f"space.methods names {informed}, which goes by statistics of documents: leave it out, and name in "
+            "search.strategy one that measures them (`mergesearch strategies`), before study"
         )
     for method in chosen.values():
         subsets_of(method, tuple(config.models))

@@ -250,7 +250,7 @@ def _captured(model: Any, stack: Sequence[nn.Module], losses: Losses, documents:
         def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not args or not isinstance(args[0], Tensor):
                 raise UserError(
-                    f"RegMean++ does not know how layer {number} of {type(model).__name__} is called: take regmean_full"
+                    f"RegMean++ does not know how layer {number} of {type(model).__name__} is called: leave it out"
                 )
             if number == 0:
                 batches[-1].hidden = args[0]
@@ -264,7 +264,7 @@ def _captured(model: Any, stack: Sequence[nn.Module], losses: Losses, documents:
             batches.append(_Batch(mask))
             model(input_ids=ids, attention_mask=mask, use_cache=False)
             if len(batches[-1].calls) != len(stack):
-                raise UserError("RegMean++ needs decoder layers that run once each, in order: take regmean_full")
+                raise UserError("RegMean++ needs decoder layers that run once each, in order: leave it out")
     finally:
         for handle in handles:
             handle.remove()

@@ -40,6 +40,8 @@ log: logging.Logger = logging.getLogger(__name__)
 LEAST_SHARE = 0.25
 # the loss of a likelihood: every task that has any loss has it
 CROSS_ENTROPY: Loss = "cross_entropy"
+# what no task need say anything for
+ENTROPY: Loss = "entropy"
 # metrics whose mean is 1 less an expected loss, or that loss: their unit is that of the loss
 LIKE_EXPECTED_LOSS = ("acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte", "gold_prob")
 # softmax weights are positive
@@ -100,7 +102,9 @@ class Learner:
         if self.settings.optimizer != "adam":
             return False
         try:
-            known = self.losses(CROSS_ENTROPY).known(self.documents)
+            # entropies alone need no answers
+            loss = ENTROPY if set(self.settings.loss) == {ENTROPY} else CROSS_ENTROPY
+            known = self.losses(loss).known(self.documents)
         except UserError as error:
             return self._without_gradients(str(error))
         missing = [label for label, ids in known.items() if not ids]
@@ -127,7 +131,7 @@ class Learner:
 
         Args:
             per: `recipe`, `group` or `tensor`: what has coefficients of its own.
-            loss: `expected` or `cross_entropy`; without gradients none is needed.
+            loss: of `settings.Loss`; without gradients none is needed.
             start: a mix to start from; None for the configured weight.
             work: the run so far, with the objective and the parents' scores, and where to tell what it costs.
 
@@ -190,7 +194,7 @@ class Learner:
         recipe = coefficients.recipe(values)
         return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
 
-    def full_form(self, name: str, kind: Literal["inputs", "fisher"], measure: Measuring, work: Work) -> Recipe:
+    def full_form(self, name: str, kind: Literal["inputs", "squares"], measure: Measuring, work: Work) -> Recipe:
         """The recipe of a method that goes by what is measured of each model, on the documents of `closed_form`.
 
         Args:
@@ -217,7 +221,7 @@ class Learner:
 
     def _own(self, name: str, work: Work) -> tuple[dict[str, dict[str, list[int]]], Coefficients]:
         """For each model the documents of a closed form, and the average, tensor by tensor."""
-        if not self.gradients:
+        if not self.gradients or set(self.settings.loss) == {ENTROPY}:
             raise CandidateError(f"{name} needs tasks that say what is right: leave it out")
         most, seed = self.settings.validation_documents, self.config.search.seed
         few = {label: sorted(shuffled(ids, "closed form", seed, label)[:most]) for label, ids in self.documents.items()}
@@ -265,6 +269,8 @@ class Learner:
         An expected loss is 1 - p(what is right), whose mean the parents' scores have already, or a metric that counts
         the same. Every other loss is measured on some documents.
         """
+        if losses.kind == ENTROPY:
+            return dict.fromkeys(self.documents, 1.0)  # nats are nats, and parents far from sure are no measure
         expected = losses.kind == "expected"
         if self.config.objective.scale != "parents":
             return dict.fromkeys(self.documents, 1.0) if expected else None

@@ -113,7 +113,7 @@ class FisherFull(ClosedForm):
     def found(self, learner: Learns, work: Work) -> Recipe:
         from mergesearch.search.soup.full import measure_fisher
 
-        return learner.full_form(self.name, "fisher", measure_fisher, work)
+        return learner.full_form(self.name, "squares", measure_fisher, work)
 
 
 @register
