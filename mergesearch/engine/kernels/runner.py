@@ -31,6 +31,8 @@ from mergesearch.engine.kernels.decompositions import Decompositions, each_on_on
 from mergesearch.engine.kernels.double_buffer import DoubleBuffer, by_tensor
 from mergesearch.engine.kernels.exact import exact_division
 from mergesearch.engine.kernels.factored import coefficients, is_factored, merged, whole
+from mergesearch.engine.kernels.joint import has_joint_form
+from mergesearch.engine.kernels.joint import merged as merged_jointly
 from mergesearch.engine.kernels.launch import AlikeMerges, Kernel, Launch, MergeSet, TensorMerge
 from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.parent_statistics import Statistics
@@ -133,11 +135,13 @@ class Runner:
         check_finite(call.method.name, flags)
 
     def _factored(self, call: MethodCall, merges: list[TensorMerge]) -> list[Tensor]:
-        """Makes tensors of adapters' factors: their sum where the method is affine, else each after they are expanded;
-        which of them are not finite (0-d each)."""
+        """Makes tensors of adapters' factors: their sum where the method is affine, in the space that they share where
+        it is the same there, else each after they are expanded; which are not finite (0-d each)."""
         affine = coefficients(call.method, call.parameters, len(merges[0].operands.models))
         if affine is not None:
             return each_on_one_thread(lambda number: merged(merges[number], *affine).cpu(), len(merges))
+        if has_joint_form(call, merges[0].operands):
+            return each_on_one_thread(lambda number: merged_jointly(call, merges[number]).cpu(), len(merges))
         for merge in merges:
             self.run(call, [TensorMerge(whole(merge.operands), merge.out, merge.label)])
         return [torch.zeros((), dtype=torch.bool)] * len(merges)
