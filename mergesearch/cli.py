@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import mmap
 import os
 import shlex
 import sys
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from mergesearch import memory, signals
+from mergesearch import leftovers, memory, signals
 from mergesearch.commands import completing, usage
 from mergesearch.errors import CandidateError, CutError, StorageError, UserError, of_system, unknown, without_passwords
 
@@ -70,6 +71,9 @@ _NO_ROOM = (
     b"smaller models, or a machine with more\n"
 )
 
+# bytes, of which a thread's stack takes eight million
+_LEAST = 16 * 2**20
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="the run's YAML file")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
 OutPath = Annotated[Path, typer.Argument(metavar="OUT", help="the new checkpoint folder")]
@@ -96,7 +100,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signals.install()
     try:
+        _need_room()
         ended = status()
+        leftovers.discard_again()
     except MemoryError:
         # there is no room even to say so: what stands ready is written, and nothing else is tried
         os.write(2, _NO_ROOM)
@@ -106,6 +112,17 @@ def main() -> None:
         signals.flush()
         os._exit(ended)
     sys.exit(ended)
+
+
+def _need_room() -> None:
+    """Raises MemoryError where there is not even memory to start in.
+
+    A thread whose memory runs out as it begins is waited for in vain by whoever starts it, and libraries start threads.
+    """
+    try:
+        mmap.mmap(-1, _LEAST).close()
+    except OSError:
+        raise MemoryError from None
 
 
 def status() -> int:

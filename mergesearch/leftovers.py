@@ -19,6 +19,8 @@ _FILE = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-[0-9a-f]{8})?", re.DOTALL)
 _APART = 60.0
 # bytes of a file's name, on every common file system
 _LONGEST = 255
+# what could not be taken away yet
+_undone: list[Path] = []
 
 
 def partial(path: Path) -> Path:
@@ -68,6 +70,22 @@ def _is_gone(pid: int, entry: Path) -> bool:
         return True
     except (psutil.Error, OSError):
         return False
+
+
+def discard(folder: Path) -> None:
+    """Takes away a folder that is not needed; where that fails, once more as the command ends.
+
+    Listing a folder takes a file of its own, and a process may have none left until it has closed others.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        _undone.append(folder)
+
+
+def discard_again() -> None:
+    """Tries once more to take away what could not be."""
+    while _undone:
+        shutil.rmtree(_undone.pop(0), ignore_errors=True)
 
 
 def _remove(entry: Path) -> None:

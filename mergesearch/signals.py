@@ -7,6 +7,8 @@ SIGHUP more than once and is gone by then: SIGHUP counts as the first only, and 
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import signal
 import stat
@@ -49,16 +51,23 @@ def install() -> None:
     if _interruption.installed or threading.current_thread() is not threading.main_thread():
         return
     _interruption.installed = True
-    # C code may run for minutes before Python's own handlers get their turn: this thread sees a second signal at once
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_listen, args=(heard,), daemon=True, name="signals").start()
+    # with no file or no memory left the command goes on without it, to the sentence that says so
+    with contextlib.suppress(OSError, RuntimeError):
+        _hear()
     for each in SIGNALS:
         # who starts it in the background, or under nohup, may have them ignored
         if signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, _handle)
     os.register_at_fork(after_in_child=_forget)
+
+
+def _hear() -> None:
+    """C code may run for minutes before Python's own handlers get their turn: a thread sees a second signal at once."""
+    heard, told = os.pipe()
+    # Thread.start would wait for ever for a thread that has no memory to begin with
+    _thread.start_new_thread(_listen, (heard,))
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
 
 
 def is_interrupted() -> bool:

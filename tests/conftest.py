@@ -17,6 +17,18 @@ import pytest
 if TYPE_CHECKING:
     from support.tiny_models import TinyPool
 
+# marks of tests that take minutes: they run where `-m` names them
+LONG = {"slow": "takes minutes: pytest -m slow", "chaos": "the long form: pytest -m chaos"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what takes long unless `-m` names its mark."""
+    for mark, reason in LONG.items():
+        if mark not in config.getoption("markexpr"):
+            for item in items:
+                if item.get_closest_marker(mark):
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
 
 @pytest.fixture
 def tiny_pool(tmp_path: Path) -> Callable[..., TinyPool]:

@@ -136,8 +136,6 @@ def test_a_few_kills(tmp_path: Path, kind: str, request: pytest.FixtureRequest) 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_a_hundred_kills(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
-    if "chaos" not in request.config.getoption("markexpr"):
-        pytest.skip("the long form: pytest -m chaos")
     there = None if kind == "sqlite" else request.getfixturevalue("server")
     given = tmp_path / "run", tmp_path / "log", 200, there.url if there else None
     done = killed(given, 100, seed=2, restarts=2 if there else 0, server=there)

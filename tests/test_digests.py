@@ -263,7 +263,7 @@ def test_a_model_that_was_changed_is_refused_by_name_or_told(done: tuple[Path, l
         let = mergesearch(*export, "--allow-changed")
         assert let.status == 0 and "warning: models.names" in let.err
         assert "models.names" in (tmp_path / "export" / "README.md").read_text()
-        reported = mergesearch("report", out, "--allow-changed", "--format", "json")
+        reported = mergesearch("report", out, "--allow-changed", "--documents", 4, "--format", "json")
         assert reported.status == 0 and any("models.names" in note for note in json.loads(reported.out)["notes"])
     finally:
         file.write_bytes(before)

@@ -52,7 +52,6 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 SMALL_SUMS = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "arcee_fusion")
 # methods that can be split into statistics and an elementwise rest for tensors of any shape
 SPLIT = [name for name in methods.names() if not methods.get(name).matrices]
-slow = pytest.mark.skipif(not os.environ.get("MERGESEARCH_SLOW"), reason="takes minutes: set MERGESEARCH_SLOW=1")
 
 
 def cases(method: Method) -> list[dict[str, Any]]:
@@ -262,7 +261,6 @@ def test_compiled_kernels_equal_the_definition(name):
 
 
 @pytest.mark.slow
-@slow
 @pytest.mark.parametrize("name", methods.names())
 def test_every_compiled_kernel_equals_the_definition(name):
     found = cases(methods.get(name))

@@ -48,6 +48,7 @@ def test_only_the_answer_and_the_end_of_its_line_are_learned():
     assert torch.equal(tokens[kept], targets[kept])
 
 
+@pytest.mark.slow
 def test_the_pool_is_written_and_taken_up_again(tmp_path, capsys):
     assert make_real_pool.main(given(tmp_path)) == 0
     written = config.read(tmp_path / "search.yaml")

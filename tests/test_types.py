@@ -16,7 +16,6 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 
 PACKAGE = Path(__file__).parent.parent / "mergesearch"
-slow = pytest.mark.skipif(not os.environ.get("MERGESEARCH_SLOW"), reason="takes minutes: set MERGESEARCH_SLOW=1")
 
 
 def _installed(folder: Path) -> Path:
@@ -30,7 +29,6 @@ def _installed(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@slow
 def test_every_public_name_has_a_known_type(tmp_path: Path) -> None:
     pytest.importorskip("pyright")
     python = _installed(tmp_path / "environment")

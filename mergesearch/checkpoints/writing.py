@@ -45,7 +45,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             partial.rename(out)
             above = None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        leftovers.discard(partial)
         if above is not None:
             _remove_empty(out.parent, above)
 

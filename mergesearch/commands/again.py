@@ -45,7 +45,7 @@ def score_again(
         say(f"scoring {many} once more by lm-eval's own model: parents, average and winner, for the `lm_eval` command")
     for record in records:
         try:
-            engine.load(recipe_of(record))
+            engine.rebuild(recipe_of(record))
             noted(record.number, plain.score())
         except CandidateError as error:
             say(f"note: trial {record.number} could not be scored by lm-eval's own model ({error})")
@@ -63,7 +63,7 @@ def with_figures(run: Run, record: Record, engine: Engine, say: Callable[[str], 
         documents = {label: part.search for label, part in splits(run.config, tasks).items()}
         config = run.config.model_copy(update={"scoring": "lm_eval"})
         scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents, batch_size=run.batch_size)
-        engine.load(recipe_of(record))
+        engine.rebuild(recipe_of(record))
         return replace(record, by_lm_eval=scorer.score().tasks)
     except (UserError, CandidateError) as error:
         say(f"note: the figures in the model card are the search's own, by token tries: {error}")

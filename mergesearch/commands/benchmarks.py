@@ -86,7 +86,7 @@ class Benchmarks:
         self._folder.mkdir(parents=True, exist_ok=True)
         for record in self._missing:
             try:
-                engine.load(recipe_of(record))
+                engine.rebuild(recipe_of(record))
                 scores = scorer.score()
                 data = {"recipe": record.recipe_id, "key": self._key, "scores": scores.to_json()}
                 write_atomically(_file(self._folder, record), json.dumps(data) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def refresh_best(folder: RunFolder, engine: Engine, read: Callable[[], Run]) -> 
                 write_checkpoint(recipe, engine, _fresh(folder), story_of(run, winner))
                 _seal(_fresh(folder), recipe)
             except BaseException:
-                shutil.rmtree(folder.fresh, ignore_errors=True)
+                leftovers.discard(folder.fresh)
                 raise
             try:
                 _swap(folder)
@@ -68,7 +67,7 @@ def _tidy(folder: RunFolder) -> None:
     """Clears away what a killed worker left; a complete checkpoint that was about to take the name takes it."""
     if _fresh(folder).exists() and not folder.best.exists():
         _fresh(folder).replace(folder.best)
-    shutil.rmtree(folder.fresh, ignore_errors=True)
+    leftovers.discard(folder.fresh)
     leftovers.clear(folder.path)
 
 
@@ -77,7 +76,7 @@ def _swap(folder: RunFolder) -> None:
     if folder.best.exists():
         folder.best.replace(folder.fresh / "old")
     _fresh(folder).replace(folder.best)
-    shutil.rmtree(folder.fresh, ignore_errors=True)
+    leftovers.discard(folder.fresh)
 
 
 def _fresh(folder: RunFolder) -> Path:

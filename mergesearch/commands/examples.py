@@ -134,7 +134,7 @@ def _answers(record: Record, picked: Sequence[tuple[str, int]], asker: Asker) ->
     wanted: dict[str, list[int]] = {label: [] for label in asker.holdout}
     for task, document in picked:
         wanted[task].append(document)
-    engine.load(recipe_of(record))
+    engine.rebuild(recipe_of(record))
     part = scorer.only(wanted)
     part.answer()
     found = {}

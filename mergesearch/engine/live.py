@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mergesearch import memory
 from mergesearch.checkpoints import Form, Pool, floating_tensors, parameters
 from mergesearch.checkpoints.lowrank import LowRank
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
-from mergesearch.errors import UserError
+from mergesearch.errors import CandidateError, CutError, UserError
 from mergesearch.recipe import Recipe
 
 # sets of merges that are kept: one for each group of a recipe and for each set of methods that came up lately
@@ -89,6 +90,21 @@ class Engine:
         self._share(sources)
         self._write([job for job in jobs if job.piece.live not in self._shared], recipe.seed)
         return time.perf_counter() - started
+
+    def rebuild(self, recipe: Recipe) -> float:
+        """Likewise, of a recipe that was a candidate before: nobody is there to note what it fails of now.
+
+        Raises:
+            UserError, CandidateError, CutError: as above; CandidateError also for whatever else goes wrong.
+        """
+        try:
+            return self.load(recipe)
+        except (UserError, CandidateError, CutError, OSError):
+            raise
+        except Exception as error:
+            if memory.ran_out(error):
+                raise
+            raise CandidateError(f"recipe {recipe.id} cannot be merged once more ({error})") from error
 
     def identity(self, recipe: Recipe) -> str:
         """Equal for recipes that do the same to every tensor, however their rules are cut."""

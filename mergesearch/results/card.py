@@ -114,11 +114,11 @@ def write_checkpoint(
 
     Raises:
         UserError: the recipe does not fit the pool, or `out` is not a new folder.
-        CandidateError: the merge came out with NaN or infinity.
+        CandidateError: the merge failed, or came out with NaN or infinity.
     """
     check_shard_size(max_shard_size)
     with new_folder(out) as folder:
-        engine.load(recipe)
+        engine.rebuild(recipe)
         save(engine.model, engine.pool.tokenizer, folder, metadata_of(recipe), max_shard_size)
         write_words(recipe, folder, story, engine.pool.notes, engine.pool)
     return Path(out)

@@ -1,4 +1,4 @@
-"""One world and one server for the harness; its long form is only run when it is asked for."""
+"""One world and one server for the harness."""
 
 from __future__ import annotations
 
@@ -13,15 +13,6 @@ import pytest
 from faults.cases import record
 from faults.server import Server
 from faults.world import World
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips the long form unless `-m` names it."""
-    if "chaos" in config.getoption("markexpr"):
-        return
-    for item in items:
-        if item.get_closest_marker("chaos"):
-            item.add_marker(pytest.mark.skip(reason="the long form: pytest -m chaos tests/faults"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -181,29 +182,53 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         folder = Path(place)
         sys.stdout.flush()
         sys.stderr.flush()
+        # pipes, as a limit on files is one on what is printed into them too
+        pipes = {1: os.pipe(), 2: os.pipe()}
         child = os.fork()
         if not child:
-            _child(request, folder)
+            _child(request, folder, {stream: write for stream, (_, write) in pipes.items()})
+        for _, write in pipes.values():
+            os.close(write)
+        told = {stream: _Told(read) for stream, (read, _) in pipes.items()}
         status = _wait(child, request["seconds"])
         found = folder / "found.json"
         return {
             "status": status,
-            "out": (folder / "out").read_text(errors="replace"),
-            "err": (folder / "err").read_text(errors="replace"),
+            "out": told[1].text(),
+            "err": told[2].text(),
             "fired": (folder / "fired").exists(),
             **(json.loads(found.read_text()) if found.exists() else {}),
         }
 
 
-def _child(request: Mapping[str, Any], folder: Path) -> None:
+class _Told(threading.Thread):
+    """Reads what a child prints until it and all that it started have ended, or it is no longer waited for."""
+
+    def __init__(self, descriptor: int):
+        super().__init__(daemon=True)
+        self._descriptor, self._parts = descriptor, []
+        self.start()
+
+    def run(self) -> None:
+        while part := os.read(self._descriptor, 1 << 16):
+            self._parts.append(part)
+        os.close(self._descriptor)
+
+    def text(self) -> str:
+        self.join(5.0)
+        return b"".join(self._parts).decode(errors="replace")
+
+
+def _child(request: Mapping[str, Any], folder: Path, pipes: Mapping[int, int]) -> None:
     """Runs the command, and never returns."""
     status = 1
     try:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for descriptor, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        for stream, write in pipes.items():
+            os.dup2(write, stream)
+            os.close(write)
         from faults import injecting
 
         with injecting.injected(request["fault"], request["roots"], folder / "fired") as calls:

@@ -14,7 +14,7 @@ from faults.world import World
 
 VERBS = ("run", "race", "merge", "export", "report", "table")
 # of each verb, how many cases the short form takes, and the long one
-FEW = {"run": 12, "race": 3, "merge": 4, "export": 2, "report": 2, "table": 2}
+FEW = {"run": 8, "race": 2, "merge": 4, "export": 2, "report": 2, "table": 2}
 MANY = {"run": 150, "race": 60, "merge": 80, "export": 60, "report": 50, "table": 20}
 
 

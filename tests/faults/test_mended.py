@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import yaml
 from support.commands import mergesearch
+from support.tiny_models import TinyPool
 
+from mergesearch.checkpoints import Pool
 from mergesearch.commands import story
-from mergesearch.errors import UserError, of_system
+from mergesearch.engine.live import Engine
+from mergesearch.errors import CandidateError, UserError, of_system
+from mergesearch.recipe import Recipe
 from mergesearch.results.record import Record
 from mergesearch.search.store import RunFolder
 
@@ -46,6 +51,18 @@ def test_parameters_that_are_no_mapping_are_a_whole_sentence(tmp_path: Path) -> 
     (tmp_path / "mergekit.yaml").write_text(yaml.safe_dump(stated))
     done = mergesearch("merge", tmp_path / "mergekit.yaml", tmp_path / "out")
     assert done.status == 2 and done.err.endswith("give a mapping\n")
+
+
+def test_a_winner_that_cannot_be_merged_once_more_is_named(tiny_pool: Callable[..., TinyPool]) -> None:
+    tiny = tiny_pool()
+    engine = Engine(Pool.load(tiny.base, tiny.models, device="cpu"), "float32")
+    rules = [{"method": "linear", "parameters": {"weight": 1.0}}]
+    data = {"base": tiny.base, "models": tiny.models, "out_dtype": "float32", "rules": rules}
+    recipe = Recipe.from_data(data, "a recipe")
+    for fault, kind in ((RuntimeError("no kernel"), CandidateError), (MemoryError(), MemoryError)):
+        with mock.patch.object(Engine, "load", side_effect=fault), pytest.raises(kind) as refused:
+            engine.rebuild(recipe)
+        assert kind is MemoryError or f"{recipe.id} cannot be merged once more (no kernel)" in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"sections": 3}', '{"sections": [{}]}', "[" * 3000, "{} {}"])
