@@ -15,6 +15,7 @@ from mergesearch.commands import run as run_command
 from mergesearch.commands.check import preview
 from mergesearch.commands.export import export_adapter, export_trial
 from mergesearch.commands.merge import merge_recipe
+from mergesearch.commands.report import report_run
 from mergesearch.commands.run import Session, prepare
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
@@ -101,6 +102,8 @@ def recipes(found: list[Record]) -> list[Recipe]:
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
 def test_each_file_runs(name: str, tmp_path: Path, shared: Any) -> None:
+    if name == "served":
+        pytest.importorskip("torchao")
     session, found = run(name, tmp_path / "run")
     assert {r.state for r in found} <= {"complete", "pruned"}, [r.error for r in found if r.error]
     assert [r.name for r in found[:4]] == ["base", *MODELS, "average"]
@@ -217,8 +220,19 @@ def _adapters(session: Session, found: list[Record], folder: Path) -> None:
         export_adapter(folder, out)
 
 
+def _served(session: Session, found: list[Record], folder: Path) -> None:
+    """The export has both forms, and the report the winner's figures in both."""
+    session.export_best()
+    assert (folder / "best" / "int8" / "model.safetensors").is_file()
+    assert "pretrained=int8" in (folder / "best" / "README.md").read_text(encoding="utf-8")
+    report = report_run(folder, finalists=1)
+    (told,) = [note for note in report.notes if "as served in int8 (and as merged, in float32)" in note]
+    assert all(f"{task} " in told for task in TASKS)
+
+
 CHECKS: dict[str, Callable[[Session, list[Record], Path], None]] = {
     "adapters": _adapters,
+    "served": _served,
     "baselines": _baselines,
     "auto": _auto,
     "greedy_soup": _greedy_soup,

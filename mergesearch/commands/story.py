@@ -35,6 +35,7 @@ def story_of(run: Run, record: Record) -> Story:
         holdout=_holdout(run.folder, record),
         changes=run.changes,
         gen_kwargs={task.task: task.gen_kwargs for task in config.scored if task.gen_kwargs},
+        served=config.score_as,
     )
 
 
