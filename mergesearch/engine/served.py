@@ -7,6 +7,7 @@ layers stays as it is). Which layers and how: `torchao`'s configurations, as tra
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,9 @@ class Served:
     @torch.no_grad()
     def taken_back(self, weight: Tensor) -> Tensor:
         """A layer's weights (out, in) as they will be computed with, in their own dtype."""
-        from torchao.quantization import quantize_
-
         holder = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
         holder[0].weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        quantize_(holder, self._config())
+        _torchao().quantize_(holder, self._config())
         quantised: Any = holder[0].weight
         return quantised.dequantize().to(weight.dtype)
 
@@ -81,10 +80,14 @@ class Served:
         return out
 
     def _config(self) -> Any:
-        from torchao import quantization as ao
-
+        ao = _torchao()
         if self.form == "int8":
             return ao.Int8WeightOnlyConfig(version=2)
         if self.form == "fp8":
             return ao.Float8WeightOnlyConfig()
         return ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(_GROUP))
+
+
+def _torchao() -> Any:
+    """An extra, and so not there for everyone, type checkers among them."""
+    return importlib.import_module("torchao.quantization")
