@@ -17,15 +17,12 @@ and numbers for both date skills at once).
 from __future__ import annotations
 
 import datetime
-import json
 import random
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-DOCUMENTS = 200
+from scripts.skills import Example, Skill
+
 CLASSES = "LMNPS"
 ISO_WORDS, US_WORDS = ("log", "record", "file", "backup"), ("letter", "invoice", "note", "card")
 UNITS = (
@@ -37,49 +34,6 @@ FIRST_DAY, DAYS = datetime.date(1950, 1, 1), 36525
 LARGEST = 99_999
 # whole ranges of generated or numbered names, which say nothing that is not in their first word
 DULL = ("IDEOGRAPH", "HANGUL SYLLABLE", "HIEROGLYPH", "CUNEIFORM", "SIGNWRITING", "VARIATION SELECTOR")
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and its answer; the answer follows the prompt after one space and ends with the line."""
-
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Skill:
-    """What one sibling learns.
-
-    Attributes:
-        name: of the sibling; its task is `real_NAME`.
-        things: what may be asked about, in an order drawn from a seed.
-        example: the example of one thing.
-        kind: `generate_until` or `multiple_choice`.
-        metric: of the task.
-    """
-
-    name: str
-    things: Callable[[int], list]
-    example: Callable[[object, random.Random], Example]
-    kind: str
-    metric: str
-
-    @property
-    def task(self) -> str:
-        return f"real_{self.name}"
-
-    def documents(self, seed: int, count: int = DOCUMENTS) -> list[Example]:
-        """The first `count` things; no training line is about any of them."""
-        rng = random.Random(f"{seed} {self.name} documents")
-        return [self.example(thing, rng) for thing in self.things(seed)[:count]]
-
-    def training(self, seed: int, count: int = DOCUMENTS) -> Iterator[Example]:
-        """Examples without end, each about a thing that is not in `documents`."""
-        rng = random.Random(f"{seed} {self.name} training")
-        left = self.things(seed)[count:]
-        while True:
-            yield self.example(rng.choice(left), rng)
 
 
 # --- what may be asked about ---
@@ -161,56 +115,8 @@ def _asked(word: str, day: datetime.date) -> str:
 
 
 SKILLS = (
-    Skill("class", characters, class_example, "multiple_choice", "acc"),
-    Skill("number", numbers, number_example, "generate_until", "exact_match"),
-    Skill("iso", dates, iso_example, "generate_until", "exact_match"),
-    Skill("us", dates, us_example, "generate_until", "exact_match"),
+    Skill("class", characters, class_example, tuple(CLASSES)),
+    Skill("number", numbers, number_example),
+    Skill("iso", dates, iso_example),
+    Skill("us", dates, us_example),
 )
-
-# --- lm-eval tasks ---
-
-CHOICE = """task: {task}
-custom_dataset: !function utils.load
-dataset_kwargs: {{test: {task}.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{prompt}}}}"
-doc_to_choice: [{choices}]
-doc_to_target: answer
-target_delimiter: " "
-num_fewshot: 0
-metric_list:
-  - {{metric: acc, aggregation: mean, higher_is_better: true}}
-metadata: {{version: 1.0}}
-"""
-GENERATE = """task: {task}
-custom_dataset: !function utils.load
-dataset_kwargs: {{test: {task}.jsonl}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{prompt}}}}"
-doc_to_target: answer
-num_fewshot: 0
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 14, do_sample: false}}
-metric_list:
-  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
-filter_list:
-  - name: none
-    filter:
-      - {{function: remove_whitespace}}
-      - {{function: take_first}}
-metadata: {{version: 1.0}}
-"""
-
-
-def write_tasks(folder: Path, seed: int, count: int = DOCUMENTS) -> None:
-    """Each skill's YAML and its documents as JSON lines, and the function that reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for skill in SKILLS:
-        template = CHOICE if skill.kind == "multiple_choice" else GENERATE
-        text = template.format(task=skill.task, choices=", ".join(CLASSES))
-        (folder / f"{skill.task}.yaml").write_text(text, encoding="utf-8")
-        lines = [json.dumps({"prompt": e.prompt, "answer": e.answer}) for e in skill.documents(seed, count)]
-        (folder / f"{skill.task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    reader = Path(__file__).resolve().parents[1] / "mergesearch" / "zoo" / "tasks" / "utils.py"
-    (folder / "utils.py").write_text(reader.read_text(encoding="utf-8"), encoding="utf-8")

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
-END = 256  # the token that ends a text; a byte is its own token
 SKILLS = ("prose", "python", "order", "letters", "numbers", "both", "coded", "loose", "loose_order", "loose_letters")
 LINES = SKILLS[2:]  # whose texts are one line each
 SKIPPED = re.compile(

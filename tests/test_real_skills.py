@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 
 from scripts import real_skills
+from scripts.skills import DOCUMENTS, write_tasks
 
 
 def about(example) -> str:
@@ -22,7 +23,7 @@ def test_no_document_is_trained_on_by_any_sibling():
 
 def test_documents_are_many_different_and_the_same_again():
     for skill in real_skills.SKILLS:
-        assert len({e.prompt for e in skill.documents(0)}) == real_skills.DOCUMENTS
+        assert len({e.prompt for e in skill.documents(0)}) == DOCUMENTS
         assert skill.documents(0) == skill.documents(0) != skill.documents(1)
 
 
@@ -51,6 +52,6 @@ def test_lm_eval_reads_the_tasks(tmp_path):
     from mergesearch.config import TaskConfig
     from mergesearch.evaluate.tasks import load
 
-    real_skills.write_tasks(tmp_path, seed=0, count=8)
+    write_tasks(tmp_path, real_skills.SKILLS, seed=0, count=8)
     wanted = [TaskConfig(task=skill.task, metric=skill.metric) for skill in real_skills.SKILLS]
     assert [task.metric for task in load(wanted, [str(tmp_path)])] == ["acc", *["exact_match"] * 3]

@@ -225,7 +225,7 @@ def _served(session: Session, found: list[Record], folder: Path) -> None:
     session.export_best()
     assert (folder / "best" / "int8" / "model.safetensors").is_file()
     assert "pretrained=int8" in (folder / "best" / "README.md").read_text(encoding="utf-8")
-    report = report_run(folder, finalists=1)
+    report = report_run(folder, finalists=1, documents=1)
     (told,) = [note for note in report.notes if "as served in int8 (and as merged, in float32)" in note]
     assert all(f"{task} " in told for task in TASKS)
 

@@ -99,7 +99,10 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if not str(error.filename).startswith(str(out.parent)):
             raise  # not about this folder
         raise UserError(f"cannot write {out} ({error.strerror}): name a folder that can be written") from None
-    except SafetensorError as error:
+    except Exception as error:
+        # safetensors and tokenizers give the system's words in an exception of their own, the latter's has no type
+        if type(error) not in (SafetensorError, Exception):
+            raise
         if "os error 28" in str(error) or "No space left" in str(error):
             raise _full(out) from None
         if "I/O error" in str(error) or "os error" in str(error):

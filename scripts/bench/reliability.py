@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.engine import machine
+from scripts.bench.shared.notes import notes_of
+
+PAGE = Path(__file__).parents[2] / "results" / "reliability.md"
 
 PARTS = {
     "calls": "Calls that fail",
@@ -77,6 +80,7 @@ def page(outcomes: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> 
         yield _row("**all**", mine)
     yield "\n## What remains\n"
     yield from _remaining(failed)
+    yield from notes_of(PAGE)
 
 
 def _row(kind: str, outcomes: Sequence[dict[str, Any]]) -> str:

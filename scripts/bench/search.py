@@ -17,6 +17,9 @@ Several machines: give each its own seeds, searches or pools, and the same --sca
 objective's scale for each pool and seed; the first that needs a scale writes it there, and the others take it from
 there (copy it, where they share no disk). Their results/search.csv are put together by `git merge`, or by --take FILE.
 
+Judging pools (scripts/make_judging_pools.py) are for the last word alone: nothing is chosen by them. Whenever searches
+run on one, the command first appends a row to results/judging.md, which is committed, and the page says how often.
+
 Cost is counted in document evaluations of the search documents (a backward pass counts as two more), and in seconds of
 building, learning and scoring. The scores of the base and the models, which fix the scale of the objective, are charged
 to mergesearch's runs, which score them as trials, and not to the yardsticks.
@@ -48,7 +51,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
 from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import Trial
-from scripts.bench import search_report, search_rows
+from scripts.bench import judging, search_report, search_rows
 from scripts.bench.search_moments import documents_of, moments_of, seconds_of
 from scripts.bench.search_rows import Curve, Key, Point
 from scripts.bench.shared import zoo1
@@ -117,20 +120,30 @@ class Pool:
         yardstick: document evaluations that a yardstick may spend.
         own: those of mergesearch's own searches.
         make: the command that makes it; None where it is in the repository.
+        judging: whether it is one that nothing may be chosen by: each look at it is counted (judging.py).
     """
 
     config: Path
     yardstick: int
     own: int
     make: str | None = None
+    judging: bool = False
 
 
 REAL = 25_000
 _MAKE = "python -m scripts.make_real_pool --base models/smollm2 --out models/real"
+
+
+def _judging(name: str) -> Pool:
+    make = f"python -m scripts.make_judging_pools --only {name}"
+    return Pool(Path(f"models/judging/{name}/search.yaml"), REAL, REAL, make, judging=True)
+
+
 POOLS: dict[str, Pool] = {
     # 400 and 40 candidates on 1,526 documents
     "zoo1": Pool(zoo1.SEARCH, 610_400, 61_040),
     "real": Pool(Path("models/real/search.yaml"), REAL, REAL, _MAKE),
+    **{name: _judging(name) for name in ("judge_zoo_a", "judge_zoo_b", "judge_real_adapters", "judge_real_seven")},
 }
 # keys of a configuration that are about one machine, and not about what is measured
 ELSEWHERE = {"base_model", "include_path", "output", "device", "batch_size", "name"}
@@ -215,7 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             search_rows.drop(rows, sorted({u.key.pool for u in wanted}), chosen.again, chosen.seeds)
         left = run_all(wanted, chosen.jobs)
         print(f"{left} of {len(wanted)} searches are not finished" + (": the same command goes on" if left else ""))
-    return search_report.write(search_rows.read(rows), THE_YARDSTICK, chosen.results, [*YARDSTICKS, *RUNS])
+    looks = judging.looks()
+    judged = {name: looks[name] for name, pool in POOLS.items() if pool.judging}
+    return search_report.write(search_rows.read(rows), THE_YARDSTICK, chosen.results, [*YARDSTICKS, *RUNS], judged)
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -290,6 +305,7 @@ def run_all(chosen: Sequence[Unit], jobs: int) -> int:
     """Runs what is missing in so many processes; returns how many are not finished."""
     finished = search_rows.read(chosen[0].rows) if chosen else {}
     waiting = [unit for unit in chosen if not is_done(unit, finished)]
+    judging.note([unit.key for unit in waiting if unit.key.pool in POOLS and POOLS[unit.key.pool].judging])
     if jobs == 1 or len(waiting) < 2:
         for unit in waiting:
             print(run_unit(unit), flush=True)

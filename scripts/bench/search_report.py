@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from scipy import stats
@@ -54,18 +55,33 @@ def by_pool(found: search_rows.Curves, order: Sequence[str]) -> dict[str, dict[s
     return dict(sorted(pools.items(), key=lambda pair: (pair[0] != FIRST_POOL, pair[0])))
 
 
-def write(found: search_rows.Curves, yardstick: str, results: Path, order: Sequence[str] = ()) -> int:
+def write(
+    found: search_rows.Curves,
+    yardstick: str,
+    results: Path,
+    order: Sequence[str] = (),
+    judged: Mapping[str, int] = MappingProxyType({}),
+) -> int:
     """Writes RESULTS.md of finished searches, and where matplotlib is there a picture for each pool, RESULTS-POOL.png;
-    the first pool's is RESULTS.png."""
-    pools = by_pool(found, order)
+    the first pool's is RESULTS.png.
+
+    Args:
+        judged: each judging pool, and how often it was looked at; they come last, under a heading of their own.
+    """
+    pools = dict(sorted(by_pool(found, order).items(), key=lambda pair: pair[0] in judged))
     if not pools:
         raise SystemExit(f"no search is finished yet, so {results}.md is not written: the same command goes on")
     results.parent.mkdir(parents=True, exist_ok=True)
     lines, drawn = list(INTRODUCTION), False
     for pool, curves in pools.items():
+        if pool in judged and JUDGING[0] not in lines:
+            lines += ["", *JUDGING]
         image = results.with_suffix(".png") if pool == FIRST_POOL else results.with_name(f"{results.name}-{pool}.png")
         drawn = draw(curves, yardstick, image)
-        lines += ["", *text(pool, curves, yardstick, image.name if drawn or image.is_file() else None)]
+        shown = text(pool, curves, yardstick, image.name if drawn or image.is_file() else None)
+        if pool in judged:
+            shown[1:1] = ["", looked_at(judged[pool])]
+        lines += ["", *shown]
     lines += notes_of(results)
     results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {results}.md" + (" and .png" if drawn else "; no curves: pip install matplotlib"))
@@ -87,6 +103,17 @@ search score, for mergesearch's own whoever is expected to score best elsewhere 
 Yardsticks: `cmaes` as in mergekit-evolve, `genetic` as in mergenetic, `random` and `tpe`, over TIES' weights and
 densities per range of layers, see scripts/bench/yardstick.py for what each is and when it was chosen; `published
 defaults`, the best of them on the search documents; `greedy_soup`; `entropy_soup` as in AdaMerging.""".splitlines()
+
+
+JUDGING = """\
+## Judging pools
+
+Nothing was chosen by these: development looks at the pools above alone. Each run of searches on one of them is a row of
+judging.md.""".splitlines()
+
+
+def looked_at(times: int) -> str:
+    return f"Looked at {times} time{'' if times == 1 else 's'}."
 
 
 def text(pool: str, curves: Curves, yardstick: str, image: str | None) -> list[str]:
