@@ -7,7 +7,6 @@ layers stays as it is). Which layers and how: `torchao`'s configurations, as tra
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -90,4 +89,6 @@ class Served:
 
 def _torchao() -> Any:
     """An extra, and so not there for everyone, type checkers among them."""
-    return importlib.import_module("torchao.quantization")
+    from torchao import quantization  # pyright: ignore[reportMissingImports]
+
+    return quantization
