@@ -116,6 +116,19 @@ class Rule(Strict):
         )
 
 
+class Measured(Strict):
+    """Statistics of the models on documents, which a rule's method goes by: files, named by what is in them."""
+
+    kind: Literal["inputs", "squares"] = Field(
+        description="`inputs`: Gram matrices of the inputs of linear layers; `squares`: squared gradients"
+    )
+    folder: str = Field(description="where the files are")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the index of the files, which has theirs")
+    documents: dict[str, dict[str, str]] = Field(
+        default={}, description="for each model the numbers of the documents of each task that it was measured on"
+    )
+
+
 class Recipe(Strict):
     """One merge: the same recipe gives the same tensors everywhere (ARCHITECTURE.md, law 1).
 
@@ -145,6 +158,10 @@ class Recipe(Strict):
     tokenizer: str = Field(default=BASE, description="`base`, `union`, or the model whose tokenizer the result gets")
     stack: tuple[dict[str, tuple[int, int]], ...] | None = Field(
         default=None, description="the layers of the result, row upon row: for each source its first and last layer"
+    )
+
+    statistics: Measured | None = Field(
+        default=None, description="what methods go by that need documents; a strategy measures and states it"
     )
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from transformers import AutoModelForCausalLM
 from mergesearch import methods
 from mergesearch.checkpoints import load_reference
 from mergesearch.checkpoints.adapters import write_adapter
-from mergesearch.checkpoints.lowrank import LowRank, expanded
+from mergesearch.checkpoints.lowrank import LowRank, expanded, stored
 from mergesearch.engine.adapting import adapted
+from mergesearch.engine.kernels import runner
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import merge, plan
 from mergesearch.engine.streaming import stream
@@ -57,6 +59,18 @@ def pool_of(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> tuple[TinyPool, Any, Engine]:
     pool = pool_of(tmp_path_factory.mktemp("adapters"))
+    loaded = pool.load()
+    return pool, loaded, Engine(loaded, "float32")
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory) -> tuple[TinyPool, Any, Engine]:
+    """GPT-2, whose weights are (in, out)."""
+    kinds = {
+        n: {"r": r, "lora_alpha": 4, "target_modules": ["c_attn", "c_fc"]}
+        for n, r in zip("abc", (2, 3, 1), strict=True)
+    }
+    pool = pool_of(tmp_path_factory.mktemp("turned"), "gpt2", kinds)
     loaded = pool.load()
     return pool, loaded, Engine(loaded, "float32")
 
@@ -211,10 +225,90 @@ def test_sums_of_factors_equal_expanded_merges_in_float64(method, given, tiny):
         assert (live.double() - wanted).abs().max() <= 4e-7 * max(1.0, float(wanted.abs().max())), name
 
 
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "knots", "tsv"])
+def in_float64(loaded: Any, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A tensor of the base and of each adapter over it, expanded in float64."""
+    base = loaded.base.live[name].double()
+    parents = []
+    for model in loaded.models.values():
+        held = model.live[name]
+        change = held.b.double() @ held.a.double() * held.scale if isinstance(held, LowRank) else torch.zeros_like(base)
+        parents.append(base + (change.T if isinstance(held, LowRank) and held.turned else change))
+    return base, parents
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(("method", "given"), [
+    ("tsv", {"weight": [0.5, 0.9, 1.2], "lambda": 0.8}),
+    ("tsv", {"rank": 0.1}),
+    ("star", {"eta": 0.6}),
+    ("iso", {"a": 0.3, "weight": [0.5, 0.9, 1.2]}),
+    ("iso_cts", {"common": 0.7}),
+    ("regmean_free", {"weight": [0.5, 0.9, 1.2]}),
+    ("regmean_free", {"p": 1.0}),
+    ("resmerge", {}),
+    ("knots", {"density": 0.5, "weight": [0.5, 0.9, 1.2]}),
+    ("knots_dare", {"density": 0.5}),
+])  # fmt: skip
+def test_joint_forms_equal_expanded_merges_in_float64(method, given, architecture, tiny, turned):
+    """In the space that the adapters share nothing is lost; a share of a rank, a ridge and noise are the whole's."""
+    pool, loaded, engine = tiny if architecture == "llama" else turned
+    engine.load(pool.recipe(*single_rule("linear")))
+    recipe = pool.recipe(*single_rule(method, None, **given))
+    joint = spied(engine, recipe)
+    known = methods.get(method)
+    complete = known.complete(given, list(pool.models), "the test")
+    assert joint, "no tensor was merged jointly"
+    for job in plan(recipe, loaded):
+        if job.info.name not in joint:
+            continue
+        base, parents = in_float64(loaded, job.info.name)
+        wanted = known(base, parents, complete, [methods.mask_key(0, m, job.info.name) for m in pool.models])
+        live = dict(engine.model.named_parameters())[job.info.name].double()
+        change = float((wanted - base).norm())
+        assert change > 0
+        # the base and the result are float32
+        assert (live - wanted).norm() <= 1e-6 * change + 2.0**-24 * float(wanted.norm()), job.info.name
+
+
+def spied(engine: Engine, recipe: Any) -> set[str]:
+    """Loads a recipe; the tensors that were merged in the space that the adapters share."""
+    seen: set[str] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        known = runner.merged_jointly
+        patch.setattr(runner, "merged_jointly", lambda call, merge: [known(call, merge), seen.add(merge.label)][0])
+        engine.load(recipe)
+    return seen
+
+
+def test_twenty_adapters_take_their_factors_and_the_base(tmp_path):
+    """What is held while and after candidates of every kind are made: the base, the live model, the factors."""
+    kinds = {f"m{n}": {**PLAIN, "r": 1 + n % 2} for n in range(20)}
+    pool = pool_of(tmp_path, kinds=kinds, hidden_size=64, intermediate_size=96, num_attention_heads=4)
+    before = held_bytes()
+    loaded = pool.load()
+    engine = Engine(loaded, "float32", kept=0)
+    stated = sum(t.nbytes for t in stored([*loaded.base.live.values()]))
+    factors = sum(t.nbytes for m in loaded.models.values() for t in stored(m.live.values()) if t.shape.numel() and any(
+        t is part for held in m.live.values() if isinstance(held, LowRank) for part in (held.b, held.a)
+    ))  # fmt: skip
+    assert factors < stated < 20 * stated / 4
+    for method in ("task_arithmetic", "tsv", "iso", "regmean_free", "knots", "ties", "dare_ties"):
+        engine.load(pool.recipe(*single_rule(method)))
+        # the base, the live model, the factors, and small change
+        assert held_bytes() - before <= 2 * stated + factors + stated / 4, method
+
+
+def held_bytes() -> int:
+    """Of all tensors' memory in this process, each storage once."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "consensus", "tsv+svc"])
 def test_other_methods_expand_one_tensor_at_a_time(method, tiny):
     pool, loaded, engine = tiny
-    recipe = pool.recipe(*single_rule(method, None, **({} if method == "tsv" else {"density": 0.5})))
+    recipe = pool.recipe(*single_rule(method, None, **({"density": 0.5} if "ties" in method else {})))
     engine.load(recipe)
     dtypes = {name: tensor.dtype for name, tensor in loaded.base.live.items()}
     live = dict(engine.model.named_parameters())

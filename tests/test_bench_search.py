@@ -375,7 +375,7 @@ def test_the_page_has_every_pool_and_is_printed_from_the_rows_alone(tmp_path, mo
 def test_one_command_runs_what_is_missing_and_prints_the_page(tmp_path, monkeypatch, capsys):
     """On the demo zoo of version 0.1, on few documents: a yardstick, one of mergesearch's own, and the entropy soup."""
     monkeypatch.setattr(search_report, "draw", lambda *_: False)
-    soup = "search.learned_soup={per: [tensor], loss: [cross_entropy], start: 0.3, steps: 2, documents: 1}"
+    soup = "search.learned_soup={per: [tensor], loss: [entropy], start: 0.3, steps: 2, documents: 1}"
     monkeypatch.setitem(
         search.RUNS, "entropy_soup", ["search.strategy=[baselines, learned_soup]", "search.defaults=false", soup]
     )

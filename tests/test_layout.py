@@ -36,6 +36,7 @@ HOMES = {
     "optuna": {"search"},
     "optuna_dashboard": {"search"},
     "peft": {"checkpoints"},
+    "torchao": {"engine"},
     "pandas": {"results"},
     "plotly": {"results"},
     "psutil": {"leftovers", "memory"},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.soups import TargetLosses
+from support.tiny_models import make_model
 
 from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
@@ -85,6 +86,48 @@ def test_linear_and_each_tensor(tiny):
     case = Case(tiny, "tensor")
     learned = case.learn(SETTINGS.model_copy(update={"steps": 15}))
     assert learned.history[-1]["validation"] < 0.25 * learned.history[0]["validation"]
+
+
+class Unsure(TargetLosses):
+    """The entropy of what the model says of each token, whatever is right."""
+
+    kind = "entropy"
+
+    def walk(self, documents, take, undo=lambda: None):
+        for label, ids in documents.items():
+            logprobs = self._logits(torch.stack([self.tokens[label][n] for n in ids])).log_softmax(-1)
+            take(label, list(ids), -(logprobs.exp() * logprobs).sum(-1).mean(-1))
+
+
+def louder(name, model):
+    """Model a is thrice as sure of what the base says."""
+    if name == "a":
+        with torch.no_grad():
+            for parameter, own in zip(model.parameters(), make_model().parameters(), strict=True):
+                parameter.copy_(own)
+            model.lm_head.weight.mul_(3.0)
+
+
+def test_entropy_makes_sure_of_what_is_right_and_of_what_is_wrong_alike(tiny_pool):
+    """One soup, judged twice: where the base leans to the right answer it helps, and where it leans away it harms."""
+    case = Case(tiny_pool("llama", models=2, edit=louder), wanted=(0.0, 0.0), low=0.0, high=[1.0, 0.0])
+    losses = case.losses = Unsure(case.engine.model, DOCUMENTS, sharpness=8.0)
+    right = {n: shares.argmax(-1) for n, shares in losses.wanted["one"].items()}
+    wrong = {n: shares.argmin(-1) for n, shares in losses.wanted["one"].items()}
+
+    def missed(answers):
+        with torch.no_grad():
+            tokens = torch.stack([losses.tokens["one"][n] for n in answers])
+            logits = losses._logits(tokens).flatten(0, 1)
+            return torch.nn.functional.cross_entropy(logits, torch.stack(list(answers.values())).flatten()).item()
+
+    case.engine.load(case.coefficients.recipe(case.coefficients.full([0.3, 0.0])))
+    before = missed(right), missed(wrong)
+    learned = case.learn(start=[0.3, 0.0])
+    case.engine.load(learned.recipe)
+    assert learned.history[-1]["validation"] < learned.history[0]["validation"]
+    assert learned.values[0, 0] > 0.4
+    assert missed(right) < before[0] and missed(wrong) > before[1]
 
 
 def test_the_cost_is_stated(tiny):

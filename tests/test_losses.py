@@ -88,6 +88,71 @@ def copied(model, doc, kind):
     return missed.mean().item() if kind == "cross_entropy" else 1 - math.exp(-missed.sum().item())
 
 
+def entropy(logprobs):
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+@torch.no_grad()
+def test_entropies_are_those_of_the_models_own_answers(scored):
+    """Of the choices, of the first token of an answer, of every token of a text, whatever is right."""
+    scorer, documents, model = scored
+    found = Losses(scorer, model, batch_size=5, kind="entropy").loss(documents)
+    tokenizer = make_tokenizer()
+    for document in scorer.documents():
+        requests, doc = document.requests, document.requests[0].doc
+        kind = document.leaf.OUTPUT_TYPE
+        if kind == "multiple_choice":
+            answers = torch.tensor([request.resps[0][0] for request in requests], dtype=torch.float64)
+            lengths = [len(choice) if document.task.metric == "acc_norm" else 1 for choice in doc["choices"]]
+            wanted = entropy((answers / torch.tensor(lengths)).log_softmax(0))
+        elif kind == "generate_until":
+            logits = model(torch.tensor([tokenizer.encode(doc["prompt"])])).logits[0, -1]
+            wanted = entropy(logits.log_softmax(-1))
+        elif kind == "loglikelihood_rolling":
+            tokens = [tokenizer.eos_token_id, *tokenizer.encode(doc["text"])]
+            if len(tokens) > model.config.max_position_embeddings:
+                continue
+            wanted = entropy(model(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)).mean()
+        else:
+            continue
+        loss = found[document.task.label][document.number].item()
+        assert loss == pytest.approx(wanted.item(), rel=1e-4, abs=1e-4), (document.task.label, document.number)
+
+
+def test_entropies_need_no_answers(folder):
+    scorer, documents = scorer_of(folder, ["tiny_odd"], make_model(0))
+    losses = Losses(scorer, make_model(0), kind="entropy")
+    assert losses.known(documents) == {"tiny_odd": list(documents["tiny_odd"])}
+    assert all(0 < loss < 10 for loss in losses.loss(documents)["tiny_odd"].tolist())
+
+
+def test_gradients_of_entropies_against_finite_differences(folder):
+    names = ["tiny_choice", "tiny_copy", "tiny_passages"]
+    model = make_model(0).double()
+    scorer, _ = scorer_of(folder, names, model)
+    with torch.no_grad():  # a token of zeros has no direction, and the norm after it none of its own
+        table = model.get_input_embeddings()
+        table.weight.add_(0.3 * torch.randn(table.weight.shape, generator=torch.Generator().manual_seed(1)))
+        table.padding_idx = None
+    losses, some = Losses(scorer, model, kind="entropy"), {name: [0, 1] for name in names}
+    generator = torch.Generator().manual_seed(0)
+    weights = [p.requires_grad_() for p in model.parameters()]
+    ways = [torch.randn(w.shape, generator=generator, dtype=torch.float64) * 1e-2 for w in weights]
+
+    def total():
+        return sum(part.sum() for part in losses.loss(some).values())
+
+    total().backward()
+    slope = sum((w.grad * way).sum() for w, way in zip(weights, ways, strict=True)).item()
+    ends, h = [], 1e-2
+    with torch.no_grad():
+        for step in (h, -2 * h):
+            for w, way in zip(weights, ways, strict=True):
+                w.add_(way * step)
+            ends.append(total().item())
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-2)
+
+
 def test_any_order_and_any_batch_give_the_same(scored):
     scorer, _, model = scored
     losses = Losses(scorer, model, batch_size=3)

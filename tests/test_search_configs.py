@@ -14,9 +14,12 @@ from mergesearch.commands import holding, inputs
 from mergesearch.commands import run as run_command
 from mergesearch.commands.check import preview
 from mergesearch.commands.export import export_adapter, export_trial
+from mergesearch.commands.merge import merge_recipe
+from mergesearch.commands.report import report_run
 from mergesearch.commands.run import Session, prepare
 from mergesearch.errors import UserError
 from mergesearch.recipe import Recipe
+from mergesearch.recipe import read as read_recipe
 from mergesearch.results.loading import load_run
 from mergesearch.results.record import Record
 from mergesearch.results.table import render
@@ -40,7 +43,15 @@ SMALL = [
     "search.learned_soup.candidates=3",
 ]
 # what is set besides, for each file
-TRIALS = {"auto": 4, "grow": 4, "greedy_soup": 5, "study-cmaes": 4, "random_control": 2, "racing": 4}
+TRIALS = {
+    "auto": 4,
+    "grow": 4,
+    "greedy_soup": 5,
+    "study-cmaes": 4,
+    "random_control": 2,
+    "racing": 4,
+    "closed_forms_full": 3,
+}
 OVERRIDES = {
     "guard": [f"guard.0.task={TASKS[0]}", "guard.0.metric=null", "guard.0.limit=null", "guard.0.max_drop=0.0"],
     "documents": ["search.documents=17", "search.strategy=[greedy_soup, study]"],
@@ -91,6 +102,8 @@ def recipes(found: list[Record]) -> list[Recipe]:
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
 def test_each_file_runs(name: str, tmp_path: Path, shared: Any) -> None:
+    if name == "served":
+        pytest.importorskip("torchao")
     session, found = run(name, tmp_path / "run")
     assert {r.state for r in found} <= {"complete", "pruned"}, [r.error for r in found if r.error]
     assert [r.name for r in found[:4]] == ["base", *MODELS, "average"]
@@ -128,6 +141,25 @@ def _learned(session: Session, found: list[Record], folder: Path) -> None:
         of_soup = trial.strategy == "learned_soup"  # at most what `mergesearch check` says
         most = soup.cost(trial.key["loss"], models, counts) if of_soup else soup.closed_form_cost(models, counts)
         assert 0 < trial.learning_documents <= most
+
+
+def _full_forms(session: Session, found: list[Record], folder: Path) -> None:
+    """Each recipe names what was measured, and makes the same bytes in the export and from its file alone."""
+    _learned(session, found, folder)
+    for record, strategy in zip(found[4:], strategies(session), strict=True):
+        recipe = Recipe.from_data(dict(record.recipe or {}), "test")
+        assert recipe.statistics is not None and set(recipe.statistics.documents) == set(MODELS)
+        assert recipe.methods == ["fisher" if strategy == "fisher_full" else "regmean"]
+        if strategy == "regmean_plus":  # no other way than regmean_full
+            continue
+        out = [folder.parent / f"{how}-{record.number}" for how in ("exported", "merged")]
+        export_trial(folder, out[0], str(record.number))
+        merge_recipe(read_recipe(out[0] / "recipe.yaml"), out[1], "cpu")
+        assert (out[0] / "model.safetensors").read_bytes() == (out[1] / "model.safetensors").read_bytes()
+    assert len(list((folder / "statistics").iterdir())) == len(found) - 4
+    refused = [*SMALL, f"output={folder.parent / 'other'}", "space.methods=[regmean]"]
+    with pytest.raises(UserError, match=r"space.methods names regmean.*one that measures them"):
+        preview(FOLDER / "random.yaml", refused)
 
 
 def _control(session: Session, found: list[Record], folder: Path) -> None:
@@ -188,14 +220,26 @@ def _adapters(session: Session, found: list[Record], folder: Path) -> None:
         export_adapter(folder, out)
 
 
+def _served(session: Session, found: list[Record], folder: Path) -> None:
+    """The export has both forms, and the report the winner's figures in both."""
+    session.export_best()
+    assert (folder / "best" / "int8" / "model.safetensors").is_file()
+    assert "pretrained=int8" in (folder / "best" / "README.md").read_text(encoding="utf-8")
+    report = report_run(folder, finalists=1, documents=1)
+    (told,) = [note for note in report.notes if "as served in int8 (and as merged, in float32)" in note]
+    assert all(f"{task} " in told for task in TASKS)
+
+
 CHECKS: dict[str, Callable[[Session, list[Record], Path], None]] = {
     "adapters": _adapters,
+    "served": _served,
     "baselines": _baselines,
     "auto": _auto,
     "greedy_soup": _greedy_soup,
     "learned_soup": _learned,
     "learned_soup-cmaes": _learned,
     "closed_forms": _learned,
+    "closed_forms_full": _full_forms,
     "random_control": _control,
     "pareto": _pareto,
     "control_points": _control_points,

@@ -4,8 +4,8 @@ Each module imports those named before it. files: where the files are and what t
 tensors live. loading: live models by way of transformers. layout: the tensors that rules cover. lora, tokenizers,
 stacking: adapters, vocabularies, layer stacks. checkpoint: what a parent is once it is read. checks: what is refused.
 survey: what is known before a tensor is read. parents: reading them all in one pass. mapped: the same, with the tensors
-left in host memory or on disk. pool: what the reading gives. writing: the way back to disk. digests: what tells a
-parent's weights from others.
+left in host memory or on disk. measured: statistics on documents, which recipes name. pool: what the reading gives.
+writing: the way back to disk. digests: what tells a parent's weights from others.
 """
 
 from __future__ import annotations

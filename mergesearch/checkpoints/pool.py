@@ -18,12 +18,13 @@ from mergesearch.checkpoints.layout import Layout
 from mergesearch.checkpoints.loading import META, Blueprint, floating_tensors, load_model
 from mergesearch.checkpoints.lora import apply_adapter, check_adapter
 from mergesearch.checkpoints.mapped import MappedReader, PinnedReader
+from mergesearch.checkpoints.measured import MeasuredFiles
 from mergesearch.checkpoints.parents import Reader
 from mergesearch.checkpoints.stacking import stacked_config
 from mergesearch.checkpoints.survey import BASE_KEY, Survey
 from mergesearch.checkpoints.tokenizers import load_tokenizer
 from mergesearch.errors import UserError
-from mergesearch.recipe import BASE, TOWER, TensorInfo
+from mergesearch.recipe import BASE, TOWER, Measured, TensorInfo
 
 Residency = Literal["device", "pinned", "mapped"]
 
@@ -67,6 +68,7 @@ class Pool:
     parts: Mapping[str, torch.device] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Header]] = field(default_factory=dict, repr=False)
     tokens: str = ""
+    _measured: dict[str, MeasuredFiles] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -162,6 +164,17 @@ class Pool:
     def parent(self, name: str) -> Checkpoint:
         """The model of that name, or the base for `base`."""
         return self.base if name == BASE else self.models[name]
+
+    def measured(self, stated: Measured) -> MeasuredFiles:
+        """The statistics that a recipe names, opened and checked once.
+
+        Raises:
+            UserError: they are not there, or others than the recipe names.
+        """
+        key = f"{stated.folder} {stated.sha256} {stated.kind}"
+        if key not in self._measured:
+            self._measured[key] = MeasuredFiles(stated)
+        return self._measured[key]
 
     def stacked(self, origins: Sequence[int]) -> Form:
         """What a candidate looks like whose layer r is made of the parents' layers `origins[r]`.

@@ -97,7 +97,8 @@ def _fresh(folder: RunFolder) -> Path:
 
 def _seal(checkpoint: Path, recipe: Recipe) -> None:
     """Notes in a checkpoint what was written there. The model card is left out: a report writes it anew."""
-    files = {file.name: file_digest(file) for file in sorted(checkpoint.iterdir()) if file.name != CARD}
+    there = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file != checkpoint / CARD)
+    files = {file.relative_to(checkpoint).as_posix(): file_digest(file) for file in there}
     write_atomically(checkpoint / SEAL, json.dumps({"recipe": recipe.id, "sha256": files}, indent=1) + "\n")
 
 

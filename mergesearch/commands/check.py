@@ -30,6 +30,7 @@ from mergesearch.config import Config
 from mergesearch.engine.decomposing import expected
 from mergesearch.engine.plan import DTYPES, Job, Step, check, form_of, plan
 from mergesearch.engine.residency import Holding, needs_of, residency
+from mergesearch.engine.served import check_served
 from mergesearch.evaluate import task_code
 from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import TOWER, Recipe, TensorInfo
@@ -93,6 +94,7 @@ def _merge(recipe: Recipe) -> Lines:
 def _run(config: Config) -> Lines:
     begun = time.perf_counter()
     check_space(config)
+    check_served(config.score_as)
     RunFolder(config.folder).check(config)
     study = store.begun(config)
     strategies.refuse(config)

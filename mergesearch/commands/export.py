@@ -60,7 +60,7 @@ def export_trial(
     run = _unchanged(run, allow_changed, say)
     survey = survey_of(run.pinned)
     holding = holding_of(run.pinned, survey, settled=run.settled)
-    engine = engine_of(load_pool(run.pinned, survey, holding), run.config.dtype, holding)
+    engine = engine_of(load_pool(run.pinned, survey, holding), run.config.dtype, holding, run.config.score_as)
     write_checkpoint(recipe, engine, out, story_of(run, with_figures(run, record, engine, say)), max_shard_size)
     for line in told(recipe, engine.pool):
         say(line)

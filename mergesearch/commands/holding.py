@@ -14,6 +14,7 @@ from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES
 from mergesearch.engine.residency import MODES, Holding, Needs, needs_of, residency
+from mergesearch.engine.served import Served
 from mergesearch.errors import UserError
 from mergesearch.evaluate.batch_size import MOST, Appetite, Length, appetite, longest, sample, settle
 from mergesearch.evaluate.scoring import Scorer
@@ -151,9 +152,14 @@ def pool_of(survey: Survey, holding: Holding, allow_unrelated: bool = False) -> 
     return Pool.read(survey, fitting.devices, fitting.mode, allow_unrelated)
 
 
-def engine_of(pool: Pool, dtype: str, holding: Holding) -> Engine:
-    """An engine that keeps no more between candidates than there is room for."""
-    return Engine(pool, dtype, kept=holding.kept)
+def engine_of(pool: Pool, dtype: str, holding: Holding, score_as: str | None = None) -> Engine:
+    """An engine that keeps no more between candidates than there is room for, of candidates in the form that they are
+    served in.
+
+    Raises:
+        UserError: that form cannot be had here.
+    """
+    return Engine(pool, dtype, kept=holding.kept, served=Served(score_as) if score_as else None)
 
 
 def settled_with(config: Config, scorer: Scorer, holding: Holding, settled: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from mergesearch.search.speed import Probe
 log: logging.Logger = logging.getLogger(__name__)
 
 AGAIN = "-again"
+# of the winner as it was merged, where candidates are scored in the form that they are served in
+MERGED = "-merged"
 
 
 # --- on what, and what that costs -------------------------------------------------------------------------------------
@@ -182,7 +184,8 @@ def score_missing(
     scored, config = HoldoutScores(run.folder.holdout), run.pinned
     first = [record for record in chosen.records if scored.load(record, "", most) is None]
     again = [chosen.winner] if scored.load(chosen.winner, AGAIN, most) is None else []
-    if not first and not again:
+    other = config.score_as is not None and scored.load(chosen.winner, MERGED, most) is None
+    if not first and not again and not other:
         return {}
     asker.say(f"report on the holdout, {cost_of(run, chosen, most)}")
     documents = drawn(asker.holdout, most, config.search.seed)
@@ -190,6 +193,11 @@ def score_missing(
     failed = score_finalists(first, scored, engine, asker.first, documents, most=most, finished=finished)
     if chosen.winner.number not in failed:
         score_finalists(again, scored, engine, asker.again, documents, most=most, suffix=AGAIN, finished=finished)
+    if other and chosen.winner.number not in failed:
+        with engine.as_merged():
+            score_finalists(
+                [chosen.winner], scored, engine, asker.first, documents, most=most, suffix=MERGED, finished=finished
+            )
     return failed
 
 
@@ -223,7 +231,7 @@ class Asker:
         config = self.run.pinned
         holding, survey = self._holding
         self.say(f"loading the base and {len(config.models)} models: {holding}")
-        return engine_of(load_pool(config, survey, holding), config.dtype, holding)
+        return engine_of(load_pool(config, survey, holding), config.dtype, holding, config.score_as)
 
     @property
     def first(self) -> Scorer:

@@ -26,7 +26,7 @@ def described(name: str | None = None) -> list[Row]:
     if name:
         chosen = methods.get(name, "the command line")
         return _rows([chosen.name])
-    return [*_rows(methods.names()), *_wrapped()]
+    return [*_rows([*methods.names(), *methods.data_names()]), *_wrapped()]
 
 
 def _rows(names: Sequence[str]) -> list[Row]:
@@ -52,6 +52,8 @@ def _details(row: Row) -> Iterator[str]:
         yield f"written after a method, as in ties+{row['name']}; {row['paper']}; {_NOT_EXPORTED}"
     else:
         exported = "a mergekit export can express it" if row["mergekit"] else _NOT_EXPORTED
+        if row["data"]:
+            exported += "; goes by statistics of documents, which a strategy measures and states"
         yield f"merges {_BASE[row['base']]}{row['models']}; {row['paper']}; {exported}"
     yield from map(_parameter, row["parameters"])
 

@@ -14,6 +14,7 @@ from mergesearch.commands.best import refresh_card
 from mergesearch.commands.examples import keep_examples
 from mergesearch.commands.holdout import (
     AGAIN,
+    MERGED,
     Asker,
     ReportCost,
     ReportProgress,
@@ -150,12 +151,24 @@ def _report(
         notes = [*run.changes, *notes, *(_own(section.name) for section in own)]
         if by_lm_eval.in_words(run.kinds):
             notes.append("figures on the holdout are lm-eval's own model's; those of the search are by token tries")
+        notes += _as_merged(config, chosen.winner, scored, most)
         entries = _entries(chosen, scored, objective, failed, most)
         report = build(_question(run, chosen, objective, notes), entries)
         report = replace(report, sections=(*report.sections, *own))
         write_atomically(report_file(run.folder), json.dumps(report.to_data(), indent=1) + "\n")
     refresh_card(run, chosen.winner)
     return report
+
+
+def _as_merged(config: Config, winner: Record, scored: HoldoutScores, most: int | None) -> list[str]:
+    """The winner's figures in both forms, where it is served in another one than it was merged in."""
+    here, merged = scored.load(winner, "", most), scored.load(winner, MERGED, most)
+    if config.score_as is None or here is None or merged is None:
+        return []
+    figures = ", ".join(
+        f"{task} {score.value:.4f} ({merged.tasks[task].value:.4f})" for task, score in here.tasks.items()
+    )
+    return [f"the winner as served in {config.score_as} (and as merged, in {config.dtype}): {figures}"]
 
 
 def _question(run: Run, chosen: Finalists, objective: Objective, notes: list[str]) -> Question:

@@ -29,6 +29,7 @@ from mergesearch.commands.track import Tracking, check_trackers
 from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
+from mergesearch.engine.served import check_served
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
@@ -178,6 +179,7 @@ def prepare(
     begun = time.perf_counter()
     check_space(config)
     check_trackers(config)
+    check_served(config.score_as)
     RunFolder(config.folder).check(config)
     there = store.begun(config, say)
     check_disk(config, RunFolder(config.folder), there, say)
@@ -210,7 +212,7 @@ def prepare(
     for note in pool.notes:
         say(f"note: {note}")
     space, coarse = spaces(config, pool)
-    engine = engine_of(pool, config.dtype, holding)
+    engine = engine_of(pool, config.dtype, holding, config.score_as)
     say("building requests")
     rows = batch_size_of(config, settled)
     scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched, batch_size=rows)

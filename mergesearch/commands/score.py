@@ -87,7 +87,7 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = HO
     documents = {label: _side(part, on) for label, part in splits(config, tasks).items()}
     survey, settled = survey_of(config), look_up(config, SETTLED) or {}
     holding = holding_of(config, survey, length_of(config, survey, tasks, documents), settled)
-    engine = engine_of(load_pool(config, survey, holding), config.dtype, holding)
+    engine = engine_of(load_pool(config, survey, holding), config.dtype, holding, config.score_as)
     rows = batch_size_of(config, settled)
     scorer = scorer_of(_plain(config), engine.model, engine.pool.tokenizer, tasks, documents, batch_size=rows)
     settled_with(config, scorer, holding, settled)
@@ -154,7 +154,7 @@ def _live(
         asked = config.model_copy(update={"dtype": recipe.out_dtype})
         survey = survey_of_recipe(recipe, config.trust_remote_code)
         holding = holding_of(asked, survey, length_of(asked, survey, tasks, documents), settled)
-        engine = engine_of(pool_of(survey, holding, config.allow_unrelated), recipe.out_dtype, holding)
+        engine = engine_of(pool_of(survey, holding, config.allow_unrelated), recipe.out_dtype, holding, config.score_as)
         engine.load(recipe)
         return engine.model, engine.pool.tokenizer, holding
     survey, needs = _surveyed(model, config), Needs(0, 0)

@@ -40,6 +40,7 @@ def story_of(run: Run, record: Record) -> Story:
         changes=run.changes,
         gen_kwargs={task.task: task.gen_kwargs for task in config.scored if task.gen_kwargs},
         origin=origin_of(run, record),
+        served=config.score_as,
     )
 
 

@@ -203,6 +203,13 @@ class Config(Strict):
         "once more at the end, so that the `lm_eval` command gives the figures in the model card; `lm_eval`: lm-eval's "
         "own model answers everything",
     )
+    score_as: Literal["int8", "int4", "fp8"] | None = Field(
+        default=None,
+        description="the form that will be served: linear layers but the head have weights in 8 or 4 bits, by torchao "
+        "(`pip install 'mergesearch[torchao]'`); candidates are scored in it, the export carries it beside the merge, "
+        "and the report shows the winner in both; `int8` has a scale for each row, `int4` for each 32 numbers, `fp8` "
+        "for each tensor; default: as they are merged",
+    )
     apply_chat_template: bool = Field(default=False, description="as the option of `lm_eval`")
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")
     system_instruction: str | None = Field(default=None, description="as the option of `lm_eval`")

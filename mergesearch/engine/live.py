@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mergesearch.checkpoints import Form, Pool, floating_tensors, parameters
 from mergesearch.checkpoints.lowrank import LowRank
 from mergesearch.engine import kernels
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
+from mergesearch.engine.served import Served
 from mergesearch.errors import CandidateError, CutError, UserError
 from mergesearch.recipe import Recipe
 
@@ -48,9 +50,17 @@ class Engine:
             background where candidates are large enough for it to pay.
         kept: the most bytes of the parents' statistics that some methods keep between candidates; None: a quarter of
             what is free.
+        served: the form that candidates are scored in; None: as they are merged.
     """
 
-    def __init__(self, pool: Pool, dtype: str, compiled: kernels.When | None = None, kept: int | None = None):
+    def __init__(
+        self,
+        pool: Pool,
+        dtype: str,
+        compiled: kernels.When | None = None,
+        kept: int | None = None,
+        served: Served | None = None,
+    ):
         parents = len(pool.models) + 1
         self.runner: kernels.Runner = kernels.runner_for(pool.parameters, parents, pool.device, compiled, kept)
         self._identities: dict[tuple[str, int], Any] = {}
@@ -59,6 +69,7 @@ class Engine:
         self._versions: dict[str, int] = {}
         self.pool = pool
         self.dtype = dtype
+        self.served: Served | None = served
         self.model: nn.Module = pool.new_model(DTYPES[dtype])
         self._form: Form | None = pool.form
         self._stack: Any = None
@@ -84,7 +95,8 @@ class Engine:
         held = self._form if recipe.stack == self._stack else None
         form = held or form_of(recipe, self.pool)
         jobs = plan(recipe, self.pool, form)
-        sources = _sources(jobs, self.pool) if recipe.stack is not None else {}
+        # what is served in another form is no parent's memory
+        sources = _sources(jobs, self.pool) if recipe.stack is not None and self.served is None else {}
         if held is None:
             self._rebuild(form, jobs, sources, recipe.stack)
         self._share(sources)
@@ -105,6 +117,22 @@ class Engine:
             if memory.ran_out(error):
                 raise
             raise CandidateError(f"recipe {recipe.id} cannot be merged once more ({error})") from error
+
+    @contextlib.contextmanager
+    def as_merged(self) -> Iterator[None]:
+        """Within it candidates are as they are merged, and not in the form that they are served in."""
+        served, self.served = self.served, None
+        self._forget(served)
+        try:
+            yield
+        finally:
+            self.served = served
+            self._forget(served)
+
+    def _forget(self, served: Served | None) -> None:
+        """Every tensor is made anew, where there are two forms of it."""
+        if served is not None:
+            self._identities = {}
 
     def identity(self, recipe: Recipe) -> str:
         """Equal for recipes that do the same to every tensor, however their rules are cut."""
@@ -129,6 +157,10 @@ class Engine:
             self.runner.run(
                 kernels.MethodCall(how.method, how.parameters), self._merge_set([merge for _, merge in step])
             )
+        if self.served is not None:
+            written = {job.piece.live for step in steps.values() for job, _ in step}
+            for name in written & self.served.layers(self.model).keys():
+                self._live[name].copy_(self.served.taken_back(self._live[name]))
         self._identities = identities
         self._versions = {name: tensor._version for name, tensor in self._live.items()}
 
@@ -136,7 +168,7 @@ class Engine:
         """What makes a tensor: the same object as for the candidate before, where it is made of the same."""
         place = (job.piece.live, job.piece.offset)
         operands = job.operands(self.pool, seed)
-        named = (operands.names, operands.masks)
+        named = (operands.names, operands.masks, job.step.statistics)
         held = self._merges.get(place)
         if held is None or held[0] != named:
             held = self._merges[place] = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from mergesearch.checkpoints import Form, Layout, Piece, Pool
 from mergesearch.checkpoints.lowrank import expanded
 from mergesearch.engine import kernels
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.recipe import BASE, TOWER, Recipe, Rule, TensorInfo
+from mergesearch.recipe import BASE, TOWER, Measured, Recipe, Rule, TensorInfo
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Row = Mapping[str, tuple[int, int]]
@@ -33,11 +33,13 @@ class Step:
     method: methods.Method
     models: tuple[str, ...]
     parameters: dict[str, Any]
+    statistics: Measured | None = None
 
     @cached_property
     def identity(self) -> str:
         """Equal for steps that do the same."""
-        return repr((self.method.name, self.models, sorted(self.parameters.items())))
+        measured = [self.statistics.sha256] if self.statistics is not None else []
+        return repr((self.method.name, self.models, sorted(self.parameters.items()), *measured))
 
     @cached_property
     def aside(self) -> Step:
@@ -54,7 +56,7 @@ class Step:
         if self.method.matrices and info.component in LEFT_OUT and not self.parameters["embeddings"]:
             step = self.aside
         if depth is not None and step.parameters.get("depth") == -1:
-            step = Step(step.method, step.models, {**step.parameters, "depth": depth})
+            step = Step(step.method, step.models, {**step.parameters, "depth": depth}, step.statistics)
         return step
 
     @property
@@ -88,9 +90,16 @@ class Job:
         parents = tuple(pool.parent(m).tensors[n] for m, n in zip(models, self.parents, strict=True))
         names = tuple((m, n, t._version) for m, n, t in zip(models, self.parents, parents, strict=True))
         masks = tuple(methods.mask_key(seed, m, self.info.name) for m in models) if self.step.method.random else ()
-        return kernels.Operands(
-            base, parents, (("base", self.base, None if base is None else base._version), *names), masks
-        )
+        told = (("base", self.base, None if base is None else base._version), *names)
+        return kernels.Operands(base, parents, told, masks, self.statistics(pool))
+
+    def statistics(self, pool: Pool) -> Callable[[], list[Tensor | None]] | None:
+        """Reads what the method goes by beside the parents, for each model; None for a method of parents alone."""
+        stated = self.step.statistics
+        if stated is None:
+            return None
+        files = pool.measured(stated)
+        return lambda: [files.get(m, name) for m, name in zip(self.step.models, self.parents, strict=True)]
 
 
 def check(recipe: Recipe) -> list[Step]:
@@ -153,7 +162,21 @@ def _complete(rule: Rule, recipe: Recipe, names: tuple[str, ...], where: str) ->
         else value
         for key, value in rule.parameters.items()
     }
-    return Step(method, names, method.complete(given, names, where, has_base=recipe.base is not None))
+    complete = method.complete(given, names, where, has_base=recipe.base is not None)
+    return Step(method, names, complete, _measured(method, recipe, where))
+
+
+def _measured(method: methods.Method, recipe: Recipe, where: str) -> Measured | None:
+    """The statistics that a method goes by; `UserError` where the recipe has none of their kind."""
+    if method.data is None:
+        return None
+    if recipe.statistics is None or recipe.statistics.kind != method.data:
+        has = "names none" if recipe.statistics is None else f"names {recipe.statistics.kind}"
+        raise UserError(
+            f"{where}: {method.name} goes by statistics of documents ({method.data}), and the recipe {has}: take "
+            "the recipe of a strategy that measures them (`mergesearch strategies`), or another method"
+        )
+    return recipe.statistics
 
 
 def _for_models(value: Any, names: tuple[str, ...], everyone: tuple[str, ...]) -> Any:
@@ -283,7 +306,9 @@ def merge(
             expanded(pool.parent(m).tensors[name]).float() for m, name in zip(step.models, job.parents, strict=True)
         ]
         keys = [methods.mask_key(seed, m, job.info.name) for m in step.models] if step.method.random else None
-        merged = step.method(base, parents, step.parameters, keys).to(dtypes[job.piece.live])
+        read = job.statistics(pool)
+        given = None if read is None else read()
+        merged = step.method(base, parents, step.parameters, keys, given).to(dtypes[job.piece.live])
         if not torch.isfinite(merged).all():
             raise CandidateError(f"{step.method.name} made NaN or infinity in {job.info.name}")
         yield job, merged

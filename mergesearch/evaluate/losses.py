@@ -28,8 +28,11 @@ from mergesearch.evaluate.scoring import ScoredDocument, Scorer, out_of_memory
 log: logging.Logger = logging.getLogger(__name__)
 
 Documents = Mapping[str, Sequence[int]]  # task -> its documents
-Kind = Literal["cross_entropy", "expected"]
+Kind = Literal["cross_entropy", "expected", "entropy"]
 Take = Callable[[str, Sequence[int], Tensor], None]
+
+# stands for an answer that is not known: what follows the prompt is looked at before it
+_ANYTHING = "."
 
 # What divides a choice's log-likelihood before choices are compared, by metric.
 _LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
@@ -45,7 +48,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class _Choices:
-    """Cross-entropy over the choices: minus the log of the share that the right ones have of exp(ll / length)."""
+    """Cross-entropy over the choices: minus the log of the share that the right ones have of exp(ll / length); or the
+    entropy of these shares, for which nothing need be right."""
 
     sequences: tuple[Tokens, ...]
     lengths: tuple[float, ...]
@@ -53,6 +57,9 @@ class _Choices:
 
     def loss(self, sums: Tensor, kind: Kind) -> Tensor:
         logits = sums / sums.new_tensor(self.lengths)
+        if kind == "entropy":
+            shares = logits.log_softmax(0)
+            return -(shares.exp() * shares).sum()
         missed = -logits.log_softmax(0)[list(self.gold)].logsumexp(0)
         return missed if kind == "cross_entropy" else -torch.expm1(-missed)
 
@@ -64,13 +71,15 @@ class _Choices:
 @dataclass(frozen=True)
 class _Text:
     """Minus the log-likelihood of a text in `units`: of so many tokens, or of so many bytes in bits; `whole` where it
-    is right as a whole or not at all."""
+    is right as a whole or not at all. Of entropies, summed over its targets, the mean."""
 
     sequences: tuple[Tokens, ...]
     units: float
     whole: bool
 
     def loss(self, sums: Tensor, kind: Kind) -> Tensor:
+        if kind == "entropy":
+            return sums.sum() / sum(len(s.targets) for s in self.sequences)
         if kind == "expected" and self.whole:
             return -torch.expm1(sums.sum())
         return -sums.sum() / self.units
@@ -93,6 +102,10 @@ class Losses:
     `kind: expected` takes in the place of a cross-entropy the chance that an answer drawn from the model is wrong:
     1 - p(the right choices), 1 - p(the whole target). That is nearer to what accuracy and exact match count, and says
     less about what is far from right.
+
+    `kind: entropy` needs no answers: how unsure the model is, nats, of the choices (divided by length as above), of the
+    first token of an answer or a target, of every token of a whole text. Yang et al., "AdaMerging", 2023,
+    arXiv:2310.02575. It says nothing of what is right: a model that is sure of what is wrong has the least of it too.
 
     Args:
         scorer: of all documents that will be asked for; its tokenizer, few-shot examples and truncation count.
@@ -181,14 +194,21 @@ class Losses:
         if kind == "loglikelihood_rolling":
             return self._rolling(first.args[0])
         text = first.arguments[1] if kind == "loglikelihood" else self._answer(document)
+        if not text and self.kind == "entropy":
+            text = _ANYTHING
         sequence = self._sequence(first.args[0], text) if text else None
         if sequence is None or not sequence.targets:
             return None
+        if self.kind == "entropy" and document.task.metric != "perplexity":
+            begin = len(sequence.inputs) - len(sequence.targets)
+            sequence = Tokens(sequence.inputs[: begin + 1], sequence.targets[:1])
         # perplexity looks at the likelihood, which is no matter of right or wrong
         return _Text((sequence,), len(sequence.targets), document.task.metric != "perplexity")
 
     def _choices(self, document: ScoredDocument) -> _Choices | None:
         gold = gold_choice(document.leaf, document.requests[0].doc)
+        if gold is None and self.kind == "entropy":
+            gold = ()
         if gold is None:
             return None
         choices = choices_of(document.leaf, document.requests[0].doc)
@@ -259,12 +279,13 @@ class Losses:
 
     def _batch(self, label: str, ids: Sequence[int]) -> Tensor:
         documents = [self._document(label, number) for number in ids]
-        sums = self._log_likelihoods([s for document in documents for s in document.sequences])
+        unsure = [self.kind == "entropy" and isinstance(d, _Text) for d in documents for _ in d.sequences]
+        sums = self._sums([s for document in documents for s in document.sequences], unsure)
         parts = sums.split([len(document.sequences) for document in documents])
         return torch.stack([document.loss(part, self.kind) for document, part in zip(documents, parts, strict=True)])
 
-    def _log_likelihoods(self, sequences: Sequence[Tokens]) -> Tensor:
-        """[sequences] summed log-probabilities of the targets, float32."""
+    def _sums(self, sequences: Sequence[Tokens], unsure: Sequence[bool]) -> Tensor:
+        """[sequences] summed log-probabilities of the targets, float32; where `unsure`, entropies instead."""
         device = self.model.device
         owners = [row for row, s in enumerate(sequences) for _ in s.targets]
         places = [place for s in sequences for place in range(len(s.inputs) - len(s.targets), len(s.inputs))]
@@ -275,6 +296,10 @@ class Losses:
         # a model in float64 keeps it
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logprobs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        if any(unsure):
+            shares = logits.log_softmax(-1)
+            entropies = -(shares.exp() * shares).sum(-1)
+            logprobs = torch.where(torch.tensor(unsure, device=device)[rows], entropies, logprobs)
         return logprobs.new_zeros(len(sequences)).index_add(0, rows, logprobs)
 
     def _padded(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:

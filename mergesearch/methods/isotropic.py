@@ -14,6 +14,7 @@ from mergesearch.methods.matrices import (
     Triples,
     averaged,
     change,
+    extent,
     first,
     is_matrix,
     numbers,
@@ -111,7 +112,7 @@ def iso_cts(
 
 def common_and_own(base: Tensor, models: Sequence[Tensor], weights: tuple[float, ...], common: float) -> Triples:
     """The orthonormal sides and the mean singular value of Iso-CTS, float64 on the base's device."""
-    side = min(base.shape)
+    side = min(extent(base))
     own = round((side - int(common * side + 1e-9)) / len(models))
     shared = side - own * len(models)
     leading = first(triples(_sum(base, models, weights)), shared)

@@ -8,7 +8,9 @@ and of each pair of singular vectors the left one's largest entry is positive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import torch
@@ -19,12 +21,30 @@ from mergesearch.methods.registry import Parameter
 from mergesearch.methods.task_vector import merge_linear, task_vectors
 
 # a singular value below this share of the largest, times the longer side, is noise of float32 weights
-_NOISE = 2.0**-23
+NOISE = 2.0**-23
 
 Embeddings = Annotated[
     bool, Parameter(kind="bool", meaning="decompose embeddings, heads and routers too, which are averaged otherwise")
 ]
 Triples = tuple[Tensor, Tensor, Tensor]
+
+_extent: contextvars.ContextVar[tuple[int, int] | None] = contextvars.ContextVar("extent", default=None)
+
+
+@contextlib.contextmanager
+def standing_for(shape: tuple[int, int]) -> Iterator[None]:
+    """Within it, in this thread, the matrices at hand stand for larger ones of that shape, which are these between
+    orthonormal sides: what hangs on a matrix's size goes by `extent`."""
+    token = _extent.set(shape)
+    try:
+        yield
+    finally:
+        _extent.reset(token)
+
+
+def extent(matrix: Tensor) -> tuple[int, int]:
+    """The shape of a matrix, or of the one that it stands for."""
+    return _extent.get() or (matrix.shape[0], matrix.shape[1])
 
 
 def is_matrix(tensor: Tensor) -> bool:
@@ -71,7 +91,7 @@ def triples(matrix: Tensor, of: Tensor | None = None) -> Triples:
     if not bool(matrix.isfinite().all()):
         return matrix[:, :1] * torch.nan, matrix[0, :1] * torch.nan, matrix[:1] * torch.nan
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    kept = s > max(matrix.shape) * _NOISE * (s[:1] if of is None else of.norm())
+    kept = s > max(extent(matrix)) * NOISE * (s[:1] if of is None else of.norm())
     u, s, v = u[:, kept], s[kept], v[kept]
     turned = signs(u)
     return u * turned, s, v * turned[:, None]
@@ -111,7 +131,7 @@ def within_rank(d: Tensor) -> Tensor:
         return d
     tall = d.shape[0] > d.shape[1]
     values, vectors = torch.linalg.eigh(d.T @ d if tall else d @ d.T)
-    kept = values > (max(d.shape) * _NOISE) ** 2 * values[-1]
+    kept = values > (max(extent(d)) * NOISE) ** 2 * values[-1]
     if bool(kept.all()):
         return d
     basis = vectors[:, kept]

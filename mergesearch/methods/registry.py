@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Base = Literal["required", "optional", "unused"]
 Family = Literal["interpolation", "task_vector", "structure"]
+# what of the documents a method goes by: Gram matrices of layers' inputs, or squared gradients
+Data = Literal["inputs", "squares"]
 
 # between a method and what is done to its result: `ties+svc`
 _WRAPPED = "+"
@@ -117,7 +119,7 @@ class Wrapper:
             if self.parameters[key] != inner.parameters[key]:
                 raise ValueError(f"{inner.name} and {self.name} mean different things by {key!r}")
         mine = [p.name for p in self.parameters.values()]
-        theirs = {p.name for p in inner.parameters.values()} | {"keys"}
+        theirs = {p.name for p in inner.parameters.values()} | {"keys", "statistics"}
 
         def wrapped(base: Tensor, models: Sequence[Tensor], **given: Any) -> Tensor:
             merged = inner.function(base, models, **{k: v for k, v in given.items() if k in theirs})
@@ -143,7 +145,8 @@ class Method:
 
     `base`: "required", "optional" (task vectors where there is one) or "unused" (the models alone).
     `random`: it draws masks and takes `keys`, one for each model. `matrices`: it decomposes matrices, and what merges
-    embeddings, heads and routers in its place is `aside`, unless its parameter `embeddings` is true.
+    embeddings, heads and routers in its place is `aside`, unless its parameter `embeddings` is true. `data`: it takes
+    `statistics`, one tensor or None for each model, of the kind named, which a recipe names by their hash.
     """
 
     name: str
@@ -157,6 +160,7 @@ class Method:
     paper: str
     summary: str
     matrices: bool = False
+    data: Data | None = None
 
     @property
     def aside(self) -> str:
@@ -219,10 +223,12 @@ class Method:
         models: Sequence[Tensor],
         parameters: Mapping[str, Any],
         keys: Sequence[MaskKey] | None = None,
+        statistics: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """The merged tensor, of the inputs' shape and dtype (float32 or float64).
 
-        `parameters` must be complete (`complete`); `keys`, one mask key for each model, is used by random methods only.
+        `parameters` must be complete (`complete`); `keys`, one mask key for each model, is used by random methods only,
+        `statistics`, one for each model, by those of data only.
         A tensor of no elements is returned as it is, by every method.
         """
         if base is None and self.base == "required":
@@ -232,9 +238,12 @@ class Method:
         if models[0].ndim == 0:
             # two 0-d tensors promote to the wider dtype where a vector would keep its own
             wide = None if base is None else base.reshape(1)
-            return self(wide, [m.reshape(1) for m in models], parameters, keys).reshape(())
+            given = None if statistics is None else [None if s is None else s.reshape(1) for s in statistics]
+            return self(wide, [m.reshape(1) for m in models], parameters, keys, given).reshape(())
         named = {self.parameters[key].name: value for key, value in parameters.items()}
-        return self.function(base, models, **named, **self._masks(keys, len(models)))
+        return self.function(
+            base, models, **named, **self._masks(keys, len(models)), **self._data(statistics, len(models))
+        )
 
     def _masks(self, keys: Sequence[MaskKey] | None, count: int) -> dict[str, Any]:
         if not self.random:
@@ -242,6 +251,13 @@ class Method:
         if keys is None or len(keys) != count:
             raise ValueError(f"{self.name} draws masks: pass one mask key for each of the {count} models")
         return {"keys": keys}
+
+    def _data(self, statistics: Sequence[Tensor | None] | None, count: int) -> dict[str, Any]:
+        if self.data is None:
+            return {}
+        if statistics is None or len(statistics) != count:
+            raise ValueError(f"{self.name} goes by statistics: pass one for each of the {count} models")
+        return {"statistics": statistics}
 
 
 def method(
@@ -253,13 +269,14 @@ def method(
     max_models: int | None = None,
     name: str | None = None,
     matrices: bool = False,
+    data: Data | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register `f(base, models, *, ...) -> Tensor` as a merge method, under its own name unless `name` says otherwise.
 
     The function gets tensors of one shape, dtype and device, of at least one dimension and one element (0-d tensors
     come as vectors of one element). Every keyword parameter is `Annotated[type, Parameter(...)]` with a default; one
-    named `keys` makes the method random. The function is returned as it is. The first line of its docstring becomes the
-    summary.
+    named `keys` makes the method random; one named `statistics` goes with `data`. The function is returned as it is.
+    The first line of its docstring becomes the summary.
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -275,6 +292,7 @@ def method(
             paper=paper,
             summary=_summary(function),
             matrices=matrices,
+            data=data,
         )
         _add(new, _registered)
         return function
@@ -294,9 +312,15 @@ def wrapper(*, paper: str, matrices: bool = False) -> Callable[[Callable[..., Te
 
 
 def names() -> list[str]:
-    """The names of all registered methods, sorted."""
+    """The names of the methods that need nothing but models, sorted."""
     _discover()
-    return sorted(_registered)
+    return sorted(name for name, found in _registered.items() if found.data is None)
+
+
+def data_names() -> list[str]:
+    """The names of the methods that go by statistics of documents, sorted: strategies state them."""
+    _discover()
+    return sorted(name for name, found in _registered.items() if found.data is not None)
 
 
 def wrappers() -> list[str]:
@@ -339,7 +363,7 @@ def get_wrapper(name: str, where: str = "the recipe") -> Wrapper:
 def describe(chosen: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """One row for each method, or for those chosen: name, family, base, models, summary, paper, parameters (key,
     default, allowed values, default search range, whether one value per model, meaning)."""
-    return [_row(get(name)) for name in (names() if chosen is None else chosen)]
+    return [_row(get(name)) for name in ([*names(), *data_names()] if chosen is None else chosen)]
 
 
 def describe_wrappers() -> list[dict[str, Any]]:
@@ -351,7 +375,7 @@ def describe_wrappers() -> list[dict[str, Any]]:
 
 
 def _row(m: Method) -> dict[str, Any]:
-    stated = {c: getattr(m, c) for c in ("name", "family", "base", "random", "matrices", "summary", "paper")}
+    stated = {c: getattr(m, c) for c in ("name", "family", "base", "random", "matrices", "data", "summary", "paper")}
     return {**stated, "models": m._count(), "parameters": _columns(m.parameters)}
 
 
@@ -381,7 +405,7 @@ def _add(new: Any, known: dict[str, Any]) -> None:
 def _parameters(function: Callable[..., Tensor]) -> list[Parameter]:
     hints = typing.get_type_hints(function, include_extras=True)
     keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return [_parameter(p, hints.get(p.name)) for p in keywords if p.name != "keys"]
+    return [_parameter(p, hints.get(p.name)) for p in keywords if p.name not in ("keys", "statistics")]
 
 
 def _parameter(signature: inspect.Parameter, hint: Any) -> Parameter:

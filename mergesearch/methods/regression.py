@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergesearch.methods.common import Scalar, Scalars, added
 from mergesearch.methods.listening import statistic
-from mergesearch.methods.matrices import Embeddings, averaged, change, is_matrix, numbers, put_back, within_rank
+from mergesearch.methods.matrices import Embeddings, averaged, change, extent, is_matrix, numbers, put_back, within_rank
 from mergesearch.methods.registry import Parameter, method
 from mergesearch.methods.task_vector import Lambda
 
@@ -92,7 +92,7 @@ def _solved_by_columns(
     base: Tensor, models: Sequence[Tensor], shares: Tensor, grams: Tensor, products: Tensor
 ) -> Tensor:
     gram = torch.tensordot(shares, grams, 1)
-    factor = _factor(gram, gram.diagonal().mean())
+    factor = ridge_factor(gram, gram.diagonal().sum() / extent(base)[1])
     return torch.cholesky_solve(torch.tensordot(shares, products, 1).T, factor).T
 
 
@@ -107,17 +107,17 @@ def row_products(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def _solved_by_rows(base: Tensor, models: Sequence[Tensor], shares: Tensor, products: Tensor) -> Tensor:
     """(sum_i d_i G_i) (sum_i G_i + r I)^(-1) = P (A A^T + r I)^(-1) A, A the weighted rows, P = [d_1 d_1^T w_1 ...]."""
-    out, inner = base.shape
+    out, inner = base.shape[0], extent(base)[1]
     roots = shares.sqrt().repeat_interleave(out)
     kernel = products * roots[:, None] * roots
-    factor = _factor(kernel, kernel.diagonal().sum() / inner)
+    factor = ridge_factor(kernel, kernel.diagonal().sum() / inner)
     own = [products[i * out : (i + 1) * out, i * out : (i + 1) * out] for i in range(len(models))]
     left = torch.cat([block * share.sqrt() for block, share in zip(own, shares, strict=True)], 1)
     solved = (torch.cholesky_solve(left.T, factor).T * roots).split(out, 1)
     return added(part @ (model.double() - base.double()) for part, model in zip(solved, models, strict=True))
 
 
-def _factor(gram: Tensor, mean: Tensor) -> Tensor:
+def ridge_factor(gram: Tensor, mean: Tensor) -> Tensor:
     """The Cholesky factor of gram + 1e-6 mean I; of I where gram is 0."""
     ridge = torch.where(mean > 0, _RIDGE * mean, torch.where(mean.isnan(), mean, 1.0))
     factor, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))

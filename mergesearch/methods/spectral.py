@@ -11,10 +11,12 @@ from torch import Tensor
 from mergesearch.methods.common import Normalize, Scalar, Weights
 from mergesearch.methods.listening import statistic
 from mergesearch.methods.matrices import (
+    NOISE,
     Embeddings,
     Triples,
     averaged,
     change,
+    extent,
     first,
     is_matrix,
     like,
@@ -85,7 +87,7 @@ def tsv(
 @statistic(how="matrix")
 def tsv_sides(base: Tensor, models: Sequence[Tensor], rank: float) -> tuple[Tensor, ...]:
     """Both orthonormal sides, the singular values between them and whose they are: (out, K), (K,), (K, in), (K,)."""
-    count = max(1, int(min(base.shape) * (rank or 1 / len(models)) + 1e-9))
+    count = max(1, int(min(extent(base)) * (rank or 1 / len(models)) + 1e-9))
     parts = [first(triples(change(base, model)), count) for model in models]
     u, s, v = side_by_side(parts)
     owner = torch.cat([torch.full_like(part[1], float(i)) for i, part in enumerate(parts)])
@@ -193,6 +195,9 @@ def heads(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     kept = (u, s, v)
     u, s, v = (k.double().cpu() for k in kept)
     rests = torch.stack([(d - s[i] * torch.outer(u[:, i], v[i])).flatten() for i, d in enumerate(changes)])
+    # what is left of a rank-1 change is noise, and has no direction to go by
+    noise = s * (max(extent(base)) * NOISE)
+    rests = torch.where((rests.norm(dim=1) <= noise)[:, None], 0.0, rests)
     gram_head = s[:, None] * s * (u.T @ u) * (v @ v.T)
     return (*kept, (rests @ rests.T).to(base.device), gram_head.to(base.device))
 

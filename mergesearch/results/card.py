@@ -95,6 +95,7 @@ class Story:
         changes: what was changed since the scores were measured, a sentence each.
         gen_kwargs: of the tasks that set some, what changes their generation.
         origin: whose weights it is made of; None where that was not looked up.
+        served: the form that was scored, a folder of the checkpoint; None for the checkpoint itself.
     """
 
     title: str
@@ -107,13 +108,15 @@ class Story:
     changes: Sequence[str] = ()
     gen_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     origin: Origin | None = None
+    served: str | None = None
 
 
 def write_checkpoint(
     recipe: Recipe, engine: Engine, out: str | Path, story: Story, max_shard_size: str = "5GB"
 ) -> Path:
     """Builds the recipe's candidate in the engine's live model and writes it: config, generation config, tokenizer,
-    safetensors shards that carry the recipe, recipe.yaml, README.md.
+    safetensors shards that carry the recipe, recipe.yaml, README.md; where candidates are served in another form, that
+    form in a folder of its name.
 
     Raises:
         UserError: the recipe does not fit the pool, or `out` is not a new folder.
@@ -121,8 +124,11 @@ def write_checkpoint(
     """
     check_shard_size(max_shard_size)
     with new_folder(out) as folder:
-        engine.rebuild(recipe)
-        save(engine.model, engine.pool.tokenizer, folder, metadata_of(recipe), max_shard_size)
+        with engine.as_merged():
+            engine.rebuild(recipe)
+            save(engine.model, engine.pool.tokenizer, folder, metadata_of(recipe), max_shard_size)
+        if engine.served is not None:
+            engine.served.write(folder, recipe.out_dtype, engine.pool.trust_remote_code)
         write_words(recipe, folder, story, engine.pool.notes, engine.pool)
     return Path(out)
 
@@ -169,8 +175,8 @@ def lm_eval_commands(story: Story, dtype: str) -> list[str]:
 
 def _model_args(story: Story, dtype: str) -> str:
     if not story.asking.model_args:
-        return f"pretrained=.,dtype={dtype}"
-    return shlex.quote(json.dumps({"pretrained": ".", "dtype": dtype, **story.asking.model_args}))
+        return f"pretrained={story.served or '.'},dtype={dtype}"
+    return shlex.quote(json.dumps({"pretrained": story.served or ".", "dtype": dtype, **story.asking.model_args}))
 
 
 def _only(samples: Mapping[str, Any], names: Sequence[str]) -> str:

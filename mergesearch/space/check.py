@@ -12,6 +12,12 @@ from mergesearch.space.knobs import knobs_of, subsets_of
 def check_space(config: Config) -> None:
     """`UserError` for an unknown method, component, parent or parameter, or a range outside what a method allows."""
     chosen = {name: methods.get(name, "space.methods") for name in config.space.methods}
+    informed = next((name for name, method in chosen.items() if method.data is not None), None)
+    if informed is not None:
+        raise UserError(
+            f"space.methods names {informed}, which goes by statistics of documents: leave it out, and name in "
+            "search.strategy one that measures them (`mergesearch strategies`), before study"
+        )
     for method in chosen.values():
         subsets_of(method, tuple(config.models))
     knobs_of(config.space, chosen)

@@ -36,7 +36,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.schema import read_yaml
 from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import Trial
-from scripts.bench import entropy, judging, search_report, search_rows
+from scripts.bench import judging, search_report, search_rows
 from scripts.bench.search_moments import documents_of, moments_of, seconds_of
 from scripts.bench.search_rows import Curve, Key, Point
 from scripts.bench.shared import zoo1
@@ -80,6 +80,9 @@ THE_YARDSTICK = "cmaes"
 RACING = ["racing={blocks: 16, error: 0.01}"]
 GROUPS = ["space.layer_groups=3", "space.components=[attention, mlp, other]", "space.grow=true"]
 DEFAULTS = ["search.sampler=auto", "search.defaults=true"]
+# AdaMerging as published: weights begin at 0.3, Adam with 0.001, the last weights count. Steps and documents fit a
+# search's budget
+ENTROPY_SOUP = "{per: [tensor], loss: [entropy], start: 0.3, learning_rate: 0.001, steps: 300, patience: 1000}"
 AUTO = ["search.strategy=auto", *DEFAULTS, *GROUPS, *RACING]
 RUNS: dict[str, list[str]] = {
     "auto": AUTO,
@@ -88,7 +91,7 @@ RUNS: dict[str, list[str]] = {
     "entropy_soup": [
         "search.strategy=[baselines, learned_soup]",
         "search.defaults=false",
-        f"search.learned_soup={entropy.SETTINGS}",
+        f"search.learned_soup={ENTROPY_SOUP}",
     ],
     "learned_soup": [
         "search.strategy=[baselines, learned_soup]",
@@ -105,10 +108,6 @@ RUNS: dict[str, list[str]] = {
     "auto without racing": [*AUTO, "racing=null"],
     "auto without groups": [*AUTO, "space.layer_groups=1", "space.components=[all]", "space.grow=false"],
     "auto with smooth tie-break": [*AUTO, "objective.tie_break=gold_prob"],
-}
-# changed in a run that is made ready, before it begins
-PREPARED: dict[str, Callable[[Any], None]] = {
-    "entropy_soup": lambda session: entropy.unsupervised(session.search.surroundings.learner),
 }
 
 
@@ -448,7 +447,6 @@ def run_own(unit: Unit) -> Curve:
             raise OutOfTime
 
     session = actions.prepare(config, finished=finished)
-    PREPARED.get(unit.key.search, lambda _: None)(session)
     session.search.run()
     trials = session.search.history().trials
     del session

@@ -4,7 +4,8 @@ symbols: a method run once on symbols shows its elementwise part and its statist
 program: the elementwise part as a function over blocks. code: the same as typed operations; native, device: those in
 C++ and in Triton. compiled: when they are built; built: what was, on disk; platforms: where. launch, double_buffer:
 many tensors in one call. tables, orders, parent_statistics: what is kept of the parents between candidates, and
-decompositions, kept_files: of their matrices, on disk too. runner: all of it.
+decompositions, kept_files: of their matrices, on disk too. factored, joint: adapters that are not expanded. runner:
+all of it.
 """
 
 from __future__ import annotations

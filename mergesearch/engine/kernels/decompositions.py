@@ -29,7 +29,7 @@ from mergesearch.methods.listening import Listener, Statistic
 
 T = TypeVar("T")
 # raise it where a function gives other bytes than before: what an earlier version kept is then made anew
-_FORMAT = 1
+_FORMAT = 2
 # matrices that are decomposed at once at most: each takes some copies of itself in float64
 AT_ONCE = 16
 # elements of all matrices below which a decomposition takes no longer than a file

@@ -22,7 +22,7 @@ def is_factored(operands: Operands) -> bool:
 def whole(operands: Operands) -> Operands:
     """The same with every tensor whole."""
     models = tuple(expanded(model) for model in operands.models)
-    return Operands(operands.base, models, operands.names, operands.masks)
+    return Operands(operands.base, models, operands.names, operands.masks, operands.statistics)
 
 
 def coefficients(method: Method, parameters: Mapping[str, Any], count: int) -> tuple[float, list[float]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,14 @@ class Operands:
         models: the models' tensors, as they are stored.
         names: for the base and each model what names its tensor; equal names are equal tensors.
         masks: the models' mask keys; empty for methods without masks.
+        statistics: reads what a method of data goes by, one for each model; None for any other method.
     """
 
     base: Tensor | None
     models: tuple[Tensor, ...]
     names: tuple[Any, ...]
     masks: tuple[MaskKey, ...] = ()
+    statistics: Callable[[], Sequence[Tensor | None]] | None = None
 
     def parents(self, which: Sequence[Any]) -> list[Tensor]:
         """The tensors of some parents: "base", or a model's number. The base is asked for only where there is one."""

@@ -31,6 +31,8 @@ from mergesearch.engine.kernels.decompositions import Decompositions, each_on_on
 from mergesearch.engine.kernels.double_buffer import DoubleBuffer, by_tensor
 from mergesearch.engine.kernels.exact import exact_division
 from mergesearch.engine.kernels.factored import coefficients, is_factored, merged, whole
+from mergesearch.engine.kernels.joint import has_joint_form
+from mergesearch.engine.kernels.joint import merged as merged_jointly
 from mergesearch.engine.kernels.launch import AlikeMerges, Kernel, Launch, MergeSet, TensorMerge
 from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.parent_statistics import Statistics
@@ -133,11 +135,13 @@ class Runner:
         check_finite(call.method.name, flags)
 
     def _factored(self, call: MethodCall, merges: list[TensorMerge]) -> list[Tensor]:
-        """Makes tensors of adapters' factors: their sum where the method is affine, else each after they are expanded;
-        which of them are not finite (0-d each)."""
+        """Makes tensors of adapters' factors: their sum where the method is affine, in the space that they share where
+        it is the same there, else each after they are expanded; which are not finite (0-d each)."""
         affine = coefficients(call.method, call.parameters, len(merges[0].operands.models))
         if affine is not None:
             return each_on_one_thread(lambda number: merged(merges[number], *affine).cpu(), len(merges))
+        if has_joint_form(call, merges[0].operands):
+            return each_on_one_thread(lambda number: merged_jointly(call, merges[number]).cpu(), len(merges))
         for merge in merges:
             self.run(call, [TensorMerge(whole(merge.operands), merge.out, merge.label)])
         return [torch.zeros((), dtype=torch.bool)] * len(merges)
@@ -155,8 +159,8 @@ class Runner:
     def _share(self, call: MethodCall, alike: AlikeMerges, given: Mapping[Place, float]) -> _Share:
         if alike.operands[0].models[0].numel() == 0:
             raise Unsupported("there is nothing to merge")
-        if call.method.matrices and is_matrix(alike.out):
-            raise Unsupported("a decomposition")
+        if call.method.data is not None or (call.method.matrices and is_matrix(alike.out)):
+            raise Unsupported("a decomposition, or statistics of documents")
         recording = self.recordings.get(call, alike.operands[0], given)
         values = Values(recording, given, alike.operands, self.statistics, alike.token)
         return _Share(alike, recording, values, values.elements(recording.elements))
@@ -244,8 +248,11 @@ def plain(call: MethodCall, merge: TensorMerge, kept: Callable[..., Listener] | 
     device = merge.out.device
     start = None if base is None else base.to(device).float()
     others = [m.to(device).float() for m in models]
+    read = merge.operands.statistics
+    given = None if read is None else read()
+    masks = list(merge.operands.masks) or None
     with exact_division(device), listening(kept(start, others) if kept else None):
-        result = call.method(start, others, call.parameters, list(merge.operands.masks) or None).to(merge.out.dtype)
+        result = call.method(start, others, call.parameters, masks, given).to(merge.out.dtype)
     merge.out.copy_(result)
     return ~torch.isfinite(result).all()
 

@@ -89,7 +89,7 @@ def fisher(
         CandidateError: gradients that are no finite numbers.
     """
     fishers = np.zeros(coefficients.shape)
-    for number, (model, own) in enumerate(_each_model(coefficients, documents, losses)):
+    for number, (model, own) in enumerate(each_model(coefficients, documents, losses)):
         fishers[:, number] = _fisher_of(coefficients, engine, losses, number, own)
         spent(3 * size(own))
         if not np.isfinite(fishers[:, number]).all():
@@ -105,11 +105,17 @@ def _fisher_of(
     coefficients: Coefficients, engine: Engine, losses: Losses, number: int, documents: Documents
 ) -> np.ndarray:
     """[cells] sums of squared gradients of one model, the mean over documents."""
-    jobs = _load(coefficients, engine, number)
+    jobs = load_model_alone(coefficients, engine, number)
     sums = torch.zeros(coefficients.shape[0], dtype=torch.float64, device=engine.pool.device)
     whole, losses.batch_size = losses.batch_size, 1  # the square of a sum is no sum of squares
     try:
-        with _squares(engine.model, jobs, coefficients.cell_of, sums), torch.enable_grad():
+
+        def add(job: Job, squares: Tensor) -> None:
+            total = squares.sum(dtype=torch.float64)
+            sums[coefficients.cell_of[job.info.name]] += total.to(sums.device)
+
+        chosen = [job for job in jobs if job.info.name in coefficients.cell_of]
+        with squares_of(engine.model, chosen, add), torch.enable_grad():
             losses.walk(documents, lambda label, ids, loss: loss.sum().backward())
     finally:
         losses.batch_size = whole
@@ -117,23 +123,22 @@ def _fisher_of(
 
 
 @contextmanager
-def _squares(model: nn.Module, jobs: Sequence[Job], cell_of: Mapping[str, int], sums: Tensor) -> Iterator[None]:
+def squares_of(model: nn.Module, jobs: Sequence[Job], take: Callable[[Job, Tensor], None]) -> Iterator[None]:
+    """Gives each backward pass's squared gradients, float32 and tensor by tensor, and frees the gradients at once."""
     live = parameters(model)
     pieces: dict[str, list[Job]] = {}
-    for job in (job for job in jobs if job.info.name in cell_of):
+    for job in jobs:
         pieces.setdefault(job.piece.live, []).append(job)
 
     def hook(name: str) -> Callable[[Tensor], None]:
         @torch.no_grad()
-        def take(parameter: Tensor) -> None:
+        def squared(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
                 for job in pieces[name]:
-                    part = job.piece.view({name: gradient.contiguous()})
-                    squares = part.float().square().sum(dtype=torch.float64)
-                    sums[cell_of[job.info.name]] += squares.to(sums.device)
+                    take(job, job.piece.view({name: gradient.contiguous()}).float().square())
 
-        return take
+        return squared
 
     trained = [name for name in pieces if isinstance(live[name], nn.Parameter)]
     with gradients_apart(model):
@@ -179,11 +184,11 @@ def regmean(
     """
     cells, count = coefficients.shape
     left, right = np.zeros((cells, count, count)), np.zeros((cells, count))
-    for number, (model, own) in enumerate(_each_model(coefficients, documents, losses)):
-        jobs = {job.piece.live: job for job in _load(coefficients, engine, number) if job.piece.whole}
-        layers = {n: m for n, m in _linear_layers(engine.model).items() if n in jobs}
-        for some in _portions(layers, most_bytes):
-            grams = _grams(engine.model, losses, own, {name: layers[name] for name in some})
+    for number, (model, own) in enumerate(each_model(coefficients, documents, losses)):
+        jobs = {job.piece.live: job for job in load_model_alone(coefficients, engine, number) if job.piece.whole}
+        layers = {n: m for n, m in linear_layers(engine.model).items() if n in jobs}
+        for some in portions(layers, most_bytes):
+            grams = grams_of(engine.model, losses, own, {name: layers[name] for name in some})
             spent(size(own))
             for name, gram in grams.items():
                 cell = coefficients.cell_of[jobs[name].info.name]
@@ -196,7 +201,7 @@ def regmean(
     return coefficients.limit(np.stack(rows))
 
 
-def _linear_layers(model: Any) -> dict[str, nn.Module]:
+def linear_layers(model: Any) -> dict[str, nn.Module]:
     """Linear layers by the live name of their weights, those of the head apart: it may be the embedding."""
     head = model.get_output_embeddings()
     kinds = (nn.Linear, Conv1D)
@@ -207,7 +212,7 @@ def _inputs(layer: Any) -> int:
     return layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]
 
 
-def _portions(layers: Mapping[str, nn.Module], most: int) -> Iterator[list[str]]:
+def portions(layers: Mapping[str, nn.Module], most: int) -> Iterator[list[str]]:
     """Names of layers whose Gram matrices fit together, in order; one alone may be larger."""
     some: list[str] = []
     taken = 0
@@ -222,35 +227,70 @@ def _portions(layers: Mapping[str, nn.Module], most: int) -> Iterator[list[str]]
         yield some
 
 
-@torch.no_grad()
-def _grams(model: Any, losses: Losses, documents: Documents, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """X^T X of each layer's inputs per token, float32, [inputs, inputs]."""
-    homes = {name: next(m.parameters()).device for name, m in layers.items()}  # a model may be split
-    grams = {name: torch.zeros(_inputs(m), _inputs(m), device=homes[name]) for name, m in layers.items()}
-    mask = torch.zeros(0)
+def grams_of(model: Any, losses: Losses, documents: Documents, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """X^T X of each layer's inputs per token, float32, [inputs, inputs]; layers that are given the same inputs have one
+    tensor."""
+    with InputGrams(layers) as grams, torch.no_grad():
+        for ids, mask in losses.gold_sequences(documents):
+            grams.mask = mask
+            model(input_ids=ids, attention_mask=mask)
+    return grams.per_token()
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+
+class InputGrams:
+    """Adds up X^T X of layers' inputs while the model runs, those of padding left out; a context manager.
+
+    Attributes:
+        mask: the attention mask of the batch that runs, [documents, longest]; to be set before each.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]):
+        self._layers = layers
+        homes = {name: next(m.parameters()).device for name, m in layers.items()}  # a model may be split
+        self._grams = {name: torch.zeros(_inputs(m), _inputs(m), device=homes[name]) for name, m in layers.items()}
+        # whose inputs a layer has: those of the layer that ran before it, where they are the same tensor
+        self._owner: dict[str, str] = {}
+        self._before: tuple[str, Any] = ("", None)
+        self._handles: list[Any] = []
+        self._tokens = 0
+
+    @property
+    def mask(self) -> Tensor:
+        return self._mask
+
+    @mask.setter
+    def mask(self, mask: Tensor) -> None:
+        self._mask = mask
+        self._tokens += int(mask.sum())
+
+    def __enter__(self) -> InputGrams:
+        self._handles = [m.register_forward_pre_hook(self._hook(name)) for name, m in self._layers.items()]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._before = ("", None)
+
+    def per_token(self) -> dict[str, Tensor]:
+        """What was added up, divided by the number of tokens."""
+        owners = {name: self._grams[name] / max(1, self._tokens) for name in self._grams if name not in self._owner}
+        return {name: owners[self._owner.get(name, name)] for name in self._grams}
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def take(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs = args[0].float()
-            rows = (
-                inputs[mask.bool().to(inputs.device)]
-                if inputs.shape[:2] == mask.shape
-                else inputs.reshape(-1, inputs.shape[-1])
-            )
-            grams[name].addmm_(rows.T, rows)
+            first, seen = self._before
+            if seen is args[0] and self._owner.setdefault(name, first) == first:
+                return
+            if name in self._owner:
+                raise CandidateError(f"{name} shares its inputs with other layers in some passes and not in all")
+            self._before = (name, args[0])
+            inputs, mask = args[0].float(), self._mask
+            whole = inputs.shape[:2] == mask.shape
+            rows = inputs[mask.bool().to(inputs.device)] if whole else inputs.reshape(-1, inputs.shape[-1])
+            self._grams[name].addmm_(rows.T, rows)
 
         return take
-
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    tokens = 0
-    try:
-        for ids, mask in losses.gold_sequences(documents):
-            tokens += int(mask.sum())
-            model(input_ids=ids, attention_mask=mask)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: gram / max(1, tokens) for name, gram in grams.items()}
 
 
 @torch.no_grad()
@@ -287,7 +327,7 @@ def _solve(left: np.ndarray, right: np.ndarray, sums_to_one: bool) -> np.ndarray
     return average + free @ moved
 
 
-def _load(coefficients: Coefficients, engine: Engine, number: int) -> list[Job]:
+def load_model_alone(coefficients: Coefficients, engine: Engine, number: int) -> list[Job]:
     """Makes the live model one of the models; the plan of its tensors."""
     alone = np.zeros((1, len(coefficients.models)))
     alone[0, number] = 1.0
@@ -296,7 +336,7 @@ def _load(coefficients: Coefficients, engine: Engine, number: int) -> list[Job]:
     return plan(recipe, engine.pool)
 
 
-def _each_model(
+def each_model(
     coefficients: Coefficients, documents: Mapping[str, Documents], losses: Losses
 ) -> Iterator[tuple[str, dict[str, list[int]]]]:
     for model in coefficients.models:

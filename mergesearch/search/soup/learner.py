@@ -6,16 +6,18 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 
+from mergesearch.checkpoints.measured import write_measured
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.recipe import BASE, Recipe, Rule, TensorInfo
+from mergesearch.recipe import BASE, Recipe, Rule, TensorInfo, single_rule
 from mergesearch.search.history import History
 from mergesearch.search.lines import Documents as DocumentsScored
 from mergesearch.search.lines import Found, Line, LineRace
@@ -25,6 +27,7 @@ from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import Averaging, own_documents
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.folds import learn_by_folds
+from mergesearch.search.soup.full import Measuring
 from mergesearch.search.soup.learning import Documents, Stepped, hold_apart, shuffled
 from mergesearch.search.soup.memo import Memo
 from mergesearch.search.soup.settings import Loss, SoupSettings
@@ -37,10 +40,14 @@ log: logging.Logger = logging.getLogger(__name__)
 LEAST_SHARE = 0.25
 # the loss of a likelihood: every task that has any loss has it
 CROSS_ENTROPY: Loss = "cross_entropy"
+# what no task need say anything for
+ENTROPY: Loss = "entropy"
 # metrics whose mean is 1 less an expected loss, or that loss: their unit is that of the loss
 LIKE_EXPECTED_LOSS = ("acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte", "gold_prob")
 # softmax weights are positive
 LEAST_SOFTMAX = 1e-3
+# in the run folder: what was measured of the models, which recipes name
+STATISTICS = "statistics"
 # the weight of each model where there is no mix to start from
 START = 0.4
 
@@ -95,7 +102,9 @@ class Learner:
         if self.settings.optimizer != "adam":
             return False
         try:
-            known = self.losses(CROSS_ENTROPY).known(self.documents)
+            # entropies alone need no answers
+            loss = ENTROPY if set(self.settings.loss) == {ENTROPY} else CROSS_ENTROPY
+            known = self.losses(loss).known(self.documents)
         except UserError as error:
             return self._without_gradients(str(error))
         missing = [label for label, ids in known.items() if not ids]
@@ -122,7 +131,7 @@ class Learner:
 
         Args:
             per: `recipe`, `group` or `tensor`: what has coefficients of its own.
-            loss: `expected` or `cross_entropy`; without gradients none is needed.
+            loss: of `settings.Loss`; without gradients none is needed.
             start: a mix to start from; None for the configured weight.
             work: the run so far, with the objective and the parents' scores, and where to tell what it costs.
 
@@ -180,15 +189,44 @@ class Learner:
         Raises:
             CandidateError: the tasks do not say what is right.
         """
-        if not self.gradients:
+        own, coefficients = self._own(name, work)
+        values = solve(coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=work.spent)
+        recipe = coefficients.recipe(values)
+        return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
+
+    def full_form(self, name: str, kind: Literal["inputs", "squares"], measure: Measuring, work: Work) -> Recipe:
+        """The recipe of a method that goes by what is measured of each model, on the documents of `closed_form`.
+
+        Args:
+            name: the strategy's.
+            kind: of what is measured.
+            measure: of `full`.
+            work: as for `closed_form`.
+
+        Raises:
+            CandidateError: the tasks do not say what is right.
+        """
+        own, coefficients = self._own(name, work)
+        losses = self.losses(CROSS_ENTROPY)
+        known = {model: {t: ids for t, ids in losses.known(of).items() if ids} for model, of in own.items()}
+        measured = write_measured(
+            Path(self.config.folder) / STATISTICS / name,
+            kind,
+            known,
+            lambda writer: measure(writer, coefficients, self.engine, losses, own, spent=work.spent),
+        )
+        rules = single_rule("regmean" if kind == "inputs" else "fisher")
+        recipe = self.config.recipe((*self._frozen, *rules))
+        return recipe.model_copy(update={"statistics": measured})
+
+    def _own(self, name: str, work: Work) -> tuple[dict[str, dict[str, list[int]]], Coefficients]:
+        """For each model the documents of a closed form, and the average, tensor by tensor."""
+        if not self.gradients or set(self.settings.loss) == {ENTROPY}:
             raise CandidateError(f"{name} needs tasks that say what is right: leave it out")
         most, seed = self.settings.validation_documents, self.config.search.seed
         few = {label: sorted(shuffled(ids, "closed form", seed, label)[:most]) for label, ids in self.documents.items()}
         own = own_documents(few, {model: work.history.signed(model) for model in self.config.models})
-        coefficients = Coefficients(self.config.average, self.infos, "tensor", method="linear")
-        values = solve(coefficients, self.engine, self.losses(CROSS_ENTROPY), own, spent=work.spent)
-        recipe = coefficients.recipe(values)
-        return recipe.model_copy(update={"rules": (*self._frozen, *recipe.rules)})
+        return own, Coefficients(self.config.average, self.infos, "tensor", method="linear")
 
     def sweep(self, lines: Sequence[Line], budget: int, known: Mapping[str, DocumentsScored], work: Work) -> Found:
         """The best points of some lines, raced on few of the search documents; see `lines`.
@@ -231,6 +269,8 @@ class Learner:
         An expected loss is 1 - p(what is right), whose mean the parents' scores have already, or a metric that counts
         the same. Every other loss is measured on some documents.
         """
+        if losses.kind == ENTROPY:
+            return dict.fromkeys(self.documents, 1.0)  # nats are nats, and parents far from sure are no measure
         expected = losses.kind == "expected"
         if self.config.objective.scale != "parents":
             return dict.fromkeys(self.documents, 1.0) if expected else None

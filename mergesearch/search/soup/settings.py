@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mergesearch.schema import ONE_OR_MORE, Strict
 
-Loss = Literal["expected", "cross_entropy"]
+Loss = Literal["expected", "cross_entropy", "entropy"]
 
 
 class SoupSettings(Strict):
@@ -27,7 +27,9 @@ class SoupSettings(Strict):
         default=["expected", "cross_entropy"],
         min_length=1,
         description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong, "
-        "nearest to what is counted; `cross_entropy`: does not give up a task of which hardly anything is right yet",
+        "nearest to what is counted; `cross_entropy`: does not give up a task of which hardly anything is right yet; "
+        "`entropy`: how unsure the model is, for tasks that do not say what is right (AdaMerging); it may as well grow "
+        "sure of what is wrong",
     )
     coefficients: Literal["free", "softmax"] = Field(
         default="free", description="`free`: any number; `softmax`: positive, with sum 1"

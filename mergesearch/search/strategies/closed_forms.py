@@ -1,10 +1,14 @@
-"""Closed forms, one trial each: Fisher-weighted averaging and RegMean, on a few search documents of each task."""
+"""Closed forms, one trial each: Fisher-weighted averaging and RegMean, on a few search documents of each task.
+
+`fisher` and `regmean` give each model one coefficient a tensor, so that the recipe is a mix as any other;
+`fisher_full`, `regmean_full` and `regmean_plus` are what the papers do, and their recipes name files of statistics.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError
@@ -13,13 +17,10 @@ from mergesearch.registry import register
 from mergesearch.search.budget import Budget, Wanted, still_wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
-from mergesearch.search.strategies.base import Cost, Learned, Proposal, Strategy, Wait
+from mergesearch.search.strategies.base import Cost, Learned, Learns, Proposal, Strategy, Wait
 from mergesearch.search.strategies.learned_soup import searched, settings_of
 from mergesearch.search.trials import Trial
 from mergesearch.search.work import Work
-
-if TYPE_CHECKING:
-    from mergesearch.search.soup.closed_forms import Averaging
 
 
 class ClosedForm(Strategy):
@@ -60,12 +61,11 @@ class ClosedForm(Strategy):
     def _find(self, work: Work) -> Recipe:
         if self.run.learner is None:
             raise CandidateError("soups cannot be learned here")
-        return self.run.learner.closed_form(self.name, self.solve(), work)
+        return self.found(self.run.learner, work)
 
-    @classmethod
     @abstractmethod
-    def solve(cls) -> Averaging:
-        """What gives the weights; read when it is needed, since it needs torch."""
+    def found(self, learner: Learns, work: Work) -> Recipe:
+        """The recipe; what gives it is read when it is needed, since it needs torch."""
 
 
 @register
@@ -78,11 +78,10 @@ class Fisher(ClosedForm):
 
     name = "fisher"
 
-    @classmethod
-    def solve(cls) -> Averaging:
+    def found(self, learner: Learns, work: Work) -> Recipe:
         from mergesearch.search.soup.closed_forms import fisher
 
-        return fisher
+        return learner.closed_form(self.name, fisher, work)
 
 
 @register
@@ -95,8 +94,54 @@ class RegMean(ClosedForm):
 
     name = "regmean"
 
-    @classmethod
-    def solve(cls) -> Averaging:
+    def found(self, learner: Learns, work: Work) -> Recipe:
         from mergesearch.search.soup.closed_forms import regmean
 
-        return regmean
+        return learner.closed_form(self.name, regmean, work)
+
+
+@register
+class FisherFull(ClosedForm):
+    """Fisher-weighted averaging as published, each element with a weight of its own.
+
+    Matena and Raffel 2022, arXiv:2111.09832; see `search.soup.full`. What was measured, a number for each model and
+    parameter, is kept in the run folder, and the recipe names it by its documents and its hash.
+    """
+
+    name = "fisher_full"
+
+    def found(self, learner: Learns, work: Work) -> Recipe:
+        from mergesearch.search.soup.full import measure_fisher
+
+        return learner.full_form(self.name, "squares", measure_fisher, work)
+
+
+@register
+class RegMeanFull(ClosedForm):
+    """RegMean as published, a matrix for each layer and model, from activations on a few search documents of each task.
+
+    Jin et al. 2023, arXiv:2212.09849; see `search.soup.full`. The Gram matrices are kept in the run folder, and the
+    recipe names them by their documents and their hash.
+    """
+
+    name = "regmean_full"
+
+    def found(self, learner: Learns, work: Work) -> Recipe:
+        from mergesearch.search.soup.full import measure_inputs
+
+        return learner.full_form(self.name, "inputs", measure_inputs, work)
+
+
+@register
+class RegMeanPlus(ClosedForm):
+    """RegMean++: as regmean_full, each layer's inputs being what the merged layers below it give.
+
+    Nguyen et al. 2025, arXiv:2508.03121; see `search.soup.full`.
+    """
+
+    name = "regmean_plus"
+
+    def found(self, learner: Learns, work: Work) -> Recipe:
+        from mergesearch.search.soup.full import measure_merged_inputs
+
+        return learner.full_form(self.name, "inputs", measure_merged_inputs, work)

@@ -34,6 +34,8 @@ from mergesearch.space.groups import check_components
 LEAST_WEIGHT = 0.05
 # mixes nearer than this are one start
 APART = 0.2
+# what a soup is called by its loss
+_BY = {"cross_entropy": " by cross-entropy", "entropy": " by entropy"}
 # of the run's document evaluations, the share within which soups from a second start are learned
 SECONDS_SHARE = 1 / 3
 
@@ -45,8 +47,11 @@ class LearnedSoups(Strategy):
     They start from the best mix so far that has every model in it, whatever found it; where another one, which is not
     much the same, is within noise of it, and a third of the run's document evaluations lasts for it, from both. Each is
     the mean of soups that were learned on all but one part of the documents in turn, at the step that these parts
-    choose. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose tasks do not say
-    what is right. As a part of `auto` the soups end where the first of them brought less than noise over its start.
+    choose. `loss: entropy` needs no answers (AdaMerging, Yang et al. 2023, arXiv:2310.02575): the soup grows sure of
+    what it says, right or wrong, so what it is worth is told by the tasks' scores alone, and where documents tell their
+    answers the other losses know more. `optimizer: cmaes` searches the same weights without gradients, and so does a
+    run whose tasks do not say what is right. As a part of `auto` the soups end where the first of them brought less
+    than noise over its start.
     """
 
     name = "learned_soup"
@@ -136,9 +141,7 @@ class LearnedSoups(Strategy):
 
     @classmethod
     def label(cls, trial: Trial) -> str:
-        by = (
-            " by cross-entropy" if trial.key.get("loss") == "cross_entropy" and trial.key.get("gradients", True) else ""
-        )
+        by = _BY.get(trial.key.get("loss") or "", "") if trial.key.get("gradients", True) else ""
         return f"learned soup per {trial.key['per']}{by}"
 
     @classmethod
