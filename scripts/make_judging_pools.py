@@ -25,6 +25,8 @@ of the last steps in nats a learned token:
                         upper 24, 0.089
     judge_zoo_b         base 90, 0.203; count 74, 0.234; rhyme 114, 0.055; many 64, 0.083; thin 16, 0.017
     judge_real_adapters clock 64, 0.205; parity 30, 0.352; catalogue 73, 0.000; kind 59, 0.402
+    judge_real_seven    email 130, 0.038; initials 122, 0.001; cents 114, 0.022; season 107, 0.074; tense 100, 0.047;
+                        shuffled 54, 1.381; barely 5, 3.392
 
 Steps and shares of the zoos were set by these losses and by the tables alone, until each model was well above the base
 on its own task.

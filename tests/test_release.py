@@ -16,7 +16,6 @@ import yaml
 import mergesearch
 
 ROOT = Path(__file__).parent.parent
-slow = pytest.mark.skipif(not os.environ.get("MERGESEARCH_SLOW"), reason="takes minutes: set MERGESEARCH_SLOW=1")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@slow
 @pytest.mark.slow
 def test_wheel_and_sdist_are_whole_and_checked(built: Path) -> None:
     pytest.importorskip("twine", reason="pip install 'mergesearch[release]'")
@@ -83,7 +81,6 @@ def test_wheel_and_sdist_are_whole_and_checked(built: Path) -> None:
     assert {"pyproject.toml", "README.md", "LICENSE"} <= names and package <= names
 
 
-@slow
 @pytest.mark.slow
 def test_the_wheel_alone_runs_the_quickstart(built: Path, tmp_path: Path) -> None:
     """In an environment that has nothing else, in a folder that is no clone. Fetches what the package needs."""
