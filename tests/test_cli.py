@@ -197,7 +197,7 @@ def test_an_export_is_complete(exports: dict[str, tuple[Path, dict[str, object]]
     card = (out / "README.md").read_text()
     others = {"base", *zoo1.MODELS, "average"} - {row["method"]}
     assert all(f"\n| {name} |" in card for name in others) and "\n| **this model** |" in card
-    assert "torch: " in card and "base_model:" in card
+    assert "torch: " in card and "\nbase_model_relation: merge\n" in card
 
 
 def test_shards_carry_the_recipe_too(finished: tuple[Path, Done], tmp_path: Path) -> None:

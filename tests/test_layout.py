@@ -50,7 +50,7 @@ HOMES = {
     "transformers": {"checkpoints", "engine", "evaluate", "search"},
     "typer": {"cli"},
     "wandb": {"results"},
-    "yaml": {"commands", "config", "evaluate", "mergekit", "recipe", "results", "schema"},
+    "yaml": {"checkpoints", "commands", "config", "evaluate", "mergekit", "recipe", "results", "schema"},
 }
 LIGHT = {"mergesearch", "numpy", "torch"}
 # pairs of modules that are known to stand in a circle; none is welcome here

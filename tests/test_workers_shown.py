@@ -81,7 +81,8 @@ def test_what_watch_says_between_two_tables(search: Search) -> None:
     with Presence(search.folder, search.study, doing=lambda: "80 of 90 documents"):
         (mine,) = [sign for sign in signs(search.study).values() if not sign.ended]
         assert mine.doing == "80 of 90 documents" and mine.used is None
-        store.note(search.study, "worker:far", sign("far", "far-away", ago=0.0).to_data())
+        since = (NOW - datetime.now(timezone.utc)).total_seconds()
+        store.note(search.study, "worker:far", sign("far", "far-away", ago=since).to_data())
         run = run_of(History(search.study, search.config), search.folder)
     text = brief(replace(run, records=(*run.records, *(failed(n, f"out of memory at {n - 87}") for n in (90, 91)))))
     assert text[0].startswith("workers: 2") and sum(line.startswith("worker: ") for line in text) == 2

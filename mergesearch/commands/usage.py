@@ -28,7 +28,7 @@ EXAMPLES: Sequence[tuple[str, Sequence[str]]] = (
 GROUPS: Mapping[str, Sequence[str]] = {
     "Search": ("init", "convert", "check", "run", "worker"),
     "Look": ("table", "watch", "dashboard", "report", "score"),
-    "Merge": ("export", "merge"),
+    "Merge": ("export", "push", "merge"),
     "Learn": ("methods", "strategies", "zoo", "doctor"),
 }
 STATUSES = "Exit status: 0 done, 1 failed or stopped, 2 wrong input, 130 stopped twice."
