@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy
@@ -16,6 +17,7 @@ from support.searches import Engine, Scorer, start
 from mergesearch.search import store
 from mergesearch.search.storage import Patience
 from mergesearch.search.store import RunFolder
+from mergesearch.search.strategies.base import Wait
 from mergesearch.search.trials import State
 from mergesearch.search.turns import Turns
 from mergesearch.search.worker import Search
@@ -117,6 +119,22 @@ def test_workers_share_a_run_over_a_server_that_restarts(tmp_path: Path, server:
     assert len({trial.worker for trial in found}) == 4
     names = [trial.name for trial in found if trial.name]
     assert sorted(names) == sorted(set(names))
+
+
+def test_what_another_worker_took_meanwhile_leaves_no_trial_of_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine()
+    mine = start(tmp_path / "run", engine, Scorer(engine), search={"trials": 2})
+    put = Search._enqueue
+
+    def put_and_lose(self: Search, strategy: str, proposal: Any) -> None:
+        put(self, strategy, proposal)
+        self.study.ask()
+
+    monkeypatch.setattr(Search, "_enqueue", put_and_lose)
+    assert isinstance(mine._ask(mine.history()), Wait)
+    assert [bool(trial.strategy) for trial in mine.history().trials] == [True]
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from mergesearch.search.samplers import Choice, SeededPerTrial
 from mergesearch.search.storage import Patience, at_once
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import exhausted, of_trial, strategies_of
-from mergesearch.search.strategies.base import Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
+from mergesearch.search.strategies.base import WAIT, Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
 from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
 from mergesearch.search.turns import Turns
 from mergesearch.search.watchdog import Watchdog
@@ -233,7 +233,7 @@ class Search:
 
     def _ask(self, history: History) -> optuna.Trial | Wait | None:
         if any(trial.state is State.WAITING for trial in history.trials):
-            return self.study.ask()
+            return self._waiting()
         for position, strategy in enumerate(self.strategies):
             budget = self._budget(position, history)
             if strategy.budgeted and budget.used_up:
@@ -245,8 +245,15 @@ class Search:
                 continue
             if not self._is_exhausted(strategy, proposal, history):
                 self._enqueue(strategy.name, proposal)
-                return self.study.ask()
+                return self._waiting()
         return None
+
+    def _waiting(self) -> optuna.Trial | Wait:
+        """The first trial that waits. A server that restarts ends a turn, and another worker may have taken what was
+        put there: Optuna would then make a trial of nobody's."""
+        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return WAIT
+        return self.study.ask()
 
     def _is_exhausted(self, strategy: Strategy, proposal: Proposal, history: History) -> bool:
         """Whether a strategy that would go on for ever has long proposed nothing but what is there already."""
