@@ -124,8 +124,8 @@ def test_watching_looks_again_while_trials_are_left(run: Path, tmp_path: Path) -
     other.mkdir()
     grown = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9}), "output": str(other)})
     (other / "config.yaml").write_text(grown.to_yaml(), encoding="utf-8")
-    for name in ("study.db", "documents.json"):
-        (other / name).write_bytes((run / name).read_bytes())
+    for file in (*run.glob("study.db*"), run / "documents.json"):  # its log too, as long as somebody has it open
+        (other / file.name).write_bytes(file.read_bytes())
     waits: list[float] = []
 
     def wait(seconds: float) -> None:
