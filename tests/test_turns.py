@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy
 from support.postgres import Postgres, postgres
 from support.searches import Engine, Scorer, start
 
-from mergesearch.search import store
+from mergesearch.search import store, trials
 from mergesearch.search.storage import Patience
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies.base import Wait
@@ -135,6 +136,24 @@ def test_what_another_worker_took_meanwhile_leaves_no_trial_of_nobodys(
     monkeypatch.setattr(Search, "_enqueue", put_and_lose)
     assert isinstance(mine._ask(mine.history()), Wait)
     assert [bool(trial.strategy) for trial in mine.history().trials] == [True]
+
+
+def test_a_trial_that_another_worker_ended_meanwhile_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    mine = start(tmp_path / "run", engine, Scorer(engine), search={"trials": 2})
+    write, refused = trials.write, []
+
+    def late(handle: optuna.Trial, **values: Any) -> None:
+        if "taken" in values and handle.number == 4:
+            refused.append(handle.number)
+            mine.study.tell(handle.number, state=optuna.trial.TrialState.FAIL)
+        write(handle, **values)
+
+    monkeypatch.setattr(trials, "write", late)
+    mine.run()
+    found = mine.history().trials
+    assert refused == [4] and [trial.number for trial in found if trial.state is State.FAILED] == [4]
+    assert {trial.state for trial in found if trial.number != 4} == {State.COMPLETE}
 
 
 @contextmanager

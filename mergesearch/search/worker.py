@@ -199,8 +199,10 @@ class Search:
                 if handle is None:
                     return None
                 if not isinstance(handle, Wait):
-                    trials.write(handle, worker=presence.id, taken=datetime.now(), **self._losses(left))
-                    return handle
+                    # a server that restarts ends a turn: another worker may have taken it too, and be through with it
+                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                        trials.write(handle, worker=presence.id, taken=datetime.now(), **self._losses(left))
+                        return handle
             time.sleep(WAIT_SECONDS)
 
     def _left_behind(self, presence: Presence, history: History) -> Trial | None:
