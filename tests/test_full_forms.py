@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mergesearch import methods
 from mergesearch.checkpoints import parameters
-from mergesearch.checkpoints.measured import INDEX, in_words, write_measured
+from mergesearch.checkpoints.digests import file_digest
+from mergesearch.checkpoints.measured import INDEX, MeasuredFiles, in_words, write_measured
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import check, merge, plan
 from mergesearch.errors import UserError
@@ -279,6 +280,12 @@ def test_files_that_are_gone_or_others_are_refused(case: Case) -> None:
         with pytest.raises(UserError, match="does not hold the statistics"):
             fresh()
         file.write_bytes(whole)
+    told = (folder / INDEX).read_text()
+    (folder.parent / "0.safetensors").write_bytes((folder / "0.safetensors").read_bytes())
+    (folder / INDEX).write_text(told.replace("0.safetensors", "../0.safetensors"))
+    with pytest.raises(UserError, match="does not hold the statistics"):  # though every hash is right
+        MeasuredFiles(stated.model_copy(update={"sha256": file_digest(folder / INDEX)}))
+    (folder / INDEX).write_text(told)
     folder.rename(folder.with_name("elsewhere"))
     with pytest.raises(UserError, match=r"statistics.folder .* is not there"):
         fresh()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from mergesearch.commands.track import TOLD, Tracking, check_trackers, row_of, t
 from mergesearch.config.track import TRACKERS, TrackConfig
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scores import TaskScore
-from mergesearch.results import trackers
 from mergesearch.results.record import Record
 from mergesearch.results.trackers import TrackedRow, tracker_of
 from mergesearch.search.store import RunFolder
@@ -98,7 +98,8 @@ def test_wandb_has_a_run_for_each_trial(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_is_not_installed_is_said_before_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(trackers, "_PACKAGES", {name: f"no_{name}" for name in TRACKERS})
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in TRACKERS else find(name))
     for name in TRACKERS:
         with pytest.raises(UserError, match=rf"mergesearch\[{name}\]"):
             run_search(Config(**GIVEN, output=str(tmp_path / "run"), track=[name]))

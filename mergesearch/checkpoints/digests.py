@@ -60,6 +60,12 @@ class Digest:
         """Back from `to_data`."""
         return cls(data["form"], data["size"], data["blocks"], data["whole"])
 
+    def is_of_the_same(self, other: Digest) -> bool:
+        """Whether two digests are of equal weights, as far as both read them."""
+        return (self.form, self.size, self.blocks) == (other.form, other.size, other.blocks) and (
+            None in (self.whole, other.whole) or self.whole == other.whole
+        )
+
 
 def stamps(source: Source, where: str) -> Stamps:
     """What the file system says of each file that makes the weights.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,6 @@ import yaml
 
 from mergesearch.errors import UserError
 
-_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_ID = re.compile(rf"{_PART}/{_PART}")
-# what the hub lets a name have
-_LONGEST = 96
 _CARD = "README.md"
 
 
@@ -24,16 +19,27 @@ def hub_ids(reference: str) -> list[str]:
     (['owner/base', 'owner/adapter'], [])
     """
     names = [part.partition("@")[0] for part in reference.split("+")]
-    return [name for name in names if _ID.fullmatch(name) and not Path(name).exists()]
+    return [name for name in names if _is_id(name) and not Path(name).exists()]
 
 
 def check_id(name: str) -> None:
     """`UserError` where a name is none that the hub takes for a repository."""
-    if not _ID.fullmatch(name) or len(name) > _LONGEST or ".." in name or "--" in name:
+    if not _is_id(name):
         raise UserError(
             f"{name!r} is no name of a repository on the hub: write OWNER/NAME, with letters, digits, '-', '_' and "
-            f"'.', at most {_LONGEST} characters, no '--' and no '..'"
+            "'.', at most 96 characters, no '--' and no '..'"
         )
+
+
+def _is_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name  # the hub still has some models without an owner, and takes no new ones
 
 
 def licence_of(folder: Path) -> str | None:

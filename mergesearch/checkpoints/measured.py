@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +101,7 @@ def write_measured(
         if not final.exists():
             partial.rename(final)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        leftovers.discard(partial)
     named = {model: {task: in_words(ids) for task, ids in of.items()} for model, of in documents.items()}
     return Measured(kind=kind, folder=str(final.absolute()), sha256=digest, documents=named)
 
@@ -138,7 +137,8 @@ class MeasuredFiles:
             self._check(file_digest(index) == stated.sha256)
             told = json.loads(index.read_text(encoding="utf-8"))
             for name, digest in told["files"].items():
-                self._check((folder / name).is_file() and file_digest(folder / name) == digest)
+                # a name with a path would be read outside of the folder
+                self._check(Path(name).name == name and file_digest(folder / name) == digest)
             self._check(told["format"] == _FORMAT and told["kind"] == stated.kind)
             self._files: dict[str, Any] = {name: safe_open(str(folder / name), "pt") for name in told["files"]}
         except (OSError, ValueError, LookupError, SafetensorError) as error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mergesearch import leftovers
 from mergesearch.checkpoints.hub import check_id, create_repository, upload
 from mergesearch.commands.best import SEAL, is_whole, refresh_card
 from mergesearch.commands.export import BEST, chosen, export_trial
@@ -56,10 +56,13 @@ def push_trial(
         Originals(run.pinned, run.digests, allow_changed, say).check()
         refresh_card(run, record)
         return record, _upload(run.folder.best, name, text, revision, say)
-    with tempfile.TemporaryDirectory(prefix=".push-", dir=run.folder.path) as folder:
-        out = Path(folder) / "model"
+    out = leftovers.partial(run.folder.path / "push")  # a name by which a later command knows whose it was
+    leftovers.clear(out.parent)
+    try:
         export_trial(path, out, trial, allow_changed=allow_changed, say=say)
         return record, _upload(out, name, text, revision, say)
+    finally:
+        leftovers.discard(out)
 
 
 def _upload(folder: Path, name: str, message: str, revision: str | None, say: Callable[[str], None]) -> str:

@@ -12,8 +12,6 @@ from typing import Any, Protocol
 from mergesearch.config.track import TrackConfig
 from mergesearch.errors import UserError
 
-# what each tracker is installed as, and found by
-_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
 # MLflow takes no longer values of parameters
 _LONGEST = 500
 
@@ -56,7 +54,7 @@ class Tracker(Protocol):
 
 def check_installed(config: TrackConfig) -> None:
     """`UserError` where the tracker's client is not installed."""
-    if importlib.util.find_spec(_PACKAGES[config.to]) is None:
+    if importlib.util.find_spec(config.to) is None:
         raise UserError(f"track names {config.to}, which is not installed: pip install 'mergesearch[{config.to}]'")
 
 

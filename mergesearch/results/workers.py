@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,7 +12,7 @@ from mergesearch.search.costs import duration
 from mergesearch.search.history import History, settled_at
 from mergesearch.search.presence import SILENT, Sign
 from mergesearch.search.strategies import of_trial
-from mergesearch.search.trials import Trial
+from mergesearch.search.trials import Trial, without_numbers
 
 # trials an hour are those of the last hour, or since the first where that is less
 PACE = 3600.0
@@ -136,7 +135,7 @@ def failures(records: Iterable[Record]) -> list[str]:
     reasons: dict[str, list[Record]] = {}
     for record in records:
         if record.state == FAILED:
-            reasons.setdefault(re.sub(r"\d+", "N", record.error or ""), []).append(record)
+            reasons.setdefault(without_numbers(record.error), []).append(record)
     lines = []
     for mine in sorted(reasons.values(), key=len, reverse=True)[:REASONS]:
         numbers = ", ".join(str(record.number) for record in mine[:_NAMED]) + ", ..." * (len(mine) > _NAMED)

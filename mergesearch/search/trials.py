@@ -12,6 +12,7 @@ Between two states a worker may be killed: the next one reads the trial and goes
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -235,6 +236,11 @@ def write(trial: optuna.Trial, **values: Any) -> None:
     """
     for name, value in plain(**values).items():
         trial.set_user_attr(name, value)
+
+
+def without_numbers(error: str | None) -> str:
+    """A reason for which trials failed, alike for those that differ in a number alone."""
+    return re.sub(r"\d+", "N", error or "")
 
 
 def hand_back(storage: optuna.storages.BaseStorage, trial: optuna.Trial) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -456,7 +455,7 @@ class Search:
         """
         settled = [trial for trial in self.history().trials if trial.state.settled]
         last = [trial for trial in settled if trial.number >= self.surroundings.began][-MOST_FAILURES:]
-        reasons = {re.sub(r"\d+", "N", trial.error or "") for trial in last if trial.state is State.FAILED}
+        reasons = {trials.without_numbers(trial.error) for trial in last if trial.state is State.FAILED}
         if len(last) == MOST_FAILURES and len(reasons) == 1 and all(t.state is State.FAILED for t in last):
             raise SearchFailed(
                 f"the last {MOST_FAILURES} candidates all failed for one reason ({last[-1].error}): mend that, and the "

@@ -28,7 +28,7 @@ from mergesearch.search.soup.learning import Documents, size
 Spent = Callable[[int], None]
 
 # what Gram matrices may take at a time; with more layers the documents are passed through again
-_MOST_BYTES = 2 << 30
+MOST_BYTES = 2 << 30
 
 
 class Averaging(Protocol):
@@ -107,23 +107,35 @@ def _fisher_of(
     """[cells] sums of squared gradients of one model, the mean over documents."""
     jobs = load_model_alone(coefficients, engine, number)
     sums = torch.zeros(coefficients.shape[0], dtype=torch.float64, device=engine.pool.device)
-    whole, losses.batch_size = losses.batch_size, 1  # the square of a sum is no sum of squares
-    try:
 
-        def add(job: Job, squares: Tensor) -> None:
-            total = squares.sum(dtype=torch.float64)
-            sums[coefficients.cell_of[job.info.name]] += total.to(sums.device)
+    def add(job: Job, squares: Tensor) -> None:
+        total = squares.sum(dtype=torch.float64)
+        sums[coefficients.cell_of[job.info.name]] += total.to(sums.device)
 
-        chosen = [job for job in jobs if job.info.name in coefficients.cell_of]
-        with squares_of(engine.model, chosen, add), torch.enable_grad():
-            losses.walk(documents, lambda label, ids, loss: loss.sum().backward())
-    finally:
-        losses.batch_size = whole
+    squared_gradients(
+        engine.model, losses, documents, [job for job in jobs if job.info.name in coefficients.cell_of], add
+    )
     return sums.cpu().numpy() / max(1, size(documents))
 
 
+def squared_gradients(
+    model: nn.Module,
+    losses: Losses,
+    documents: Documents,
+    jobs: Sequence[Job],
+    take: Callable[[Job, Tensor], None],
+) -> None:
+    """Gives the squares of each document's gradients of the right answer's loss, as `_squares_of` does."""
+    whole, losses.batch_size = losses.batch_size, 1  # the square of a sum is no sum of squares
+    try:
+        with _squares_of(model, jobs, take), torch.enable_grad():
+            losses.walk(documents, lambda label, ids, loss: loss.sum().backward())
+    finally:
+        losses.batch_size = whole
+
+
 @contextmanager
-def squares_of(model: nn.Module, jobs: Sequence[Job], take: Callable[[Job, Tensor], None]) -> Iterator[None]:
+def _squares_of(model: nn.Module, jobs: Sequence[Job], take: Callable[[Job, Tensor], None]) -> Iterator[None]:
     """Gives each backward pass's squared gradients, float32 and tensor by tensor, and frees the gradients at once."""
     live = parameters(model)
     pieces: dict[str, list[Job]] = {}
@@ -157,7 +169,7 @@ def regmean(
     documents: Mapping[str, Documents],
     *,
     alpha: float = 0.9,
-    most_bytes: int = _MOST_BYTES,
+    most_bytes: int = MOST_BYTES,
     spent: Spent = lambda count: None,
 ) -> np.ndarray:
     """RegMean: the c of a cell that minimise sum_k sum_W || X_k (W(c) - W_k) ||_F^2 over its linear layers W.

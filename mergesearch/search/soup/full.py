@@ -21,20 +21,18 @@ from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
 from mergesearch.methods.informed import regmean
 from mergesearch.search.soup.closed_forms import (
+    MOST_BYTES,
     InputGrams,
+    Spent,
     each_model,
     grams_of,
     linear_layers,
     load_model_alone,
     portions,
-    squares_of,
+    squared_gradients,
 )
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.learning import Documents, size
-
-Spent = Callable[[int], None]
-# of Gram matrices at a time; with more layers the documents are passed through again
-_MOST_BYTES = 2 << 30
 
 
 class Measuring(Protocol):
@@ -83,12 +81,7 @@ def measure_fisher(
             # squares are the hook's own, so they may be kept
             sums[job.info.name] = squares.clone() if held is None else held.add_(squares)
 
-        whole, losses.batch_size = losses.batch_size, 1  # the square of a sum is no sum of squares
-        try:
-            with squares_of(engine.model, jobs, add), torch.enable_grad():
-                losses.walk(own, lambda label, ids, loss: loss.sum().backward())
-        finally:
-            losses.batch_size = whole
+        squared_gradients(engine.model, losses, own, jobs, add)
         spent(3 * size(own))
         total = sum(float(s.sum(dtype=torch.float64)) for s in sums.values())
         if not 0 < total < float("inf"):
@@ -105,7 +98,7 @@ def measure_inputs(
     losses: Losses,
     documents: Mapping[str, Documents],
     *,
-    most_bytes: int = _MOST_BYTES,
+    most_bytes: int = MOST_BYTES,
     spent: Spent = lambda count: None,
 ) -> None:
     """The Gram matrix of each linear layer's inputs in each model, per token. Jin et al. 2023, arXiv:2212.09849.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from mergesearch.checkpoints.digests import Digest
 from mergesearch.config import Config, SearchConfig
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scores import Scores, TaskScore, load_documents
@@ -173,12 +174,7 @@ def restated(trial: Trial, config: Config, theirs: Config, same: set[str]) -> Re
 
 def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> bool:
     mine, other = (each.get("parents", {}).get(where) for each in (ours, theirs))
-    if mine is None or other is None:
-        return False
-    # all bytes were not read of every parent
-    return all(mine[key] == other[key] for key in ("form", "size", "blocks")) and (
-        None in (mine["whole"], other["whole"]) or mine["whole"] == other["whole"]
-    )
+    return bool(mine and other) and Digest.from_data(mine).is_of_the_same(Digest.from_data(other))
 
 
 def _other_tasks(config: Config, theirs: Config, ours: Mapping[str, Any], before: Mapping[str, Any]) -> str:
