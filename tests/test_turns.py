@@ -122,6 +122,31 @@ def test_workers_share_a_run_over_a_server_that_restarts(tmp_path: Path, server:
     assert sorted(names) == sorted(set(names))
 
 
+def test_what_is_proposed_in_a_turn_that_was_lost_is_not_added(
+    tmp_path: Path, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server restarts while one worker decides; another decides the same and is faster."""
+    patience = Patience(60, lambda text: None, sleep=lambda seconds: time.sleep(min(seconds, 0.2)))
+    changes = {"storage": server.url, "search": {"trials": 2}, "name": "lost"}
+    mine, other = (start(tmp_path / "run", patience=patience, **changes) for _ in range(2))
+    put, lost = Search._enqueue, []
+
+    def put_late(self: Search, strategy: str, proposal: Any) -> None:
+        if self is mine and not lost:
+            lost.append(proposal)
+            server.stop()
+            server.start()
+            other.run()
+        put(self, strategy, proposal)
+
+    monkeypatch.setattr(Search, "_enqueue", put_late)
+    mine.run()
+    found = mine.history().trials
+    assert lost and sorted(trial.name for trial in found if trial.name) == ["a", "average", "b", "base"]
+    assert {trial.state for trial in found} == {State.COMPLETE}
+    assert sum(trial.strategy == "study" for trial in found) == 2
+
+
 def test_what_another_worker_took_meanwhile_leaves_no_trial_of_nobodys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

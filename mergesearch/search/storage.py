@@ -6,10 +6,11 @@ waited for; what does not, a full disk or a damaged file, ends the run at once. 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -271,6 +272,16 @@ class PatientStorage(BaseStorage):
 
     def __init__(self, storage: BaseStorage, location: Location, patience: Patience):
         self._storage, self._location, self._patience = storage, location, patience
+        self._may_add: Callable[[], None] = lambda: None
+
+    @contextlib.contextmanager
+    def adding(self, may_add: Callable[[], None]) -> Iterator[None]:
+        """A context in which a trial is added only if a look before each attempt raises nothing."""
+        before, self._may_add = self._may_add, may_add
+        try:
+            yield
+        finally:
+            self._may_add = before
 
     def _ask(self, call: Callable[[], T], again: Callable[[], T] | None = None) -> T:
         return asked_again(call, self._location, self._patience, again)
@@ -311,6 +322,7 @@ class PatientStorage(BaseStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         def create() -> int:
+            self._may_add()
             return self._storage.create_new_trial(study_id, template_trial)
 
         def find_or_create() -> int:
@@ -389,6 +401,11 @@ def asked(storage: BaseStorage, call: Callable[[], T]) -> T:
         StorageError: likewise.
     """
     return storage._ask(call) if isinstance(storage, PatientStorage) else call()
+
+
+def adding(storage: BaseStorage, may_add: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    """A context in which trials are added to a storage under a condition; see `PatientStorage.adding`."""
+    return storage.adding(may_add) if isinstance(storage, PatientStorage) else contextlib.nullcontext()
 
 
 def engine_of(storage: BaseStorage) -> sqlalchemy.Engine | None:

@@ -2,7 +2,7 @@
 
 A turn is a lock in the storage where that is a database on a server, which takes it away from a worker whose connection
 is gone; elsewhere a lock on a file in the run folder. Where the server restarts during a turn, another worker may begin
-one beside it: a candidate may then be proposed twice, and the second is a copy that costs nothing.
+one beside it: so whoever is in a turn looks whether it is still theirs before they write what must be there once.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ _SERVERS = {
 }
 
 
+class TurnLost(Exception):
+    """The turn was taken away: whatever was found in it may not be so any more."""
+
+
 class Turns:
     """The turns of one run.
 
@@ -68,8 +72,8 @@ class Turns:
         self._engine = engine
 
     @contextlib.contextmanager
-    def turn(self, what: str) -> Iterator[None]:
-        """A context that one worker of the run is in at a time.
+    def turn(self, what: str) -> Iterator[Callable[[], None]]:
+        """A context that one worker of the run is in at a time. Its value raises `TurnLost` once that is not so.
 
         Args:
             what: is done in it; each has turns of its own.
@@ -78,15 +82,20 @@ class Turns:
             StorageError: the storage has failed for too long.
         """
         begun = time.monotonic()
-        with self._on_server(what) if self._server is not None else self._folder.lock(what):
+        with self._on_server(what) if self._server is not None else self._by_file(what) as check:
             entered = time.monotonic()
             try:
-                yield
+                yield check
             finally:
                 self._told(what, entered - begun, time.monotonic() - entered)
 
     @contextlib.contextmanager
-    def _on_server(self, what: str) -> Iterator[None]:
+    def _by_file(self, what: str) -> Iterator[Callable[[], None]]:
+        with self._folder.lock(what):
+            yield lambda: None
+
+    @contextlib.contextmanager
+    def _on_server(self, what: str) -> Iterator[Callable[[], None]]:
         assert self._server is not None
         key = _key(f"{self._name}/{what}")
         looks = 0
@@ -95,7 +104,7 @@ class Turns:
             time.sleep(random.SystemRandom().uniform(*(FIRST_LOOKS if looks < _SOON else LATER_LOOKS)))
             looks += 1
         try:
-            yield
+            yield lambda: _check(connection)
         finally:
             try:
                 connection.execute(sqlalchemy.text(self._server.unlock), {"key": key})
@@ -115,6 +124,15 @@ class Turns:
             raise
         connection.close()
         return None
+
+
+def _check(connection: sqlalchemy.Connection) -> None:
+    """`TurnLost` where the connection is gone that had the lock; used again, it would be another one without it."""
+    if not connection.invalidated:
+        with contextlib.suppress(SQLAlchemyError):
+            connection.execute(sqlalchemy.text("SELECT 1"))
+            return
+    raise TurnLost
 
 
 def _key(text: str) -> int:

@@ -30,12 +30,12 @@ from mergesearch.search.presence import Presence
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
 from mergesearch.search.samplers import Choice, SeededPerTrial
-from mergesearch.search.storage import Patience, at_once
+from mergesearch.search.storage import Patience, adding, at_once
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import exhausted, of_trial, strategies_of
 from mergesearch.search.strategies.base import WAIT, Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
 from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
-from mergesearch.search.turns import Turns
+from mergesearch.search.turns import TurnLost, Turns
 from mergesearch.search.watchdog import Watchdog
 from mergesearch.search.work import Work
 from mergesearch.space import Space
@@ -191,7 +191,11 @@ class Search:
         """Takes the next trial to work on: one that an ended worker left, a waiting one, or what a strategy proposes.
         None once there is nothing left to do."""
         while True:
-            with self._turns.turn("take"):
+            with (
+                contextlib.suppress(TurnLost),  # another worker may have proposed meanwhile
+                self._turns.turn("take") as still_mine,
+                adding(self.study._storage, still_mine),
+            ):
                 history = self.history()
                 left = self._left_behind(presence, history)
                 handle = self._ask(history) if left is None else self._handle(left.number)
