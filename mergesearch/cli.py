@@ -322,6 +322,10 @@ def run(
     workers: Annotated[
         str, typer.Option(metavar="N|auto", help="processes at work; auto: one for each GPU, one without")
     ] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS|auto", help="place the workers on a Ray cluster, one for each of its GPUs"),
+    ] = None,
     fork: Annotated[
         str | None,
         typer.Option(
@@ -335,14 +339,22 @@ def run(
         from mergesearch.commands.forking import forked
 
         override = forked(config, override, fork)
-    settings = _settings(config, override, "run", [] if workers == "auto" else ["--workers", workers])
+    options = ([] if workers == "auto" else ["--workers", workers]) + (["--ray", ray] if ray is not None else [])
+    settings = _settings(config, override, "run", options)
     from mergesearch.commands.crew import shares
     from mergesearch.commands.hooks import told_at_end
     from mergesearch.commands.winner import verdict_of
 
-    share = shares(workers, settings)
+    share = shares(workers, settings) if ray is None else None
     with told_at_end(settings, lambda: verdict_of(settings.folder), _note):
-        if share.workers == 1:
+        if share is None:
+            from mergesearch.commands import on_ray
+
+            assert ray is not None
+            _with_workers(
+                settings, lambda: on_ray.run(ray, workers, settings, lambda line: _say([line]), allow_changed)
+            )
+        elif share.workers == 1:
             _search(settings, allow_changed)
         else:
             _search_with(share, settings, config, override, allow_changed)
@@ -428,9 +440,6 @@ def _end_hung(reason: str) -> None:
 def _search_with(share: Shares, settings: Config, config: Path, override: Sequence[str], allow_changed: bool) -> None:
     """Several workers on this host, and the run's table once they are done."""
     from mergesearch.commands.crew import Crew, command_of, seats
-    from mergesearch.commands.table import show
-    from mergesearch.commands.winner import verdict_of
-    from mergesearch.results.loading import load_run
     from mergesearch.search.presence import signs_of
 
     where = seats(share, settings.device, os.environ)
@@ -441,8 +450,17 @@ def _search_with(share: Shares, settings: Config, config: Path, override: Sequen
         lambda line: _say([line]),
         lambda: signs_of(settings.folder),
     )
+    _with_workers(settings, crew.run)
+
+
+def _with_workers(settings: Config, work: Callable[[], None]) -> None:
+    """Waits for workers in processes of their own, and shows what the run came to."""
+    from mergesearch.commands.table import show
+    from mergesearch.commands.winner import verdict_of
+    from mergesearch.results.loading import load_run
+
     try:
-        crew.run()
+        work()
     except KeyboardInterrupt:
         with contextlib.suppress(UserError):
             _show(show(load_run(settings.folder)))

@@ -39,7 +39,9 @@ def adapters(folder: Path, architecture: str, dtype: str, **kinds: dict[str, Any
     for name, options in kinds.items():
         made = make_model(architecture, dtype=dtype, tie_word_embeddings=True)
         kind = options.pop("kind", peft.LoraConfig)
-        adapted = peft.get_peft_model(made, kind(task_type="CAUSAL_LM", **options))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # peft draws an embedding's factors from the global generator, now and then too large
+            adapted = peft.get_peft_model(made, kind(task_type="CAUSAL_LM", **options))
         with torch.no_grad():
             for parameter in adapted.parameters():
                 if parameter.requires_grad:

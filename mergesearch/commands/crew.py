@@ -160,6 +160,7 @@ class Crew:
         say: told each line of a worker, and what became of it.
         signs: reads the last sign of life of every worker of the run; None while there is no run to read.
         clock: seconds that only grow.
+        over: set by another thread where this one is to end as by Ctrl-C.
     """
 
     def __init__(
@@ -169,8 +170,10 @@ class Crew:
         say: Callable[[str], None],
         signs: Callable[[], Mapping[str, Sign]] = dict,
         clock: Callable[[], float] = time.monotonic,
+        over: threading.Event | None = None,
     ):
         self._workers = [_Worker(seat) for seat in where]
+        self._over = over or threading.Event()
         self._command, self._say, self._signs, self._clock = command, say, signs, clock
         self._lines: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
         self._looked = clock()
@@ -188,6 +191,8 @@ class Crew:
                 self._start(worker)
             while not all(worker.over for worker in self._workers):
                 self._pass_on()
+                if self._over.is_set():
+                    raise KeyboardInterrupt
                 for worker in self._workers:
                     self._look(worker)
                 self._look_for_hanging()
