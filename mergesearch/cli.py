@@ -720,6 +720,25 @@ def dashboard(
 
 
 @app.command()
+def proxy(
+    config: ConfigPath,
+    override: Sets = [],  # noqa: B006 - typer reads the default
+    host: Annotated[
+        str, typer.Option(help="who may connect: 127.0.0.1 is this machine alone, 0.0.0.0 all that reach it")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 13000,
+) -> None:
+    """Stand before a run's storage, for more workers than a database takes connections; see `storage_proxy`."""
+    from mergesearch.commands.proxy import serving, wait
+
+    settings = _settings(config, override, "proxy")
+    signals.how_to_go_on("the proxy is closed; workers wait for it for ten minutes")
+    with serving(settings, host, port) as bound:
+        _say([f"storage_proxy: {host}:{bound} (Ctrl-C ends)"])
+        wait()
+
+
+@app.command()
 def doctor() -> None:
     """Versions, devices, memory, storage, and what is missing for which feature."""
     from mergesearch.commands.doctor import report

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from mergesearch.config import storage as storages
 from mergesearch.config.racing import RacingConfig
@@ -34,6 +34,7 @@ RESUMABLE = (
     ("on_end",),
     ("search", "study_ends"),
     ("output",),
+    ("storage_proxy",),
     ("device",),
     ("memory",),
     ("batch_size",),
@@ -154,6 +155,11 @@ class Config(Strict):
         description="the URL of a database that Optuna takes, for workers on several hosts, who share the run folder "
         "too, so that one can take up what another left; `${NAME}` in it stands for a variable of the environment, as "
         "in `postgresql://me:${PGPASSWORD}@host/runs`; left out: SQLite in the run folder",
+    )
+    storage_proxy: str | None = Field(
+        default=None,
+        description="`HOST:PORT` of a `mergesearch proxy` before the storage, for more workers than a database takes "
+        "connections (some hundred): trials are read and written through it (`pip install 'mergesearch[proxy]'`)",
     )
     artifacts: str | None = Field(
         default=None,
@@ -303,6 +309,20 @@ class Config(Strict):
         if not (rest if there else value).strip("/"):
             raise ValueError(f"{value!r} names nothing: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a folder")
         return value if there else str(Path(value).expanduser().absolute())
+
+    @field_validator("storage_proxy")
+    @classmethod
+    def _proxy_is_an_address(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        storages.address(value)
+        storage = info.data.get("storage")
+        if storage is None or storage.startswith("sqlite"):
+            raise ValueError(
+                "it stands before a database on a server: set storage to one (postgresql://USER@HOST/NAME), or leave "
+                "storage_proxy out"
+            )
+        return value
 
     @field_serializer("storage")
     def _storage_without_password(self, value: str | None) -> str | None:

@@ -41,6 +41,18 @@ def check_url(url: str) -> str:
     return url
 
 
+def address(text: str) -> tuple[str, int]:
+    """The host and the port of a proxy.
+
+    Raises:
+        ValueError: it is no `HOST:PORT`.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"{text!r} is no address of a proxy: write it as HOST:PORT")
+    return host, int(port)
+
+
 def expanded(url: str) -> str:
     """The URL with what the environment holds of it: each `${NAME}`, and the password that was left out of files.
 

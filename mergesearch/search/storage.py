@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
+import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from mergesearch.config.storage import PASSWORD, check_url, expanded
+from mergesearch.config.storage import PASSWORD, address, check_url, expanded
 from mergesearch.errors import HIDDEN, StorageError, UserError, without_passwords
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -32,6 +34,15 @@ T = TypeVar("T")
 
 # what a storage raises where it fails; all else is its answer
 FAULTS = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
+
+
+def _faults() -> tuple[type[BaseException], ...]:
+    grpc = sys.modules.get("grpc")  # loaded where there is a proxy
+    return FAULTS if grpc is None else (*FAULTS, grpc.RpcError)
+
+
+# seconds in which a proxy has to answer
+ANSWERS = 10.0
 # seconds between two attempts grow from the first to the last
 FIRST_WAIT, LAST_WAIT = 0.5, 30.0
 # the package that has a module which a database's dialect needs, where their names differ
@@ -113,6 +124,28 @@ def _check_file(file: Path, shown: str) -> None:
         raise UserError(f"storage {shown} cannot be opened: {file} may not be written, so name another file")
 
 
+def proxied(proxy: str) -> BaseStorage:
+    """The storage behind a `mergesearch proxy`.
+
+    Raises:
+        ConnectionError: it does not answer.
+        UserError: what it takes is not installed.
+    """
+    host, port = address(proxy)
+    try:
+        import grpc  # noqa: F401 - Optuna loads it only at the first call
+        from google import protobuf  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "storage_proxy needs gRPC, which is not installed: run `pip install 'mergesearch[proxy]'`"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+    storage.wait_server_ready(timeout=ANSWERS)
+    return storage
+
+
 # --- what its faults mean -----------------------------------------------------------------------------------------
 
 
@@ -123,20 +156,25 @@ class Location:
     Attributes:
         url: of the storage.
         own: the run's own file, where no storage was named.
+        proxy: through which it is read and written; None where it is so itself.
     """
 
     url: str
     own: Path | None = None
+    proxy: str | None = None
 
     def __str__(self) -> str:
-        return str(self.own) if self.own is not None else f"storage {without_passwords(self.url)}"
+        if self.own is not None:
+            return str(self.own)
+        return f"storage {without_passwords(self.url)}" + (f" by the proxy {self.proxy}" if self.proxy else "")
 
 
 def reason(error: BaseException) -> str:
     """What a storage says is wrong, in its own words: the innermost of them, in one line and without passwords."""
     while (inner := getattr(error, "orig", None) or error.__cause__) is not None:
         error = inner
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    details = getattr(error, "details", None)  # of gRPC
+    lines = str(details() if callable(details) else error).strip().splitlines() or [type(error).__name__]
     return without_passwords(lines[0].strip().rstrip(".") or type(error).__name__)
 
 
@@ -160,6 +198,10 @@ def refused(location: Location, error: BaseException) -> UserError:
         )
     if _says(error, *_DAMAGED):
         return UserError(f"{location} is damaged ({why}): put a copy of it back, or set storage and output to new ones")
+    if location.proxy is not None:
+        return UserError(
+            f"{location} cannot be opened ({why}): start `mergesearch proxy` there, or leave storage_proxy out"
+        )
     if HIDDEN in location.url:
         return UserError(
             f"{location} cannot be opened ({why}): its password is not kept in the run folder, so set {PASSWORD} to it "
@@ -237,7 +279,7 @@ def asked_again(
     while True:
         try:
             answer = attempt()
-        except FAULTS as error:
+        except _faults() as error:
             if not patience.seconds or not passes(error):
                 raise failed(location, error) from error
             now = patience.clock()
@@ -265,13 +307,16 @@ class PatientStorage(BaseStorage):
         storage: the storage itself.
         location: where it is, in words.
         patience: how long it is asked again.
+        engine: of its database, where the storage itself does not know it.
 
     Raises:
         StorageError: by every method, once the patience is at its end or the fault does not pass by itself.
     """
 
-    def __init__(self, storage: BaseStorage, location: Location, patience: Patience):
-        self._storage, self._location, self._patience = storage, location, patience
+    def __init__(
+        self, storage: BaseStorage, location: Location, patience: Patience, engine: sqlalchemy.Engine | None = None
+    ):
+        self._storage, self._location, self._patience, self.engine = storage, location, patience, engine
         self._may_add: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
@@ -382,11 +427,16 @@ class PatientStorage(BaseStorage):
         self._storage.remove_session()
 
 
-def patient(storage: BaseStorage, location: Location, patience: Patience | None = None) -> BaseStorage:
+def patient(
+    storage: BaseStorage,
+    location: Location,
+    patience: Patience | None = None,
+    engine: sqlalchemy.Engine | None = None,
+) -> BaseStorage:
     """A storage whose faults are the run's and no candidate's; see `PatientStorage`."""
     # what Optuna would put around a database, which it does not see any more
     cached = optuna.storages.get_storage(storage)
-    return PatientStorage(cached, location, patience or Patience())
+    return PatientStorage(cached, location, patience or Patience(), engine)
 
 
 def at_once(storage: BaseStorage) -> BaseStorage:
@@ -410,6 +460,8 @@ def adding(storage: BaseStorage, may_add: Callable[[], None]) -> contextlib.Abst
 
 def engine_of(storage: BaseStorage) -> sqlalchemy.Engine | None:
     """The database behind a storage; None for a storage without one."""
+    if isinstance(storage, PatientStorage) and storage.engine is not None:
+        return storage.engine
     inner = at_once(storage)
     inner = getattr(inner, "_backend", inner)  # of Optuna's cache before it
     return inner.engine if isinstance(inner, optuna.storages.RDBStorage) else None

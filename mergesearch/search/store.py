@@ -14,15 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+import sqlalchemy
 from filelock import FileLock
 from sqlalchemy import event
+from sqlalchemy.pool import NullPool
 
 from mergesearch import leftovers
 from mergesearch.config import Config
 from mergesearch.errors import StorageError, UserError
 from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
-from mergesearch.search.storage import Location, Patience, asked_again, at_once, checked, file_of, patient, refused
+from mergesearch.search.storage import (
+    Location,
+    Patience,
+    asked_again,
+    at_once,
+    checked,
+    file_of,
+    patient,
+    proxied,
+    refused,
+)
 
 if TYPE_CHECKING:
     from mergesearch.search.artifacts import Artifacts
@@ -288,6 +300,8 @@ def open_storage(config: Config, folder: RunFolder, patience: Patience | None = 
     location = _location(config, folder)
 
     def opened() -> optuna.storages.BaseStorage:
+        if config.storage_proxy:
+            return proxied(config.storage_proxy)
         return optuna.storages.get_storage(checked(location.url)) if config.storage else _local_storage(location.url)
 
     try:
@@ -296,7 +310,9 @@ def open_storage(config: Config, folder: RunFolder, patience: Patience | None = 
         raise
     except (StorageError, Exception) as error:
         raise refused(location, error.__cause__ or error) from None
-    return patient(storage, location, patience)
+    # turns are taken in the database itself, by a connection that is there for as long as one lasts
+    engine = sqlalchemy.create_engine(checked(location.url), poolclass=NullPool) if config.storage_proxy else None
+    return patient(storage, location, patience, engine)
 
 
 def open_study(
@@ -484,7 +500,7 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 def _location(config: Config, folder: RunFolder) -> Location:
     if config.storage:
-        return Location(config.storage)
+        return Location(config.storage, proxy=config.storage_proxy)
     return Location(f"sqlite:///{folder.database}", folder.database)
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import enum
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import optuna
@@ -25,6 +26,10 @@ from optuna.trial import FrozenTrial, TrialState
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe
 
+# recipes that are held ready at a time; of a long search each takes more than all else of its trial
+RECIPES = 512
+# letters of a text that other trials may have too
+LONGEST_WORD = 100
 # in place of a worker's id
 HANDED_BACK = ""
 
@@ -68,7 +73,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One trial of a run.
 
@@ -136,7 +141,7 @@ class Trial:
     params: Mapping[str, Any] = field(default_factory=dict)
     excess: Mapping[str, float] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def recipe(self) -> Recipe:
         """Its recipe.
 
@@ -145,7 +150,7 @@ class Trial:
         """
         if self.recipe_data is None:
             raise LookupError(f"trial {self.number} has no recipe yet")
-        return Recipe.from_data(dict(self.recipe_data), f"trial {self.number}")
+        return _recipe(_Known(self.recipe_id or str(self.number), self.number, self.recipe_data))
 
     @property
     def feasible(self) -> bool:
@@ -171,6 +176,42 @@ class Trial:
         return (start, self.ended_at) if start is not None and self.ended_at is not None else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A recipe as data, known by its id."""
+
+    recipe_id: str
+    number: int = field(compare=False)
+    data: Mapping[str, Any] = field(compare=False)
+
+
+@lru_cache(maxsize=RECIPES)
+def _recipe(known: _Known) -> Recipe:
+    return Recipe.from_data(dict(known.data), f"trial {known.number}")
+
+
+@lru_cache(maxsize=64)
+def _shared(items: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return dict(items)
+
+
+def _machine(data: Mapping[str, Any]) -> dict[str, Any]:
+    """One for all trials of a worker."""
+    try:
+        return _shared(tuple(data.items()))
+    except TypeError:  # no version of ours wrote it
+        return dict(data)
+
+
+def _interned(data: Any) -> Any:
+    """Plain data with one object for equal strings: trials say the same words over and over."""
+    if isinstance(data, str):
+        return sys.intern(data) if len(data) <= LONGEST_WORD else data
+    if isinstance(data, dict):
+        return {_interned(key): _interned(value) for key, value in data.items()}
+    return [_interned(value) for value in data] if isinstance(data, list) else data
+
+
 def _scores(data: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskScore]:
     return {task: TaskScore(**values) for task, values in data.items()}
 
@@ -185,7 +226,7 @@ _FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "scores": (_plain_scores, _scores),
     "partial": (_plain_scores, _scores),
     "key": (dict, dict),
-    "machine": (dict, dict),
+    "machine": (dict, _machine),
     "taken": (datetime.isoformat, datetime.fromisoformat),
     "settled_at": (datetime.isoformat, datetime.fromisoformat),
 }
@@ -197,6 +238,10 @@ _KEPT = tuple(each.name for each in fields(Trial) if each.name not in _OPTUNAS)
 def read(trial: FrozenTrial) -> Trial:
     """A trial of a study as a `Trial`."""
     noted = trial.user_attrs
+    if trial.state.is_finished():  # Optuna keeps it from now on, as we do
+        noted.update((name, _interned(value)) for name, value in list(noted.items()) if name != "machine")
+        if "machine" in noted:
+            noted["machine"] = _machine(noted["machine"])
     kept = {name: _FORMS[name][1](noted[name]) if name in _FORMS else noted[name] for name in _KEPT if name in noted}
     state = _STATES[trial.state]
     if state is State.RUNNING and kept.get("scores"):

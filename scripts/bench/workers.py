@@ -1,7 +1,7 @@
 """What many workers wait for each other and for the storage: prints results/workers.md.
 
     python -m scripts.bench.workers --workers 1 4 16 32 --seconds 30 --each 8 --out results/workers.md
-    python -m scripts.bench.workers --storage postgresql://me@127.0.0.1/runs ...
+    python -m scripts.bench.workers --storage sqlite postgresql://me@127.0.0.1/runs proxy:postgresql://me@127.0.0.1/runs
 
 The workers are processes of this host with the real study, storage and sampler; what they build and score is a sleep,
 of the durations that trials have (log-normal around `--seconds`, a spread of a third). A worker's time falls into four:
@@ -14,17 +14,23 @@ constant service), and is said to be.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import queue
 import random
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from mergesearch.config import Config
 from mergesearch.errors import without_passwords
@@ -42,6 +48,7 @@ INFOS = [TensorInfo(f"layers.{layer}.mlp", layer, "mlp", (2, 2)) for layer in ra
 MODELS = ("a", "b", "c", "d")
 SPREAD = 0.33  # of the logarithm of a trial's seconds
 COMPUTED = (64, 256)
+PROXY = "proxy:"
 TITLES = (
     "workers", "trials", "trials an hour", "turn", "storage and machine", "own CPU", "waiting in all", "a turn lasts",
     "CPU a trial",
@@ -89,6 +96,41 @@ def _numbers(value: Any) -> list[float]:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """Where the workers' study is.
+
+    Attributes:
+        url: None for SQLite in the run folder.
+        proxy: HOST:PORT of the proxy before it, if there is one.
+    """
+
+    url: str | None = None
+    proxy: str | None = None
+
+
+@contextlib.contextmanager
+def storage_of(given: str) -> Iterator[Storage]:
+    """A storage as --storage names it, with a proxy before it if that is wanted."""
+    if given == "sqlite":
+        yield Storage()
+        return
+    if not given.startswith(PROXY):
+        yield Storage(given)
+        return
+    url = given.removeprefix(PROXY)
+    with tempfile.TemporaryDirectory(prefix="mergesearch-workers-") as folder:
+        file = Path(folder) / "search.yaml"
+        file.write_text(yaml.safe_dump({**settings(Path(folder), "proxy", 1, Storage(url)).dump(), "storage": url}))
+        command = [sys.executable, "-m", "mergesearch", "proxy", str(file), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                yield Storage(url, process.stdout.readline().split()[1])
+            finally:
+                process.terminate()
+
+
+@dataclass(frozen=True)
 class Spent:
     """Of one worker, in seconds, over so many trials."""
 
@@ -105,7 +147,7 @@ class Spent:
         return max(0.0, self.whole - self.asleep - self.cpu - self.turns)
 
 
-def settings(folder: Path, name: str, trials: int, storage: str | None) -> Config:
+def settings(folder: Path, name: str, trials: int, storage: Storage) -> Config:
     data = {
         "name": name,
         "base_model": "base",
@@ -114,12 +156,13 @@ def settings(folder: Path, name: str, trials: int, storage: str | None) -> Confi
         "space": {"methods": ["task_arithmetic", "ties", "dare_ties"], "layer_groups": 2},
         "search": {"strategy": "study", "trials": trials, "seed": 0, "defaults": False},
         "output": str(folder),
-        "storage": storage,
+        "storage": storage.url,
+        "storage_proxy": storage.proxy,
     }
     return validate(Config, data, "workers")
 
 
-def work(folder: Path, name: str, trials: int, storage: str | None, seconds: float, told: Any) -> None:
+def work(folder: Path, name: str, trials: int, storage: Storage, seconds: float, told: Any) -> None:
     """One worker, in a process of its own."""
     config, stand_in = settings(folder, name, trials, storage), Sleeps(seconds)
     turns = {"waited": 0.0, "lasted": 0.0, "taken": 0}
@@ -142,7 +185,7 @@ def work(folder: Path, name: str, trials: int, storage: str | None, seconds: flo
     told.put(Spent(len(ended), whole, stand_in.slept, cpu, turns["waited"], turns["lasted"], int(turns["taken"])))
 
 
-def measured(workers: int, each: int, seconds: float, storage: str | None) -> list[Spent]:
+def measured(workers: int, each: int, seconds: float, storage: Storage) -> list[Spent]:
     """What so many workers spent, about `each` trials apiece."""
     place = Path(tempfile.mkdtemp(prefix="mergesearch-workers-"))
     name, told = f"workers-{workers}-{time.time_ns()}", FORK.Queue()
@@ -188,7 +231,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--seconds", type=float, default=30.0, help="of a trial, at the median")
     parser.add_argument("--each", type=int, default=8, help="trials of a worker, about")
-    parser.add_argument("--storage", nargs="+", default=["sqlite"], help="sqlite, or the URL of a server")
+    parser.add_argument("--storage", nargs="+", default=["sqlite"], help="sqlite, the URL of a server, or proxy:URL")
     parser.add_argument("--out", type=Path, default=Path("results/workers.md"))
     given = parser.parse_args()
     versions = ", ".join(f"{key} {value}" for key, value in machine("cpu").items() if key in ("python", "optuna"))
@@ -200,14 +243,15 @@ def main() -> None:
         "and machine*: all that is neither sleep nor CPU nor a turn, so also what 2 cores cannot do at once.", "",
     ]  # fmt: skip
     for storage in given.storage:
-        shown = storage if storage == "sqlite" else without_passwords(storage).partition(":")[0]
+        shown = without_passwords(storage).partition("://")[0]
         lines += [f"## {shown}", "", "| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|"]
         lasted = 0.0
-        for workers in given.workers:
-            spent = measured(workers, given.each, given.seconds, None if storage == "sqlite" else storage)
-            lasted = sum(one.lasted for one in spent) / max(1, sum(one.taken for one in spent))
-            lines.append("| " + " | ".join(row(workers, spent)) + " |")
-            print(lines[-1], flush=True)
+        with storage_of(storage) as there:
+            for workers in given.workers:
+                spent = measured(workers, given.each, given.seconds, there)
+                lasted = sum(one.lasted for one in spent) / max(1, sum(one.taken for one in spent))
+                lines.append("| " + " | ".join(row(workers, spent)) + " |")
+                print(lines[-1], flush=True)
         lines += [
             "", f"Computed, not run, from the last row's turn of {lasted * 1000:.0f} ms:", "",
             "| workers | turns in use | wait for a turn |", "|---|---|---|",
