@@ -8,7 +8,8 @@ of the durations that trials have (log-normal around `--seconds`, a spread of a 
 asleep (the work), its own CPU (history, sampler), waiting for its turn, and waiting for the storage and the machine,
 which is all the rest. Shares are of a worker's whole time from its first trial to its last. For more workers than were
 run, the wait for a turn is computed from how long a turn lasts, as a queue with one server (Pollaczek and Khinchine,
-constant service), and is said to be.
+constant service), and is said to be. Many workers know less when they propose than one does, so what a search of so
+many finds in equally many trials is printed too: the score without noise of the recipe that scored best.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from mergesearch.errors import without_passwords
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.schema import validate
+from mergesearch.search import store
+from mergesearch.search.history import History
 from mergesearch.search.machine import machine
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import Search
@@ -49,6 +52,7 @@ MODELS = ("a", "b", "c", "d")
 SPREAD = 0.33  # of the logarithm of a trial's seconds
 COMPUTED = (64, 256)
 PROXY = "proxy:"
+QUALITY = 0.5  # seconds of a trial where only what is found counts
 TITLES = (
     "workers", "trials", "trials an hour", "turn", "storage and machine", "own CPU", "waiting in all", "a turn lasts",
     "CPU a trial",
@@ -61,11 +65,11 @@ class Sleeps:
 
     def __init__(self, seconds: float):
         self.seconds, self.slept, self.recipe = seconds, 0.0, ""
-        self.weights: list[float] = []
+        self.value = 0.0
 
     def load(self, recipe: Recipe) -> float:
         self.recipe = recipe.id
-        self.weights = [float(x) for rule in recipe.rules for x in _numbers(rule.parameters)]
+        self.value = true_score(recipe)
         return 0.0
 
     def identity(self, recipe: Recipe) -> str:
@@ -77,8 +81,14 @@ class Sleeps:
         begun = time.monotonic()
         time.sleep(seconds)
         self.slept += time.monotonic() - begun
-        value = 1 / (1 + sum((x - 0.4) ** 2 for x in self.weights)) + drawn.gauss(0, 0.01)
+        value = self.value + drawn.gauss(0, 0.01)
         return _Scores({"quiz": TaskScore(value, 0.01, 100, "acc")})
+
+
+def true_score(recipe: Recipe) -> float:
+    """What a recipe scores without noise."""
+    numbers = [float(x) for rule in recipe.rules for x in _numbers(rule.parameters)]
+    return 1 / (1 + sum((x - 0.4) ** 2 for x in numbers))
 
 
 class _Scores:
@@ -147,14 +157,14 @@ class Spent:
         return max(0.0, self.whole - self.asleep - self.cpu - self.turns)
 
 
-def settings(folder: Path, name: str, trials: int, storage: Storage) -> Config:
+def settings(folder: Path, name: str, trials: int, storage: Storage, seed: int = 0) -> Config:
     data = {
         "name": name,
         "base_model": "base",
         "models": {model: model for model in MODELS},
         "tasks": [{"task": "quiz"}],
         "space": {"methods": ["task_arithmetic", "ties", "dare_ties"], "layer_groups": 2},
-        "search": {"strategy": "study", "trials": trials, "seed": 0, "defaults": False},
+        "search": {"strategy": "study", "trials": trials, "seed": seed, "defaults": False},
         "output": str(folder),
         "storage": storage.url,
         "storage_proxy": storage.proxy,
@@ -162,9 +172,9 @@ def settings(folder: Path, name: str, trials: int, storage: Storage) -> Config:
     return validate(Config, data, "workers")
 
 
-def work(folder: Path, name: str, trials: int, storage: Storage, seconds: float, told: Any) -> None:
+def work(folder: Path, name: str, trials: int, storage: Storage, seed: int, seconds: float, told: Any) -> None:
     """One worker, in a process of its own."""
-    config, stand_in = settings(folder, name, trials, storage), Sleeps(seconds)
+    config, stand_in = settings(folder, name, trials, storage, seed), Sleeps(seconds)
     turns = {"waited": 0.0, "lasted": 0.0, "taken": 0}
 
     def turn(what: str, waited: float, lasted: float) -> None:
@@ -185,11 +195,11 @@ def work(folder: Path, name: str, trials: int, storage: Storage, seconds: float,
     told.put(Spent(len(ended), whole, stand_in.slept, cpu, turns["waited"], turns["lasted"], int(turns["taken"])))
 
 
-def measured(workers: int, each: int, seconds: float, storage: Storage) -> list[Spent]:
-    """What so many workers spent, about `each` trials apiece."""
+def measured(workers: int, each: int, seconds: float, storage: Storage, seed: int = 0) -> tuple[list[Spent], float]:
+    """What so many workers spent, about `each` trials apiece, and what they found."""
     place = Path(tempfile.mkdtemp(prefix="mergesearch-workers-"))
     name, told = f"workers-{workers}-{time.time_ns()}", FORK.Queue()
-    given = (place / "run", name, workers * each, storage, seconds, told)
+    given = (place / "run", name, workers * each, storage, seed, seconds, told)
     processes = [FORK.Process(target=work, args=given) for _ in range(workers)]
     for process in processes:
         process.start()
@@ -202,8 +212,23 @@ def measured(workers: int, each: int, seconds: float, storage: Storage) -> list[
                 raise SystemExit("a worker failed, see above") from None
     for process in processes:
         process.join()
+    best = found(place / "run", name, storage, seed)
     shutil.rmtree(place)
-    return spent
+    return spent, best
+
+
+def found(folder: Path, name: str, storage: Storage, seed: int) -> float:
+    """The score without noise of the recipe that scored best."""
+    config = settings(folder, name, 1, storage, seed)
+    history = History(store.open_study(config, RunFolder(folder), create=False), config)
+    return true_score(history.complete()[0].recipe)
+
+
+def quality(workers: int, given: argparse.Namespace, storage: Storage) -> list[str]:
+    """What searches of so many workers find in equally many trials, over seeds."""
+    values = [measured(workers, given.trials // workers, QUALITY, storage, seed)[1] for seed in range(given.seeds)]
+    half = 2.0 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return [str(workers), str(given.trials), str(len(values)), f"{statistics.fmean(values):.4f} ± {half:.4f}"]
 
 
 def row(workers: int, spent: list[Spent]) -> list[str]:
@@ -232,6 +257,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of a trial, at the median")
     parser.add_argument("--each", type=int, default=8, help="trials of a worker, about")
     parser.add_argument("--storage", nargs="+", default=["sqlite"], help="sqlite, the URL of a server, or proxy:URL")
+    parser.add_argument("--trials", type=int, default=64, help="of a search whose finding is compared")
+    parser.add_argument("--seeds", type=int, default=5, help="of these searches")
     parser.add_argument("--out", type=Path, default=Path("results/workers.md"))
     given = parser.parse_args()
     versions = ", ".join(f"{key} {value}" for key, value in machine("cpu").items() if key in ("python", "optuna"))
@@ -248,7 +275,7 @@ def main() -> None:
         lasted = 0.0
         with storage_of(storage) as there:
             for workers in given.workers:
-                spent = measured(workers, given.each, given.seconds, there)
+                spent, _ = measured(workers, given.each, given.seconds, there)
                 lasted = sum(one.lasted for one in spent) / max(1, sum(one.taken for one in spent))
                 lines.append("| " + " | ".join(row(workers, spent)) + " |")
                 print(lines[-1], flush=True)
@@ -257,7 +284,15 @@ def main() -> None:
             "| workers | turns in use | wait for a turn |", "|---|---|---|",
             *("| " + " | ".join(computed(workers, lasted, given.seconds)) + " |" for workers in COMPUTED), "",
         ]  # fmt: skip
-    lines += notes_of(given.out)
+    lines += [
+        "## What they find", "",
+        f"Trials of {QUALITY:g} s at the median, on SQLite; ± is two standard errors over seeds.", "",
+        "| workers | trials | seeds | score without noise of the best |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for workers in given.workers:
+        lines.append("| " + " | ".join(quality(workers, given, Storage())) + " |")
+        print(lines[-1], flush=True)
+    lines += ["", *notes_of(given.out)]
     given.out.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
