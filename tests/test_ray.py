@@ -59,7 +59,6 @@ def test_one_file_is_not_for_several_hosts(tmp_path: Path) -> None:
 
 # --- a cluster of several nodes on this host ------------------------------------------------------------------------
 
-TRIALS = 30
 # a node that is gone is noticed within two seconds, not half a minute
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 SMALL = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
@@ -87,26 +86,28 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "order_for", lambda *given: replace(made(*given), module="support.chaos"))
 
 
-def test_a_node_that_is_gone_loses_nothing(tmp_path: Path, cluster: Any, stand_in: None) -> None:
-    config = settings(tmp_path / "run", search={"trials": TRIALS}, storage=f"sqlite:///{tmp_path}/study.db")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("trials", [30, pytest.param(200, marks=pytest.mark.chaos)])
+def test_a_node_that_is_gone_loses_nothing(tmp_path: Path, cluster: Any, stand_in: None, trials: int) -> None:
+    config = settings(tmp_path / "run", search={"trials": trials}, storage=f"sqlite:///{tmp_path}/study.db")
     stays, goes = (cluster.add_node(num_cpus=cpus, **SMALL) for cpus in (1, 2))
     cluster.wait_for_nodes()
     said: list[str] = []
     log = tmp_path / "log"
 
     def kill() -> None:
-        while not log.is_file() or len(log.read_text().splitlines()) < TRIALS // 4:
+        while not log.is_file() or len(log.read_text().splitlines()) < trials // 4:
             time.sleep(0.05)
         cluster.remove_node(goes, allow_graceful=False)
         said.append("a node is gone")
 
-    killing = threading.Thread(target=kill)
+    killing = threading.Thread(target=kill, daemon=True)
     killing.start()
     on_ray.run(cluster.address, "3", config, said.append)
     killing.join()
     cluster.remove_node(stays)
     assert "3 workers on 3 nodes of Ray" in said and "a node is gone" in said
-    check(tmp_path / "run", log, TRIALS, config.storage)
+    check(tmp_path / "run", log, trials, config.storage)
 
 
 @pytest.mark.slow
@@ -121,7 +122,7 @@ def test_it_ends_in_order(tmp_path: Path, cluster: Any, stand_in: None) -> None:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         on_ray.run(cluster.address, "2", config, print)
     there = subprocess.run(["pgrep", "-f", "support.chaos"], capture_output=True, text=True).stdout.split()
