@@ -350,6 +350,19 @@ def test_what_is_left_out_of_auto_is_compared_with_auto():
     assert line.startswith("| auto without racing | 2 | -0.2000 ± ") and "| -0.7 | -0.1000 ± " in line
 
 
+def test_what_the_first_version_did_stands_beside_it_and_is_no_part_of_what_is_now():
+    curves = of_zoo1(measured())
+    assert search_report.since(curves) == []
+    curves["auto (0.1)"] = {0: curve((12, 0.2, 0.1))}
+    curves["auto without racing (0.1)"] = {0: curve((12, 0.1, 0.3))}
+    # seed 0: .7 and .5 against .2 and .1
+    *_, line, _ = search_report.since(curves)
+    assert line == "| auto | 1 | +0.5000 | – | +0.4000 | – |"
+    assert search_report.ablations(curves) == []
+    *_, line, _ = search_report.ablations(curves, search_report.EARLIER)
+    assert line == "| auto without racing (0.1) | 1 | -0.1000 | – | +0.2000 | – |"
+
+
 def test_the_interval_is_students():
     mean = search_report.Mean.of([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (mean.value, mean.stderr) == (3.0, pytest.approx(math.sqrt(0.5)))

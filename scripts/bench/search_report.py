@@ -18,6 +18,7 @@ from scripts.bench.shared.notes import notes_of
 MARKS = (100, 200, 400)
 ABLATION = "auto with"  # how the names of searches begin that leave something out of auto, or change it
 CONFIDENCE = 0.95
+EARLIER = " (0.1)"  # how the names of searches end that version 0.1 ran
 # its section comes first, and its picture has no other name
 FIRST_POOL = "zoo1"
 
@@ -102,7 +103,8 @@ search score, for mergesearch's own whoever is expected to score best elsewhere 
 
 Yardsticks: `cmaes` as in mergekit-evolve, `genetic` as in mergenetic, `random` and `tpe`, over TIES' weights and
 densities per range of layers, see scripts/bench/yardstick.py for what each is and when it was chosen; `published
-defaults`, the best of them on the search documents; `greedy_soup`; `entropy_soup` as in AdaMerging.""".splitlines()
+defaults`, the best of them on the search documents; `greedy_soup`; `entropy_soup` as in AdaMerging. *(0.1)* after a
+name: as version 0.1 ran it.""".splitlines()
 
 
 JUDGING = """\
@@ -143,6 +145,8 @@ def text(pool: str, curves: Curves, yardstick: str, image: str | None) -> list[s
         "",
         *compared,
         *ablations(curves),
+        *ablations(curves, EARLIER),
+        *since(curves),
         "### Along the way",
         "",
         *marks_table(curves),
@@ -208,25 +212,55 @@ def paired_table(curves: Curves, yardstick: str) -> list[str]:
     return lines
 
 
-def ablations(curves: Curves) -> list[str]:
-    """What it costs to leave a part of auto out, or to change it."""
-    changed = [name for name in curves if name.startswith(ABLATION) and "auto" in curves]
+def ablations(curves: Curves, of: str = "") -> list[str]:
+    """What it costs to leave a part of auto out, or to change it.
+
+    Args:
+        of: how the names end of the version that is meant.
+    """
+    whole = f"auto{of}"
+    changed = [n for n in curves if n.startswith(ABLATION) and n.endswith(EARLIER) == bool(of) and whole in curves]
     if not changed:
         return []
     lines = [
-        "### Each part of auto left out, or changed",
+        f"### Each part of {whole} left out, or changed",
         "",
-        "Less the score of `auto` with the same seed, after as many document evaluations as the cheaper one spent.",
+        f"Less the score of `{whole}` with the same seed, after as many document evaluations as the cheaper one",
+        "spent.",
         "",
-        "| search | seeds | search score less that of auto | standard errors | on the holdout | standard errors |",
+        f"| search | seeds | search score less that of {whole} | standard errors | on the holdout | standard errors |",
         "|---|---|---|---|---|---|",
     ]
-    for name in changed:
-        sides = [[d for _, d in differences(curves[name], curves["auto"], side)] for side in (0, 1)]
+    return [*lines, *difference_rows(curves, [(name, whole) for name in changed]), ""]
+
+
+def since(curves: Curves) -> list[str]:
+    """What each search has that version 0.1 had too."""
+    both = [(name, f"{name}{EARLIER}") for name in curves if f"{name}{EARLIER}" in curves]
+    rows = difference_rows(curves, both)
+    if not rows:
+        return []
+    lines = [
+        "### Since version 0.1",
+        "",
+        "Less the score of the same search as 0.1 ran it, with the same seed, after as many document evaluations as",
+        "the cheaper one spent.",
+        "",
+        "| search | seeds | search score less that of 0.1 | standard errors | on the holdout | standard errors |",
+        "|---|---|---|---|---|---|",
+    ]
+    return [*lines, *rows, ""]
+
+
+def difference_rows(curves: Curves, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """A row for each pair of searches that have seeds in common."""
+    rows = []
+    for name, other in pairs:
+        sides = [[d for _, d in differences(curves[name], curves[other], side)] for side in (0, 1)]
         if sides[0]:
             cells = [difference_cells(Mean.of(found)) for found in sides]
-            lines.append(f"| {name} | {len(sides[0])} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+            rows.append(f"| {name} | {len(sides[0])} | " + " | ".join(cells) + " |")
+    return rows
 
 
 def difference_cells(mean: Mean) -> str:
