@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -458,6 +459,7 @@ def _with_workers(settings: Config, work: Callable[[], None]) -> None:
     from mergesearch.commands.table import show
     from mergesearch.commands.winner import verdict_of
     from mergesearch.results.loading import load_run
+    from mergesearch.search.store import RunFolder
 
     try:
         work()
@@ -467,6 +469,7 @@ def _with_workers(settings: Config, work: Callable[[], None]) -> None:
         _show([signals.line()])
         signals.said()
         raise typer.Exit(1) from None
+    RunFolder.prepare(settings)  # hosts that share no folder have each their own, and none was at work here
     _show(show(load_run(settings.folder)))
     _say([verdict_of(settings.folder)[1]])
 
@@ -734,7 +737,8 @@ def proxy(
     settings = _settings(config, override, "proxy")
     signals.how_to_go_on("the proxy is closed; workers wait for it for ten minutes")
     with serving(settings, host, port) as bound:
-        _say([f"storage_proxy: {host}:{bound} (Ctrl-C ends)"])
+        shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        _say([f"storage_proxy: {shown}:{bound} (Ctrl-C ends)"])
         wait()
 
 

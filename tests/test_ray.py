@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support.chaos import check
+from support.commands import mergesearch
 from support.searches import settings
 
 from mergesearch.commands import on_ray
@@ -44,6 +45,12 @@ def test_what_a_worker_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = settings(tmp_path / "run", storage="postgresql://${WHO}:pass@host/runs")
     order = order_for(config, Places(2, 2), allow_changed=True)
     assert order.environment == {"WHO": "me", PASSWORD: "pass"} and "pass@" not in order.config
+    assert "pass" not in repr(order).replace("passwo", "")
+    asked = settings(tmp_path / "run", storage="postgresql://host/runs?user=me&password=secret")
+    assert order_for(asked, Places(2, 0), False).environment == {PASSWORD: "secret"}
+    monkeypatch.chdir(tmp_path)
+    here = order_for(settings(Path("here")), Places(2, 0), False)
+    assert here.folder == tmp_path / "here" and f"output: {tmp_path / 'here'}" in here.config
     assert (order.device, order.allow_changed) == ("auto", True)
     assert [order_for(config, Places(2, gpus), False).device for gpus in (0, 1)] == ["auto", "cuda"]
 
@@ -90,7 +97,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("trials", [30, pytest.param(200, marks=pytest.mark.chaos)])
 def test_a_node_that_is_gone_loses_nothing(tmp_path: Path, cluster: Any, stand_in: None, trials: int) -> None:
     config = settings(tmp_path / "run", search={"trials": trials}, storage=f"sqlite:///{tmp_path}/study.db")
-    stays, goes = (cluster.add_node(num_cpus=cpus, **SMALL) for cpus in (1, 2))
+    stays, goes = (cluster.add_node(num_cpus=3, **SMALL) for _ in range(2))
     cluster.wait_for_nodes()
     said: list[str] = []
     log = tmp_path / "log"
@@ -106,12 +113,14 @@ def test_a_node_that_is_gone_loses_nothing(tmp_path: Path, cluster: Any, stand_i
     on_ray.run(cluster.address, "3", config, said.append)
     killing.join()
     cluster.remove_node(stays)
-    assert "3 workers on 3 nodes of Ray" in said and "a node is gone" in said
+    assert "3 workers on 3 nodes of Ray" in said
+    begun = [n for n, line in enumerate(said) if line.endswith(": begins")]
+    assert len(begun) > 3 and begun[-1] > said.index("a node is gone")  # elsewhere
     check(tmp_path / "run", log, trials, config.storage)
 
 
 @pytest.mark.slow
-def test_it_ends_in_order(tmp_path: Path, cluster: Any, stand_in: None) -> None:
+def test_an_interruption_leaves_no_process(tmp_path: Path, cluster: Any, stand_in: None) -> None:
     config = settings(tmp_path / "run", search={"trials": 10_000}, storage=f"sqlite:///{tmp_path}/study.db")
     node = cluster.add_node(num_cpus=2, **SMALL)
     cluster.wait_for_nodes()
@@ -139,6 +148,21 @@ def test_wrong_input_is_one_sentence(tmp_path: Path, cluster: Any) -> None:
         on_ray.run(cluster.address, "auto", config, print)
     cluster.remove_node(node)
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_says_it_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text(settings(tmp_path / "run").to_yaml())
+    given: list[Any] = []
+
+    def run(*arguments: Any) -> None:
+        given.extend(arguments[:2])
+        raise UserError("no cluster")
+
+    monkeypatch.setattr(on_ray, "run", run)
+    done = mergesearch("run", file, "--ray", "auto", "--workers", "3")
+    assert (done.status, given) == (2, ["auto", "3"]) and done.err.strip().endswith("error: no cluster")
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_no_cluster_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ LEASH = "MERGESEARCH_LEASH"
 MOST_DEATHS, WITHIN = 3, 600.0
 # seconds that workers have to end in order
 GRACE = 20.0
+_LAST_LINES = 2.0  # seconds for what a worker that has ended said last
 _LOOKS = 0.2  # seconds between looks at who lives
 _SIGNS = 30.0  # seconds between looks at their signs of life
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -140,6 +141,7 @@ def seats(share: Shares, device: str, environment: Mapping[str, str]) -> list[Se
 class _Worker:
     seat: Seat
     process: subprocess.Popen[str] | None = None
+    listening: threading.Thread | None = None
     last: str = ""  # what it said last
     deaths: list[tuple[float, str]] = field(default_factory=list)
     beat: tuple[int, float] | None = None  # its number, and since when it stands there
@@ -213,12 +215,19 @@ class Crew:
             env={**os.environ, **worker.seat.environment, LEASH: "1"},
         )  # fmt: skip
         worker.beat = None
-        threading.Thread(target=self._listen, args=(worker, worker.process), daemon=True).start()
+        worker.listening = threading.Thread(target=self._listen, args=(worker, worker.process), daemon=True)
+        worker.listening.start()
 
     def _listen(self, worker: _Worker, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             self._lines.put((worker, line.rstrip("\n")))
+
+    def _hear(self, worker: _Worker) -> None:
+        """Passes on the last lines of a worker that has ended."""
+        if worker.listening is not None:
+            worker.listening.join(timeout=_LAST_LINES)  # a process of its own may hold the pipe open
+        self._pass_on(wait=False)
 
     def _pass_on(self, wait: bool = True) -> None:
         """Prints what the workers have said; waits a moment for it."""
@@ -236,7 +245,7 @@ class Crew:
         process = worker.process
         if worker.over or process is None or (status := process.poll()) is None:
             return
-        self._pass_on(wait=False)
+        self._hear(worker)
         if status == 0:
             worker.done = True
             return
@@ -282,6 +291,8 @@ class Crew:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for worker in self._workers:
+            self._hear(worker)
 
 
 def hold_leash(environment: Mapping[str, str]) -> None:

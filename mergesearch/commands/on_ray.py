@@ -16,8 +16,9 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mergesearch.commands.crew import AUTO, GRACE, MOST_WORKERS, Crew, Seat, com
 from mergesearch.config import Config
 from mergesearch.config.storage import PASSWORD, expanded
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.search.storage import file_of
+from mergesearch.search.storage import checked, file_of
 
 # seconds that a look at what a worker says waits for it
 _LOOKS = 1.0
@@ -44,7 +45,7 @@ class Order:
         config: the configuration's text, its paths absolute.
         allow_changed: as for `mergesearch run`.
         device: for its configuration.
-        environment: what its process finds beside the node's own.
+        environment: what its process finds beside the node's own, passwords among it.
         folder: the run's.
         module: what Python runs with the configuration's file, where that is not `mergesearch worker`.
     """
@@ -52,7 +53,7 @@ class Order:
     config: str
     allow_changed: bool
     device: str
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     folder: Path
     module: str | None = None
 
@@ -78,12 +79,21 @@ class Post:
         self._index = index
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._over = threading.Event()
+        self._at_work = threading.Lock()
+        self._end: tuple[str, str] | None = None
 
     def work(self, order: Order) -> tuple[str, str]:
         """Is at work until nothing is left to do; returns how it ended: done, wrong (input), failed or stopped, and
         why."""
+        with self._at_work:  # Ray may call again what it lost sight of for a moment
+            if self._end is None:
+                self._end = self._work(order)
+            return self._end
+
+    def _work(self, order: Order) -> tuple[str, str]:
         from mergesearch.search.presence import signs_of
 
+        os.environ.update(order.environment)  # the storage is read here too
         with tempfile.TemporaryDirectory(prefix="mergesearch-") as folder:
             file = Path(folder) / "search.yaml"
             file.write_text(order.config, encoding="utf-8")
@@ -130,7 +140,8 @@ class _Worker:
     post: Any
     work: Any
     said: Any
-    waited: float = 0.0  # seconds without an answer
+    answered: float  # when it last did
+    placed: bool = False  # whether it ever did
     told: bool = False
     end: tuple[str, str] | None = None
 
@@ -158,6 +169,8 @@ def run(
     """
     if workers != AUTO and not (workers.isdecimal() and 1 <= int(workers) <= MOST_WORKERS):
         raise UserError(f"--workers {workers!r}: give a number from 1 to {MOST_WORKERS}, or auto for one for each GPU")
+    if config.storage:
+        checked(config.storage)
     with _connected(address) as ray:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         _check_storage(config, {str(node["NodeManagerHostname"]) for node in nodes})
@@ -166,7 +179,12 @@ def run(
         say(f"{places.workers} workers on {len(nodes)} nodes of Ray{each}")
         order = order_for(config, places, allow_changed)
         actor = ray.remote(Post).options(
-            num_cpus=1, num_gpus=places.gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=4
+            num_cpus=1,
+            num_gpus=places.gpus,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=4,
+            scheduling_strategy="SPREAD",
         )
         crew = [_begin(actor.remote(index), index, order) for index in range(places.workers)]
         try:
@@ -177,7 +195,7 @@ def run(
             raise
     ends = [worker.end for worker in crew if worker.end is not None]
     if not any(how == "done" for how, _ in ends):
-        raise CandidateError(f"no worker is left: {ends[-1][1]}")
+        raise CandidateError(ends[-1][1])
 
 
 def places_in(nodes: Sequence[Mapping[str, float]], workers: str, device: str) -> Places:
@@ -212,13 +230,18 @@ def order_for(config: Config, places: Places, allow_changed: bool) -> Order:
     environment = {name: os.environ[name] for name in _VARIABLE.findall(config.storage or "") if name in os.environ}
     if config.storage and (password := _password(config.storage)) is not None:
         environment[PASSWORD] = password
-    return Order(config.to_yaml(), allow_changed, device, environment, Path(config.folder).absolute())
+    folder = Path(config.folder).absolute()
+    config = config.model_copy(update={"output": str(folder)})  # a node's own folder is another
+    return Order(config.to_yaml(), allow_changed, device, environment, folder)
 
 
 def _password(url: str) -> str | None:
+    """The password in a URL, wherever it stands there."""
     import sqlalchemy
 
-    return sqlalchemy.make_url(expanded(url)).password
+    parsed = sqlalchemy.make_url(expanded(url))
+    among = [parsed.query[name] for name in ("password", "passwd") if name in parsed.query]
+    return parsed.password or next((found for found in among if isinstance(found, str)), None)
 
 
 def _check_storage(config: Config, hosts: set[str]) -> None:
@@ -277,58 +300,66 @@ def _unreachable(address: str, why: str) -> UserError:
 
 
 def _begin(post: Any, index: int, order: Order) -> _Worker:
-    return _Worker(index, post, post.work.remote(order), post.said.remote())
+    return _Worker(index, post, post.work.remote(order), post.said.remote(), time.monotonic())
 
 
 def _look(ray: Any, crew: Sequence[_Worker], say: Callable[[str], None]) -> None:
     """Passes on what the workers say, and notes who has ended."""
     living = [worker for worker in crew if worker.end is None]
-    ready, _ = ray.wait([ref for worker in living for ref in (worker.said, worker.work)], timeout=_LOOKS)
+    ray.wait([ref for worker in living for ref in (worker.said, worker.work)], timeout=_LOOKS)
     # all that is there by now, not only the first
     ready, _ = ray.wait([r for w in living for r in (w.said, w.work)], num_returns=2 * len(living), timeout=0)
+    now = time.monotonic()
     over = any(worker.end is not None and worker.end[0] == "done" for worker in crew)
     for worker in living:
         if worker.said in ready:
-            for line in _answer(ray, worker.said) or []:
-                say(line)
-            worker.said, worker.waited = worker.post.said.remote(), 0.0
-        else:
-            worker.waited += _LOOKS
+            _pass_on(ray, worker, say)
+            worker.said, worker.answered, worker.placed = worker.post.said.remote(), now, True
+        waited = now - worker.answered
         if worker.work in ready:
-            how, why = worker.end = _answer(ray, worker.work) or ("failed", "Ray does not start it again")
-            for line in _answer(ray, worker.said) or []:
-                say(line)
+            how, why = worker.end = _ended(ray, worker.work)
+            _pass_on(ray, worker, say)
             if how == "wrong":
                 raise UserError(why)
+            if how == "failed":
+                say(f"note: worker {worker.index} is given up: {why}")
             ray.kill(worker.post)  # what it had is free for one whose node is gone
-        elif worker.waited > _PLACING and not worker.told:
+        elif waited <= _PLACING:
+            worker.told = False
+        elif not worker.told:
             worker.told = True
             say(f"note: worker {worker.index} has no place: its node is gone, or all of the cluster is taken")
-        elif worker.waited <= _LOOKS:
-            worker.told = False
-        elif over and worker.waited > _PATIENCE:
+        elif over and waited > _PATIENCE:
             worker.end = "failed", "no place was found for it"
             ray.kill(worker.post)
 
 
-def _answer(ray: Any, ref: Any) -> Any:
-    """What a call came to; None where its actor is gone for good."""
+def _ended(ray: Any, work: Any) -> tuple[str, str]:
+    """How a worker ended."""
     try:
-        return ray.get(ref)
-    except ray.exceptions.RayError:
-        return None
+        return ray.get(work)
+    except ray.exceptions.RayError as error:  # say a node without mergesearch
+        return "failed", str(error).strip().splitlines()[-1].strip()
+
+
+def _pass_on(ray: Any, worker: _Worker, say: Callable[[str], None]) -> None:
+    """Passes on what a worker has said; nothing where it is gone."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        for line in ray.get(worker.said, timeout=2 * _LOOKS):
+            say(line)
 
 
 def _end(ray: Any, crew: Sequence[_Worker], say: Callable[[str], None]) -> None:
     """Asks every worker to end in order, and ends those that do not."""
     living = [worker for worker in crew if worker.end is None]
+    there = [worker for worker in living if worker.placed]
     with contextlib.suppress(ray.exceptions.RayError):
-        for worker in living:
+        for worker in there:
             worker.post.stop.remote()
-        ray.wait([worker.work for worker in living], num_returns=len(living), timeout=GRACE + _LOOKS)
-        for worker in living:
-            ready, _ = ray.wait([worker.said], timeout=0)
-            for line in (_answer(ray, worker.said) if ready else None) or []:
-                say(line)
+        if there:
+            ray.wait([worker.work for worker in there], num_returns=len(there), timeout=GRACE + _LOOKS)
+        for worker in there:
+            _pass_on(ray, worker, say)
     for worker in living:
-        ray.kill(worker.post)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(worker.post)

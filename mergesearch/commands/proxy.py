@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import optuna
-import sqlalchemy.exc
 
 from mergesearch.config import Config
 from mergesearch.errors import UserError
-from mergesearch.search.storage import Location, checked, refused
+from mergesearch.search.storage import PINGS, Location, checked, file_of, refused
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -40,18 +39,23 @@ def serving(config: Config, host: str, port: int) -> Iterator[int]:
         from optuna.storages._grpc.servicer import OptunaStorageProxyService
     except ImportError:
         raise UserError("a proxy needs gRPC, which is not installed: run `pip install 'mergesearch[proxy]'`") from None
-    if config.storage is None or config.storage.startswith("sqlite"):
+    if config.storage is None or file_of(config.storage) is not None:
         raise UserError(
             "storage: a proxy stands before a database on a server: set it to one (postgresql://USER@HOST/NAME)"
         )
     location = Location(config.storage)
     try:
         storage = optuna.storages.get_storage(
-            optuna.storages.RDBStorage(checked(config.storage), engine_kwargs={"pool_pre_ping": True})
+            optuna.storages.RDBStorage(
+                checked(config.storage), engine_kwargs={"pool_pre_ping": True, "pool_size": THREADS}
+            )
         )
-    except (sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever its driver raises
         raise refused(location, error) from None
     options = [(f"grpc.max_{way}_message_length", _LONGEST_MESSAGE) for way in ("send", "receive")]
+    options.append(("grpc.http2.min_ping_interval_without_data_ms", PINGS // 2))
     # where the port is taken a second server would share it in silence
     server = grpc.server(ThreadPoolExecutor(THREADS), options=[*options, ("grpc.so_reuseport", 0)])
     api_pb2_grpc.add_StorageServiceServicer_to_server(OptunaStorageProxyService(storage), server)

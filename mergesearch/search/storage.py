@@ -41,6 +41,8 @@ def _faults() -> tuple[type[BaseException], ...]:
     return FAULTS if grpc is None else (*FAULTS, grpc.RpcError)
 
 
+# milliseconds between two looks whether a proxy that is at work on a call is there
+PINGS = 30_000
 # seconds in which a proxy has to answer
 ANSWERS = 10.0
 # seconds between two attempts grow from the first to the last
@@ -133,16 +135,34 @@ def proxied(proxy: str) -> BaseStorage:
     """
     host, port = address(proxy)
     try:
-        import grpc  # noqa: F401 - Optuna loads it only at the first call
-        from google import protobuf  # noqa: F401
+        import grpc
+        from google import protobuf  # noqa: F401 - Optuna loads it only at the first call
     except ImportError:
         raise UserError(
             "storage_proxy needs gRPC, which is not installed: run `pip install 'mergesearch[proxy]'`"
         ) from None
+    # a host that is gone without a word would else be waited for as long as TCP does
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.keepalive_time_ms", PINGS),
+        ("grpc.keepalive_timeout_ms", int(1000 * ANSWERS)),
+    ]
+
+    class Proxied(optuna.storages.GrpcStorageProxy):
+        def _setup(self) -> None:
+            super()._setup()
+            self._channel.close()
+            self._channel = grpc.insecure_channel(f"{host}:{port}", options=options)
+            self._stub = type(self._stub)(self._channel)
+            self._cache = type(self._cache)(self._stub)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
-    storage.wait_server_ready(timeout=ANSWERS)
+        storage = Proxied(host=host, port=port)
+    try:
+        storage.wait_server_ready(timeout=ANSWERS)
+    except ConnectionError:
+        raise ConnectionError(f"no answer within {ANSWERS:g} s") from None
     return storage
 
 

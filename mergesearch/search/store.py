@@ -450,7 +450,7 @@ def open_run(path: str | Path) -> tuple[Config, optuna.Study]:
         UserError: it is no run folder, or its storage cannot be read.
     """
     folder = RunFolder.open(path)
-    config = folder.config()
+    config = folder.config().model_copy(update={"storage_proxy": None})  # its proxy may be closed by now
     check_storage(config, folder)
     if not config.storage and not _has_content(folder.database):
         raise UserError(f"{path} has no study.db yet: start the run with `mergesearch run`")

@@ -72,5 +72,6 @@ def check(folder: Path, log: Path, trials: int, storage: str | None) -> None:
 
 
 if __name__ == "__main__":
+    print("begins", flush=True)
     there = read(sys.argv[1])
     search(there.folder, there.folder.with_name("log"), there.search.trials or 0, there.storage).run()
