@@ -76,10 +76,13 @@ def test_lines_are_passed_on_and_the_end_is_awaited() -> None:
     assert sorted(said) == ["one: bye", "one: hello from one", "two: bye", "two: hello from two"]
 
 
+MANY = "import sys\nfor n in range(20000): print(n)\nprint('error: the last one'); sys.exit(2)"
+
+
 def test_the_last_line_of_many_is_passed_on() -> None:
     said: list[str] = []
     with pytest.raises(UserError, match="the last one"):
-        crew("for n in range(20000): print(n)\nprint('error: the last one'); import sys; sys.exit(2)", said, "one").run()
+        crew(MANY, said, "one").run()
     assert said[-1] == "one: error: the last one" and len(said) == 20001
 
 
