@@ -385,6 +385,7 @@ def test_the_page_has_every_pool_and_is_printed_from_the_rows_alone(tmp_path, mo
         search.main(["--results", str(tmp_path / "nothing"), "--report"])
 
 
+@pytest.mark.slow
 def test_one_command_runs_what_is_missing_and_prints_the_page(tmp_path, monkeypatch, capsys):
     """On the demo zoo of version 0.1, on few documents: a yardstick, one of mergesearch's own, and the entropy soup."""
     monkeypatch.setattr(search_report, "draw", lambda *_: False)

@@ -133,7 +133,7 @@ def exports(finished: tuple[Path, Done]) -> dict[str, tuple[Path, dict[str, obje
     return {name: (folder.parent / name, row) for name, (_, row) in chosen.items()}
 
 
-@pytest.mark.parametrize("which", ["winner", "dare"])
+@pytest.mark.parametrize("which", ["winner", pytest.param("dare", marks=pytest.mark.slow)])
 def test_table_score_and_lm_eval_agree_on_the_export(
     finished: tuple[Path, Done], exports: dict[str, tuple[Path, dict[str, object]]], which: str
 ) -> None:

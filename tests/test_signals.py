@@ -81,7 +81,13 @@ def command(code: str, sent: signal.Signals = signal.SIGINT, arguments: list[str
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-BOTH = pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def _sent(quick: signal.Signals, other: signal.Signals) -> pytest.MarkDecorator:
+    """Both signals go one way through the code, so the second is for the long form."""
+    late = pytest.param(other, id=other.name, marks=pytest.mark.slow)
+    return pytest.mark.parametrize("sent", [pytest.param(quick, id=quick.name), late])
+
+
+BY_TERM, BY_INT = _sent(signal.SIGTERM, signal.SIGINT), _sent(signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
@@ -100,27 +106,27 @@ def test_while_modules_are_loaded(module: str, swallow: bool, sent: signal.Signa
     assert done.err.startswith("error: interrupted") and done.err.count("\n") == 1 and TO_GO_ON in done.err
 
 
-@BOTH
+@BY_TERM
 def test_while_models_are_loaded(sent: signal.Signals) -> None:
     done = command("from mergesearch.commands import run\nrun.load_tasks = lambda *_: kill()\n", sent)
     assert done.status == 1 and TO_GO_ON in done.err and done.err.count("\n") == 1, done
     assert not (ROOT / "results" / "mine").exists()
 
 
-@BOTH
+@BY_INT
 def test_while_it_searches_the_table_is_shown_too(sent: signal.Signals) -> None:
     done = command(SEARCHED + "search = kill\n", sent)
     assert done.status == 1 and done.err == "" and "the table" in done.out
     assert done.out.splitlines()[-1] == f"interrupted; what was scored is kept. {TO_GO_ON}"
 
 
-@BOTH
+@BY_TERM
 def test_while_the_winner_is_exported(sent: signal.Signals) -> None:
     done = command(SEARCHED + "export = kill\n", sent)
     assert done.status == 1 and done.err == f"error: interrupted; what was scored is kept. {TO_GO_ON}\n", done
 
 
-@BOTH
+@BY_INT
 def test_the_second_ends_it_at_once_with_the_same_line(sent: signal.Signals) -> None:
     late = """
 search = kill
@@ -135,7 +141,7 @@ def show(found):
     assert done.err == f"error: interrupted; what was scored is kept. {TO_GO_ON}\n"
 
 
-@BOTH
+@BY_TERM
 def test_the_second_waits_for_no_library(sent: signal.Signals) -> None:
     """Python's own handlers have their turn only once a call into a library is over."""
     busy = """
