@@ -95,7 +95,7 @@ def test_what_is_equal_to_a_stopped_candidate_is_not_scored_again(tmp_path: Path
             engine.stopped = trial.identity
             asked.append(len(live.asked))
 
-    search._finished = finished
+    search._finished = search._teller._finished = finished
     search.run()
     history = search.history()
     first = next(trial for trial in history.trials if trial.state is State.PRUNED)

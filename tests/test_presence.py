@@ -170,7 +170,7 @@ def test_what_another_worker_took_meanwhile_is_dropped(tmp_path: Path) -> None:
     said: list[str] = []
 
     def taken() -> None:
-        handle = search._handle(6)
+        handle = trials.handle(search.study, 6)
         trials.write(handle, worker=ELSEWHERE)
         beats(search, 1, datetime.now(timezone.utc))
 

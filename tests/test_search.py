@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str | None, st
 def test_baselines_come_first_and_the_budget_is_kept(tmp_path: Path) -> None:
     seen: list[Trial] = []
     search = start(tmp_path / "run")
-    search._finished = seen.append
+    search._finished = search._teller._finished = seen.append
     search.run()
     found = records(search.history())
     assert [record.name for record in found[:5]] == ["base", "a", "b", "average", None]

@@ -259,6 +259,16 @@ def read(trial: FrozenTrial) -> Trial:
     )
 
 
+def at(study: optuna.Study, number: int) -> Trial:
+    """A trial of a study by its number, as it is by now."""
+    return read(study.get_trials(deepcopy=False)[number])
+
+
+def handle(study: optuna.Study, number: int) -> optuna.Trial:
+    """Optuna's own object of a running trial, through which it is written to."""
+    return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+
+
 def plain(**values: Any) -> dict[str, Any]:
     """Fields of a `Trial` as the study keeps them.
 

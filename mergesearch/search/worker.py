@@ -18,14 +18,12 @@ from mergesearch.config import Config, RacingConfig
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.scores import DocumentScores, Scores, load_documents
 from mergesearch.recipe import Recipe, TensorInfo
-from mergesearch.search import objective as objectives
 from mergesearch.search import standstill, store, trials
 from mergesearch.search.budget import Budget, Wanted, total
 from mergesearch.search.expectations import expectations
 from mergesearch.search.history import History, hours_at_work
 from mergesearch.search.keeping import LearningFiles
 from mergesearch.search.machine import machine
-from mergesearch.search.objective import Objective
 from mergesearch.search.presence import Presence
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
@@ -34,6 +32,7 @@ from mergesearch.search.storage import Patience, adding, at_once
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import exhausted, of_trial, strategies_of
 from mergesearch.search.strategies.base import WAIT, Learns, Proposal, Sampled, Stated, Strategy, Surroundings, Wait
+from mergesearch.search.telling import SearchFailed, Teller
 from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
 from mergesearch.search.turns import TurnLost, Turns
 from mergesearch.search.watchdog import Watchdog
@@ -65,10 +64,6 @@ class ScoresLive(Protocol):
     """The part of the scorer that a search needs: scores the live model as it is now. With racing, `Blocks` too."""
 
     def score(self) -> Scores: ...
-
-
-class SearchFailed(Exception):
-    """The search cannot go on, and why."""
 
 
 class _TakenAway(Exception):
@@ -153,6 +148,7 @@ class Search:
             config, self.study, space, coarse, infos, layers, learner, began, self._documents_of
         )
         self.strategies: list[Strategy] = strategies_of(self.surroundings)
+        self._teller = Teller(self.study, config, self.history, began, finished)
 
     def run(self) -> None:
         """Scores what the budget allows; called again, goes on from what is in the storage.
@@ -176,7 +172,7 @@ class Search:
                 except KeyboardInterrupt:
                     self._hand_back(handle)
                     raise
-                self._tell_scored()
+                self._teller.scored()
                 self._check_failures()
                 self._look_for_standstills()
 
@@ -198,7 +194,7 @@ class Search:
             ):
                 history = self.history()
                 left = self._left_behind(presence, history)
-                handle = self._ask(history) if left is None else self._handle(left.number)
+                handle = self._ask(history) if left is None else trials.handle(self.study, left.number)
                 if handle is None:
                     return None
                 if not isinstance(handle, Wait):
@@ -227,7 +223,7 @@ class Search:
     def _hand_back(self, handle: optuna.Trial) -> None:
         """Says that nobody is at a trial any more, so that any worker may go on with it at once."""
         try:
-            if self._trial(handle.number).state.settled:
+            if trials.at(self.study, handle.number).state.settled:
                 return
             if self._learning is not None:
                 with contextlib.suppress(OSError):  # then it is gone on with from where it was kept last
@@ -308,18 +304,11 @@ class Search:
 
     # --- one trial ---
 
-    def _handle(self, number: int) -> optuna.Trial:
-        """Optuna's own object of a running trial, through which it is written to."""
-        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
-
-    def _trial(self, number: int) -> Trial:
-        return trials.read(self.study.get_trials(deepcopy=False)[number])
-
     def _work(self, handle: optuna.Trial) -> None:
         number, history = handle.number, self.history()
         trial = history.trials[number]
         if trial.state is State.STOPPED:  # its worker ended before it told
-            self._tell_pruned(handle)
+            self._teller.pruned(handle)
         if trial.state.settled:
             return
         try:
@@ -330,7 +319,7 @@ class Search:
                 )
             recipe = self._recipe(trial, handle, history)
             self._watchdog.further()
-            self._started(self._trial(number))
+            self._started(trials.at(self.study, number))
             self._build_and_score(handle, recipe)
         except _TakenAway as error:
             self._say(f"note: {error}")
@@ -343,14 +332,14 @@ class Search:
                 return
             trials.write(handle, error=str(error) if known else f"{type(error).__name__}: {error}")
             self.study.tell(handle, state=TrialState.FAIL)
-            self._finished(self._trial(number))
+            self._finished(trials.at(self.study, number))
 
     def _give_up(self, number: int) -> None:
         """Fails a trial that takes too long, from another thread than the one that is at it."""
         reason = f"it took more than {self.config.search.trial_timeout:g} s (search.trial_timeout)"
         if self._was_taken(number):  # it was settled at that moment, or another worker is at it
             return
-        handle = self._handle(number)
+        handle = trials.handle(self.study, number)
         trials.write(handle, error=reason)
         try:
             self.study.tell(handle, state=TrialState.FAIL)
@@ -444,11 +433,11 @@ class Search:
             )
         trials.write(handle, settled_at=datetime.now(), **values)
         if self.history().objective is None:  # else the study is told at once
-            self._scored(self._trial(handle.number))
+            self._scored(trials.at(self.study, handle.number))
 
     def _was_taken(self, number: int) -> bool:
         """Whether another worker, to whom this one looked gone, is at a trial now, or has ended it."""
-        trial = self._trial(number)
+        trial = trials.at(self.study, number)
         return trial.state.settled or (self._presence is not None and trial.worker != self._presence.id)
 
     def _check_failures(self) -> None:
@@ -526,7 +515,7 @@ class Search:
             partial=stopped.partial,
         )
         self._note_settled(handle, stopped=stopped.stopped)
-        self._tell_pruned(handle)
+        self._teller.pruned(handle)
         return True
 
     # --- racing ---
@@ -565,60 +554,7 @@ class Search:
             partial=outcome.scores.tasks,
         )
         self._note_settled(handle, stopped=outcome.stopped)
-        self._tell_pruned(handle)
-
-    def _tell_pruned(self, handle: optuna.Trial) -> None:
-        """Tells the study, with the objective on the documents so far, by which samplers rank pruned trials."""
-        trial, objective = self._trial(handle.number), self.history().objective
-        if objective is not None and trial.blocks is not None:
-            handle.report(objective.ranking(trial.partial), step=trial.blocks)
-        self.study.tell(handle, state=TrialState.PRUNED)
-        self._finished(self._trial(handle.number))
-
-    # --- objective ---
-
-    def _tell_scored(self) -> None:
-        """Tells the study the objective of every scored trial, once the parents have fixed its scale."""
-        history = self.history()
-        objective = history.objective or self._fix_objective(history)
-        if objective is None:
-            return
-        for trial in history.trials:
-            if trial.state is State.SCORED:
-                self._tell(trial, objective)
-
-    def _tell(self, trial: Trial, objective: Objective) -> None:
-        pareto = self.config.objective.pareto
-        values = objective.values(trial.scores) if pareto else objective.ranking(trial.scores)
-        try:
-            for task, excess in objective.excess(trial.scores).items():
-                if task not in trial.excess:
-                    self._handle(trial.number).set_constraint(task, excess)
-            self.study.tell(trial.number, values)
-        except (ValueError, RuntimeError, optuna.exceptions.UpdateFinishedTrialError):
-            return  # another worker was faster
-        self._finished(self._trial(trial.number))
-
-    def _fix_objective(self, history: History) -> Objective | None:
-        """The objective as the parents' scores fix it; None while one of them is still to be scored."""
-        parents: dict[str, Trial] = {}
-        for name in self.config.parents:
-            trial = next((trial for trial in reversed(history.trials) if trial.name == name), None)
-            failed = trial is not None and trial.state is State.FAILED
-            # one that failed before this worker began is scored again by it
-            if trial is None or (failed and trial.number < self.surroundings.began):
-                return None
-            if not failed and not trial.scores:
-                return None
-            parents[name] = trial
-        scores = {name: trial.scores for name, trial in parents.items() if trial.scores}
-        errors = {name: trial.error or "unknown" for name, trial in parents.items() if not trial.scores}
-        try:
-            objective = objectives.fix(self.config, scores, errors)
-        except LookupError as error:
-            raise SearchFailed(str(error)) from None
-        store.note(self.study, "objective", objective.to_data())
-        return objective
+        self._teller.pruned(handle)
 
 
 __all__ = ["Search", "SearchFailed", "machine"]
