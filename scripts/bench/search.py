@@ -143,6 +143,8 @@ POOLS: dict[str, Pool] = {
     # 400 and 40 candidates on 1,526 documents
     "zoo1": Pool(zoo1.SEARCH, 610_400, 61_040),
     "real": Pool(Path("models/real/search.yaml"), REAL, REAL, _MAKE),
+    # the same with seeds that had no part in making anything: a page or a picture of its own, since seeds differ
+    "zoo1_fresh": Pool(zoo1.SEARCH, 610_400, 61_040),
     **{name: _judging(name) for name in ("judge_zoo_a", "judge_zoo_b", "judge_real_adapters", "judge_real_seven")},
 }
 # keys of a configuration that are about one machine, and not about what is measured
