@@ -732,7 +732,7 @@ def proxy(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 13000,
 ) -> None:
     """Stand before a run's storage, for more workers than a database takes connections; see `storage_proxy`."""
-    from mergesearch.commands.proxy import serving, wait
+    from mergesearch.search.proxy import serving, wait
 
     settings = _settings(config, override, "proxy")
     signals.how_to_go_on("the proxy is closed; workers wait for it for ten minutes")

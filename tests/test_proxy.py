@@ -14,9 +14,9 @@ import pytest
 from support.postgres import Postgres, postgres
 from support.searches import Engine, Scorer, settings, start
 
-from mergesearch.commands.proxy import serving
 from mergesearch.errors import UserError
 from mergesearch.search import store
+from mergesearch.search.proxy import serving
 from mergesearch.search.storage import Patience, engine_of
 from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import State

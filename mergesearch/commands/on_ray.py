@@ -24,9 +24,9 @@ from typing import Any
 
 from mergesearch.commands.crew import AUTO, GRACE, MOST_WORKERS, Crew, Seat, command_of
 from mergesearch.config import Config
-from mergesearch.config.storage import PASSWORD, expanded
+from mergesearch.config.storage import PASSWORD
 from mergesearch.errors import CandidateError, UserError
-from mergesearch.search.storage import checked, file_of
+from mergesearch.search.storage import checked, file_of, password_of
 
 # seconds that a look at what a worker says waits for it
 _LOOKS = 1.0
@@ -135,7 +135,7 @@ def _here() -> str:
 
 
 @dataclass
-class _Worker:
+class _Remote:
     index: int
     post: Any
     work: Any
@@ -228,20 +228,11 @@ def order_for(config: Config, places: Places, allow_changed: bool) -> Order:
     """What the workers of a run are given."""
     device = config.device if not places.gpus else "cuda" if places.gpus == 1 else AUTO
     environment = {name: os.environ[name] for name in _VARIABLE.findall(config.storage or "") if name in os.environ}
-    if config.storage and (password := _password(config.storage)) is not None:
+    if config.storage and (password := password_of(config.storage)) is not None:
         environment[PASSWORD] = password
     folder = Path(config.folder).absolute()
     config = config.model_copy(update={"output": str(folder)})  # a node's own folder is another
     return Order(config.to_yaml(), allow_changed, device, environment, folder)
-
-
-def _password(url: str) -> str | None:
-    """The password in a URL, wherever it stands there."""
-    import sqlalchemy
-
-    parsed = sqlalchemy.make_url(expanded(url))
-    among = [parsed.query[name] for name in ("password", "passwd") if name in parsed.query]
-    return parsed.password or next((found for found in among if isinstance(found, str)), None)
 
 
 def _check_storage(config: Config, hosts: set[str]) -> None:
@@ -299,11 +290,11 @@ def _unreachable(address: str, why: str) -> UserError:
     )
 
 
-def _begin(post: Any, index: int, order: Order) -> _Worker:
-    return _Worker(index, post, post.work.remote(order), post.said.remote(), time.monotonic())
+def _begin(post: Any, index: int, order: Order) -> _Remote:
+    return _Remote(index, post, post.work.remote(order), post.said.remote(), time.monotonic())
 
 
-def _look(ray: Any, crew: Sequence[_Worker], say: Callable[[str], None]) -> None:
+def _look(ray: Any, crew: Sequence[_Remote], say: Callable[[str], None]) -> None:
     """Passes on what the workers say, and notes who has ended."""
     living = [worker for worker in crew if worker.end is None]
     ray.wait([ref for worker in living for ref in (worker.said, worker.work)], timeout=_LOOKS)
@@ -342,14 +333,14 @@ def _ended(ray: Any, work: Any) -> tuple[str, str]:
         return "failed", str(error).strip().splitlines()[-1].strip()
 
 
-def _pass_on(ray: Any, worker: _Worker, say: Callable[[str], None]) -> None:
+def _pass_on(ray: Any, worker: _Remote, say: Callable[[str], None]) -> None:
     """Passes on what a worker has said; nothing where it is gone."""
     with contextlib.suppress(ray.exceptions.RayError):
         for line in ray.get(worker.said, timeout=2 * _LOOKS):
             say(line)
 
 
-def _end(ray: Any, crew: Sequence[_Worker], say: Callable[[str], None]) -> None:
+def _end(ray: Any, crew: Sequence[_Remote], say: Callable[[str], None]) -> None:
     """Asks every worker to end in order, and ends those that do not."""
     living = [worker for worker in crew if worker.end is None]
     there = [worker for worker in living if worker.placed]

@@ -26,7 +26,7 @@ EXAMPLES: Sequence[tuple[str, Sequence[str]]] = (
 )
 # every verb once, in the order in which a person meets them
 GROUPS: Mapping[str, Sequence[str]] = {
-    "Search": ("init", "convert", "check", "run", "worker"),
+    "Search": ("init", "convert", "check", "run", "worker", "proxy"),
     "Look": ("table", "watch", "dashboard", "report", "score"),
     "Merge": ("export", "push", "merge"),
     "Learn": ("methods", "strategies", "zoo", "doctor"),

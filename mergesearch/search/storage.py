@@ -114,6 +114,13 @@ def file_of(url: str) -> Path | None:
     return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
+def password_of(url: str) -> str | None:
+    """The password in a URL, wherever it stands there."""
+    parsed = sqlalchemy.make_url(expanded(url))
+    among = [parsed.query[name] for name in ("password", "passwd") if name in parsed.query]
+    return parsed.password or next((found for found in among if isinstance(found, str)), None)
+
+
 def _check_file(file: Path, shown: str) -> None:
     if str(file).startswith("file:"):  # with options of SQLite's own
         return
