@@ -459,7 +459,6 @@ def _with_workers(settings: Config, work: Callable[[], None]) -> None:
     from mergesearch.commands.table import show
     from mergesearch.commands.winner import verdict_of
     from mergesearch.results.loading import load_run
-    from mergesearch.search.store import RunFolder
 
     try:
         work()
@@ -469,7 +468,6 @@ def _with_workers(settings: Config, work: Callable[[], None]) -> None:
         _show([signals.line()])
         signals.said()
         raise typer.Exit(1) from None
-    RunFolder.prepare(settings)  # hosts that share no folder have each their own, and none was at work here
     _show(show(load_run(settings.folder)))
     _say([verdict_of(settings.folder)[1]])
 

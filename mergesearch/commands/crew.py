@@ -55,6 +55,12 @@ class Shares:
     each: int = 1
 
 
+def check_workers(workers: str) -> None:
+    """`UserError` where --workers is neither a number that may be nor `auto`."""
+    if workers != AUTO and not (workers.isdecimal() and 1 <= int(workers) <= MOST_WORKERS):
+        raise UserError(f"--workers {workers!r}: give a number from 1 to {MOST_WORKERS}, or auto for one for each GPU")
+
+
 def shares(workers: str, config: Config, needed: Callable[[Config], int] | None = None) -> Shares:
     """How many workers there are to be.
 
@@ -66,9 +72,8 @@ def shares(workers: str, config: Config, needed: Callable[[Config], int] | None 
     Raises:
         UserError: it is neither, or the models cannot be merged.
     """
+    check_workers(workers)
     device = config.device
-    if workers != AUTO and not (workers.isdecimal() and 1 <= int(workers) <= MOST_WORKERS):
-        raise UserError(f"--workers {workers!r}: give a number from 1 to {MOST_WORKERS}, or auto for one for each GPU")
     if workers == "1" or device != AUTO:
         return Shares(1 if workers == AUTO else int(workers))
     import torch  # the command waits for nothing else of it

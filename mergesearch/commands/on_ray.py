@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import queue
-import re
 import signal
 import socket
 import sys
@@ -22,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergesearch.commands.crew import AUTO, GRACE, MOST_WORKERS, Crew, Seat, command_of
+from mergesearch.commands.crew import AUTO, GRACE, Crew, Seat, check_workers, command_of
 from mergesearch.config import Config
-from mergesearch.config.storage import PASSWORD
+from mergesearch.config.storage import PASSWORD, variables
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.storage import checked, file_of, password_of
+from mergesearch.search.store import RunFolder
 
 # seconds that a look at what a worker says waits for it
 _LOOKS = 1.0
@@ -34,7 +34,6 @@ _LOOKS = 1.0
 _CONNECTING = 10.0
 # seconds after which a worker that Ray finds no place for is told of, and is given up once the others are done
 _PLACING, _PATIENCE = 30.0, 600.0
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,7 @@ def run(
         CandidateError: no worker got to the end.
         KeyboardInterrupt: passed on, once the workers have handed back what they were at.
     """
-    if workers != AUTO and not (workers.isdecimal() and 1 <= int(workers) <= MOST_WORKERS):
-        raise UserError(f"--workers {workers!r}: give a number from 1 to {MOST_WORKERS}, or auto for one for each GPU")
+    check_workers(workers)
     if config.storage:
         checked(config.storage)
     with _connected(address) as ray:
@@ -196,6 +194,7 @@ def run(
     ends = [worker.end for worker in crew if worker.end is not None]
     if not any(how == "done" for how, _ in ends):
         raise CandidateError(ends[-1][1])
+    RunFolder.prepare(config)  # hosts that share no folder have each their own, and none was at work here
 
 
 def places_in(nodes: Sequence[Mapping[str, float]], workers: str, device: str) -> Places:
@@ -227,7 +226,7 @@ def places_in(nodes: Sequence[Mapping[str, float]], workers: str, device: str) -
 def order_for(config: Config, places: Places, allow_changed: bool) -> Order:
     """What the workers of a run are given."""
     device = config.device if not places.gpus else "cuda" if places.gpus == 1 else AUTO
-    environment = {name: os.environ[name] for name in _VARIABLE.findall(config.storage or "") if name in os.environ}
+    environment = {name: os.environ[name] for name in variables(config.storage or "") if name in os.environ}
     if config.storage and (password := password_of(config.storage)) is not None:
         environment[PASSWORD] = password
     folder = Path(config.folder).absolute()

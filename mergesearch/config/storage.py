@@ -53,6 +53,11 @@ def address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def variables(url: str) -> list[str]:
+    """The names of the environment's variables that a URL names."""
+    return _VARIABLE.findall(url)
+
+
 def expanded(url: str) -> str:
     """The URL with what the environment holds of it: each `${NAME}`, and the password that was left out of files.
 
