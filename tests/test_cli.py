@@ -338,6 +338,7 @@ def test_zoo_prints_its_folder() -> None:
     assert found["tasks"] and all((zoo.folder() / "tasks" / f"{task}.yaml").is_file() for task in found["tasks"])
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_nothing_is_lost_and_nothing_scored_twice(tmp_path: Path) -> None:
     options = small(tmp_path / "killed", trials=8, limit=8)
     process = subprocess.Popen(

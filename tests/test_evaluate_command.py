@@ -1,16 +1,14 @@
-"""The figures against the `lm_eval` command on an exported checkpoint, in a process of its own."""
+"""The figures against the `lm_eval` command on an exported checkpoint."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
+from support.commands import lm_eval
 from support.evaluate_tiny import make_model, make_tokenizer, metric, write_task, write_tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,13 +38,11 @@ def test_one_command_for_every_request_type(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     scores = Scorer(model, tokenizer, tasks, documents, batch_size=4).score()
 
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
+    command = ["run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
     command += ["--model_args", f"pretrained={tmp_path / 'model'}", "--include_path", str(tmp_path / "tasks")]
     command += ["--tasks", ",".join(EVERY), "--samples", json.dumps(lm_eval_samples(tasks, documents))]
     command += ["--output_path", str(tmp_path / "out")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    lm_eval(*command, cwd=tmp_path)
 
     results = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())["results"]
     for task in tasks:
@@ -82,14 +78,12 @@ def test_one_command_with_what_users_set(tmp_path):
     scorer = Scorer(model, AutoTokenizer.from_pretrained(tmp_path / "model"), tasks, documents, batch_size=4, **chat)
     scores = scorer.score()
 
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
+    command = ["run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
     command += ["--model_args", json.dumps({"pretrained": str(tmp_path / "model"), **thinking})]
     command += ["--include_path", str(tmp_path / "tasks"), "--tasks", "tiny_tag", "--apply_chat_template"]
     command += ["--samples", json.dumps(lm_eval_samples(tasks, documents)), "--gen_kwargs", json.dumps(generation)]
     command += ["--confirm_run_unsafe_code", "--output_path", str(tmp_path / "out"), "--log_samples"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    lm_eval(*command, cwd=tmp_path)
     logged = {}
     for name in ("tiny_code", "tiny_code_too"):
         for line in next((tmp_path / "out").rglob(f"samples_{name}_2*.jsonl")).read_text().splitlines():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import QUICKSTART, Done
+from support.late import some
 
 ROOT = Path(__file__).parent.parent
 TO_GO_ON = f"To go on: mergesearch run {QUICKSTART} --set name=mine"
@@ -81,13 +82,13 @@ def command(code: str, sent: signal.Signals = signal.SIGINT, arguments: list[str
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def _sent(quick: signal.Signals, other: signal.Signals) -> pytest.MarkDecorator:
+def _sent(quick: signal.Signals) -> pytest.MarkDecorator:
     """Both signals go one way through the code, so the second is for the long form."""
-    late = pytest.param(other, id=other.name, marks=pytest.mark.slow)
-    return pytest.mark.parametrize("sent", [pytest.param(quick, id=quick.name), late])
+    both = [signal.SIGTERM, signal.SIGINT]
+    return pytest.mark.parametrize("sent", some(both, now=[quick]), ids=[sent.name for sent in both])
 
 
-BY_TERM, BY_INT = _sent(signal.SIGTERM, signal.SIGINT), _sent(signal.SIGINT, signal.SIGTERM)
+BY_TERM, BY_INT = _sent(signal.SIGTERM), _sent(signal.SIGINT)
 
 
 @pytest.mark.parametrize(

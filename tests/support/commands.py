@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,24 @@ def mergesearch(*arguments: object) -> Done:
     ):
         status = cli.status()
     return Done(status, out.getvalue(), err.getvalue())
+
+
+def lm_eval(*arguments: object, cwd: Path) -> None:
+    """`lm_eval ARGUMENTS` in the folder `cwd`."""
+    from lm_eval._cli import HarnessCLI
+
+    argv, before = ["lm_eval", *(str(argument) for argument in arguments)], Path.cwd()
+    os.chdir(cwd)
+    try:
+        with (
+            mock.patch.object(sys, "argv", argv),
+            mock.patch.dict(os.environ),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            command = HarnessCLI()
+            command.execute(command.parse_args())
+    finally:
+        os.chdir(before)
 
 
 def sets(**changes: object) -> list[str]:
