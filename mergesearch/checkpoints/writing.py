@@ -148,7 +148,7 @@ def save(model: Any, tokenizer: Any, folder: Path, metadata: Mapping[str, str], 
     disks.need(folder, sum(tensor.nbytes for tensor in state(model).values()))
     _copy_repeated(model)
     with quiet_transformers():
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        _save_model(model, folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     for file in sorted(folder.glob("*.safetensors")):
@@ -164,11 +164,28 @@ def save_without_weights(blank: Any, tokenizer: Any, folder: Path) -> None:
         folder: an empty folder.
     """
     with quiet_transformers():
-        blank.save_pretrained(folder, state_dict={})
+        _save_model(blank, folder, state_dict={})
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors*"):
         file.unlink()
+
+
+def _save_model(model: Any, folder: Path, **options: Any) -> None:
+    """`save_pretrained`, with a generation config as it is: published ones may contradict themselves.
+
+    transformers before 5.23 refuses to write those.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        model.save_pretrained(folder, **options)
+        return
+    model.generation_config = type(generation)()
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        model.generation_config = generation
+    generation.to_json_file(folder / "generation_config.json")
 
 
 def copy_processor(source: Path, folder: Path) -> None:
