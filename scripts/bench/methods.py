@@ -4,10 +4,11 @@
     python -m scripts.bench.methods --methods tsv ties+svc of these alone
     python -m scripts.bench.methods --page                 the page again, from what is done
 
-Each method is a run of its own, `strategy: [baselines, study]`, with that method alone in its space: so many trials on
-the search documents, then the winner, and the method's default with every weight 1, on the holdout, each beside the
-plain average of the models, document by document. What is done is kept in --folder, run by run; what is not is said to
-be `not run`. Nothing was chosen by looking at the holdout: each row is one method's winner by its search scores.
+Each method is a run of its own with that method alone in its space: the base, the models and their plain average,
+which a run before scores once for all, then so many trials proposed by TPE on the search documents. The best of them by
+its search documents, and the method's default with every weight 1, are scored on the holdout, each beside the plain
+average, document by document. What is done is kept in --folder, run by run; what is not is said to be `not run`.
+Nothing was chosen by looking at the holdout.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from scripts.bench.shared import zoo1
 
 AVERAGE = "plain average"
+DEFAULT, SEARCHED = "default", "searched"
 RESULTS = Path(__file__).parents[2] / "results"
 USUAL = ("linear", "task_arithmetic", "ties", "dare_ties")
 NEWER = (
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=RESULTS / "methods")
     parser.add_argument("--methods", nargs="+", default=[*NEWER, *USUAL])
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--documents", type=int, default=150, help="of each task, half of them held out")
+    parser.add_argument("--documents", type=int, default=100, help="of each task, half of them held out")
     parser.add_argument("--page", action="store_true", help="run nothing")
     args = parser.parse_args()
     for name in [] if args.page else args.methods:
@@ -58,43 +60,53 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from mergesearch import config as configuration
-    from mergesearch.commands.report import report_run
     from mergesearch.commands.run import prepare
     from mergesearch.commands.score import HOLDOUT, score_recipes
-    from mergesearch.recipe import single_rule
-    from mergesearch.results.loading import load_run
+    from mergesearch.recipe import Recipe, single_rule
+    from mergesearch.results.loading import Run, load_run
+    from mergesearch.results.record import ranked
     from mergesearch.results.report import Entry, Question, build
 
+    def run(folder: str, more: dict[str, str]) -> tuple[configuration.Config, Run]:
+        settings = {
+            "name": f"methods-{folder}", "search.defaults": "false", "dtype": "float32", "report.at_end": "false",
+            "output": args.folder / folder, **more,
+        }  # fmt: skip
+        read = configuration.read(args.config, [f"{key}={value}" for key, value in settings.items()])
+        tasks = [task.model_copy(update={"limit": args.documents}) for task in read.tasks]
+        config = read.model_copy(update={"tasks": tasks})
+        prepare(config).search.run()
+        return config, load_run(args.folder / folder)
+
+    run("parents", {"search.strategy": "[baselines]", "search.trials": "0", "space.methods": "[linear]"})
     start = time.perf_counter()
-    settings = {
-        "name": f"methods-{name}", "space.methods": f"[{name}]", "search.strategy": "[baselines, study]",
-        "search.trials": args.trials, "dtype": "float32", "report.at_end": "false", "output": args.folder / name,
-    }  # fmt: skip
-    read = configuration.read(args.config, [f"{key}={value}" for key, value in settings.items()])
-    tasks = [task.model_copy(update={"limit": args.documents}) for task in read.tasks]
-    config = read.model_copy(update={"tasks": tasks})
-    session = prepare(config)
-    session.search.run()
+    study = {"search.strategy": "[baselines, study]", "search.sampler": "tpe", "search.trials": str(args.trials)}
+    config, found = run(name, {"space.methods": f"[{name}]", "search.fork": str(args.folder / "parents"), **study})
     searched = time.perf_counter() - start
-    folder = args.folder / name
-    found = report_run(folder)
-    run = load_run(folder)
-    average = next(record for record in run.records if record.name == "average")
-    default = dataclasses.replace(average, number=len(run.records), name=None, method=name)
-    recipe = config.recipe(single_rule(name))
-    scores = score_recipes({AVERAGE: config.recipe(single_rule("linear")), name: recipe}, config, HOLDOUT)
-    assert run.objective is not None
-    entries = [
-        Entry(record, scores[label], run.objective.value(scores[label].tasks))
-        for record, label in ((default, name), (average, AVERAGE))
-    ]
-    question = Question(run.name, default.number, {AVERAGE: average.number}, run.objective.factors(scores[AVERAGE]))
-    plain = build(question, entries)
-    winner = next(r for r in found.sections[0].rows if r.trial == found.winner_trial)
+    average = next(record for record in found.records if record.name == "average")
+    best = next(record for record in ranked(found.records) if record.name is None)
+    default = dataclasses.replace(average, number=len(found.records), name=None, method=name)
+    recipes = {
+        AVERAGE: config.recipe(single_rule("linear")),
+        DEFAULT: config.recipe(single_rule(name)),
+        SEARCHED: Recipe.model_validate(dict(best.recipe)),
+    }
+    scores = score_recipes(recipes, config, HOLDOUT)
+    objective = found.objective
+    assert objective is not None
+    rows = {}
+    for label, record in ((DEFAULT, default), (SEARCHED, best)):
+        entries = [
+            Entry(record, scores[label], objective.value(scores[label].tasks)),
+            Entry(average, scores[AVERAGE], objective.value(scores[AVERAGE].tasks)),
+        ]
+        factors = objective.factors(scores[AVERAGE].tasks)
+        section = build(Question(config.name, record.number, {AVERAGE: average.number}, factors), entries).sections[0]
+        rows[label] = _figures(next(row for row in section.rows if row.trial == record.number))
     return {
         "method": name, "trials": args.trials, "documents": args.documents, "config": str(args.config.name),
-        "seconds": searched, "default": _figures(plain.sections[0].rows[0]), "searched": _figures(winner),
-        "winner": winner.candidate, "search": winner.search, "date": str(datetime.date.today()),
+        "seconds": searched, **rows, "winner": best.recipe_id, "search": best.objective,
+        "date": str(datetime.date.today()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
     }  # fmt: skip
 
@@ -115,11 +127,11 @@ ABOUT = """# What each merge method is worth
 
     python -m scripts.bench.methods
 
-Each row is a search of its own with one method in its space, `strategy: [baselines, study]`, in float32. `holdout`: the
-objective on documents that no trial saw (more is better). `over the average`: the difference to the plain average of
-the models, paired document by document, with its 95 % interval. `default`: every weight 1 and all else at the method's
-default. `seconds`: of the whole search, scoring included; what a method itself
-takes stands in [engine.md](engine.md).
+Each row is a search of its own by TPE with one method in its space, in float32. `holdout`: the objective on documents
+that no trial saw (more is better). `over the average`: the difference to the plain average of the models, paired
+document by document, with its 95 % interval. `default`: every weight 1 and all else at the method's default. `seconds`:
+of the whole search, scoring included, without the parents, which were scored once for all; what a method itself takes
+stands in [engine.md](engine.md).
 """
 
 
