@@ -12,6 +12,7 @@ from mergesearch.commands import probe
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History
+from mergesearch.search.soup.learner import Learner
 from mergesearch.search.speed import probe_of
 from mergesearch.search.store import open_run
 
@@ -48,6 +49,21 @@ def test_before_a_run_by_a_probe_and_then_by_its_trials(tmp_path: Path, monkeypa
     after = mergesearch("check", QUICKSTART, *small(tmp_path / "run", trials=3, limit=8, **soups))
     assert line(after.out, "left").startswith("about ") and "3 greedy soups" in line(after.out, "left")
     assert "\ntime: " not in after.out and asked == []
+
+
+def test_what_statistics_of_documents_take_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("regmean_full", "regmean_plus", "fisher_full")
+    changes = {"trust_tasks": "true", "search__strategy": f"[{', '.join(names)}]"}
+    said = mergesearch("check", QUICKSTART, *small(tmp_path / "run", limit=8, **changes))
+    assert said.status == 0, said.err
+    for name in names:
+        told = r"about \d+ (s|min).* once for 4 models on about \d+ documents and [\d.]+ MiB in the run folder"
+        then = "" if name == "fisher_full" else r", then about \d+ (s|min).* a candidate"
+        assert re.fullmatch(told + then, line(said.out, f"statistics {name}"))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(Learner, "foreseen", lambda *_: None)
+    unknown = mergesearch("check", QUICKSTART, *small(tmp_path / "run", limit=8, **changes))
+    assert line(unknown.out, "statistics fisher_full").startswith("not known: ")
 
 
 def test_what_cannot_be_measured_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

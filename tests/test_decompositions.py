@@ -18,6 +18,8 @@ from mergesearch.engine.kernels import decompositions, notices
 from mergesearch.engine.kernels.kept_files import KeptFiles
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import merge, plan
+from mergesearch.methods import knots, task_vector
+from mergesearch.methods.listening import listening
 from mergesearch.recipe import single_rule
 
 # those whose decompositions hang on the parents alone
@@ -64,6 +66,48 @@ def test_kept_decompositions_give_the_same_bytes(name, tmp_path):
             assert torch.equal(made(runner(kept), name, given, weight=weights), defined(name, given, weight=weights))
         assert kept.made == (0 if number == 2 else 3 if name == "star" else 1)
     assert list(tmp_path.glob("*/about.json"))
+
+
+@pytest.mark.parametrize("compiled", ["never", "now"])
+@pytest.mark.parametrize("name", ["knots", "knots_dare"])
+def test_what_is_merged_in_a_basis_is_made_by_a_kernel(name, compiled, monkeypatch):
+    """To the bit what the plain definition gives, which runs on no tensor; each matrix has its own statistics."""
+    matrices = [operands(shape=(40, 90), seed=seed) for seed in range(2)]
+    settings = [
+        {"density": density, "weight": weight, "lambda": 1.1}
+        for density in ([0.3, 0.6, 1.0], 0.5)
+        for weight in ([0.2, 0.7, -0.4], [1.0, 1.0, 1.0])
+    ]
+    wanted = [defined(name, one, **how) for how in settings for one in matrices]
+    ran: list[bool] = []
+
+    def watched(weighted: Any) -> Any:
+        ran.append(any(isinstance(one, Tensor) for one in weighted))
+        return elect(weighted)
+
+    elect = task_vector.elect
+    monkeypatch.setattr(task_vector, "elect", watched)
+    kept = decompositions.Decompositions(2**24)
+    run = kernels.Runner(kernels.Statistics(2**24, 2**24), kernels.Compiler(compiled), decompositions=kept)
+    found = [made(run, name, one, **how) for how in settings for one in matrices]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert ran and not any(ran) and not run.compiler.failed
+
+
+def test_a_part_that_is_given_other_tensors_runs_plainly():
+    """What no decomposition gave has no name to keep statistics by."""
+    given = operands()
+    asked: list[Any] = []
+    kept = decompositions.Decompositions(2**24)
+    answer = kept.listener(given, lambda *called: asked.append(called))(given.base, given.models)
+    rows = [torch.randn(4, 6, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    with listening(answer):
+        found = knots.trimmed_and_elected(None, rows, density=0.5)
+        _, turned = knots.shared_basis(given.base, given.models)
+        knots.trimmed_and_elected(None, list(turned), density=0.5)
+    assert torch.equal(found, knots.trimmed_and_elected(None, rows, density=0.5))
+    ((_, tensors, named, names),) = asked
+    assert named == {"density": 0.5} and len(set(map(repr, names))) == len(tensors) == 3
 
 
 def test_other_parents_are_other_decompositions(tmp_path):

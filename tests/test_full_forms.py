@@ -22,6 +22,7 @@ from mergesearch.errors import UserError
 from mergesearch.methods import Method
 from mergesearch.recipe import Measured, Recipe, single_rule
 from mergesearch.search.soup.coefficients import Coefficients
+from mergesearch.search.soup.foreseen import Sizes
 from mergesearch.search.soup.full import measure_fisher, measure_inputs, measure_merged_inputs
 
 DOCUMENTS = {"a": {"one": [0, 1, 2]}, "b": {"two": [0, 1]}}
@@ -182,6 +183,15 @@ def test_each_layers_inputs_are_measured(case: Case) -> None:
     keys = {tuple(place) for place in files._places["a"].values()}
     # layers that are given the same inputs share one matrix
     assert len(keys) < len(files._places["a"]) or "transformer" in case.pool.form.layout.prefix
+
+
+def test_what_will_be_kept_is_counted(case: Case) -> None:
+    for measure, kind in ((measure_inputs, "inputs"), (measure_fisher, "squares")):
+        sizes = Sizes()
+        measure(sizes, case.coefficients, case.engine, case.losses, DOCUMENTS)  # type: ignore[arg-type]
+        files = case.pool.measured(case.measured(measure, kind))
+        held = [file.get_tensor(key) for file in files._files.values() for key in file.keys()]  # noqa: SIM118
+        assert sizes.kept == sum(t.nbytes for t in held) > 0
 
 
 def test_merged_layers_give_the_inputs_of_regmean_plus(case: Case) -> None:

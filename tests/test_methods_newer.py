@@ -258,3 +258,13 @@ def test_wrappers_are_named_after_methods():
     with pytest.raises(UserError, match="once"):
         methods.get("ties+svc+svc")
     assert [row["name"] for row in methods.describe_wrappers()] == ["lines", "svc"]
+
+
+@pytest.mark.parametrize("length", [1, 5, 72, 73, 200, 800])
+def test_a_division_in_halves_is_a_division(length):
+    g = torch.Generator().manual_seed(length)
+    rows = torch.randn(length + 3, length, dtype=torch.float64, generator=g)
+    gram, left = rows.T @ rows + torch.eye(length, dtype=torch.float64), rows[:4].clone()
+    found = matrices.times_inverse(left.clone(), gram.clone())
+    torch.testing.assert_close(found, torch.linalg.solve(gram, left.T).T, rtol=1e-9, atol=1e-12)
+    assert matrices.times_inverse(left, -gram).isnan().all()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mergesearch import methods
 from mergesearch.checkpoints import Pool
 from mergesearch.commands.foreign import read_config
 from mergesearch.commands.holding import alike, engine_of, holding_of, length_of, survey_of, survey_of_recipe
@@ -25,7 +26,7 @@ from mergesearch.commands.inputs import (
     spaces,
     splits,
 )
-from mergesearch.commands.probe import measure
+from mergesearch.commands.probe import foreseen, measure
 from mergesearch.config import Config
 from mergesearch.engine.decomposing import expected
 from mergesearch.engine.plan import DTYPES, Job, Step, check, form_of, plan
@@ -37,7 +38,7 @@ from mergesearch.recipe import TOWER, Recipe, TensorInfo
 from mergesearch.results.loading import SETTLED, batch_size_of
 from mergesearch.schema import read_yaml
 from mergesearch.search import revisions, store, strategies
-from mergesearch.search.costs import costs, words_of
+from mergesearch.search.costs import costs, duration, words_of
 from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History
 from mergesearch.search.soup.learner import Learner
@@ -116,7 +117,7 @@ def _run(config: Config) -> Lines:
     elif code:
         costs_and_time = []
     else:
-        costs_and_time = [("time", _time(config, pool, holding, tasks, searched, begun))]
+        costs_and_time = _time(config, pool, holding, tasks, searched, begun)
     return [
         ("run", f"{config.name} in {config.folder}"),
         *_parents(pool),
@@ -181,8 +182,9 @@ def _time(
     tasks: Sequence[Task],
     searched: Mapping[str, list[int]],
     begun: float,
-) -> str:
-    """How long the run will take, by what a few documents take with random numbers in the place of the weights.
+) -> Lines:
+    """How long the run will take, by what a few documents take with random numbers in the place of the weights; before
+    it what the statistics of the models on documents take, of each strategy that goes by some.
 
     Args:
         begun: the clock when the checks began, which load what a run loads but for the weights.
@@ -190,20 +192,42 @@ def _time(
     needs = holding.needs
     room = residency(alike(needs), config.device, "device")
     if not room.possible:
-        return "not known: a base and a candidate that could be tried for it do not fit into memory here"
+        why = "not known: a base and a candidate that could be tried for it do not fit into memory here"
+        return [*((f"statistics {name}", why) for name in strategies.measuring(config)), ("time", why)]
     engine = engine_of(imagined(outline, room.devices), config.dtype, room)
     scorer = scorer_of(config, engine.model, outline.tokenizer, tasks, searched, batch_size=holding.rows)
     learner = Learner(config, engine, scorer, outline.infos, outline.layers, searched)
     reading, writing = needs.parents / _READ, needs.candidate / _READ
     before = time.perf_counter() - begun + reading
     probe = measure(config, engine, scorer, learner, searched, before, writing, scorer.by_lm_eval())
+    measured = _measured(config, learner, outline)
     rest = estimate(config, probe=probe)
     if rest is None or rest.seconds is None:
-        return "not known: the few documents that were tried could not be scored in a few seconds"
-    return (
-        f"{words_of(rest)} (from a probe of a few documents with random weights, which end no answer early; the run's "
-        "own trials tell better)"
-    )
+        said = "not known: the few documents that were tried could not be scored in a few seconds"
+    else:
+        said = (
+            f"{words_of(rest)} (from a probe of a few documents with random weights, which end no answer early; the "
+            "run's own trials tell better)"
+        )
+    return [*measured, ("time", said)]
+
+
+def _measured(config: Config, learner: Learner, pool: Pool) -> Lines:
+    """What those statistics will take: time once, room in the run folder, and time for the merge that goes by them."""
+    lines: Lines = []
+    for name, measures in strategies.measuring(config).items():
+        found = foreseen(learner, measures.how)
+        if found is None:
+            lines.append((f"statistics {name}", "not known: the few documents that were tried could not be measured"))
+            continue
+        method, models = methods.get(measures.method), tuple(config.models)
+        said = f"about {duration(found.seconds)} once for {len(models)} models on about {found.documents} documents"
+        said += f" and {_bytes(found.kept)} in the run folder"
+        if method.matrices:
+            solve = expected(method, method.complete({}, models, name), pool.infos, len(models))
+            said += f", then about {duration(solve.each)} a candidate"
+        lines.append((f"statistics {name}", said))
+    return lines
 
 
 def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
@@ -12,11 +13,14 @@ from mergesearch.evaluate.scoring import Scorer
 from mergesearch.recipe import BASE
 from mergesearch.search import strategies
 from mergesearch.search.outlook import Outlook
+from mergesearch.search.soup.foreseen import Foreseen
 from mergesearch.search.soup.learner import Learner
 from mergesearch.search.speed import Probe
 from mergesearch.search.strategies.baselines import parents
 
 log: logging.Logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # of each task so many documents are scored, in these seconds at most
 FEW, SECONDS = 8, 4.0
@@ -61,7 +65,7 @@ def measure(
                     by_lm_eval[label] = _ask(plain, documents, label, FEW)
     except Exception:  # whatever it is, the first trial meets it again and says so
         log.debug("the speed of scoring was not measured", exc_info=True)
-    learning = _guarded(learner.seconds_a_document) if learns(config, documents) else None
+    learning = _guarded(learner.seconds_a_document, "learning") if learns(config, documents) else None
     counts = {label: len(ids) for label, ids in documents.items()}
     again = 0.0
     if plain is not None:
@@ -93,9 +97,19 @@ def learns(config: Config, documents: Mapping[str, Sequence[int]]) -> bool:
     return any(ahead.learning for name in config.search.strategies for ahead in known[name].expects(outlook))
 
 
-def _guarded(measured: Callable[[], float | None]) -> float | None:
+def foreseen(learner: Learner, measure: Any) -> Foreseen | None:
+    """What a full form's statistics will take; None where that could not be measured. The live model is anything
+    afterwards.
+
+    Args:
+        measure: of `soup.full`.
+    """
+    return _guarded(lambda: learner.foreseen(measure), "measuring statistics")
+
+
+def _guarded(measured: Callable[[], T | None], what: str) -> T | None:
     try:
         return measured()
     except Exception:  # as above
-        log.debug("the speed of learning was not measured", exc_info=True)
+        log.debug("the speed of %s was not measured", what, exc_info=True)
         return None

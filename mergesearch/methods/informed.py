@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mergesearch.methods.common import Scalar, added
-from mergesearch.methods.matrices import Embeddings, averaged, change, is_matrix, numbers, put_back
+from mergesearch.methods.matrices import Embeddings, averaged, change, is_matrix, numbers, put_back, times_inverse
 from mergesearch.methods.registry import Parameter, method
-from mergesearch.methods.regression import Counts, ridge_factor
+from mergesearch.methods.regression import Counts, add_ridge
 from mergesearch.methods.task_vector import Lambda, task_vectors
 
 Shrink = Annotated[
@@ -58,7 +58,8 @@ def regmean(
         left.append((d.T if turned else d) @ g)
         right.append(g)
     gram = added(right)
-    solved = torch.cholesky_solve(added(left).T, ridge_factor(gram, gram.diagonal().mean())).T
+    add_ridge(gram, gram.diagonal().mean())
+    solved = times_inverse(added(left), gram)
     return put_back(base, (solved.T if turned else solved) * float(lam))
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergesearch.methods.common import Normalize, Scalar, Scalars, Weights, per_model
+from mergesearch.methods.common import Normalize, Weights, per_model
 from mergesearch.methods.listening import statistic
 from mergesearch.methods.masks import MaskKey
-from mergesearch.methods.matrices import Embeddings, change, is_matrix, like, put_back, triples, wide
+from mergesearch.methods.matrices import Embeddings, change, is_matrix, like, put_back, triples
+from mergesearch.methods.parts import part
 from mergesearch.methods.registry import method
 from mergesearch.methods.task_vector import Densities, Lambda, drop, merge_elected, task_vectors, trim
 
@@ -36,11 +38,11 @@ def knots(
     the weights that took part, true. embeddings: decompose them too, false. base and each model: one shape; returns
     that shape.
     """
-
-    def kept(vectors: Sequence[Tensor]) -> list[Tensor]:
-        return [trim(d, density_i) for d, density_i in zip(vectors, per_model(density, models), strict=True)]
-
-    return _merged(base, models, kept, weight, lam, normalize)
+    stated: dict[str, Any] = {"weight": weight, "density": density, "lam": lam, "normalize": normalize}
+    if not is_matrix(base):
+        kept = [trim(d, p) for d, p in zip(task_vectors(base, models), per_model(density, models), strict=True)]
+        return merge_elected(base, kept, weight, lam, normalize)
+    return _turned_back(base, models, trimmed_and_elected, **stated)
 
 
 @method(paper="Stoica et al. 2024, arXiv:2410.19735", family="task_vector", base="required", matrices=True)
@@ -64,29 +66,52 @@ def knots_dare(
     the weights that took part, false. embeddings: decompose them too, false. keys: one mask key for each model. base
     and each model: one shape; returns that shape.
     """
-
-    def kept(vectors: Sequence[Tensor]) -> list[Tensor]:
-        each = zip(vectors, per_model(density, models), keys, strict=True)
-        return [drop(d, density_i, "inverse", key, 1) for d, density_i, key in each]
-
-    return _merged(base, models, kept, weight, lam, normalize)
-
-
-def _merged(
-    base: Tensor,
-    models: Sequence[Tensor],
-    kept: Callable[[Sequence[Tensor]], list[Tensor]],
-    weight: Scalars,
-    lam: Scalar,
-    normalize: bool,
-) -> Tensor:
+    stated: dict[str, Any] = {"weight": weight, "density": density, "lam": lam, "normalize": normalize}
     if not is_matrix(base):
-        return merge_elected(base, kept(task_vectors(base, models)), weight, lam, normalize)
-    u, turned = wide(*shared_basis(base, models))
+        each = zip(task_vectors(base, models), per_model(density, models), keys, strict=True)
+        kept = [drop(d, p, "inverse", key, 1) for d, p, key in each]
+        return merge_elected(base, kept, weight, lam, normalize)
+    return _turned_back(base, models, dropped_and_elected, keys=keys, **stated)
+
+
+def _turned_back(base: Tensor, models: Sequence[Tensor], merge: Callable[..., Tensor], **stated: Any) -> Tensor:
+    u, turned = shared_basis(base, models)
     if not u.shape[1]:
         return base.clone()
-    merged = merge_elected(torch.zeros_like(turned[0]), kept(list(turned)), weight, lam, normalize)
-    return put_back(base, u @ merged)
+    return put_back(base, u.double() @ merge(None, list(turned), **stated))
+
+
+@part
+def trimmed_and_elected(
+    base: None,
+    models: Sequence[Tensor],
+    *,
+    weight: Weights = 1.0,
+    density: Densities = 1.0,
+    lam: Lambda = 1.0,
+    normalize: Normalize = True,
+) -> Tensor:
+    """What ties adds to a base, of task vectors in a basis; float64."""
+    # a trim chooses and rounds nothing: in the vectors' own dtype it is the same
+    kept = [trim(d, density_i).double() for d, density_i in zip(models, per_model(density, models), strict=True)]
+    return merge_elected(torch.zeros_like(kept[0]), kept, weight, lam, normalize)
+
+
+@part
+def dropped_and_elected(
+    base: None,
+    models: Sequence[Tensor],
+    *,
+    keys: Sequence[MaskKey],
+    weight: Weights = 1.0,
+    density: Densities = 1.0,
+    lam: Lambda = 1.0,
+    normalize: Normalize = False,
+) -> Tensor:
+    """What dare_ties adds to a base, of task vectors in a basis; float64."""
+    each = zip(models, per_model(density, models), keys, strict=True)
+    kept = [drop(d.double(), density_i, "inverse", key, 1) for d, density_i, key in each]
+    return merge_elected(torch.zeros_like(kept[0]), kept, weight, lam, normalize)
 
 
 @statistic(how="matrix")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-How = Literal["whole", "sum", "rows", "order", "uniform", "matrix"]
+How = Literal["whole", "sum", "rows", "order", "uniform", "matrix", "part"]
 Listener = Callable[["Statistic", tuple[Any, ...], dict[str, Any]], Any]
 
 _listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("listener", default=None)
@@ -35,7 +35,9 @@ class Statistic:
             its tensors, taken flat; "rows": what it gives for blocks of rows (the last dimension), one after another;
             "order": the k-th smallest of its first argument, k its second; "uniform": random numbers by counter;
             "matrix": not at all: a decomposition of whole parents, from which several tensors of any shapes come out;
-            its arguments are the base's and the models' tensors themselves, and numbers that few candidates change.
+            its arguments are the base's and the models' tensors themselves, and numbers that few candidates change;
+            "part": no statistic at all, but what a method does to tensors that such decompositions gave: see
+            `methods.parts`.
         per_element: whether the result has its tensors' shape; otherwise it is small.
     """
 
@@ -56,12 +58,17 @@ def statistic(*, how: How = "whole", per_element: bool = False) -> Callable[[Cal
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            listener = _listener.get()
-            return function(*args, **kwargs) if listener is None else listener(marked, args, kwargs)
+            return heard(marked, args, kwargs)
 
         return call
 
     return mark
+
+
+def heard(marked: Statistic, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a call of a marked function gives: the listener's answer, or its own."""
+    listener = _listener.get()
+    return marked.function(*args, **kwargs) if listener is None else listener(marked, args, kwargs)
 
 
 @contextlib.contextmanager

@@ -283,11 +283,11 @@ def method(
         new = Method(
             name=name or function.__name__,
             function=function,
-            parameters={p.key: p for p in _parameters(function)},
+            parameters=parameters_of(function),
             base=base,
             min_models=min_models,
             max_models=max_models,
-            random="keys" in inspect.signature(function).parameters,
+            random=_is_random(function),
             family=family,
             paper=paper,
             summary=_summary(function),
@@ -304,7 +304,7 @@ def wrapper(*, paper: str, matrices: bool = False) -> Callable[[Callable[..., Te
     """Register `f(base, models, merged, *, ...) -> Tensor` as a wrapper of methods, see `Wrapper` and `method`."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        parameters = {p.key: p for p in _parameters(function)}
+        parameters = parameters_of(function)
         _add(Wrapper(function.__name__, function, parameters, paper, _summary(function), matrices), _wrappers)
         return function
 
@@ -402,10 +402,32 @@ def _add(new: Any, known: dict[str, Any]) -> None:
     known[new.name] = new
 
 
-def _parameters(function: Callable[..., Tensor]) -> list[Parameter]:
+def unnamed(function: Callable[..., Tensor]) -> Method:
+    """What `method` makes of a function that is only a part of a method: nobody finds it by a name."""
+    return Method(
+        name=function.__name__,
+        function=function,
+        parameters=parameters_of(function),
+        base="unused",
+        min_models=1,
+        max_models=None,
+        random=_is_random(function),
+        family="task_vector",
+        paper="",
+        summary=_summary(function),
+    )
+
+
+def parameters_of(function: Callable[..., Tensor]) -> dict[str, Parameter]:
+    """The parameters in a function's signature, by key."""
     hints = typing.get_type_hints(function, include_extras=True)
     keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return [_parameter(p, hints.get(p.name)) for p in keywords if p.name not in ("keys", "statistics")]
+    found = [_parameter(p, hints.get(p.name)) for p in keywords if p.name not in ("keys", "statistics")]
+    return {parameter.key: parameter for parameter in found}
+
+
+def _is_random(function: Callable[..., Tensor]) -> bool:
+    return "keys" in inspect.signature(function).parameters
 
 
 def _parameter(signature: inspect.Parameter, hint: Any) -> Parameter:

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from mergesearch.methods.common import Scalar, Scalars, added
 from mergesearch.methods.listening import statistic
-from mergesearch.methods.matrices import Embeddings, averaged, change, extent, is_matrix, numbers, put_back, within_rank
+from mergesearch.methods.matrices import (
+    Embeddings,
+    averaged,
+    change,
+    extent,
+    is_matrix,
+    numbers,
+    put_back,
+    times_inverse,
+    within_rank,
+)
 from mergesearch.methods.registry import Parameter, method
 from mergesearch.methods.task_vector import Lambda
 
@@ -92,8 +102,8 @@ def _solved_by_columns(
     base: Tensor, models: Sequence[Tensor], shares: Tensor, grams: Tensor, products: Tensor
 ) -> Tensor:
     gram = torch.tensordot(shares, grams, 1)
-    factor = ridge_factor(gram, gram.diagonal().sum() / extent(base)[1])
-    return torch.cholesky_solve(torch.tensordot(shares, products, 1).T, factor).T
+    add_ridge(gram, gram.diagonal().sum() / extent(base)[1])
+    return times_inverse(torch.tensordot(shares, products, 1), gram)
 
 
 @statistic(how="matrix")
@@ -110,15 +120,13 @@ def _solved_by_rows(base: Tensor, models: Sequence[Tensor], shares: Tensor, prod
     out, inner = base.shape[0], extent(base)[1]
     roots = shares.sqrt().repeat_interleave(out)
     kernel = products * roots[:, None] * roots
-    factor = ridge_factor(kernel, kernel.diagonal().sum() / inner)
+    add_ridge(kernel, kernel.diagonal().sum() / inner)
     own = [products[i * out : (i + 1) * out, i * out : (i + 1) * out] for i in range(len(models))]
     left = torch.cat([block * share.sqrt() for block, share in zip(own, shares, strict=True)], 1)
-    solved = (torch.cholesky_solve(left.T, factor).T * roots).split(out, 1)
+    solved = (times_inverse(left, kernel) * roots).split(out, 1)
     return added(part @ (model.double() - base.double()) for part, model in zip(solved, models, strict=True))
 
 
-def ridge_factor(gram: Tensor, mean: Tensor) -> Tensor:
-    """The Cholesky factor of gram + 1e-6 mean I; of I where gram is 0."""
-    ridge = torch.where(mean > 0, _RIDGE * mean, torch.where(mean.isnan(), mean, 1.0))
-    factor, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    return torch.where(failed > 0, torch.nan, factor)
+def add_ridge(gram: Tensor, mean: Tensor) -> None:
+    """Adds 1e-6 mean to the diagonal, in the place of gram; 1 where gram is 0."""
+    gram.diagonal().add_(torch.where(mean > 0, _RIDGE * mean, torch.where(mean.isnan(), mean, 1.0)))

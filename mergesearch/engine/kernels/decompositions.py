@@ -26,8 +26,11 @@ from mergesearch.engine.kernels.kept_files import KeptFiles
 from mergesearch.engine.kernels.operands import Operands
 from mergesearch.engine.kernels.parent_statistics import Cache
 from mergesearch.methods.listening import Listener, Statistic
+from mergesearch.methods.parts import MethodPart
 
 T = TypeVar("T")
+# a part, its tensors, its parameters by their names in Python, and a name for each tensor
+MakePart = Callable[[MethodPart, Sequence[Tensor], dict[str, Any], Sequence[Any]], Tensor]
 # raise it where a function gives other bytes than before: what an earlier version kept is then made anew
 _FORMAT = 2
 # matrices that are decomposed at once at most: each takes some copies of itself in float64
@@ -53,37 +56,50 @@ class Decompositions:
         self._contents: dict[Any, str] = {}
         self._lock = threading.Lock()
 
-    def listener(self, operands: Operands) -> Callable[[Tensor | None, Sequence[Tensor]], Listener]:
-        """What answers while a tensor of these parents is merged, given the tensors that the method is called with."""
+    def listener(
+        self, operands: Operands, make: MakePart | None = None
+    ) -> Callable[[Tensor | None, Sequence[Tensor]], Listener]:
+        """What answers while a tensor of these parents is merged, given the tensors that the method is called with.
+
+        Args:
+            make: makes a part of a method, given a name for each of its tensors; None: it runs plainly.
+        """
 
         def of(base: Tensor | None, models: Sequence[Tensor]) -> Listener:
             places = {id(model): number + 1 for number, model in reversed(list(enumerate(models)))}
             if base is not None:
                 places[id(base)] = 0
+            # by their memory, since a method may call a part with slices of them
+            given: dict[int, tuple[Any, Tensor]] = {}
 
             def answer(statistic: Statistic, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if isinstance(statistic, MethodPart):
+                    names = _names(args[1], given)
+                    if make is not None and names is not None:
+                        return make(statistic, args[1], kwargs, names)
+                    return statistic.function(*args, **kwargs)
                 stated = _stated((args, kwargs), places)
                 if statistic.how != "matrix" or stated is None:
                     return statistic.function(*args, **kwargs)
-                return self._answer(statistic, stated, operands, lambda: statistic.function(*args, **kwargs))
+                key = (statistic.name, repr(stated), tuple(operands.names), str(operands.models[0].device))
+                answers = self._answer(key, operands, lambda: statistic.function(*args, **kwargs))
+                given.update((t.untyped_storage().data_ptr(), ((key, n), t)) for n, t in enumerate(answers))
+                return answers
 
             return answer
 
         return of
 
-    def _answer(
-        self, statistic: Statistic, stated: Any, operands: Operands, make: Callable[[], Sequence[Tensor]]
-    ) -> tuple[Tensor, ...]:
+    def _answer(self, key: Any, operands: Operands, make: Callable[[], Sequence[Tensor]]) -> tuple[Tensor, ...]:
         tensors = (operands.base, *operands.models)
         device = operands.models[0].device
-        key = (statistic.name, repr(stated), tuple(operands.names), str(device))
         found = self.held.get(key)
         if found is not None:
             return found
         name = None
         if self.files is not None and len(operands.models) * operands.models[0].numel() >= self.least:
             digests = [self._content(n, t) for n, t in zip(operands.names, tensors, strict=True)]
-            name = _named(statistic.name, repr(stated), *digests)
+            name = _named(*key[:2], *digests)
             found = self.files.read(name)
         if found is None:
             found = [t.cpu() for t in make()]
@@ -104,6 +120,18 @@ class Decompositions:
             told.update(values.view(torch.uint8).numpy().data)
             known = self._contents[name] = told.hexdigest()
         return known
+
+
+def _names(tensors: Sequence[Tensor], given: dict[int, tuple[Any, Tensor]]) -> list[Any] | None:
+    """What names each of the tensors: which decomposition gave it, and where it lies in it; None where one did not."""
+    found = [given.get(t.untyped_storage().data_ptr()) for t in tensors]
+    if any(one is None for one in found):
+        return None
+    return [
+        (one[0], t.storage_offset() - one[1].storage_offset(), t.shape, t.stride())
+        for one, t in zip(found, tensors, strict=True)
+        if one is not None
+    ]
 
 
 def _stated(tree: Any, places: dict[int, int]) -> Any:

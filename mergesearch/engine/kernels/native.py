@@ -68,7 +68,14 @@ static inline uint16_t narrow(float f) {
 static inline float floating(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 // truth is a mask, 0 or -1, and a choice is made of its bits: both vectorise where branches would not
 static inline float pick(int32_t c, float a, float b) { return floating((word(a) & c) | (word(b) & ~c)); }
-static inline double pick(int32_t c, double a, double b) { return c ? a : b; }
+static inline double pick(int32_t c, double a, double b) {
+    uint64_t x, y, kept = (uint64_t)(int64_t)c;
+    memcpy(&x, &a, 8);
+    memcpy(&y, &b, 8);
+    x = (x & kept) | (y & ~kept);
+    memcpy(&a, &x, 8);
+    return a;
+}
 static inline int32_t pick(int32_t c, int32_t a, int32_t b) { return (a & c) | (b & ~c); }
 static inline int64_t pick(int32_t c, int64_t a, int64_t b) { return c ? a : b; }
 static inline void put(char* to, const char* from, int64_t bytes) {
@@ -166,7 +173,7 @@ def _sizes(code: Code) -> list[str]:
 
 
 def _head(code: Code, out: torch.dtype) -> list[str]:
-    if out not in (torch.bfloat16, torch.float16, torch.float32):
+    if out not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         raise Unsupported(f"results of {out}")
     arguments = [
         f"        const {_MEMORY[dtype]}* __restrict x{i} = (const {_MEMORY[dtype]}*)p[{i + 1}] + at;"
@@ -186,12 +193,12 @@ def _head(code: Code, out: torch.dtype) -> list[str]:
 
 
 def _tail(result: Value, out: torch.dtype) -> list[str]:
-    wide = f"(float){result.name}"
-    narrowed = f"narrow({wide})" if out == torch.bfloat16 else f"({_MEMORY[out]}){result.name}"
+    narrowed = f"narrow((float){result.name})" if out == torch.bfloat16 else f"({_MEMORY[out]}){result.name}"
     # what the result is rounded to is finite where its exponent is not all ones
     seen = {
         torch.bfloat16: "(made[i] & 0x7f80) == 0x7f80", torch.float32: "(word(made[i]) & 0x7f800000u) == 0x7f800000u",
         torch.float16: "!(std::fabs((float)made[i]) <= 65504.0f)",
+        torch.float64: "!(std::fabs(made[i]) <= 1.7976931348623157e308)",
     }[out]  # fmt: skip
     return [
         f"            made[i] = {narrowed};",

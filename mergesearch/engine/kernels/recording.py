@@ -12,6 +12,7 @@ serves its own numbers only.
 from __future__ import annotations
 
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,9 +207,14 @@ class Recordings:
     def __init__(self, statistics: Statistics):
         self._statistics = statistics
         self._held: OrderedDict[Any, list[Recording]] = OrderedDict()
+        self._lock = threading.RLock()
 
     def get(self, call: MethodCall, first: Operands, given: Mapping[Place, float]) -> Recording:
         """The recording for tensors like the first, see `Recording`."""
+        with self._lock:
+            return self._get(call, first, given)
+
+    def _get(self, call: MethodCall, first: Operands, given: Mapping[Place, float]) -> Recording:
         held = self._held.setdefault(self._key(call, first), [])
         for recording in reversed(held):
             if recording.serves(given):

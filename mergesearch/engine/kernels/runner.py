@@ -42,6 +42,7 @@ from mergesearch.engine.kernels.symbols import Unsupported, numbers
 from mergesearch.errors import CandidateError
 from mergesearch.methods.listening import Listener, listening
 from mergesearch.methods.matrices import is_matrix
+from mergesearch.methods.parts import MethodPart
 
 # elements of a block on a CUDA device
 DEVICE_BLOCK = 2**24
@@ -104,6 +105,10 @@ class Runner:
             CandidateError: a tensor came out with NaN or infinity; those before and after it may be written.
         """
         merge_set = merges if isinstance(merges, MergeSet) else MergeSet(merges)
+        check_finite(call.method.name, self._made(call, merge_set))
+
+    def _made(self, call: MethodCall, merge_set: MergeSet) -> list[tuple[list[TensorMerge], Tensor]]:
+        """Writes every merge's tensor; which of them are not finite."""
         given = numbers(call.method, call.parameters)
         flags: list[tuple[list[TensorMerge], Tensor]] = []
         together: dict[Any, tuple[Kernel, list[_Share]]] = {}
@@ -132,7 +137,7 @@ class Runner:
             flags.append((all_merges, self._launch(merge_set, key, kernel, shares)))
         if matrices:
             flags.append((matrices, torch.stack(self._decomposed(call, matrices))))
-        check_finite(call.method.name, flags)
+        return flags
 
     def _factored(self, call: MethodCall, merges: list[TensorMerge]) -> list[Tensor]:
         """Makes tensors of adapters' factors: their sum where the method is affine, in the space that they share where
@@ -152,9 +157,21 @@ class Runner:
 
         def make(number: int) -> Tensor:
             merge = merges[number]
-            return plain(call, merge, self.decompositions.listener(merge.operands)).cpu()
+            return plain(call, merge, self.decompositions.listener(merge.operands, self._part)).cpu()
 
         return each_on_one_thread(make, len(merges))
+
+    def _part(
+        self, part: MethodPart, models: Sequence[Tensor], named: Mapping[str, Any], names: Sequence[Any]
+    ) -> Tensor:
+        """What a part of a method gives, made as a tensor of a candidate is; what is not finite in it shows in what
+        the method makes of it."""
+        stated = {key: named.get(p.name, p.default) for key, p in part.method.parameters.items()}
+        out = torch.empty(models[0].shape, dtype=torch.float64, device=models[0].device)
+        operands = Operands(None, tuple(models), ("none", *names), tuple(named.get("keys", ())))
+        with listening(None):
+            self._made(MethodCall(part.method, stated), MergeSet([TensorMerge(operands, out, part.name)]))
+        return out
 
     def _share(self, call: MethodCall, alike: AlikeMerges, given: Mapping[Place, float]) -> _Share:
         if alike.operands[0].models[0].numel() == 0:
@@ -254,7 +271,14 @@ def plain(call: MethodCall, merge: TensorMerge, kept: Callable[..., Listener] | 
     with exact_division(device), listening(kept(start, others) if kept else None):
         result = call.method(start, others, call.parameters, masks, given).to(merge.out.dtype)
     merge.out.copy_(result)
-    return ~torch.isfinite(result).all()
+    return not_finite(result)
+
+
+def not_finite(tensor: Tensor) -> Tensor:
+    """Whether a tensor has a NaN or an infinity (0-d), by its least and greatest element: a NaN is both."""
+    if tensor.numel() == 0:
+        return torch.zeros((), dtype=torch.bool, device=tensor.device)
+    return ~torch.isfinite(torch.stack(torch.aminmax(tensor))).all()
 
 
 def check_finite(method: str, flags: Sequence[tuple[list[TensorMerge], Tensor]]) -> None:

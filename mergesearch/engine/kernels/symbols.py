@@ -227,6 +227,8 @@ class Tape:
         """What a call of a statistic gives while a method is recorded."""
         if statistic.how == "matrix":
             raise Unsupported("a decomposition of whole matrices")
+        if statistic.how == "part":
+            return statistic.function(*args, **kwargs)
         if not symbols_in((args, kwargs)) and statistic.how != "uniform":
             with listening(None):
                 return statistic.function(*args, **kwargs)

@@ -27,6 +27,7 @@ from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.closed_forms import Averaging, own_documents
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.folds import learn_by_folds
+from mergesearch.search.soup.foreseen import Foreseen, foreseen
 from mergesearch.search.soup.full import Measuring
 from mergesearch.search.soup.learning import Documents, Stepped, hold_apart, shuffled
 from mergesearch.search.soup.memo import Memo
@@ -218,6 +219,26 @@ class Learner:
         rules = single_rule("regmean" if kind == "inputs" else "fisher")
         recipe = self.config.recipe((*self._frozen, *rules))
         return recipe.model_copy(update={"statistics": measured})
+
+    def foreseen(self, measure: Measuring) -> Foreseen | None:
+        """What `full_form` will take to measure; None where the tasks do not say what is right, or it takes long to
+        find out. The live model is anything afterwards.
+
+        Args:
+            measure: of `full`.
+        """
+        if not self.gradients or set(self.settings.loss) == {ENTROPY}:
+            return None
+        average, losses = self.config.average, self.losses(CROSS_ENTROPY)
+        first = next(iter(average.models))
+        alone = average.model_copy(update={"models": {first: average.models[first]}})
+        coefficients = Coefficients(alone, self.infos, "tensor", method="linear")
+        known = {label: ids for label, ids in losses.known(self.documents).items() if ids}
+
+        def one(writer: Any, documents: Documents) -> None:
+            measure(writer, coefficients, self.engine, losses, {first: documents})
+
+        return foreseen(one, known, len(average.models), self.settings.validation_documents)
 
     def _own(self, name: str, work: Work) -> tuple[dict[str, dict[str, list[int]]], Coefficients]:
         """For each model the documents of a closed form, and the average, tensor by tensor."""

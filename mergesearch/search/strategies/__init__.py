@@ -12,7 +12,7 @@ from mergesearch.config import Config, SearchConfig
 from mergesearch.schema import Strict, words_of_type
 from mergesearch.search import standstill
 from mergesearch.search.history import MOST_EQUAL, History
-from mergesearch.search.strategies.base import Strategy, Surroundings, gone
+from mergesearch.search.strategies.base import Measures, Strategy, Surroundings, gone
 from mergesearch.search.trials import Trial
 
 
@@ -36,6 +36,13 @@ def refuse(config: Config) -> None:
     known = registered()
     for name in config.search.strategies:
         known[name].refuse(config)
+
+
+def measuring(config: Config) -> dict[str, Measures]:
+    """What the strategies of a configuration measure of the models on documents, by their names."""
+    known = registered()
+    found = {name: known[name].measures() for name in config.search.strategies}
+    return {name: measures for name, measures in found.items() if measures is not None}
 
 
 def of_trial(trial: Trial) -> type[Strategy]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import optuna
 
@@ -111,6 +111,21 @@ class Learns(Protocol):
 
 
 @dataclass(frozen=True)
+class Measures:
+    """Statistics of the models on documents, which a recipe names.
+
+    Attributes:
+        kind: of what is measured.
+        method: the merge method that goes by it.
+        how: a function of `soup.full`.
+    """
+
+    kind: Literal["inputs", "squares"]
+    method: str
+    how: Any
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """What the strategies of one worker have in common.
 
@@ -198,6 +213,11 @@ class Strategy(Declared, ABC):
     def learning(cls, config: Config, documents: Sequence[int], key: Mapping[str, Any]) -> int:
         """The document evaluations that finding the recipe of a trial with this key usually takes."""
         return 0
+
+    @classmethod
+    def measures(cls) -> Measures | None:
+        """What it measures of the models on documents before it has a recipe; None: nothing."""
+        return None
 
     # --- during a run ---
 

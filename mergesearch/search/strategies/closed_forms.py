@@ -17,7 +17,7 @@ from mergesearch.registry import register
 from mergesearch.search.budget import Budget, Wanted, still_wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
-from mergesearch.search.strategies.base import Cost, Learned, Learns, Proposal, Strategy, Wait
+from mergesearch.search.strategies.base import Cost, Learned, Learns, Measures, Proposal, Strategy, Wait
 from mergesearch.search.strategies.learned_soup import searched, settings_of
 from mergesearch.search.trials import Trial
 from mergesearch.search.work import Work
@@ -68,6 +68,19 @@ class ClosedForm(Strategy):
         """The recipe; what gives it is read when it is needed, since it needs torch."""
 
 
+class FullForm(ClosedForm):
+    """A closed form whose statistics are kept, and named by the recipe."""
+
+    @classmethod
+    @abstractmethod
+    def measures(cls) -> Measures:
+        """As `Strategy.measures`; the function is read when it is needed, since it needs torch."""
+
+    def found(self, learner: Learns, work: Work) -> Recipe:
+        measured = self.measures()
+        return learner.full_form(self.name, measured.kind, measured.how, work)
+
+
 @register
 class Fisher(ClosedForm):
     """Fisher-weighted averaging, from gradients on a few search documents of each task.
@@ -101,7 +114,7 @@ class RegMean(ClosedForm):
 
 
 @register
-class FisherFull(ClosedForm):
+class FisherFull(FullForm):
     """Fisher-weighted averaging as published, each element with a weight of its own.
 
     Matena and Raffel 2022, arXiv:2111.09832; see `search.soup.full`. What was measured, a number for each model and
@@ -110,14 +123,15 @@ class FisherFull(ClosedForm):
 
     name = "fisher_full"
 
-    def found(self, learner: Learns, work: Work) -> Recipe:
+    @classmethod
+    def measures(cls) -> Measures:
         from mergesearch.search.soup.full import measure_fisher
 
-        return learner.full_form(self.name, "squares", measure_fisher, work)
+        return Measures("squares", "fisher", measure_fisher)
 
 
 @register
-class RegMeanFull(ClosedForm):
+class RegMeanFull(FullForm):
     """RegMean as published, a matrix for each layer and model, from activations on a few search documents of each task.
 
     Jin et al. 2023, arXiv:2212.09849; see `search.soup.full`. The Gram matrices are kept in the run folder, and the
@@ -126,14 +140,15 @@ class RegMeanFull(ClosedForm):
 
     name = "regmean_full"
 
-    def found(self, learner: Learns, work: Work) -> Recipe:
+    @classmethod
+    def measures(cls) -> Measures:
         from mergesearch.search.soup.full import measure_inputs
 
-        return learner.full_form(self.name, "inputs", measure_inputs, work)
+        return Measures("inputs", "regmean", measure_inputs)
 
 
 @register
-class RegMeanPlus(ClosedForm):
+class RegMeanPlus(FullForm):
     """RegMean++: as regmean_full, each layer's inputs being what the merged layers below it give.
 
     Nguyen et al. 2025, arXiv:2508.03121; see `search.soup.full`.
@@ -141,7 +156,8 @@ class RegMeanPlus(ClosedForm):
 
     name = "regmean_plus"
 
-    def found(self, learner: Learns, work: Work) -> Recipe:
+    @classmethod
+    def measures(cls) -> Measures:
         from mergesearch.search.soup.full import measure_merged_inputs
 
-        return learner.full_form(self.name, "inputs", measure_merged_inputs, work)
+        return Measures("inputs", "regmean", measure_merged_inputs)
