@@ -183,6 +183,25 @@ def test_what_another_worker_took_meanwhile_is_dropped(tmp_path: Path) -> None:
     assert all(trial.state is State.COMPLETE for trial in found if trial.number != 6)
 
 
+def test_a_worker_killed_as_it_takes_a_trial_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dead(BaseException):
+        """Stands in for a kill: nothing is written after it."""
+
+    def die(handle: Any, **values: Any) -> None:
+        raise Dead
+
+    search = start(tmp_path / "run", search={"trials": 2})
+    with monkeypatch.context() as killed, pytest.raises(Dead):
+        killed.setattr(trials, "write", die)  # Optuna has given it the trial, and nothing else is noted yet
+        search.run()
+    monkeypatch.setattr("mergesearch.search.worker.time.sleep", lambda seconds: pytest.fail("it waits for a dead one"))
+    with presence(search):  # another one that lives
+        start(tmp_path / "run", search={"trials": 2}).run()
+    assert all(trial.state is State.COMPLETE for trial in search.history().trials)
+
+
 def test_a_trial_at_which_worker_after_worker_dies_fails(tmp_path: Path) -> None:
     class Dead(BaseException):
         """Stands in for a kill: nothing is written after it."""

@@ -252,9 +252,14 @@ class Search:
     def _waiting(self) -> optuna.Trial | Wait:
         """The first trial that waits. A server that restarts ends a turn, and another worker may have taken what was
         put there: Optuna would then make a trial of nobody's."""
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            return WAIT
-        return self.study.ask()
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if waiting:
+            assert self._presence is not None
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                # before Optuna takes the first of them: a worker killed in between leaves its name on the trial
+                trials.assign(self.study, waiting[0], self._presence.id)
+                return self.study.ask()
+        return WAIT
 
     def _is_exhausted(self, strategy: Strategy, proposal: Proposal, history: History) -> bool:
         """Whether a strategy that would go on for ever has long proposed nothing but what is there already."""
