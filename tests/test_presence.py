@@ -12,7 +12,7 @@ from support.searches import Engine, Scorer, start
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search import store, trials
 from mergesearch.search.presence import APART, BEAT, BRIEFLY, SILENT, Presence, Sign, check_disk, host_of, signs
-from mergesearch.search.trials import HANDED_BACK, State
+from mergesearch.search.trials import HANDED_BACK, Kind, State
 from mergesearch.search.worker import MOST_FAILURES, MOST_LOST, Search, SearchFailed
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
@@ -181,6 +181,22 @@ def test_what_another_worker_took_meanwhile_is_dropped(tmp_path: Path) -> None:
     assert "trial 6 was taken up by another worker" in said[0]
     assert found[6].state is State.RUNNING and not found[6].scores and found[6].worker == ELSEWHERE
     assert all(trial.state is State.COMPLETE for trial in found if trial.number != 6)
+
+
+def test_the_signs_are_read_once_for_all_trials_at_work(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    for at in range(3):
+        trials.enqueue(search.study, strategy="study", kind=Kind.STATED, key={"at": at})
+        trials.write(search.study.ask(), worker=ELSEWHERE)
+    beats(search, 1, NOW)
+    reads: list[int] = []
+
+    def counted(study: Any) -> dict[str, Sign]:
+        reads.append(1)
+        return signs(study)
+
+    for place in ("presence", "worker"):
+        monkeypatch.setattr(f"mergesearch.search.{place}.signs", counted, raising=False)
+    assert search._left_behind(presence(search), search.history()) is None and len(reads) == 1
 
 
 def test_a_worker_killed_as_it_takes_a_trial_keeps_nobody_waiting(

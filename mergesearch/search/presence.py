@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -237,21 +238,27 @@ class Presence:
 
     # --- the others' ---
 
-    def is_gone(self, worker: str | None) -> bool:
-        """Whether another worker of this run has ended; one that never left a name counts by who else lives."""
+    def is_gone(self, worker: str | None, every: Callable[[], Mapping[str, Sign]] | None = None) -> bool:
+        """Whether another worker of this run has ended; one that never left a name counts by who else lives.
+
+        Args:
+            worker: its id.
+            every: reads the signs, where they are asked for more than once; else they are read anew.
+        """
+        every = every or cache(lambda: signs(self.study))
         if worker == self.id:
             return False
         if worker is None:
-            return all(self.is_gone(other) for other in self._others())
+            return all(self.is_gone(other, every) for other in self._others(every()))
         if host_of(worker) == self.host:
             return self._is_gone_here(worker)
-        sign = signs(self.study).get(worker)
+        sign = every().get(worker)
         # of a version that gave no signs there may still be a lock
         return self._is_silent(sign) if sign is not None else self._path(worker).exists() and self._is_free(worker)
 
-    def _others(self) -> set[str]:
+    def _others(self, every: Mapping[str, Sign]) -> set[str]:
         known = {path.stem for path in self.folder.workers.glob("*.lock")}
-        return (known | {worker for worker, sign in signs(self.study).items() if not sign.ended}) - {self.id}
+        return (known | {worker for worker, sign in every.items() if not sign.ended}) - {self.id}
 
     def _path(self, worker: str) -> Path:
         return self.folder.workers / f"{worker}.lock"

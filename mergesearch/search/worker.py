@@ -24,7 +24,7 @@ from mergesearch.search.expectations import expectations
 from mergesearch.search.history import History, hours_at_work
 from mergesearch.search.keeping import LearningFiles
 from mergesearch.search.machine import machine
-from mergesearch.search.presence import Presence
+from mergesearch.search.presence import Presence, signs
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
 from mergesearch.search.samplers import Choice, SeededPerTrial
@@ -206,9 +206,10 @@ class Search:
 
     def _left_behind(self, presence: Presence, history: History) -> Trial | None:
         """The first trial at work whose worker has ended."""
+        every = cache(lambda: signs(self.study))  # once for all trials: this is everybody's turn
         for trial in history.trials:
             at_work = not trial.state.ended and trial.state is not State.WAITING
-            if at_work and (trial.worker == HANDED_BACK or presence.is_gone(trial.worker)):
+            if at_work and (trial.worker == HANDED_BACK or presence.is_gone(trial.worker, every)):
                 return trial
         return None
 
