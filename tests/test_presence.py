@@ -172,6 +172,7 @@ def test_what_another_worker_took_meanwhile_is_dropped(tmp_path: Path) -> None:
     def taken() -> None:
         handle = trials.handle(search.study, 6)
         trials.write(handle, worker=ELSEWHERE)
+        search.folder.documents(6).write_text("the other's")
         beats(search, 1, datetime.now(timezone.utc))
 
     search = start(tmp_path / "run", Interrupted(6, taken), search={"trials": 4})
@@ -180,6 +181,7 @@ def test_what_another_worker_took_meanwhile_is_dropped(tmp_path: Path) -> None:
     found = search.history().trials
     assert "trial 6 was taken up by another worker" in said[0]
     assert found[6].state is State.RUNNING and not found[6].scores and found[6].worker == ELSEWHERE
+    assert search.folder.documents(6).read_text() == "the other's"
     assert all(trial.state is State.COMPLETE for trial in found if trial.number != 6)
 
 

@@ -422,6 +422,7 @@ class Search:
         self._note_scores(handle, self.engine.load(recipe), self.scorer.score())
 
     def _note_scores(self, handle: optuna.Trial, merge_seconds: float, scores: Scores) -> None:
+        self._check_taken(handle.number)  # before a file of whoever is at it now is replaced
         self._keep_documents(handle.number, scores)
         trials.write(handle, merge_seconds=merge_seconds, score_seconds=scores.seconds)
         self._note_settled(handle, scores=scores.tasks)
@@ -433,13 +434,14 @@ class Search:
 
     def _note_settled(self, handle: optuna.Trial, **values: Any) -> None:
         """Notes what a trial came to: last what says that it is settled."""
-        if self._was_taken(handle.number):
-            raise _TakenAway(
-                f"trial {handle.number} was taken up by another worker meanwhile: what it came to here is dropped"
-            )
+        self._check_taken(handle.number)
         trials.write(handle, settled_at=datetime.now(), **values)
         if self.history().objective is None:  # else the study is told at once
             self._scored(trials.at(self.study, handle.number))
+
+    def _check_taken(self, number: int) -> None:
+        if self._was_taken(number):
+            raise _TakenAway(f"trial {number} was taken up by another worker meanwhile: what it came to here is dropped")
 
     def _was_taken(self, number: int) -> bool:
         """Whether another worker, to whom this one looked gone, is at a trial now, or has ended it."""
@@ -501,6 +503,7 @@ class Search:
             if not other.scores:
                 continue
             documents = self.folder.documents(other.number)
+            self._check_taken(handle.number)
             if documents.is_file():
                 mine = self.folder.documents(handle.number)
                 shutil.copyfile(documents, mine)
@@ -550,6 +553,7 @@ class Search:
             self._note_scores(handle, sum(spent), outcome.scores)
             races.forget(recipe)
             return
+        self._check_taken(handle.number)
         # what is expected of the others depends on it too
         self._keep_documents(handle.number, outcome.scores)
         trials.write(
