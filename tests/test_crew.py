@@ -168,6 +168,26 @@ if not there.exists():
     assert "note: one ended with SIGKILL: it is started again" in said
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_sign_of_one_that_had_its_number_before_says_nothing(ended: bool) -> None:
+    seconds = [0.0]
+
+    def clock() -> float:
+        seconds[0] += 31.0
+        return seconds[0]
+
+    def signs() -> dict[str, Sign]:
+        now, before = datetime.now(timezone.utc), datetime(2026, 1, 2, tzinfo=timezone.utc)
+        pid = one._workers[0].process.pid if one._workers[0].process else 0
+        mine = Sign("mine", os.uname().nodename, pid, "cpu", int(seconds[0]), now, now)
+        return {"mine": mine, "old": Sign("old", os.uname().nodename, pid, "cpu", 1, before, before, ended=ended)}
+
+    said: list[str] = []
+    one = crew("import time; time.sleep(3)", said, "one", signs=signs, clock=clock)
+    one.run()
+    assert said == []
+
+
 def test_a_worker_ends_when_whoever_started_it_is_gone() -> None:
     code = (
         "import os, time; from mergesearch.commands.crew import hold_leash; hold_leash(os.environ); "

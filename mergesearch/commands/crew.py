@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
@@ -149,6 +150,7 @@ class _Worker:
     listening: threading.Thread | None = None
     last: str = ""  # what it said last
     deaths: list[tuple[float, str]] = field(default_factory=list)
+    started: datetime | None = None
     beat: tuple[int, float] | None = None  # its number, and since when it stands there
     done: bool = False
     given_up: bool = False
@@ -214,6 +216,7 @@ class Crew:
 
     def _start(self, worker: _Worker) -> None:
         # a session of its own: Ctrl-C comes to this process, which then asks each worker to end, once
+        worker.started = datetime.now(timezone.utc)
         worker.process = subprocess.Popen(
             self._command(worker.seat), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", start_new_session=True,
@@ -273,9 +276,9 @@ class Crew:
         if now - self._looked < _SIGNS:
             return
         self._looked = now
-        here = {sign.pid: sign for sign in self._signs().values() if sign.host == os.uname().nodename}
+        here = [sign for sign in self._signs().values() if sign.host == os.uname().nodename]
         for worker in self._workers:
-            sign = here.get(worker.process.pid) if worker.process else None
+            sign = next((sign for sign in here if _is_of(worker, sign)), None)
             if worker.over or sign is None or worker.process is None:
                 continue
             if worker.beat is None or worker.beat[0] != sign.beat:
@@ -298,6 +301,13 @@ class Crew:
                 process.wait()
         for worker in self._workers:
             self._hear(worker)
+
+
+def _is_of(worker: _Worker, sign: Sign) -> bool:
+    """Whether a sign is of a worker's process, and not of one that had its number before."""
+    if worker.process is None or worker.started is None:
+        return False
+    return sign.pid == worker.process.pid and sign.began >= worker.started
 
 
 def hold_leash(environment: Mapping[str, str]) -> None:
