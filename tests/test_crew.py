@@ -168,8 +168,7 @@ if not there.exists():
     assert "note: one ended with SIGKILL: it is started again" in said
 
 
-@pytest.mark.parametrize("ended", [False, True])
-def test_a_sign_of_one_that_had_its_number_before_says_nothing(ended: bool) -> None:
+def test_a_sign_of_one_that_had_its_number_before_says_nothing() -> None:
     seconds = [0.0]
 
     def clock() -> float:
@@ -180,12 +179,36 @@ def test_a_sign_of_one_that_had_its_number_before_says_nothing(ended: bool) -> N
         now, before = datetime.now(timezone.utc), datetime(2026, 1, 2, tzinfo=timezone.utc)
         pid = one._workers[0].process.pid if one._workers[0].process else 0
         mine = Sign("mine", os.uname().nodename, pid, "cpu", int(seconds[0]), now, now)
-        return {"mine": mine, "old": Sign("old", os.uname().nodename, pid, "cpu", 1, before, before, ended=ended)}
+        return {"mine": mine, "old": Sign("old", os.uname().nodename, pid, "cpu", 1, before, before)}
 
     said: list[str] = []
     one = crew("import time; time.sleep(3)", said, "one", signs=signs, clock=clock)
     one.run()
     assert said == []
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["it fails", "it does not answer"])
+def test_a_storage_that_is_away_for_long_kills_no_worker(waits: bool) -> None:
+    seconds, looks = [0.0], [0]
+
+    def clock() -> float:
+        seconds[0] += 31.0
+        return seconds[0]
+
+    def signs() -> dict[str, Sign]:
+        looks[0] += 1
+        if 3 <= looks[0] < 20 and not waits:
+            return {}
+        seconds[0] += 1000.0 * (looks[0] == 3)
+        now = datetime.now(timezone.utc)
+        pid = one._workers[0].process.pid if one._workers[0].process else 0
+        # the first sign after it comes a look later
+        return {"id": Sign("id", os.uname().nodename, pid, "cpu", max(looks[0], 5 if waits else 21), now, now)}
+
+    said: list[str] = []
+    one = crew("import time; time.sleep(8)", said, "one", signs=signs, clock=clock)
+    one.run()
+    assert looks[0] > 5 and said == []
 
 
 def test_a_worker_ends_when_whoever_started_it_is_gone() -> None:

@@ -83,6 +83,29 @@ def test_of_another_host_is_gone_whose_number_stands_still(search: Search) -> No
     assert mine.is_gone(ELSEWHERE) and said == []
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["it fails", "it does not answer"])
+def test_nobody_is_gone_for_what_the_storage_did_not_take(
+    search: Search, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    clock = Clock()
+
+    def away(study: Any, key: str, value: Any) -> None:
+        clock.seconds += SILENT + 1
+        if not waits:
+            raise OSError("the server is away")
+
+    beats(search, 1, NOW)
+    mine = presence(search, clock)
+    assert not mine.is_gone(ELSEWHERE)
+    with monkeypatch.context() as storage:
+        storage.setattr(store, "note_at_once", away)
+        mine._try_to_beat()
+    clock.seconds += BEAT
+    assert not mine.is_gone(ELSEWHERE)
+    clock.seconds += SILENT
+    assert mine.is_gone(ELSEWHERE)
+
+
 def test_a_lock_says_nothing_of_another_host_that_gives_signs(search: Search) -> None:
     (search.folder.workers / f"{ELSEWHERE}.lock").touch()
     assert presence(search).is_gone(ELSEWHERE)  # of a version without signs

@@ -151,7 +151,7 @@ class _Worker:
     last: str = ""  # what it said last
     deaths: list[tuple[float, str]] = field(default_factory=list)
     started: datetime | None = None
-    beat: tuple[int, float] | None = None  # its number, and since when it stands there
+    beat: tuple[int, int] | None = None  # its number, and at how many looks in a row it has stood there
     done: bool = False
     given_up: bool = False
 
@@ -279,11 +279,14 @@ class Crew:
         here = [sign for sign in self._signs().values() if sign.host == os.uname().nodename]
         for worker in self._workers:
             sign = next((sign for sign in here if _is_of(worker, sign)), None)
-            if worker.over or sign is None or worker.process is None:
+            if worker.over or worker.process is None:
                 continue
-            if worker.beat is None or worker.beat[0] != sign.beat:
-                worker.beat = sign.beat, now
-            elif now - worker.beat[1] > SILENT and not sign.ended:
+            if sign is None or worker.beat is None or worker.beat[0] != sign.beat:
+                # while nobody answers, nobody is silent
+                worker.beat = None if sign is None else (sign.beat, 0)
+                continue
+            worker.beat = sign.beat, worker.beat[1] + 1
+            if worker.beat[1] * _SIGNS >= SILENT and not sign.ended:
                 self._say(f"note: {worker.seat.name} has given no sign of life for {SILENT:.0f} s: it is ended")
                 worker.process.kill()
 

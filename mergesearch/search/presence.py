@@ -9,6 +9,7 @@ clock. No two clocks are compared for that; where they differ, somebody is told,
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -199,6 +200,7 @@ class Presence:
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._go_on, daemon=True, name="presence")
         self._watched: dict[str, _Watched] = {}
+        self._unheard = -math.inf  # when the storage last took no sign of ours, or was long about it
         self._told: set[str] = set()  # hosts whose clocks differ
 
     def __enter__(self) -> Presence:
@@ -231,10 +233,14 @@ class Presence:
             self._try_to_beat()
 
     def _try_to_beat(self, ended: bool = False) -> None:
+        begun = self._clock()
         try:
             self._beat(store.note_at_once, ended)
+            if self._clock() - begun < BEAT:
+                return
         except Exception:  # the work itself will meet the same fault, and say so
             log.debug("no sign of life could be given", exc_info=True)
+        self._unheard = self._clock()
 
     # --- the others' ---
 
@@ -286,7 +292,9 @@ class Presence:
                 self._compare_clocks(sign, behind)
             self._watched[sign.worker] = _Watched(sign.beat, moment, long_silent=behind > SILENT)
             return False
-        return moment - watched.since > (BRIEFLY if watched.long_silent else SILENT)
+        # what took none of ours took none of theirs
+        since = max(watched.since, self._unheard)
+        return moment - since > (BRIEFLY if watched.long_silent else SILENT)
 
     def _compare_clocks(self, sign: Sign, behind: float) -> None:
         """Tells of a clock that is off; the sign was given while it was watched, so it is a few beats old at most."""

@@ -441,7 +441,9 @@ class Search:
 
     def _check_taken(self, number: int) -> None:
         if self._was_taken(number):
-            raise _TakenAway(f"trial {number} was taken up by another worker meanwhile: what it came to here is dropped")
+            raise _TakenAway(
+                f"trial {number} was taken up by another worker meanwhile: what it came to here is dropped"
+            )
 
     def _was_taken(self, number: int) -> bool:
         """Whether another worker, to whom this one looked gone, is at a trial now, or has ended it."""
