@@ -10,14 +10,19 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from support.searches import start
 
-from mergesearch.commands.crew import LEASH, MOST_DEATHS, Crew, Seat, Shares, command_of, seats, shares
+from mergesearch import cli
+from mergesearch.commands.crew import LEASH, MOST_DEATHS, RUN_OVER, Crew, Seat, Shares, command_of, seats, shares
+from mergesearch.commands.run import Session
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.presence import SILENT, Sign
+from mergesearch.search.worker import SearchFailed
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,6 +112,40 @@ def test_one_that_dies_of_the_same_again_and_again_is_given_up_and_the_others_go
     assert said[-1] == f"note: one ended {MOST_DEATHS + 1} times with no GPU, and is not started again"
     with pytest.raises(CandidateError, match="no worker is left: the last one ended with no GPU"):
         crew("import sys; sys.exit('error: no GPU')", said, "one").run()
+
+
+def test_deaths_that_differ_in_a_number_alone_are_alike() -> None:
+    said: list[str] = []
+    with pytest.raises(CandidateError, match="no worker is left: the last one ended with no room for"):
+        crew("import os, sys; sys.exit(f'error: no room for {os.getpid()} bytes')", said, "one").run()
+    assert sum("it is started again" in line for line in said) == MOST_DEATHS
+
+
+def test_where_none_can_go_on_none_is_started_again() -> None:
+    code = (
+        "import sys, time; sys.argv[1] == 'two' and time.sleep(60); print('error: the last 10 all failed'); "
+        f"sys.exit({RUN_OVER})"
+    )
+    said: list[str] = []
+    with pytest.raises(CandidateError, match=r"^the last 10 all failed$"):
+        crew(code, said, "one", "two").run()
+    assert said == ["one: error: the last 10 all failed"]
+
+
+@pytest.mark.parametrize(("cause", "ended"), [(None, RUN_OVER), (OSError("this disk is full"), 1)])
+def test_a_worker_says_by_its_status_that_none_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cause: OSError | None, ended: int
+) -> None:
+    def fail() -> None:
+        raise SearchFailed("the last 10 all failed") from cause
+
+    def search(*_: Any, **__: Any) -> None:
+        Session.run(cast(Any, SimpleNamespace(mend=lambda say: None, search=SimpleNamespace(run=fail))))
+
+    monkeypatch.setattr(cli, "_search", search)
+    monkeypatch.setattr(cli, "_settings", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["mergesearch", "worker", str(tmp_path / "my.yaml")])
+    assert cli.status() == ended
 
 
 def test_wrong_input_is_said_once() -> None:

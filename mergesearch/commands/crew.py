@@ -23,6 +23,7 @@ from datetime import datetime, timezone
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.presence import SILENT, Sign
+from mergesearch.search.trials import without_numbers
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ _LOOKS = 0.2  # seconds between looks at who lives
 _SIGNS = 30.0  # seconds between looks at their signs of life
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _WRONG_INPUT = 2
+# the exit status of a worker that found that none can go on
+RUN_OVER = 3
 AUTO = "auto"
 MOST_WORKERS = 1024
 
@@ -192,7 +195,7 @@ class Crew:
 
         Raises:
             UserError: the input is wrong, as a worker said.
-            CandidateError: no worker got to the end.
+            CandidateError: no worker got to the end, or one said that none can.
             KeyboardInterrupt: passed on, once the workers have handed back what they were at.
         """
         try:
@@ -259,10 +262,12 @@ class Crew:
             return
         if status == _WRONG_INPUT:
             raise UserError(worker.last.removeprefix("error: "))
+        if status == RUN_OVER:
+            raise CandidateError(worker.last.removeprefix("error: "))
         reason = signal.Signals(-status).name if status < 0 else worker.last.removeprefix("error: ")
         now = self._clock()
         worker.deaths = [death for death in worker.deaths if now - death[0] <= WITHIN] + [(now, reason)]
-        alike = sum(1 for _, other in worker.deaths if other == reason)
+        alike = sum(1 for _, other in worker.deaths if without_numbers(other) == without_numbers(reason))
         if alike > MOST_DEATHS:
             worker.given_up = True
             self._say(f"note: {worker.seat.name} ended {alike} times with {reason}, and is not started again")
