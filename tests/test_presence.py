@@ -57,6 +57,26 @@ def test_on_one_host_a_worker_is_gone_at_once(search: Search) -> None:
     assert list(search.folder.workers.glob("*.lock")) == []
 
 
+def test_a_host_of_the_same_name_may_have_a_folder_of_its_own(search: Search, tmp_path: Path) -> None:
+    clock = Clock()
+    elsewhere = store.RunFolder(tmp_path / "elsewhere")
+    elsewhere.workers.mkdir(parents=True)
+    with presence(search) as other:
+        mine = Presence(elsewhere, search.study, clock=clock, now=clock.now)
+        assert not mine.is_gone(other.id)
+        clock.seconds = SILENT + 1
+        assert mine.is_gone(other.id)
+
+
+def test_what_one_worker_finds_of_a_killed_one_all_of_its_host_know(search: Search) -> None:
+    killed = presence(search).__enter__()
+    killed._over.set()
+    killed._lock.release()  # as the system does
+    first, second = presence(search), presence(search)
+    assert first.is_gone(killed.id) and not (search.folder.workers / f"{killed.id}.lock").exists()
+    assert second.is_gone(killed.id) and signs(search.study)[killed.id].ended
+
+
 def test_every_worker_leaves_signs(search: Search) -> None:
     with presence(search) as mine:
         (sign,) = signs(search.study).values()

@@ -3,7 +3,8 @@
 On one host that is a lock on a file, which the system takes away from whoever ends: it is known at once. Between hosts
 locks say nothing (on many network disks each host has its own), so a worker also counts up a number in the study every
 `BEAT` seconds. One of another host is gone once that number has stood still for `SILENT` seconds of the reader's own
-clock. No two clocks are compared for that; where they differ, somebody is told, since the hours of a run go by them.
+clock; so is one whose host has the reader's name and a run folder of its own. No two clocks are compared for that;
+where they differ, somebody is told, since the hours of a run go by them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -257,10 +258,10 @@ class Presence:
         if worker is None:
             return all(self.is_gone(other, every) for other in self._others(every()))
         if host_of(worker) == self.host:
-            return self._is_gone_here(worker)
+            return self._is_gone_here(worker, every)
         sign = every().get(worker)
         # of a version that gave no signs there may still be a lock
-        return self._is_silent(sign) if sign is not None else self._path(worker).exists() and self._is_free(worker)
+        return self._is_silent(sign) if sign is not None else self._path(worker).exists() and self._is_left(worker)
 
     def _others(self, every: Mapping[str, Sign]) -> set[str]:
         known = {path.stem for path in self.folder.workers.glob("*.lock")}
@@ -269,15 +270,22 @@ class Presence:
     def _path(self, worker: str) -> Path:
         return self.folder.workers / f"{worker}.lock"
 
-    def _is_gone_here(self, worker: str) -> bool:
-        return not self._path(worker).exists() or self._is_free(worker)
+    def _is_gone_here(self, worker: str, every: Callable[[], Mapping[str, Sign]]) -> bool:
+        if self._path(worker).exists():
+            return self._is_left(worker, every)
+        sign = every().get(worker)  # another host may have this one's name, and a folder of its own
+        return sign is None or self._is_silent(sign)
 
-    def _is_free(self, worker: str) -> bool:
+    def _is_left(self, worker: str, every: Callable[[], Mapping[str, Sign]] = dict) -> bool:
+        """Whether nobody holds a worker's lock any more; its file is removed, and its sign then says so."""
         try:
             with FileLock(self._path(worker), timeout=0):
                 pass
         except Timeout:
             return False
+        sign = every().get(worker)
+        if sign is not None and not sign.ended:
+            store.note(self.study, f"{_KEY}{worker}", replace(sign, ended=True).to_data())
         self._path(worker).unlink(missing_ok=True)
         return True
 
