@@ -148,6 +148,20 @@ def test_a_worker_says_by_its_status_that_none_can_go_on(
     assert cli.status() == ended
 
 
+def test_workers_share_the_cores_unless_somebody_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(*names: str) -> list[str]:
+        said: list[str] = []
+        crew("import os; print(os.environ.get('OMP_NUM_THREADS'))", said, *names).run()
+        return sorted(said)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert given("one") == ["one: None"]
+    assert given("one", "two", "three") == ["one: 2", "three: 2", "two: 2"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert given("one", "two") == ["one: 5", "two: 5"]
+
+
 def test_wrong_input_is_said_once() -> None:
     code = "import sys, time; sys.argv[1] == 'two' and time.sleep(60); print('error: no such key'); sys.exit(2)"
     with pytest.raises(UserError, match=r"^no such key$"):

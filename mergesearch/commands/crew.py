@@ -189,6 +189,8 @@ class Crew:
         self._command, self._say, self._signs, self._clock = command, say, signs, clock
         self._lines: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
         self._looked = clock()
+        # each would else take all cores
+        self._threads = {"OMP_NUM_THREADS": str(max(1, _cores() // len(where)))} if len(where) > 1 else {}
 
     def run(self) -> None:
         """Returns once every worker has ended, and at least one because there was nothing left to do.
@@ -223,7 +225,7 @@ class Crew:
         worker.process = subprocess.Popen(
             self._command(worker.seat), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", start_new_session=True,
-            env={**os.environ, **worker.seat.environment, LEASH: "1"},
+            env={**self._threads, **os.environ, **worker.seat.environment, LEASH: "1"},
         )  # fmt: skip
         worker.beat = None
         worker.listening = threading.Thread(target=self._listen, args=(worker, worker.process), daemon=True)
@@ -309,6 +311,11 @@ class Crew:
                 process.wait()
         for worker in self._workers:
             self._hear(worker)
+
+
+def _cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_of(worker: _Worker, sign: Sign) -> bool:
