@@ -1,6 +1,7 @@
 """The command: what a user types, what is printed, the exit status. What a verb does stands in `commands`.
 
-Exit status: 0 done, 1 the work failed or was interrupted, 2 the input is wrong, 130 interrupted twice.
+Exit status: 0 done, 1 the work failed or was interrupted, 2 the input is wrong, 3 no worker can go on (`worker`),
+130 interrupted twice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ from typer.core import TyperGroup
 
 from mergesearch import leftovers, memory, signals
 from mergesearch.commands import completing, usage
-from mergesearch.errors import CandidateError, CutError, StorageError, UserError, of_system, unknown, without_passwords
+from mergesearch.errors import (
+    CandidateError,
+    CutError,
+    RunError,
+    StorageError,
+    UserError,
+    of_system,
+    unknown,
+    without_passwords,
+)
 
 
 class Verbs(TyperGroup):
@@ -368,10 +378,13 @@ def worker(
     allow_changed: AllowChanged = False,
 ) -> None:
     """Join a run as one worker more, from any host that reaches its storage, or begin it."""
-    from mergesearch.commands.crew import hold_leash
+    from mergesearch.commands.crew import RUN_OVER, hold_leash
 
     hold_leash(os.environ)
-    _search(_settings(config, override, "worker"), allow_changed, alone=False)
+    try:
+        _search(_settings(config, override, "worker"), allow_changed, alone=False)
+    except RunError as error:
+        raise typer.Exit(_say_error(str(error), RUN_OVER)) from error
 
 
 def _settings(config: Path, override: Sequence[str], verb: str, options: Sequence[str] = ()) -> Config:

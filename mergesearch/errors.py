@@ -46,6 +46,15 @@ class CandidateError(Exception):
     """
 
 
+class RunError(CandidateError):
+    """No worker can go on with a run as it is. Exit status 1; of `mergesearch worker` 3, so that it is not
+    started again.
+
+    >>> issubclass(RunError, CandidateError)
+    True
+    """
+
+
 class StorageError(BaseException):
     """The study's storage failed, which is no fault of a candidate: the run ends, and goes on at its next start. Exit
     status 1.

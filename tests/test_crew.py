@@ -10,14 +10,19 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from support.searches import start
 
-from mergesearch.commands.crew import LEASH, MOST_DEATHS, Crew, Seat, Shares, command_of, seats, shares
+from mergesearch import cli
+from mergesearch.commands.crew import LEASH, MOST_DEATHS, RUN_OVER, Crew, Seat, Shares, command_of, seats, shares
+from mergesearch.commands.run import Session
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.presence import SILENT, Sign
+from mergesearch.search.worker import SearchFailed
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,6 +114,54 @@ def test_one_that_dies_of_the_same_again_and_again_is_given_up_and_the_others_go
         crew("import sys; sys.exit('error: no GPU')", said, "one").run()
 
 
+def test_deaths_that_differ_in_a_number_alone_are_alike() -> None:
+    said: list[str] = []
+    with pytest.raises(CandidateError, match="no worker is left: the last one ended with no room for"):
+        crew("import os, sys; sys.exit(f'error: no room for {os.getpid()} bytes')", said, "one").run()
+    assert sum("it is started again" in line for line in said) == MOST_DEATHS
+
+
+def test_where_none_can_go_on_none_is_started_again() -> None:
+    code = (
+        "import sys, time; sys.argv[1] == 'two' and time.sleep(60); print('error: the last 10 all failed'); "
+        f"sys.exit({RUN_OVER})"
+    )
+    said: list[str] = []
+    with pytest.raises(CandidateError, match=r"^the last 10 all failed$"):
+        crew(code, said, "one", "two").run()
+    assert said == ["one: error: the last 10 all failed"]
+
+
+@pytest.mark.parametrize(("cause", "ended"), [(None, RUN_OVER), (OSError("this disk is full"), 1)])
+def test_a_worker_says_by_its_status_that_none_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cause: OSError | None, ended: int
+) -> None:
+    def fail() -> None:
+        raise SearchFailed("the last 10 all failed") from cause
+
+    def search(*_: Any, **__: Any) -> None:
+        Session.run(cast(Any, SimpleNamespace(mend=lambda say: None, search=SimpleNamespace(run=fail))))
+
+    monkeypatch.setattr(cli, "_search", search)
+    monkeypatch.setattr(cli, "_settings", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["mergesearch", "worker", str(tmp_path / "my.yaml")])
+    assert cli.status() == ended
+
+
+def test_workers_share_the_cores_unless_somebody_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(*names: str) -> list[str]:
+        said: list[str] = []
+        crew("import os; print(os.environ.get('OMP_NUM_THREADS'))", said, *names).run()
+        return sorted(said)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert given("one") == ["one: None"]
+    assert given("one", "two", "three") == ["one: 2", "three: 2", "two: 2"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert given("one", "two") == ["one: 5", "two: 5"]
+
+
 def test_wrong_input_is_said_once() -> None:
     code = "import sys, time; sys.argv[1] == 'two' and time.sleep(60); print('error: no such key'); sys.exit(2)"
     with pytest.raises(UserError, match=r"^no such key$"):
@@ -166,6 +219,49 @@ if not there.exists():
     one.run()
     assert f"note: one has given no sign of life for {SILENT:.0f} s: it is ended" in said
     assert "note: one ended with SIGKILL: it is started again" in said
+
+
+def test_a_sign_of_one_that_had_its_number_before_says_nothing() -> None:
+    seconds = [0.0]
+
+    def clock() -> float:
+        seconds[0] += 31.0
+        return seconds[0]
+
+    def signs() -> dict[str, Sign]:
+        now, before = datetime.now(timezone.utc), datetime(2026, 1, 2, tzinfo=timezone.utc)
+        pid = one._workers[0].process.pid if one._workers[0].process else 0
+        mine = Sign("mine", os.uname().nodename, pid, "cpu", int(seconds[0]), now, now)
+        return {"mine": mine, "old": Sign("old", os.uname().nodename, pid, "cpu", 1, before, before)}
+
+    said: list[str] = []
+    one = crew("import time; time.sleep(3)", said, "one", signs=signs, clock=clock)
+    one.run()
+    assert said == []
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["it fails", "it does not answer"])
+def test_a_storage_that_is_away_for_long_kills_no_worker(waits: bool) -> None:
+    seconds, looks = [0.0], [0]
+
+    def clock() -> float:
+        seconds[0] += 31.0
+        return seconds[0]
+
+    def signs() -> dict[str, Sign]:
+        looks[0] += 1
+        if 3 <= looks[0] < 20 and not waits:
+            return {}
+        seconds[0] += 1000.0 * (looks[0] == 3)
+        now = datetime.now(timezone.utc)
+        pid = one._workers[0].process.pid if one._workers[0].process else 0
+        # the first sign after it comes a look later
+        return {"id": Sign("id", os.uname().nodename, pid, "cpu", max(looks[0], 5 if waits else 21), now, now)}
+
+    said: list[str] = []
+    one = crew("import time; time.sleep(8)", said, "one", signs=signs, clock=clock)
+    one.run()
+    assert looks[0] > 5 and said == []
 
 
 def test_a_worker_ends_when_whoever_started_it_is_gone() -> None:

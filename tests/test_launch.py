@@ -15,6 +15,7 @@ import yaml
 from typer.main import get_command
 
 from mergesearch.cli import app
+from mergesearch.config.storage import check_url, expanded
 
 LAUNCH = Path(__file__).parent.parent / "scripts" / "launch"
 SLURM, KUBERNETES = LAUNCH / "slurm.sbatch", LAUNCH / "kubernetes.yaml"
@@ -79,6 +80,19 @@ def test_the_job_is_one_that_kubernetes_takes() -> None:
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     verb = container["command"][1]
     assert container["command"][0] == "mergesearch" and verb in get_command(app).commands  # type: ignore[attr-defined]
+
+
+def test_the_secrets_password_comes_into_the_storage_that_kubernetes_file_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = KUBERNETES.read_text(encoding="utf-8")
+    (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
+    (variable,) = container["env"]
+    monkeypatch.setenv(variable["name"], "se/cret")
+    found = re.search(r"# .*(storage: \S+)$", text, re.MULTILINE)
+    assert found
+    storage = yaml.safe_load(found[1])["storage"]
+    assert expanded(check_url(storage)) == "postgresql://me:se%2Fcret@database/runs"
 
 
 def test_kubernetes_says_so_too() -> None:

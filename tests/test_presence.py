@@ -12,7 +12,7 @@ from support.searches import Engine, Scorer, start
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search import store, trials
 from mergesearch.search.presence import APART, BEAT, BRIEFLY, SILENT, Presence, Sign, check_disk, host_of, signs
-from mergesearch.search.trials import HANDED_BACK, State
+from mergesearch.search.trials import HANDED_BACK, Kind, State
 from mergesearch.search.worker import MOST_FAILURES, MOST_LOST, Search, SearchFailed
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
@@ -57,6 +57,26 @@ def test_on_one_host_a_worker_is_gone_at_once(search: Search) -> None:
     assert list(search.folder.workers.glob("*.lock")) == []
 
 
+def test_a_host_of_the_same_name_may_have_a_folder_of_its_own(search: Search, tmp_path: Path) -> None:
+    clock = Clock()
+    elsewhere = store.RunFolder(tmp_path / "elsewhere")
+    elsewhere.workers.mkdir(parents=True)
+    with presence(search) as other:
+        mine = Presence(elsewhere, search.study, clock=clock, now=clock.now)
+        assert not mine.is_gone(other.id)
+        clock.seconds = SILENT + 1
+        assert mine.is_gone(other.id)
+
+
+def test_what_one_worker_finds_of_a_killed_one_all_of_its_host_know(search: Search) -> None:
+    killed = presence(search).__enter__()
+    killed._over.set()
+    killed._lock.release()  # as the system does
+    first, second = presence(search), presence(search)
+    assert first.is_gone(killed.id) and not (search.folder.workers / f"{killed.id}.lock").exists()
+    assert second.is_gone(killed.id) and signs(search.study)[killed.id].ended
+
+
 def test_every_worker_leaves_signs(search: Search) -> None:
     with presence(search) as mine:
         (sign,) = signs(search.study).values()
@@ -81,6 +101,29 @@ def test_of_another_host_is_gone_whose_number_stands_still(search: Search) -> No
     assert not mine.is_gone(ELSEWHERE)
     clock.seconds += SILENT + 1
     assert mine.is_gone(ELSEWHERE) and said == []
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["it fails", "it does not answer"])
+def test_nobody_is_gone_for_what_the_storage_did_not_take(
+    search: Search, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    clock = Clock()
+
+    def away(study: Any, key: str, value: Any) -> None:
+        clock.seconds += SILENT + 1
+        if not waits:
+            raise OSError("the server is away")
+
+    beats(search, 1, NOW)
+    mine = presence(search, clock)
+    assert not mine.is_gone(ELSEWHERE)
+    with monkeypatch.context() as storage:
+        storage.setattr(store, "note_at_once", away)
+        mine._try_to_beat()
+    clock.seconds += BEAT
+    assert not mine.is_gone(ELSEWHERE)
+    clock.seconds += SILENT
+    assert mine.is_gone(ELSEWHERE)
 
 
 def test_a_lock_says_nothing_of_another_host_that_gives_signs(search: Search) -> None:
@@ -172,6 +215,7 @@ def test_what_another_worker_took_meanwhile_is_dropped(tmp_path: Path) -> None:
     def taken() -> None:
         handle = trials.handle(search.study, 6)
         trials.write(handle, worker=ELSEWHERE)
+        search.folder.documents(6).write_text("the other's")
         beats(search, 1, datetime.now(timezone.utc))
 
     search = start(tmp_path / "run", Interrupted(6, taken), search={"trials": 4})
@@ -180,7 +224,43 @@ def test_what_another_worker_took_meanwhile_is_dropped(tmp_path: Path) -> None:
     found = search.history().trials
     assert "trial 6 was taken up by another worker" in said[0]
     assert found[6].state is State.RUNNING and not found[6].scores and found[6].worker == ELSEWHERE
+    assert search.folder.documents(6).read_text() == "the other's"
     assert all(trial.state is State.COMPLETE for trial in found if trial.number != 6)
+
+
+def test_the_signs_are_read_once_for_all_trials_at_work(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    for at in range(3):
+        trials.enqueue(search.study, strategy="study", kind=Kind.STATED, key={"at": at})
+        trials.write(search.study.ask(), worker=ELSEWHERE)
+    beats(search, 1, NOW)
+    reads: list[int] = []
+
+    def counted(study: Any) -> dict[str, Sign]:
+        reads.append(1)
+        return signs(study)
+
+    for place in ("presence", "worker"):
+        monkeypatch.setattr(f"mergesearch.search.{place}.signs", counted, raising=False)
+    assert search._left_behind(presence(search), search.history()) is None and len(reads) == 1
+
+
+def test_a_worker_killed_as_it_takes_a_trial_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dead(BaseException):
+        """Stands in for a kill: nothing is written after it."""
+
+    def die(handle: Any, **values: Any) -> None:
+        raise Dead
+
+    search = start(tmp_path / "run", search={"trials": 2})
+    with monkeypatch.context() as killed, pytest.raises(Dead):
+        killed.setattr(trials, "write", die)  # Optuna has given it the trial, and nothing else is noted yet
+        search.run()
+    monkeypatch.setattr("mergesearch.search.worker.time.sleep", lambda seconds: pytest.fail("it waits for a dead one"))
+    with presence(search):  # another one that lives
+        start(tmp_path / "run", search={"trials": 2}).run()
+    assert all(trial.state is State.COMPLETE for trial in search.history().trials)
 
 
 def test_a_trial_at_which_worker_after_worker_dies_fails(tmp_path: Path) -> None:

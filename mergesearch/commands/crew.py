@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.presence import SILENT, Sign
+from mergesearch.search.trials import without_numbers
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ _LOOKS = 0.2  # seconds between looks at who lives
 _SIGNS = 30.0  # seconds between looks at their signs of life
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _WRONG_INPUT = 2
+# the exit status of a worker that found that none can go on
+RUN_OVER = 3
 AUTO = "auto"
 MOST_WORKERS = 1024
 
@@ -149,7 +153,8 @@ class _Worker:
     listening: threading.Thread | None = None
     last: str = ""  # what it said last
     deaths: list[tuple[float, str]] = field(default_factory=list)
-    beat: tuple[int, float] | None = None  # its number, and since when it stands there
+    started: datetime | None = None
+    beat: tuple[int, int] | None = None  # its number, and at how many looks in a row it has stood there
     done: bool = False
     given_up: bool = False
 
@@ -184,13 +189,15 @@ class Crew:
         self._command, self._say, self._signs, self._clock = command, say, signs, clock
         self._lines: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
         self._looked = clock()
+        # each would else take all cores
+        self._threads = {"OMP_NUM_THREADS": str(max(1, _cores() // len(where)))} if len(where) > 1 else {}
 
     def run(self) -> None:
         """Returns once every worker has ended, and at least one because there was nothing left to do.
 
         Raises:
             UserError: the input is wrong, as a worker said.
-            CandidateError: no worker got to the end.
+            CandidateError: no worker got to the end, or one said that none can.
             KeyboardInterrupt: passed on, once the workers have handed back what they were at.
         """
         try:
@@ -214,10 +221,11 @@ class Crew:
 
     def _start(self, worker: _Worker) -> None:
         # a session of its own: Ctrl-C comes to this process, which then asks each worker to end, once
+        worker.started = datetime.now(timezone.utc)
         worker.process = subprocess.Popen(
             self._command(worker.seat), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", start_new_session=True,
-            env={**os.environ, **worker.seat.environment, LEASH: "1"},
+            env={**self._threads, **os.environ, **worker.seat.environment, LEASH: "1"},
         )  # fmt: skip
         worker.beat = None
         worker.listening = threading.Thread(target=self._listen, args=(worker, worker.process), daemon=True)
@@ -256,10 +264,12 @@ class Crew:
             return
         if status == _WRONG_INPUT:
             raise UserError(worker.last.removeprefix("error: "))
+        if status == RUN_OVER:
+            raise CandidateError(worker.last.removeprefix("error: "))
         reason = signal.Signals(-status).name if status < 0 else worker.last.removeprefix("error: ")
         now = self._clock()
         worker.deaths = [death for death in worker.deaths if now - death[0] <= WITHIN] + [(now, reason)]
-        alike = sum(1 for _, other in worker.deaths if other == reason)
+        alike = sum(1 for _, other in worker.deaths if without_numbers(other) == without_numbers(reason))
         if alike > MOST_DEATHS:
             worker.given_up = True
             self._say(f"note: {worker.seat.name} ended {alike} times with {reason}, and is not started again")
@@ -273,14 +283,17 @@ class Crew:
         if now - self._looked < _SIGNS:
             return
         self._looked = now
-        here = {sign.pid: sign for sign in self._signs().values() if sign.host == os.uname().nodename}
+        here = [sign for sign in self._signs().values() if sign.host == os.uname().nodename]
         for worker in self._workers:
-            sign = here.get(worker.process.pid) if worker.process else None
-            if worker.over or sign is None or worker.process is None:
+            sign = next((sign for sign in here if _is_of(worker, sign)), None)
+            if worker.over or worker.process is None:
                 continue
-            if worker.beat is None or worker.beat[0] != sign.beat:
-                worker.beat = sign.beat, now
-            elif now - worker.beat[1] > SILENT and not sign.ended:
+            if sign is None or worker.beat is None or worker.beat[0] != sign.beat:
+                # while nobody answers, nobody is silent
+                worker.beat = None if sign is None else (sign.beat, 0)
+                continue
+            worker.beat = sign.beat, worker.beat[1] + 1
+            if worker.beat[1] * _SIGNS >= SILENT and not sign.ended:
                 self._say(f"note: {worker.seat.name} has given no sign of life for {SILENT:.0f} s: it is ended")
                 worker.process.kill()
 
@@ -298,6 +311,18 @@ class Crew:
                 process.wait()
         for worker in self._workers:
             self._hear(worker)
+
+
+def _cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_of(worker: _Worker, sign: Sign) -> bool:
+    """Whether a sign is of a worker's process, and not of one that had its number before."""
+    if worker.process is None or worker.started is None:
+        return False
+    return sign.pid == worker.process.pid and sign.began >= worker.started
 
 
 def hold_leash(environment: Mapping[str, str]) -> None:

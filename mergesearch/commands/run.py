@@ -30,7 +30,7 @@ from mergesearch.commands.winner import sentence
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.engine.served import check_served
-from mergesearch.errors import CandidateError, UserError
+from mergesearch.errors import CandidateError, RunError, UserError
 from mergesearch.evaluate.asking import Asked
 from mergesearch.evaluate.blocks import BlockScorer
 from mergesearch.evaluate.scores import load_documents
@@ -73,13 +73,16 @@ class Session:
         """Searches until nothing is left to do, and everything is told.
 
         Raises:
-            CandidateError: nothing could be scored.
+            RunError: nothing could be scored, or nothing can any more.
+            CandidateError: what was scored could not be recorded on this host.
         """
         self.mend(say)
         try:
             self.search.run()
         except SearchFailed as error:
-            raise CandidateError(str(error)) from error
+            # another start, or another host, may be able to write
+            kind = CandidateError if isinstance(error.__cause__, OSError) else RunError
+            raise kind(str(error)) from error
         self.hook.wait()
         self.tracking.wait()
 

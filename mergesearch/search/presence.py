@@ -3,20 +3,23 @@
 On one host that is a lock on a file, which the system takes away from whoever ends: it is known at once. Between hosts
 locks say nothing (on many network disks each host has its own), so a worker also counts up a number in the study every
 `BEAT` seconds. One of another host is gone once that number has stood still for `SILENT` seconds of the reader's own
-clock. No two clocks are compared for that; where they differ, somebody is told, since the hours of a run go by them.
+clock; so is one whose host has the reader's name and a run folder of its own. No two clocks are compared for that;
+where they differ, somebody is told, since the hours of a run go by them.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +201,7 @@ class Presence:
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._go_on, daemon=True, name="presence")
         self._watched: dict[str, _Watched] = {}
+        self._unheard = -math.inf  # when the storage last took no sign of ours, or was long about it
         self._told: set[str] = set()  # hosts whose clocks differ
 
     def __enter__(self) -> Presence:
@@ -230,41 +234,58 @@ class Presence:
             self._try_to_beat()
 
     def _try_to_beat(self, ended: bool = False) -> None:
+        begun = self._clock()
         try:
             self._beat(store.note_at_once, ended)
+            if self._clock() - begun < BEAT:
+                return
         except Exception:  # the work itself will meet the same fault, and say so
             log.debug("no sign of life could be given", exc_info=True)
+        self._unheard = self._clock()
 
     # --- the others' ---
 
-    def is_gone(self, worker: str | None) -> bool:
-        """Whether another worker of this run has ended; one that never left a name counts by who else lives."""
+    def is_gone(self, worker: str | None, every: Callable[[], Mapping[str, Sign]] | None = None) -> bool:
+        """Whether another worker of this run has ended; one that never left a name counts by who else lives.
+
+        Args:
+            worker: its id.
+            every: reads the signs, where they are asked for more than once; else they are read anew.
+        """
+        every = every or cache(lambda: signs(self.study))
         if worker == self.id:
             return False
         if worker is None:
-            return all(self.is_gone(other) for other in self._others())
+            return all(self.is_gone(other, every) for other in self._others(every()))
         if host_of(worker) == self.host:
-            return self._is_gone_here(worker)
-        sign = signs(self.study).get(worker)
+            return self._is_gone_here(worker, every)
+        sign = every().get(worker)
         # of a version that gave no signs there may still be a lock
-        return self._is_silent(sign) if sign is not None else self._path(worker).exists() and self._is_free(worker)
+        return self._is_silent(sign) if sign is not None else self._path(worker).exists() and self._is_left(worker)
 
-    def _others(self) -> set[str]:
+    def _others(self, every: Mapping[str, Sign]) -> set[str]:
         known = {path.stem for path in self.folder.workers.glob("*.lock")}
-        return (known | {worker for worker, sign in signs(self.study).items() if not sign.ended}) - {self.id}
+        return (known | {worker for worker, sign in every.items() if not sign.ended}) - {self.id}
 
     def _path(self, worker: str) -> Path:
         return self.folder.workers / f"{worker}.lock"
 
-    def _is_gone_here(self, worker: str) -> bool:
-        return not self._path(worker).exists() or self._is_free(worker)
+    def _is_gone_here(self, worker: str, every: Callable[[], Mapping[str, Sign]]) -> bool:
+        if self._path(worker).exists():
+            return self._is_left(worker, every)
+        sign = every().get(worker)  # another host may have this one's name, and a folder of its own
+        return sign is None or self._is_silent(sign)
 
-    def _is_free(self, worker: str) -> bool:
+    def _is_left(self, worker: str, every: Callable[[], Mapping[str, Sign]] = dict) -> bool:
+        """Whether nobody holds a worker's lock any more; its file is removed, and its sign then says so."""
         try:
             with FileLock(self._path(worker), timeout=0):
                 pass
         except Timeout:
             return False
+        sign = every().get(worker)
+        if sign is not None and not sign.ended:
+            store.note(self.study, f"{_KEY}{worker}", replace(sign, ended=True).to_data())
         self._path(worker).unlink(missing_ok=True)
         return True
 
@@ -279,7 +300,9 @@ class Presence:
                 self._compare_clocks(sign, behind)
             self._watched[sign.worker] = _Watched(sign.beat, moment, long_silent=behind > SILENT)
             return False
-        return moment - watched.since > (BRIEFLY if watched.long_silent else SILENT)
+        # what took none of ours took none of theirs
+        since = max(watched.since, self._unheard)
+        return moment - since > (BRIEFLY if watched.long_silent else SILENT)
 
     def _compare_clocks(self, sign: Sign, behind: float) -> None:
         """Tells of a clock that is off; the sign was given while it was watched, so it is a few beats old at most."""

@@ -303,6 +303,15 @@ def hand_back(storage: optuna.storages.BaseStorage, trial: optuna.Trial) -> None
     storage.set_trial_user_attr(trial._trial_id, "worker", HANDED_BACK)
 
 
+def assign(study: optuna.Study, waiting: FrozenTrial, worker: str) -> None:
+    """Says who is about to take a trial that waits, so that it is never at work without a name.
+
+    Raises:
+        UpdateFinishedTrialError: it has been taken, and has ended.
+    """
+    study._storage.set_trial_user_attr(waiting._trial_id, "worker", worker)
+
+
 def enqueue(study: optuna.Study, **values: Any) -> None:
     """Adds a trial to a study that nobody has taken yet, with fields of a `Trial`.
 

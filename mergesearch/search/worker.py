@@ -24,7 +24,7 @@ from mergesearch.search.expectations import expectations
 from mergesearch.search.history import History, hours_at_work
 from mergesearch.search.keeping import LearningFiles
 from mergesearch.search.machine import machine
-from mergesearch.search.presence import Presence
+from mergesearch.search.presence import Presence, signs
 from mergesearch.search.races import Races
 from mergesearch.search.racing import Blocks
 from mergesearch.search.samplers import Choice, SeededPerTrial
@@ -206,9 +206,10 @@ class Search:
 
     def _left_behind(self, presence: Presence, history: History) -> Trial | None:
         """The first trial at work whose worker has ended."""
+        every = cache(lambda: signs(self.study))  # once for all trials: this is everybody's turn
         for trial in history.trials:
             at_work = not trial.state.ended and trial.state is not State.WAITING
-            if at_work and (trial.worker == HANDED_BACK or presence.is_gone(trial.worker)):
+            if at_work and (trial.worker == HANDED_BACK or presence.is_gone(trial.worker, every)):
                 return trial
         return None
 
@@ -252,9 +253,14 @@ class Search:
     def _waiting(self) -> optuna.Trial | Wait:
         """The first trial that waits. A server that restarts ends a turn, and another worker may have taken what was
         put there: Optuna would then make a trial of nobody's."""
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            return WAIT
-        return self.study.ask()
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if waiting:
+            assert self._presence is not None
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                # before Optuna takes the first of them: a worker killed in between leaves its name on the trial
+                trials.assign(self.study, waiting[0], self._presence.id)
+                return self.study.ask()
+        return WAIT
 
     def _is_exhausted(self, strategy: Strategy, proposal: Proposal, history: History) -> bool:
         """Whether a strategy that would go on for ever has long proposed nothing but what is there already."""
@@ -416,6 +422,7 @@ class Search:
         self._note_scores(handle, self.engine.load(recipe), self.scorer.score())
 
     def _note_scores(self, handle: optuna.Trial, merge_seconds: float, scores: Scores) -> None:
+        self._check_taken(handle.number)  # before a file of whoever is at it now is replaced
         self._keep_documents(handle.number, scores)
         trials.write(handle, merge_seconds=merge_seconds, score_seconds=scores.seconds)
         self._note_settled(handle, scores=scores.tasks)
@@ -427,13 +434,16 @@ class Search:
 
     def _note_settled(self, handle: optuna.Trial, **values: Any) -> None:
         """Notes what a trial came to: last what says that it is settled."""
-        if self._was_taken(handle.number):
-            raise _TakenAway(
-                f"trial {handle.number} was taken up by another worker meanwhile: what it came to here is dropped"
-            )
+        self._check_taken(handle.number)
         trials.write(handle, settled_at=datetime.now(), **values)
         if self.history().objective is None:  # else the study is told at once
             self._scored(trials.at(self.study, handle.number))
+
+    def _check_taken(self, number: int) -> None:
+        if self._was_taken(number):
+            raise _TakenAway(
+                f"trial {number} was taken up by another worker meanwhile: what it came to here is dropped"
+            )
 
     def _was_taken(self, number: int) -> bool:
         """Whether another worker, to whom this one looked gone, is at a trial now, or has ended it."""
@@ -495,6 +505,7 @@ class Search:
             if not other.scores:
                 continue
             documents = self.folder.documents(other.number)
+            self._check_taken(handle.number)
             if documents.is_file():
                 mine = self.folder.documents(handle.number)
                 shutil.copyfile(documents, mine)
@@ -544,6 +555,7 @@ class Search:
             self._note_scores(handle, sum(spent), outcome.scores)
             races.forget(recipe)
             return
+        self._check_taken(handle.number)
         # what is expected of the others depends on it too
         self._keep_documents(handle.number, outcome.scores)
         trials.write(

@@ -17,9 +17,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
+import os
 import queue
 import random
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -173,7 +175,9 @@ def settings(folder: Path, name: str, trials: int, storage: Storage, seed: int =
 
 
 def work(folder: Path, name: str, trials: int, storage: Storage, seed: int, seconds: float, told: Any) -> None:
-    """One worker, in a process of its own."""
+    """One worker, in a process of its own; on a host of its own where the storage is a server, as its name says."""
+    if storage.url is not None:  # others then go by its signs of life, and not by its lock
+        socket.gethostname = lambda: f"host{os.getpid()}"
     config, stand_in = settings(folder, name, trials, storage, seed), Sleeps(seconds)
     turns = {"waited": 0.0, "lasted": 0.0, "taken": 0}
 
@@ -266,6 +270,7 @@ def main() -> None:
         "# Many workers: what they wait for", "",
         f"`python -m scripts.bench.workers --workers {' '.join(map(str, given.workers))} --seconds {given.seconds:g} "
         f"--each {given.each}`; {date.today()}; all on one host of 2 cores; {versions}.", "",
+        "Where the storage is a server, each worker has a host name of its own, so that they go by signs of life.", "",
         "Shares of a worker's time, from its first trial to its last. *Turn*: until it might take a trial. *Storage",
         "and machine*: all that is neither sleep nor CPU nor a turn, so also what 2 cores cannot do at once.", "",
     ]  # fmt: skip
