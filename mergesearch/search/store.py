@@ -49,6 +49,8 @@ OPENING = 60.0
 # how often a database is copied that is written meanwhile
 _COPIES = 5
 _WRITES_IT = "start `mergesearch run` again, which writes it and goes on from what is there"
+# where a study notes with how many trials its workers were through
+_ENDED = "ended"
 # what a study holds: raised when an older version's trials can no longer be read
 FORMAT = 2
 
@@ -389,6 +391,14 @@ def noted(study: optuna.Study, key: str) -> Any:
 def has_note(study: optuna.Study, key: str) -> bool:
     """Whether anything was noted under a key, also None."""
     return key in study.user_attrs
+
+
+def note_ended(study: optuna.Study, trials: int) -> bool:
+    """Notes that a run has come to an end with so many trials; whether nobody had."""
+    if noted(study, _ENDED) == trials:
+        return False
+    note(study, _ENDED, trials)
+    return True
 
 
 def objective_of(study: optuna.Study) -> Objective | None:

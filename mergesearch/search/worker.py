@@ -176,6 +176,13 @@ class Search:
                 self._check_failures()
                 self._look_for_standstills()
 
+    def is_last(self) -> bool:
+        """Whether no trial of the run is at work or waits: true for the first worker that asks then, and for no other
+        until there are more trials."""
+        with self._turns.turn("end"):
+            found = self.history().trials
+            return all(trial.state.ended for trial in found) and store.note_ended(self.study, len(found))
+
     def history(self) -> History:
         """The run so far."""
         self._last = History(self.study, self.config, self._last)
