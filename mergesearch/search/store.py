@@ -31,6 +31,7 @@ from mergesearch.search.storage import (
     at_once,
     checked,
     file_of,
+    opened,
     patient,
     proxied,
     refused,
@@ -301,13 +302,13 @@ def open_storage(config: Config, folder: RunFolder, patience: Patience | None = 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     location = _location(config, folder)
 
-    def opened() -> optuna.storages.BaseStorage:
+    def open_it() -> optuna.storages.BaseStorage:
         if config.storage_proxy:
             return proxied(config.storage_proxy)
-        return optuna.storages.get_storage(checked(location.url)) if config.storage else _local_storage(location.url)
+        return opened(checked(location.url)) if config.storage else _local_storage(location.url)
 
     try:
-        storage = asked_again(opened, location, patience or Patience())
+        storage = asked_again(open_it, location, patience or Patience())
     except UserError:
         raise
     except (StorageError, Exception) as error:
