@@ -72,6 +72,7 @@ app: typer.Typer = typer.Typer(
 if TYPE_CHECKING:
     from mergesearch.commands.crew import Shares
     from mergesearch.config import Config
+    from mergesearch.search.worker import Search
 
 # a file or a pipe has no width to fit into
 out: Console = Console(width=None if sys.stdout.isatty() else 240)
@@ -378,13 +379,18 @@ def worker(
     allow_changed: AllowChanged = False,
 ) -> None:
     """Join a run as one worker more, from any host that reaches its storage, or begin it."""
-    from mergesearch.commands.crew import RUN_OVER, hold_leash
+    from mergesearch.commands.crew import LEASH, RUN_OVER, hold_leash
+    from mergesearch.commands.hooks import tell_end
+    from mergesearch.commands.winner import verdict_of
 
     hold_leash(os.environ)
+    settings = _settings(config, override, "worker")
     try:
-        _search(_settings(config, override, "worker"), allow_changed, alone=False)
+        search = _search(settings, allow_changed, alone=False)
     except RunError as error:
         raise typer.Exit(_say_error(str(error), RUN_OVER)) from error
+    if LEASH not in os.environ and search.is_last():  # else whoever started it tells
+        tell_end(settings, lambda: verdict_of(settings.folder), _note)
 
 
 def _settings(config: Path, override: Sequence[str], verb: str, options: Sequence[str] = ()) -> Config:
@@ -398,8 +404,8 @@ def _settings(config: Path, override: Sequence[str], verb: str, options: Sequenc
     return settings
 
 
-def _search(settings: Config, allow_changed: bool, alone: bool = True) -> None:
-    """One worker, from the first model that it loads to the winner's export.
+def _search(settings: Config, allow_changed: bool, alone: bool = True) -> Search:
+    """One worker, from the first model that it loads to the winner's export; returns its search.
 
     Args:
         alone: whether the reader sees this worker's output as the run's; else it is told in lines.
@@ -443,6 +449,7 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> None:
             held = report_at_end(session.read(), session.engine, scoring, allow_changed=allow_changed)
         if held is not None:
             _show([render(held)])
+    return session.search
 
 
 def _end_hung(reason: str) -> None:

@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 from support.chaos import check, search
+from support.mariadb import Mariadb, mariadb
 from support.postgres import Postgres, postgres
 
-server = pytest.fixture(scope="module")(postgres)
+postgresql = pytest.fixture(scope="module")(postgres)
+mysql = pytest.fixture(scope="module")(mariadb)
+KINDS = ["sqlite", "postgresql", "mysql"]
 WORKERS = 4
 FORK = multiprocessing.get_context("fork")
 
@@ -36,7 +39,7 @@ def work(*given: Any) -> None:
         os._exit(status)
 
 
-def killed(given: tuple[Any, ...], kills: int, seed: int, restarts: int, server: Postgres | None) -> int:
+def killed(given: tuple[Any, ...], kills: int, seed: int, restarts: int, server: Postgres | Mariadb | None) -> int:
     """Runs the workers until all is done, killing one at a time at random moments; returns how many were killed."""
     rng, done = random.Random(seed), 0
     moments = sorted(rng.sample(range(1, kills), restarts)) if restarts else []
@@ -67,9 +70,9 @@ def killed(given: tuple[Any, ...], kills: int, seed: int, restarts: int, server:
     return done
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_few_kills(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
-    there = None if kind == "sqlite" else request.getfixturevalue("server")
+    there = None if kind == "sqlite" else request.getfixturevalue(kind)
     given = tmp_path / "run", tmp_path / "log", 30, there.url if there else None
     assert killed(given, 6, seed=1, restarts=1 if there else 0, server=there) >= 1
     check(*given)
@@ -77,10 +80,9 @@ def test_a_few_kills(tmp_path: Path, kind: str, request: pytest.FixtureRequest) 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_hundred_kills(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
-    there = None if kind == "sqlite" else request.getfixturevalue("server")
+    there = None if kind == "sqlite" else request.getfixturevalue(kind)
     given = tmp_path / "run", tmp_path / "log", 200, there.url if there else None
-    done = killed(given, 100, seed=2, restarts=2 if there else 0, server=there)
-    print(f"{done} kills")
+    assert killed(given, 100, seed=2, restarts=2 if there else 0, server=there) == 100  # none ended before
     check(*given)

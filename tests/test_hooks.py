@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from support.searches import Engine, start
+from typer.testing import CliRunner
 
+from mergesearch.cli import app
+from mergesearch.commands.crew import LEASH
 from mergesearch.commands.hooks import BestHook, told_at_end
 from mergesearch.errors import UserError
 from mergesearch.results.record import Record
 from mergesearch.search.trials import State
 from mergesearch.search.watchdog import Watchdog
+from mergesearch.search.worker import Search
 
 
 def record(number: int, objective: float | None, **given: Any) -> Record:
@@ -61,6 +66,36 @@ def test_the_end_is_told_however_it_comes(tmp_path: Path, error: Any, status: st
         with pytest.raises(type(error)):
             work()
     assert told.read_text() == f"{status}|{verdict}|{'6' if error is None else ''}\n"
+
+
+def test_of_workers_the_last_one_tells_the_end_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mergesearch worker` three times: while another is at a trial, when none is any more, and once more."""
+    told = tmp_path / "told"
+    config = start(tmp_path / "run", search={"trials": 1}, on_end=f'echo "$MERGESEARCH_TRIAL" >> {told}').config
+    path = tmp_path / "mine.yaml"
+    path.write_text(config.to_yaml())
+
+    def worker(search: Search, **environment: str) -> bool:
+        monkeypatch.setattr("mergesearch.cli._search", lambda *_, **options: search)
+        done = CliRunner().invoke(app, ["worker", str(path)], env=environment, catch_exceptions=False)
+        assert done.exit_code == 0
+        return told.exists()
+
+    search = start(tmp_path / "run", search={"trials": 1}, on_end=config.on_end)
+    search.run()
+    search.study.enqueue_trial({})
+    assert not worker(search)
+    other = search.study.ask()
+    assert not worker(search)
+    search.study.tell(other, state=TrialState.FAIL)
+    with monkeypatch.context() as held:
+        held.setattr("mergesearch.commands.crew.hold_leash", lambda _: None)
+        assert not worker(search, **{LEASH: "1"})  # its `run` does
+    assert worker(search) and worker(search)
+    best = search.history().complete()[0].number
+    assert told.read_text() == f"{best}\n"
+    start(tmp_path / "run", search={"trials": 3}, on_end=config.on_end).run()  # a larger budget has an end of its own
+    assert worker(search) and len(told.read_text().splitlines()) == 2
 
 
 def test_a_trial_that_takes_too_long_is_given_up_by_another_thread(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from typer.main import get_command
 
 from mergesearch.cli import app
 from mergesearch.config.storage import check_url, expanded
 
 LAUNCH = Path(__file__).parent.parent / "scripts" / "launch"
+SCHEMA = Path(__file__).parent / "data" / "kubernetes_job.json"
 SLURM, KUBERNETES = LAUNCH / "slurm.sbatch", LAUNCH / "kubernetes.yaml"
 # of sbatch's manual, with the form of the value
 OPTIONS = {
@@ -71,6 +74,13 @@ def test_slurms_warning_reaches_the_worker(tmp_path: Path) -> None:
 
 def test_the_job_is_one_that_kubernetes_takes() -> None:
     job = yaml.safe_load(KUBERNETES.read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    valid = Draft202012Validator(schema)
+    assert [error.message for error in valid.iter_errors(job)] == []
+    # what a typing error makes of it is refused
+    for wrong in ({"backoffLimitPerPod": 10}, {"parallelism": "8"}, {"template": {"spec": {"restartPolicy": "Never"}}}):
+        assert not valid.is_valid({**job, "spec": {**job["spec"], **wrong}})
     assert (job["apiVersion"], job["kind"], job["spec"]["completionMode"]) == ("batch/v1", "Job", "Indexed")
     pod = job["spec"]["template"]["spec"]
     assert pod["restartPolicy"] == "Never"  # what backoffLimitPerIndex asks for
@@ -78,6 +88,9 @@ def test_the_job_is_one_that_kubernetes_takes() -> None:
     (container,) = pod["containers"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    first = job["spec"]["podFailurePolicy"]["rules"][0]  # the first that fits counts
+    wrong_input = {"containerName": container["name"], "operator": "In", "values": [2, 3]}
+    assert (first["action"], first["onExitCodes"]) == ("FailIndex", wrong_input)
     verb = container["command"][1]
     assert container["command"][0] == "mergesearch" and verb in get_command(app).commands  # type: ignore[attr-defined]
 

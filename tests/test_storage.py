@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,13 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
+from support.mariadb import Mariadb, mariadb
 from support.searches import INFOS, Engine, Scorer, settings
 
 from mergesearch.config.storage import PASSWORD, expanded
 from mergesearch.errors import StorageError, UserError, without_passwords
 from mergesearch.results.loading import load_run
-from mergesearch.search import store
+from mergesearch.search import store, trials
 from mergesearch.search.storage import Location, Patience, checked, failed, reason
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import Search
@@ -243,7 +246,10 @@ NO_STORAGES = {
 
 
 @pytest.mark.parametrize("url", NO_STORAGES)
-def test_what_can_be_no_storage_is_refused_before_anything_is_written(tmp_path: Path, url: str) -> None:
+def test_what_can_be_no_storage_is_refused_before_anything_is_written(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pymysql", None)  # as where it is not installed
     with pytest.raises(UserError) as caught:
         store.begun(settings(tmp_path / "run", storage=url))
     assert NO_STORAGES[url] in str(caught.value) and "storage" in str(caught.value) and "\n" not in str(caught.value)
@@ -288,6 +294,23 @@ def test_a_run_that_has_scored_nothing_begins_over_an_empty_file(tmp_path: Path)
     RunFolder.prepare(settings(tmp_path / "run", search={"trials": TRIALS})).database.touch()
     start(tmp_path / "run").run()
     assert len(load_run(tmp_path / "run").records) == 4 + TRIALS
+
+
+# --- MySQL ------------------------------------------------------------------------------------------------------------
+
+maria = pytest.fixture(scope="module")(mariadb)
+
+
+def test_a_recipe_for_each_tensor_of_a_large_model_has_room_in_mysql(tmp_path: Path, maria: Mariadb) -> None:
+    """80 kB; Optuna's own columns hold 64 KiB. Also in tables that were there before."""
+    recipe = {"rules": [{"match": f"model.layers.{i}.weight", "weights": [0.125] * 8} for i in range(1000)]}
+    assert len(json.dumps(recipe)) > 80_000
+    optuna.create_study(study_name="earlier", storage=maria.url)
+    search = start(tmp_path / "run", storage=maria.url)
+    trials.enqueue(search.study, recipe_data=recipe)
+    store.note(search.study, "taken_over", recipe)
+    again = start(tmp_path / "run", storage=maria.url)
+    assert again.history().trials[0].recipe_data == recipe == store.noted(again.study, "taken_over")
 
 
 # --- passwords --------------------------------------------------------------------------------------------------------

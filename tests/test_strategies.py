@@ -32,9 +32,9 @@ from mergesearch.search.history import History
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import refuse, study, words
-from mergesearch.search.strategies.base import WAIT
+from mergesearch.search.strategies.base import WAIT, Stated
 from mergesearch.search.strategies.baselines import DEFAULTS, SLERP
-from mergesearch.search.strategies.greedy_soup import Ingredient, greedy
+from mergesearch.search.strategies.greedy_soup import GreedySoup, Ingredient, greedy
 from mergesearch.search.strategies.learned_soup import LearnedSoups
 from mergesearch.search.strategies.study import FIXED, Study
 from mergesearch.search.strategies.warm_start import WarmStart, warm_recipes
@@ -242,6 +242,22 @@ def test_the_best_trials_are_ingredients_where_asked(tmp_path: Path) -> None:
     for trial in soups:
         expected = np.mean([spread[name][1] for name in trial.key["ingredients"]], axis=0)
         assert np.allclose(affine_of(trial.recipe, ("a", "b")).values, expected)
+
+
+def test_a_greedy_soup_waits_for_no_trial_of_strategies_that_come_later(tmp_path: Path) -> None:
+    """Other workers go on with the study, so that at any time some trial of it is at work."""
+    search = begin(tmp_path / "run", Judge(replayed(matrix(0))), **GREEDY | {"search": {"strategy": "baselines"}})
+    search.run()
+    soup = {"strategy": ["greedy_soup", "study"], "greedy_soup": {"trials": 2}}
+    config = settings(tmp_path / "run", **GREEDY | {"search": soup})
+    trials.enqueue(search.study, strategy="study", kind=Kind.SAMPLED, key={"stage": "study", "sampler": "tpe"})
+    handle = search.study.ask()
+    asked, past = GreedySoup(replace(search.surroundings, config=config)), History(search.study, config)
+    first = asked.next(past, Budget(past))
+    assert isinstance(first, Stated) and not any("trial" in name for name in first.key["ingredients"])
+    trials.write(handle, strategy="warm_start")
+    past = History(search.study, config)
+    assert asked.next(past, Budget(past)) is WAIT
 
 
 def test_the_study_leaves_room_for_the_soup_after_it(tmp_path: Path) -> None:

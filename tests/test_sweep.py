@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.memo import Memo
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import registered, words
+from mergesearch.search.strategies.base import Wait
 from mergesearch.search.strategies.study import ended
 from mergesearch.search.strategies.sweep import SHARE
 from mergesearch.search.trials import Kind, State
@@ -249,3 +251,51 @@ def test_behind_is_paired_where_documents_are_known(tmp_path: Path) -> None:
     gap, noise = behind(worst, best, past, there.get)
     plain, wider = behind(worst, best, past, lambda number: None)
     assert gap == plain < 0 and 0 < noise < wider * 1.5 and wider == pytest.approx(0.05 * 2**0.5)
+
+
+# --- several workers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", ["sweep", "greedy_soup"])
+def test_a_worker_goes_on_with_the_study_while_another_is_at_what_earlier_strategies_wait_for(
+    tmp_path: Path, held: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker is stopped in the middle until the other has nothing left to do."""
+    reached, released, meanwhile = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        if not reached.is_set() and history(first).of(held):
+            reached.set()
+            assert released.wait(60)
+
+    class Slow(Teacher):
+        def sweep(self, *arguments: Any) -> Swept:
+            hold()
+            return super().sweep(*arguments)
+
+    wanted = {**AUTO, "study_ends": "budget", "learned_soup": {"per": ["recipe"], "loss": "expected"}}
+    changes = {"models": {name: name for name in "abc"}, "search": wanted}
+    worlds = [World(lambda recipe: quality(recipe, 1 / 3)) for _ in range(2)]
+    worlds[0].engine.broken = lambda recipe: hold()
+    first, second = (begin(tmp_path / "run", world, Slow(world), **changes) for world in worlds)
+    slow = threading.Thread(target=first.run)
+    slow.start()
+    assert reached.wait(60)
+    left = sum(strategy.wants(history(first)).trials for strategy in first.strategies)
+
+    def ask(past: History) -> Any:
+        found = Search._ask(second, past)
+        if isinstance(found, Wait) and not released.is_set():
+            meanwhile.extend(past.of("study"))
+            released.set()
+        return found
+
+    monkeypatch.setattr(second, "_ask", ask)
+    second.run()
+    slow.join(60)
+    found = history(first)
+    # all that is not kept for those that wait, and nothing that would be noted for good before they are through
+    assert left and len(meanwhile) == 36 - left - (held == "greedy_soup")
+    assert {trial.key["stage"] for trial in meanwhile} == {"study"}
+    assert len(found.of("sweep")) >= 1 and len(found.of("greedy_soup")) == 2 and len(found.of("learned_soup")) == 1
+    assert found.proposals == 36 and {trial.state for trial in found.trials} == {State.COMPLETE}

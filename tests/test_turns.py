@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
+from support.mariadb import mariadb
 from support.postgres import Postgres, postgres
 from support.searches import Engine, Scorer, start
 
@@ -24,11 +25,12 @@ from mergesearch.search.turns import Turns
 from mergesearch.search.worker import Search
 
 server = pytest.fixture(scope="module")(postgres)
+maria = pytest.fixture(scope="module")(mariadb)
 
 
-@pytest.fixture(params=["file", "postgres"])
+@pytest.fixture(params=["file", "server", "maria"])
 def url(request: pytest.FixtureRequest) -> str | None:
-    return None if request.param == "file" else request.getfixturevalue("server").url
+    return None if request.param == "file" else request.getfixturevalue(request.param).url
 
 
 def turns(folder: Path, url: str | None, name: str, patience: Patience | None = None) -> Turns:

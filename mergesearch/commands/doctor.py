@@ -44,7 +44,7 @@ class Feature:
 FEATURES = (
     Feature("dashboard: a run in optuna-dashboard", ("optuna_dashboard",), "pip install 'mergesearch[dashboard]'"),
     Feature("storage: postgresql://", ("psycopg",), "pip install 'mergesearch[postgres]'"),
-    Feature("storage: mysql://", ("pymysql",), "pip install pymysql"),
+    Feature("storage: mysql+pymysql://", ("pymysql",), "pip install 'mergesearch[mysql]'"),
 )
 
 

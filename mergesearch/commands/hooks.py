@@ -122,6 +122,11 @@ def told_at_end(
         verdict = verdict if verdict and verdict != str(status) else signals.line()
         run_hook("on_end", config.on_end, news(config, END, None, without_passwords(verdict), status), say)
         raise
+    tell_end(config, best, say)
+
+
+def tell_end(config: Config, best: Callable[[], tuple[Record | None, str]], say: Callable[[str], None]) -> None:
+    """Runs `on_end`, and tells trackers what the run came to; arguments as for `told_at_end`."""
     if config.on_end is None and not config.track:
         return
     record, verdict = best()

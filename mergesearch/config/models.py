@@ -177,7 +177,7 @@ class Config(Strict):
     on_end: str | None = Field(
         default=None,
         description="likewise, when the run ends, also by an error or an interruption; `$MERGESEARCH_STATUS` is its "
-        "exit status",
+        "exit status; of processes of `mergesearch worker` by the last one, once no trial is left",
     )
     track: Annotated[list[TrackConfig], ONE_OR_MORE] = Field(
         default=[],

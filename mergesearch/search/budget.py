@@ -1,7 +1,8 @@
 """What a run may still spend of `search.trials`, `documents` and `hours`, and what is left to later strategies.
 
 A strategy without an end of its own (the study, random search) would use up what comes after it in the list. So it is
-given the budget less what the later ones say they still want. This is the one place where that is computed.
+given the budget less what the later ones say they still want. So are those before it that wait for other workers,
+while it goes on meanwhile. This is the one place where that is computed.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ class Budget:
     Attributes:
         history: what was spent.
         later: what is left to strategies that come later.
+        early: whether strategies that come before are not through, and wait for other workers.
     """
 
     history: History
     later: Wanted = NOTHING
+    early: bool = False
 
     @property
     def used_up(self) -> bool:

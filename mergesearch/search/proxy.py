@@ -12,7 +12,7 @@ import optuna
 
 from mergesearch.config import Config
 from mergesearch.errors import UserError
-from mergesearch.search.storage import PINGS, Location, checked, file_of, refused
+from mergesearch.search.storage import PINGS, Location, checked, file_of, opened, refused
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def serving(config: Config, host: str, port: int) -> Iterator[int]:
         )
     location = Location(config.storage)
     try:
-        storage = optuna.storages.get_storage(
+        storage = opened(
             optuna.storages.RDBStorage(
                 checked(config.storage), engine_kwargs={"pool_pre_ping": True, "pool_size": THREADS}
             )

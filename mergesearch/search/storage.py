@@ -63,6 +63,14 @@ _GONE = ("no such table", "unable to open database file", "does not exist")
 _LASTING = (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.DataError, sqlalchemy.exc.NotSupportedError)
 
 
+# of Optuna's tables in MySQL and MariaDB those whose values may be no longer than 64 KiB
+_NARROW = (
+    "SELECT table_name FROM information_schema.columns WHERE table_schema = DATABASE() AND column_name = 'value_json' "
+    "AND data_type = 'text' AND table_name IN ('study_user_attributes', 'study_system_attributes', "
+    "'trial_user_attributes', 'trial_system_attributes')"
+)
+
+
 # --- before it is opened ----------------------------------------------------------------------------------------------
 
 
@@ -483,6 +491,23 @@ def asked(storage: BaseStorage, call: Callable[[], T]) -> T:
 def adding(storage: BaseStorage, may_add: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
     """A context in which trials are added to a storage under a condition; see `PatientStorage.adding`."""
     return storage.adding(may_add) if isinstance(storage, PatientStorage) else contextlib.nullcontext()
+
+
+def opened(given: str | optuna.storages.RDBStorage) -> BaseStorage:
+    """Optuna's storage in a database on a server. In MySQL and MariaDB its tables hold values of 64 KiB, which a recipe
+    for each tensor may exceed: the columns are made wider, also of tables that were there.
+
+    Args:
+        given: a URL, as `checked` gives it, or the storage by itself.
+    """
+    storage = optuna.storages.get_storage(given)
+    engine = engine_of(storage)
+    if engine is None or engine.dialect.name not in ("mysql", "mariadb"):
+        return storage
+    with engine.begin() as connection:
+        for table in connection.scalars(sqlalchemy.text(_NARROW)).all():
+            connection.execute(sqlalchemy.text(f"ALTER TABLE {table} MODIFY value_json LONGTEXT"))
+    return storage
 
 
 def engine_of(storage: BaseStorage) -> sqlalchemy.Engine | None:

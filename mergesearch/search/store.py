@@ -31,6 +31,7 @@ from mergesearch.search.storage import (
     at_once,
     checked,
     file_of,
+    opened,
     patient,
     proxied,
     refused,
@@ -49,6 +50,8 @@ OPENING = 60.0
 # how often a database is copied that is written meanwhile
 _COPIES = 5
 _WRITES_IT = "start `mergesearch run` again, which writes it and goes on from what is there"
+# where a study notes with how many trials its workers were through
+_ENDED = "ended"
 # what a study holds: raised when an older version's trials can no longer be read
 FORMAT = 2
 
@@ -299,13 +302,13 @@ def open_storage(config: Config, folder: RunFolder, patience: Patience | None = 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     location = _location(config, folder)
 
-    def opened() -> optuna.storages.BaseStorage:
+    def open_it() -> optuna.storages.BaseStorage:
         if config.storage_proxy:
             return proxied(config.storage_proxy)
-        return optuna.storages.get_storage(checked(location.url)) if config.storage else _local_storage(location.url)
+        return opened(checked(location.url)) if config.storage else _local_storage(location.url)
 
     try:
-        storage = asked_again(opened, location, patience or Patience())
+        storage = asked_again(open_it, location, patience or Patience())
     except UserError:
         raise
     except (StorageError, Exception) as error:
@@ -389,6 +392,14 @@ def noted(study: optuna.Study, key: str) -> Any:
 def has_note(study: optuna.Study, key: str) -> bool:
     """Whether anything was noted under a key, also None."""
     return key in study.user_attrs
+
+
+def note_ended(study: optuna.Study, trials: int) -> bool:
+    """Notes that a run has come to an end with so many trials; whether nobody had."""
+    if noted(study, _ENDED) == trials:
+        return False
+    note(study, _ENDED, trials)
+    return True
 
 
 def objective_of(study: optuna.Study) -> Objective | None:

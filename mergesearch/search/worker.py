@@ -176,6 +176,13 @@ class Search:
                 self._check_failures()
                 self._look_for_standstills()
 
+    def is_last(self) -> bool:
+        """Whether no trial of the run is at work or waits: true for the first worker that asks then, and for no other
+        until there are more trials."""
+        with self._turns.turn("end"):
+            found = self.history().trials
+            return all(trial.state.ended for trial in found) and store.note_ended(self.study, len(found))
+
     def history(self) -> History:
         """The run so far."""
         self._last = History(self.study, self.config, self._last)
@@ -236,19 +243,25 @@ class Search:
     def _ask(self, history: History) -> optuna.Trial | Wait | None:
         if any(trial.state is State.WAITING for trial in history.trials):
             return self._waiting()
+        waits: int | None = None  # the first position that depends on what other workers are at
         for position, strategy in enumerate(self.strategies):
-            budget = self._budget(position, history)
+            if waits is not None and not strategy.open_ended:
+                continue  # it begins with what those before it have found
+            budget = self._budget(position, history, waits)
             if strategy.budgeted and budget.used_up:
                 continue
             proposal = strategy.next(history, budget)
             if isinstance(proposal, Wait):
-                return proposal
+                if history.objective is None:
+                    return proposal
+                waits = position if waits is None else waits
+                continue
             if proposal is None or standstill.ended(history, strategy.name, proposal.key.get("stage")):
                 continue
             if not self._is_exhausted(strategy, proposal, history):
                 self._enqueue(strategy.name, proposal)
                 return self._waiting()
-        return None
+        return None if waits is None else WAIT
 
     def _waiting(self) -> optuna.Trial | Wait:
         """The first trial that waits. A server that restarts ends a turn, and another worker may have taken what was
@@ -271,12 +284,15 @@ class Search:
             self._say(f"note: {exhausted(strategy.name)}")
         return True
 
-    def _budget(self, position: int, history: History) -> Budget:
-        """What the strategy at a position may spend: one without an end leaves what those after it want."""
-        if not self.strategies[position].open_ended:
+    def _budget(self, position: int, history: History, waits: int | None = None) -> Budget:
+        """What the strategy at a position may spend: one without an end leaves what those after it want, and those from
+        the position on that waits for other workers."""
+        mine = self.strategies[position]
+        if not mine.open_ended:
             return Budget(history)
-        later: Wanted = total(strategy.wants(history) for strategy in self.strategies[position + 1 :])
-        return Budget(history, later)
+        others = self.strategies[position + 1 if waits is None else waits :]
+        later: Wanted = total(strategy.wants(history) for strategy in others if strategy is not mine)
+        return Budget(history, later, early=waits is not None)
 
     def _enqueue(self, strategy: str, proposal: Proposal) -> None:
         values: dict[str, Any] = {"strategy": strategy, "kind": proposal.kind, "key": proposal.key}

@@ -56,6 +56,11 @@ class Fault:
         return f"{self.verb}: {self.call} #{self.occurrence}: {self.how}"
 
     @property
+    def way(self) -> tuple[str, str]:
+        """Which operation fails how."""
+        return self.call.split()[0], self.how
+
+    @property
     def clears(self) -> bool:
         """Whether the call clears something away, so that it stays until the next start where it fails."""
         op = self.call.split()[0]

@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,16 @@ class Known:
     reason: str
 
 
-def thinned(names: Iterable[str], count: int) -> set[str]:
-    """`count` of the names, the same ones in every run: chosen by their digests."""
-    return set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+def thinned(names: Iterable[str], count: int, kind: Callable[[str], Hashable] | None = None) -> set[str]:
+    """`count` of the names, the same ones in every run: chosen by their digests.
+
+    Args:
+        kind: of a name; there is at least one of each, and more than `count` where there are more kinds.
+    """
+    drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    firsts = {kind(name): name for name in reversed(drawn)} if kind is not None else {}
+    chosen = dict.fromkeys([*firsts.values(), *drawn])
+    return set(list(chosen)[: max(count, len(firsts))])
 
 
 def record(noted: Mapping[str, Any]) -> None:

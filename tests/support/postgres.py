@@ -34,7 +34,7 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="mergesearch-postgres-"))
         if self._user is not None:
             shutil.chown(self._folder, self._user)
-        self._port = _free_port()
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         name = self._user or getpass.getuser()
         self.url = f"postgresql://{name}@127.0.0.1:{self._port}/postgres"
@@ -99,7 +99,7 @@ def postgres() -> Iterator[Postgres]:
         server.remove()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]

@@ -67,7 +67,7 @@ class GreedySoup(Strategy):
         if _behind(history) is not None:
             return None
         soups = _Soups(history)
-        if soups.settings.trials and any(not trial.state.ended for trial in history.trials[: soups.first]):
+        if soups.settings.trials and any(not trial.state.ended for trial in soups.before()):
             return WAIT  # other workers are at trials that may be ingredients
         try:
             soups.best()
@@ -177,6 +177,13 @@ class _Soups:
         mine = history.of(GreedySoup.name)
         self.first = mine[0].number if mine else len(history.trials)
 
+    def before(self) -> list[Trial]:
+        """The trials before the first mix, but for those of strategies that come later: other workers may be at some at
+        any time, and one worker alone would have none."""
+        names = self.history.config.search.strategies
+        later = names[names.index(GreedySoup.name) + 1 :] if GreedySoup.name in names else ()
+        return [trial for trial in self.history.trials[: self.first] if trial.strategy not in later]
+
     def best(self) -> list[Ingredient]:
         """The ingredients that stay.
 
@@ -207,7 +214,8 @@ class _Soups:
     def _ingredients(self) -> list[Ingredient]:
         named = [(name, trial) for name in self.models if (trial := self.history.named(name)) is not None]
         # what was chosen when the first mix was proposed stays chosen
-        others = [t for t in self.history.complete() if t.name is None and t.number < self.first]
+        chosen = {trial.number for trial in self.before() if trial.name is None}
+        others = [trial for trial in self.history.complete() if trial.number in chosen]
         ingredients = []
         for name, trial in [*named, *self._mixable(others)[: self.settings.trials]]:
             value = self.history.value(trial)

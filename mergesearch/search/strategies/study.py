@@ -168,7 +168,8 @@ class Study(Strategy):
         begun = store.has_note(self.run.study, FIXED)
         new = history.new_of(self.name)
         done = history.is_exhausted(self.name) or _is_over(history, first.label)
-        if not begun and (first.until is None or (new < first.until and not done)):
+        # where the second begins is noted for good, so what comes before has to be through by then
+        if not begun and (first.until is None or budget.early or (new < first.until and not done)):
             return first
         if not begun:
             self._fix(history, budget)

@@ -82,9 +82,10 @@ class Sweep(Strategy):
         return None
 
     def wants(self, history: History) -> Wanted:
-        return Wanted(
-            0, sum(still_wanted(trial, trial.key.get("budget", 0), history) for trial in history.of(self.name))
-        )
+        mine = history.of(self.name)
+        learning = sum(still_wanted(trial, trial.key.get("budget", 0), history) for trial in mine)
+        others = mine[0].key["trials"] - len(mine) if mine and not mine[0].state.ended else 0
+        return Wanted(0, learning + others * history.documents_each)
 
     def again(self, trial: Trial, history: History) -> Learned:
         return self._learned(trial.key)
