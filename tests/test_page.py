@@ -282,6 +282,7 @@ def test_a_browser_draws_it_at_any_width_and_theme(
             shown.evaluate("[...document.querySelectorAll('.plot')].filter(p => !p.querySelector('.main-svg')).length")
             == 0
         )
+        assert _overlapping(shown) == []
         marks_of = "p => p.querySelectorAll('.point, .js-line, .hm, .heatmaplayer image, .bars path').length"
         assert shown.evaluate(f"[...document.querySelectorAll('.plot')].filter(p => !({marks_of})(p)).length") == 0
         light = shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -293,6 +294,13 @@ def test_a_browser_draws_it_at_any_width_and_theme(
         context.close()
 
 
+def _overlapping(shown: Any) -> list[str]:
+    """Pictures that are wider than their place, with both widths in pixels."""
+    return shown.evaluate("""[...document.querySelectorAll('.plot')].flatMap(p => [...p.querySelectorAll('.main-svg')]
+        .filter(s => s.getBoundingClientRect().width > p.clientWidth + 1)
+        .map(s => `${p.closest('.picture').id}: ${s.getBoundingClientRect().width} in ${p.clientWidth}`))""")
+
+
 def _used(shown: Any) -> None:
     """What a reader can do: choose a recipe, other tasks, hours, an order of the table, copy the recipe."""
     options = shown.locator("#run0-depth option").all_inner_texts()
@@ -300,6 +308,8 @@ def _used(shown: Any) -> None:
         "#run0-depth select", index=next(n for n, text in enumerate(options) if text.startswith("base"))
     )
     assert shown.inner_text("#run0-depth .words") == "task_arithmetic, lambda 1"
+    shown.select_option("#run0-depth select", index=next(n for n, text in enumerate(options) if "ties 0.2" in text))
+    assert shown.locator("#run0-depth .plot").count() == 2 and _overlapping(shown) == []
     shown.select_option("#run0-tradeoffs select.x", index=1)
     assert "lower is better" in shown.inner_html("#run0-tradeoffs .xtitle")
     shown.click("#progress .views button:nth-child(2)")
