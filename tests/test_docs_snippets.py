@@ -196,7 +196,8 @@ MEANT = {"RUN": "results/mine", "CONFIG": "mine.yaml", "OTHER": "results/mine", 
 THEIRS = {
     # of mergekit, and of mergekit-evolve
     "merge": "{merge_method: linear, base_model: llama-base, dtype: float32, "
-    "models: [{model: llama-math, parameters: {weight: 1}}, {model: llama-code, parameters: {weight: 1}}]}",
+    "models: [{model: llama-base, parameters: {weight: 1}}, "
+    "{model: llama-math, parameters: {weight: 1}}, {model: llama-code, parameters: {weight: 1}}]}",
     "convert": "{genome: {models: [llama-math, llama-code], merge_method: ties, base_model: llama-base}, "
     "tasks: [{name: zoo_letters, weight: 1.0, metric: 'acc,none'}], limit: 4}",
 }
