@@ -199,7 +199,7 @@ THEIRS = {
     "models: [{model: llama-base, parameters: {weight: 1}}, "
     "{model: llama-math, parameters: {weight: 1}}, {model: llama-code, parameters: {weight: 1}}]}",
     "convert": "{genome: {models: [llama-math, llama-code], merge_method: ties, base_model: llama-base}, "
-    "tasks: [{name: zoo_letters, weight: 1.0, metric: 'acc,none'}], limit: 4}",
+    "tasks: [{name: zoo_letters, weight: 1.0, metric: 'acc,none'}], limit: 4, apply_chat_template: false}",
 }
 
 

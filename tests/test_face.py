@@ -269,7 +269,8 @@ def test_the_dashboard_tells_what_has_come_since_and_survives_a_storage_that_is_
     shown = Dashboard(run, tmp_path)
     monkeypatch.setattr(f"{dashboards}._note_of_run", lambda _: "more than before")
     shown.refresh()
-    assert "more than before" in str(shown.mirror.study.system_attrs)
+    (study,) = shown.mirror.storage.get_all_studies()
+    assert "more than before" in str(study.system_attrs)
     looks: list[int] = []
     over = threading.Event()
 
