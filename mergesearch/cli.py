@@ -762,7 +762,7 @@ def proxy(
 
 @app.command()
 def doctor() -> None:
-    """Versions, devices, memory, storage, and what is missing for which feature."""
+    """Versions, devices, memory, storage, compiler, and what is missing for which feature."""
     from mergesearch.commands.doctor import report
 
     _labelled(report())

@@ -63,6 +63,11 @@ def _plain(value: Any) -> str:
 # --- frames ---------------------------------------------------------------------------------------------------------
 
 
+def trials_frame() -> str:
+    """The columns of the table."""
+    return _columns(frames.TRIAL_COLUMNS)
+
+
 def documents_frame() -> str:
     """The columns of a run's documents."""
     return _columns(frames.DOCUMENT_COLUMNS)
@@ -74,7 +79,7 @@ def report_frame() -> str:
 
 
 def _columns(columns: Mapping[str, tuple[str, str]]) -> str:
-    kinds = {"Int64": "integer", "float64": "number", "string": "text", "boolean": "boolean"}
+    kinds = {"Int64": "integer", "float64": "number", "string": "text", "boolean": "boolean", "bool": "boolean"}
     return _table(("column", "type", "meaning"), [(f"`{n}`", kinds[k], meaning) for n, (k, meaning) in columns.items()])
 
 
@@ -325,6 +330,7 @@ def real() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "configuration": configuration,
+    "trials-frame": trials_frame,
     "documents-frame": documents_frame,
     "report-frame": report_frame,
     "defaults": defaults,

@@ -23,12 +23,12 @@ _HEIGHT = 900
 
 
 def draw_page(browser: Any, page: Path, out: Path) -> list[Path]:
-    """Pictures of a page's beginning, at both widths and in both modes."""
+    """Pictures of a page from its beginning to the recipes by depth, at both widths and in both modes."""
     made = []
     for width in WIDTHS:
         for mode in MODES:
             file = out / f"page-{width}-{mode}.png"
-            _shoot(browser, page.absolute().as_uri(), file, width, mode, "#verdict")
+            _shoot(browser, page.absolute().as_uri(), file, width, mode, "html[data-drawn='yes']", until="#depth")
             made.append(file)
     return made
 
@@ -47,14 +47,19 @@ def draw_dashboard(browser: Any, run: Path, out: Path) -> Path:
     return file
 
 
-def _shoot(browser: Any, address: str, file: Path, width: int, mode: str, there: str) -> None:
-    """One picture, once what is at `there` (a selector) is drawn."""
+def _shoot(browser: Any, address: str, file: Path, width: int, mode: str, there: str, until: str = "") -> None:
+    """One picture, once what is at `there` (a selector) is drawn: the window, or the page to the end of `until`."""
     page = browser.new_page(viewport={"width": width, "height": _HEIGHT}, color_scheme=mode)
     page.set_default_timeout(180_000)
     page.goto(address)
     page.wait_for_selector(there, state="attached")
-    page.wait_for_timeout(2000)  # for what moves into its place; a picture is no test
-    page.screenshot(path=str(file), animations="disabled")
+    if until:
+        box = page.locator(until).bounding_box()
+        clip = {"x": 0, "y": 0, "width": width, "height": box["y"] + box["height"]}
+        page.screenshot(path=str(file), animations="disabled", full_page=True, clip=clip)
+    else:
+        page.wait_for_timeout(2000)  # for what moves into its place; a picture is no test
+        page.screenshot(path=str(file), animations="disabled")
     page.close()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from support import fake_hub
 from support.commands import mergesearch
 from support.snippets import Block, blocks, inline_commands
 
@@ -180,6 +181,53 @@ def test_python_runs_word_for_word(configured: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "average" in said or "random" in said
     assert (configured / "mine.html").is_file() and (configured / "merged" / "recipe.yaml").is_file()
+
+
+# what no test here runs, and why: a part of the command -> the reason
+ELSEWHERE = {
+    "dashboard": "serves until it is stopped: test_face.py",
+    "proxy": "serves until it is stopped: test_proxy.py",
+    "--ray": "needs a cluster: test_ray.py",
+    "--workers": "starts a process for each: test_crew.py",
+    "run theirs.yaml": "a hundred trials: test_foreign.py, with one",
+    "init": "the tutorial's first command: above",
+}
+MEANT = {"RUN": "results/mine", "CONFIG": "mine.yaml", "OTHER": "results/mine", "WHAT": "documents", "NEW": "forked"}
+THEIRS = {
+    # of mergekit, and of mergekit-evolve
+    "merge": "{merge_method: linear, base_model: llama-base, dtype: float32, "
+    "models: [{model: llama-base, parameters: {weight: 1}}, "
+    "{model: llama-math, parameters: {weight: 1}}, {model: llama-code, parameters: {weight: 1}}]}",
+    "convert": "{genome: {models: [llama-math, llama-code], merge_method: ties, base_model: llama-base}, "
+    "tasks: [{name: zoo_letters, weight: 1.0, metric: 'acc,none'}], limit: 4, apply_chat_template: false}",
+}
+
+
+def _as_typed(command: list[str], number: int) -> list[str]:
+    """A page's command with files of the test's for what only stands for one."""
+    meant = {**MEANT, "FILE": "data.csv" if "--out" in command else "mine.yaml", "OUT": f"out{number}",
+             "OUT.yaml": f"out{number}.yaml", "OWNER/NAME": "me/mine"}  # fmt: skip
+    words = [meant.get(word, word) for word in command]
+    return [*words[:-1], f"out{number}.yaml"] if command[0] == "convert" else words
+
+
+def test_every_command_that_ends_by_itself_is_run(configured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [command for page in docs.pages() for block in blocks(page) for command in block.commands()]
+    shown += [command for page in docs.pages() for command in inline_commands(page)]
+    every = dict.fromkeys(" ".join(c) for c in shown if len(c) > 1 and not USAGE.search(" ".join(c)))
+    mine = [command.split() for command in every if not any(part in command for part in ELSEWHERE)]
+    assert all(any(part in command for command in every) for part in ELSEWHERE)
+    assert {"run", "report", "export", "push", "convert", "check", "table", "merge", "score", "watch"} <= {
+        command[0] for command in mine
+    }
+    recipe = {"base": "./llama-base", "models": WHOLE["models"], "rules": [{"method": "ties"}], "out_dtype": "float32"}
+    (configured / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    with fake_hub.here(monkeypatch) as hub:
+        for number, command in enumerate([["run", "mine.yaml"], ["report", "RUN"], *mine]):
+            (configured / "theirs.yaml").write_text(THEIRS["merge" if command[0] == "merge" else "convert"], "utf-8")
+            done = mergesearch(*_as_typed(command, number))
+            assert done.status == 0, f"mergesearch {' '.join(command)}: {done.err}"
+    assert "model.safetensors" in hub.files
 
 
 def test_python_stands_on_pages_that_are_run() -> None:

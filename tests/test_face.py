@@ -18,13 +18,15 @@ from pathlib import Path
 import pandas
 import pytest
 import yaml
+from support.browsers import chromium
 from support.commands import mergesearch
 
 import mergesearch as package
-from mergesearch.commands.dashboard import serving
+from mergesearch.commands import doctor
+from mergesearch.commands.dashboard import Dashboard, look, serving
 from mergesearch.commands.examples import kept_examples, pick
 from mergesearch.commands.page import is_over, watch
-from mergesearch.errors import UserError
+from mergesearch.errors import StorageError, UserError
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
 from mergesearch.results import frames
 from mergesearch.results.loading import Run
@@ -32,9 +34,8 @@ from mergesearch.search.store import open_run
 
 # those that run something come before those that need what it left
 ORDER = ["Config", "Rule", "Recipe", "Pool", "Engine", "SearchSpace", "CandidateError", "UserError", "run_search",
-         "load_run", "Run", "OpenedRun", "score", "Scores", "merge"]  # fmt: skip
-# plain data that only runs make
-WITHOUT = {"Record", "__version__"}
+         "load_run", "Record", "Run", "OpenedRun", "score", "Scores", "merge"]  # fmt: skip
+WITHOUT = {"__version__"}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,15 @@ def test_the_report_writes_a_page(run: Path, reported: str) -> None:
     assert "zoo_numbers" in reported
 
 
+def test_a_report_lays_another_run_beside(run: Path, reported: str, tmp_path: Path) -> None:
+    out = tmp_path / "both.html"
+    done = mergesearch("report", run, "--examples", 4, "--documents", 6, "--html", out, "--beside", run)
+    assert done.status == 0, done.err
+    text = out.read_text(encoding="utf-8")
+    assert '<body class="several">' in text and 'id="run1-contenders"' in text
+    assert text.count('<h3 class="of">tiny</h3>') == 2 * text.count("<section ")
+
+
 def test_a_second_report_asks_nothing_again(run: Path, reported: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mergesearch.engine.live import Engine
 
@@ -132,6 +142,8 @@ def test_watching_looks_again_while_trials_are_left(run: Path, tmp_path: Path) -
         waits.append(seconds)
         text = (other / "page.html").read_text(encoding="utf-8")
         assert '<meta http-equiv="refresh" content="60">' in text
+        # its worker has ended, although there would be something to do
+        assert "stopped with budget left" in text and "is being searched" not in text
         if len(waits) == 2:
             raise KeyboardInterrupt
 
@@ -155,6 +167,11 @@ def test_frames_and_their_files(run: Path, reported: str, tmp_path: Path) -> Non
     documents, report = opened.documents(), opened.report()
     for frame, columns in ((documents, frames.DOCUMENT_COLUMNS), (report, frames.REPORT_COLUMNS)):
         assert {name: str(kind) for name, kind in frame.dtypes.items()} == {n: k for n, (k, _) in columns.items()}
+    trials = opened.frame()
+    told = {column.replace("zoo_letters", frames.TASK): str(kind) for column, kind in trials.dtypes.items()}
+    # the front is of a run with several objectives
+    assert told == {name: kind for name, (kind, _) in frames.TRIAL_COLUMNS.items() if name != "front"}
+    assert list(told) == [name for name in frames.TRIAL_COLUMNS if name != "front"]
     search = documents[(documents["side"] == "search") & (documents["trial"] == 2)]
     (record,) = (record for record in opened.records if record.number == 2)
     assert search["value"].mean() == pytest.approx(record.scores["zoo_letters"].value)
@@ -218,6 +235,55 @@ def _dashboard(address: str, opened: Run) -> None:
     assert b"<html" in get("/dashboard/")
 
 
+def test_a_browser_shows_the_dashboard(run: Path) -> None:
+    pytest.importorskip("optuna_dashboard")
+    with chromium() as browser, serving(run, port=0, every=3600) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with urllib.request.urlopen(f"{address}/api/studies", timeout=60) as answer:
+            (summary,) = json.loads(answer.read())["study_summaries"]
+        study = f"{address}/dashboard/studies/{summary['study_id']}"
+        shown, errors = browser.new_page(), []
+        shown.set_default_timeout(180_000)
+        shown.on("pageerror", lambda error: errors.append(str(error)))
+        try:
+            # the study's pages: its metric by name, what the run came to, and a trial with its note and artifacts
+            for page, texts in (
+                (study, ("objective", "tiny")),
+                (f"{study}/note", ("document evaluations",)),
+                (f"{study}/trials?numbers=0", ("zoo_letters", "rules:", "recipe.yaml", "documents.npz")),
+            ):
+                shown.goto(page)
+                for text in texts:
+                    shown.wait_for_selector(f"text={text}", state="attached")
+        finally:
+            server.shutdown()
+        assert errors == []
+
+
+def test_the_dashboard_tells_what_has_come_since_and_survives_a_storage_that_is_away(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna_dashboard")
+    dashboards = "mergesearch.commands.dashboard"
+    shown = Dashboard(run, tmp_path)
+    monkeypatch.setattr(f"{dashboards}._note_of_run", lambda _: "more than before")
+    shown.refresh()
+    (study,) = shown.mirror.storage.get_all_studies()
+    assert "more than before" in str(study.system_attrs)
+    looks: list[int] = []
+    over = threading.Event()
+
+    def refresh() -> None:
+        looks.append(len(looks))
+        if len(looks) == 3:
+            over.set()
+        raise StorageError("away") if len(looks) == 1 else UserError("no run folder")
+
+    look(refresh, over, 0.001)
+    assert looks == [0, 1, 2]
+
+
 def files_of(trial: dict[str, list[dict[str, str]]]) -> dict[str, str]:
     return {artifact["filename"]: artifact["artifact_id"] for artifact in trial["artifacts"]}
 
@@ -225,8 +291,22 @@ def files_of(trial: dict[str, list[dict[str, str]]]) -> dict[str, str]:
 def test_the_doctor_says_what_there_is() -> None:
     done = mergesearch("doctor")
     assert done.status == 0
-    for label in ("mergesearch: ", "libraries: torch ", "memory: ", "storage: ", "dashboard: "):
+    for label in ("mergesearch: ", "libraries: torch ", "memory: ", "storage: ", "compiler: ", "dashboard: "):
         assert label in done.out
+
+
+def test_the_doctor_names_what_every_extra_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    pyproject = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    developers = {"parity", "real", "bench", "docs", "release", "test", "dev"}
+    extras = set(pyproject["project"]["optional-dependencies"]) - developers
+    named = {extra for extra in extras for feature in doctor.FEATURES if f"mergesearch[{extra}]" in feature.install}
+    assert named == extras
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    said = dict(doctor.report())
+    assert said["track: wandb"] == "missing (pip install 'mergesearch[wandb]')" and "g++" in said["compiler"]
 
 
 def test_examples_are_of_both_kinds_and_all_tasks() -> None:

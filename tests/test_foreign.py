@@ -10,6 +10,7 @@ import yaml
 from support.commands import mergesearch
 
 from mergesearch import config as configuration
+from mergesearch import load_run
 from mergesearch.commands.foreign import convert, program_of, read_config
 from mergesearch.errors import UserError
 
@@ -137,3 +138,20 @@ def test_check_and_score_take_their_files(tmp_path: Path) -> None:
     done = mergesearch("score", "zoo:letters", "--config", path, *sets)
     assert done.status == 0, done.err
     assert "is a configuration of mergekit-evolve" in done.err and "zoo_letters acc: " in done.out
+
+
+def test_a_search_begins_with_their_file(tmp_path: Path) -> None:
+    theirs = {**EVOLVE, "tasks": [{"name": "zoo_letters", "weight": 1.0, "metric": "acc,none"}], "limit": 4}
+    del theirs["num_fewshot"]  # which the task sets itself
+    path, out = _file(tmp_path, theirs), tmp_path / "run"
+    settings = {"dtype": "float32", "output": out, "search.strategy": "random", "search.trials": 1,
+                "search.defaults": "false"}  # fmt: skip
+    done = mergesearch("run", path, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")))
+    assert done.status == 0, done.err
+    assert "is a configuration of mergekit-evolve" in done.err
+    run = load_run(out)
+    # base, both models, the average, and the one trial, of their method
+    assert [record.name for record in run.records[:4]] == ["base", "zoo-order", "zoo-letters", "average"]
+    assert len(run.records) == 5 and run.records[4].state == "complete"
+    assert {rule["method"] for rule in (run.records[4].recipe or {})["rules"]} == {"dare_ties"}
+    assert (out / "best" / "recipe.yaml").is_file()

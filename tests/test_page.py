@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from support.pages import HOSTILE, KINDS, subject
+from support.browsers import chromium
+from support.pages import DOCUMENTS, HOSTILE, KINDS, subject
 
+from mergesearch.evaluate.expected import Expected
 from mergesearch.recipe import Recipe, TensorInfo, single_rule
-from mergesearch.results.page import marks
+from mergesearch.results.page import curves, marks
 from mergesearch.results.page.anatomy import anatomy_of, tensors_of
 from mergesearch.results.page.build import page, write
 from mergesearch.results.page.contenders import differences
@@ -155,6 +157,55 @@ def test_figures_of_the_page_are_those_of_the_run(plain: Subject) -> None:
     assert by_what["best default"]["holdout"]["value"] and by_what["best default"]["verdict"] == ""
 
 
+def test_what_the_report_says_the_page_says(plain: Subject) -> None:
+    assert plain.report is not None
+    for section in plain.report.sections[:3]:
+        for row in section.rows:
+            assert plain.holdout.figure(row.trial, section.name) == row.holdout
+
+
+def test_no_candidate_is_compared_on_other_documents_than_the_report_asked(plain: Subject) -> None:
+    assert plain.report is not None
+    default = plain.contenders["best default"].number
+    assert plain.holdout.difference(plain.report.winner_trial, default) is not None
+    # as if a report with more documents had been cut off since
+    fewer = tuple(replace(section, documents=DOCUMENTS - 1) for section in plain.report.sections)
+    cut = replace(plain, report=replace(plain.report, sections=fewer))
+    assert cut.holdout.difference(plain.report.winner_trial, default) is None
+    assert cut.holdout.figure(default) == plain.holdout.figure(default)
+
+
+def test_a_name_stands_above_all_lines_that_share_it(plain: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [("base", 0.1), ("code", 0.52), ("average", 0.5), ("ties 0.2", 0.54), ("best", 0.9)]
+    monkeypatch.setattr("mergesearch.results.page.curves._references", lambda _: there)
+    lines, notes = curves._lines(plain, 0.0, 1.0)  # pyright: ignore[reportPrivateUsage]
+    assert len(lines) == len(there)
+    assert [(note["text"], note["y"]) for note in notes] == [
+        ("base", 0.1), ("average, code, ties 0.2", 0.54), ("best", 0.9),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("at_work", "over", "said"),
+    [(True, False, "night is being searched"), (False, False, "night stopped with budget left"), (False, True, "")],
+)
+def test_the_page_says_whether_anybody_is_at_work(plain: Subject, at_work: bool, over: bool, said: str) -> None:
+    text = _read(page([replace(plain, at_work=at_work, over=over)], NOW)).text
+    (made,) = (line for line in text.splitlines() if line.startswith("made "))
+    assert made.endswith(f" · {said}" if said else "12:00")
+
+
+def test_the_table_has_what_ranks_go_by(plain: Subject) -> None:
+    assert plain.scored[0].expected is None
+    first, *others = plain.run.records
+    known = replace(first, expected=Expected(0.25, 0.4, -0.5, 1.0, 0.1), front=True)
+    texts = _read(page([replace(plain, run=replace(plain.run, records=(known, *others)))], NOW))
+    table = texts.text[texts.text.index("Every trial") :]
+    assert "\nfront" not in _read(page([plain], NOW)).text
+    assert re.search(r"rank\s*front\s*trial\s*objective\s*expected", table) and "0.2500" in table
+    assert "what is expected of a candidate" in table
+
+
 def test_the_curve_counts_what_was_spent(plain: Subject) -> None:
     found = points(plain)
     assert [point.record.number for point in found] == [n for n in range(16) if n != 7]
@@ -242,18 +293,11 @@ def test_trade_offs_are_of_all_candidates(plain: Subject) -> None:
 
 # --- in a browser ---
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 def test_a_browser_draws_it_at_any_width_and_theme(
@@ -282,6 +326,10 @@ def test_a_browser_draws_it_at_any_width_and_theme(
             shown.evaluate("[...document.querySelectorAll('.plot')].filter(p => !p.querySelector('.main-svg')).length")
             == 0
         )
+        assert _overlapping(shown) == []
+        # what the tables of figures say is seen without scrolling
+        cut = "c => c.getBoundingClientRect().right > document.documentElement.clientWidth"
+        assert shown.evaluate(f"[...document.querySelectorAll('.wide td')].filter({cut}).length") == 0
         marks_of = "p => p.querySelectorAll('.point, .js-line, .hm, .heatmaplayer image, .bars path').length"
         assert shown.evaluate(f"[...document.querySelectorAll('.plot')].filter(p => !({marks_of})(p)).length") == 0
         light = shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -293,6 +341,13 @@ def test_a_browser_draws_it_at_any_width_and_theme(
         context.close()
 
 
+def _overlapping(shown: Any) -> list[str]:
+    """Pictures that are wider than their place, with both widths in pixels."""
+    return shown.evaluate("""[...document.querySelectorAll('.plot')].flatMap(p => [...p.querySelectorAll('.main-svg')]
+        .filter(s => s.getBoundingClientRect().width > p.clientWidth + 1)
+        .map(s => `${p.closest('.picture').id}: ${s.getBoundingClientRect().width} in ${p.clientWidth}`))""")
+
+
 def _used(shown: Any) -> None:
     """What a reader can do: choose a recipe, other tasks, hours, an order of the table, copy the recipe."""
     options = shown.locator("#run0-depth option").all_inner_texts()
@@ -300,6 +355,8 @@ def _used(shown: Any) -> None:
         "#run0-depth select", index=next(n for n, text in enumerate(options) if text.startswith("base"))
     )
     assert shown.inner_text("#run0-depth .words") == "task_arithmetic, lambda 1"
+    shown.select_option("#run0-depth select", index=next(n for n, text in enumerate(options) if "ties 0.2" in text))
+    assert shown.locator("#run0-depth .plot").count() == 2 and _overlapping(shown) == []
     shown.select_option("#run0-tradeoffs select.x", index=1)
     assert "lower is better" in shown.inner_html("#run0-tradeoffs .xtitle")
     shown.click("#progress .views button:nth-child(2)")

@@ -25,12 +25,7 @@ from mergesearch.results.origin import Metric, Origin
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_hub.Hub]:
-    with fake_hub.serving() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        # files go by HTTP, not by the hub's own storage
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
+    with fake_hub.here(monkeypatch) as hub:
         yield hub
 
 

@@ -64,6 +64,10 @@ def test_every_worker_with_what_it_does_and_its_memory(search: Search) -> None:
     # a worker that is silent and holds a trial is shown until somebody takes it up
     there["b"] = sign("b", "node2", ago=SILENT + 120)
     assert "no sign for 5 min" in crew_of(history, there, NOW).words()[2]
+    assert crew_of(history, there, NOW).living
+    del there["a"]
+    silent = crew_of(history, there, NOW)
+    assert len(silent.workers) == 1 and not silent.living
 
 
 def test_the_pace_is_that_of_all_workers_in_the_last_hour() -> None:

@@ -12,7 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from mergesearch import methods
 from mergesearch.commands.winner import sentence
-from mergesearch.errors import UserError
+from mergesearch.errors import StorageError, UserError
 from mergesearch.results.loading import Run, recipe_of, run_of
 from mergesearch.results.markdown import block, plain, table
 from mergesearch.results.parameters import SEVERAL, parameters_of
@@ -43,7 +43,7 @@ class Dashboard:
         run = run_of(history, RunFolder(self.path))
         metrics = [task.task for task in config.tasks] if config.objective.pareto else ["objective"]
         choices = {"method": [*methods.names(), SEVERAL]}
-        self._mirror = Mirror(config.name, metrics, choices, _note_of_run(run), artifacts)
+        self._mirror = Mirror(config.name, metrics, choices, artifacts)
         self._add(history, run)
 
     @property
@@ -52,7 +52,7 @@ class Dashboard:
         return self._mirror
 
     def refresh(self) -> None:
-        """Adds the trials that have ended since."""
+        """Adds the trials that have ended since, and says anew how the run stands."""
         history = History(self._study, self._config)
         self._add(history, run_of(history, RunFolder(self.path)))
 
@@ -60,6 +60,7 @@ class Dashboard:
         trials = {trial.number: trial for trial in history.trials}
         ended = [record for record in run.records if record.state in ENDED]
         self._mirror.add([_shown(run, record, trials[record.number]) for record in ended])
+        self._mirror.describe(_note_of_run(run))
 
 
 @contextmanager
@@ -81,7 +82,7 @@ def serving(path: str | Path, host: str = "127.0.0.1", port: int = 8080, every: 
         except OSError as error:
             raise UserError(f"cannot listen on {host}:{port} ({error.strerror}): name another --port") from None
         over = threading.Event()
-        looking = threading.Thread(target=_look, args=(shown.refresh, over, every), daemon=True)
+        looking = threading.Thread(target=look, args=(shown.refresh, over, every), daemon=True)
         looking.start()
         try:
             yield server
@@ -91,9 +92,11 @@ def serving(path: str | Path, host: str = "127.0.0.1", port: int = 8080, every: 
             looking.join()
 
 
-def _look(refresh: Callable[[], None], over: threading.Event, every: float) -> None:
+def look(refresh: Callable[[], None], over: threading.Event, every: float) -> None:
+    """Refreshes every so many seconds until it is over; a look that fails is tried again at the next."""
     while not over.wait(every):
-        refresh()
+        with suppress(UserError, StorageError):
+            refresh()
 
 
 class _Quiet(WSGIRequestHandler):

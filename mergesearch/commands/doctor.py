@@ -38,14 +38,30 @@ class Feature:
 
     @property
     def missing(self) -> list[str]:
-        return [module for module in self.modules if find_spec(module) is None]
+        return [module for module in self.modules if not _there(module)]
 
 
+_EXTRA = "pip install 'mergesearch[{}]'"
 FEATURES = (
-    Feature("dashboard: a run in optuna-dashboard", ("optuna_dashboard",), "pip install 'mergesearch[dashboard]'"),
-    Feature("storage: postgresql://", ("psycopg",), "pip install 'mergesearch[postgres]'"),
-    Feature("storage: mysql+pymysql://", ("pymysql",), "pip install 'mergesearch[mysql]'"),
+    Feature("dashboard: a run in optuna-dashboard", ("optuna_dashboard",), _EXTRA.format("dashboard")),
+    Feature("storage: postgresql://", ("psycopg",), _EXTRA.format("postgres")),
+    Feature("storage: mysql+pymysql://", ("pymysql",), _EXTRA.format("mysql")),
+    Feature("storage_proxy: many hosts, few connections", ("grpc", "google.protobuf"), _EXTRA.format("proxy")),
+    Feature("artifacts: s3://", ("boto3",), _EXTRA.format("s3")),
+    Feature("artifacts: gs://", ("google.cloud.storage",), _EXTRA.format("gcs")),
+    Feature("run --ray: workers on a Ray cluster", ("ray",), _EXTRA.format("ray")),
+    Feature("score_as: int8, int4, fp8", ("torchao",), _EXTRA.format("torchao")),
+    Feature("track: mlflow", ("mlflow",), _EXTRA.format("mlflow")),
+    Feature("track: tensorboard", ("tensorboard",), _EXTRA.format("tensorboard")),
+    Feature("track: wandb", ("wandb",), _EXTRA.format("wandb")),
 )
+
+
+def _there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def report(folder: Path | None = None) -> Iterator[tuple[str, str]]:
@@ -106,4 +122,5 @@ def _compiler() -> str:
     chosen = os.environ.get("CXX")
     found = chosen or next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
     triton = "" if find_spec("triton") is None else "; triton for a GPU"
-    return f"{found}{triton}" if found else f"none: merging on the CPU is slower and gives the same{triton}"
+    slower = "none: merging on the CPU is slower and gives the same (to have one: apt-get install g++)"
+    return f"{found or slower}{triton}"

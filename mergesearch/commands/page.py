@@ -40,7 +40,8 @@ def subject_of(path: str | Path) -> Subject:
         importances=[each.to_data() for each in importances(history, config.search.seed)],
         examples=kept_examples(run.folder),
         anatomy=store.noted(study, ANATOMY) or {},
-        at_work=not is_over(run),
+        at_work=run.crew.living,
+        over=is_over(run),
     )
 
 
@@ -57,7 +58,7 @@ def write_page(path: str | Path, out: Path, beside: Sequence[str | Path] = (), r
         UserError: a folder is no run folder, or the file cannot be written.
     """
     subjects = [subject_of(each) for each in (path, *beside)]
-    write(out, subjects, refresh if subjects[0].at_work else None)
+    write(out, subjects, None if subjects[0].over else refresh)
     return subjects[0]
 
 

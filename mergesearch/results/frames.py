@@ -27,7 +27,38 @@ CSV, LINES, PARQUET = "csv", "jsonl", "parquet"
 FORMATS = (CSV, LINES, PARQUET)
 
 _INTEGER, _NUMBER, _WORD, _TRUTH = "Int64", "float64", "string", "boolean"
+# what stands for a task's label in a column's name
+TASK = "TASK"
 # column -> (dtype, meaning); docs/data.md says the same
+TRIAL_COLUMNS: dict[str, tuple[str, str]] = {
+    "rank": (_INTEGER, "from 1; missing for what cannot win"),
+    "front": (
+        "bool",
+        "only with `objective: pareto`: no other candidate is at least as good on every task and better on one",
+    ),
+    "trial": (_INTEGER, "its number"),
+    "objective": (_NUMBER, "what the search maximises"),
+    "objective_stderr": (_NUMBER, "its standard error"),
+    "expected": (
+        _NUMBER,
+        "what the objective is expected to be on documents that no search saw; ranks go by it where it is known",
+    ),
+    "expected_low": (_NUMBER, "where its 95 % interval begins"),
+    "expected_high": (_NUMBER, "where it ends"),
+    TASK: (_NUMBER, "for each task its figure, in the metric's unit"),
+    f"{TASK}_stderr": (_NUMBER, "its standard error"),
+    f"{TASK}_lm_eval": (
+        _NUMBER,
+        "only of a task that token tries scored in the search: what lm-eval's own model gives, where it was asked",
+    ),
+    "method": (_WORD, "what it was made by"),
+    "strategy": (_WORD, "who proposed it"),
+    "seconds": (_NUMBER, "merging and scoring"),
+    "merge_seconds": (_NUMBER, "merging alone"),
+    "state": (_WORD, "`complete`, `infeasible`, `pruned`, `failed`, `running`, `waiting`"),
+    "error": (_WORD, "why it failed, was stopped or is infeasible"),
+    "recipe": (_WORD, "the recipe's id"),
+}
 DOCUMENT_COLUMNS: dict[str, tuple[str, str]] = {
     "trial": (_INTEGER, "the trial's number"),
     "candidate": (_WORD, "a baseline's name, else `trial N`"),

@@ -20,6 +20,10 @@ from mergesearch.search.trials import State, Trial
 class Record:
     """One row of the table.
 
+    >>> from mergesearch import load_run
+    >>> load_run("tiny").records[0].name
+    'base'
+
     Attributes:
         number: the trial's number in the study, from 0.
         name: of a baseline (`base`, a model's name, `average`); None for what the study proposed.

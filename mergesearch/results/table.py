@@ -32,19 +32,11 @@ FIXED = ("rank", "trial", "objective", "expected", "method", "seconds", "state")
 FRONT = "front"
 EXPECTED = ("expected", "expected_low", "expected_high")
 
-_INTEGER, _NUMBER, _WORD, _TRUTH = "Int64", "float64", "string", "bool"
-
 
 def frame(records: Sequence[Record], top: int | None = None, sort: str = "rank") -> DataFrame:
     """The table as a pandas DataFrame, one row a record, sorted by a column.
 
-    Columns, in this order: `rank` (Int64, from 1; missing for what cannot win), `front` (bool, only of a run with one
-    objective for each task: no other candidate dominates this one), `trial` (Int64), `objective` and
-    `objective_stderr`, `expected`, `expected_low` and `expected_high` (float64: what the objective is expected to be on
-    documents that no search saw, which the rank goes by, and its 95 % interval), for each task TASK and TASK_stderr
-    (float64, in the unit of its metric), and of a run that token tries scored TASK_lm_eval (float64; what lm-eval's own
-    model gives, where it was asked), `method`, `strategy` (string), `seconds` and `merge_seconds` (float64), `state`,
-    `error` (why it failed, was stopped or is infeasible) and `recipe` (its id; string). What is missing is NaN or NA.
+    Columns are those of `frames.TRIAL_COLUMNS`, with each task's label for `TASK`. What is missing is NaN or NA.
 
     Args:
         records: of one run.
@@ -170,18 +162,15 @@ def _beside(records: Sequence[Record]) -> set[str]:
 
 def _types(tasks: Mapping[str, TaskScore], fronts: bool, beside: Collection[str]) -> dict[str, str]:
     """Every column with its dtype."""
-    names = [(task, f"{task}_stderr", *([f"{task}_lm_eval"] if task in beside else [])) for task in tasks]
-    scored = {name: _NUMBER for of_task in names for name in of_task}
-    return {
-        "rank": _INTEGER,
-        **({FRONT: _TRUTH} if fronts else {}),
-        "trial": _INTEGER,
-        **dict.fromkeys(("objective", "objective_stderr", *EXPECTED), _NUMBER),
-        **scored,
-        **dict.fromkeys(("method", "strategy"), _WORD),
-        **dict.fromkeys(("seconds", "merge_seconds"), _NUMBER),
-        **dict.fromkeys(("state", "error", "recipe"), _WORD),
-    }
+    types: dict[str, str] = {}
+    for name, (kind, _) in frames.TRIAL_COLUMNS.items():
+        if name == frames.TASK:
+            for task in tasks:
+                parts = ["", "_stderr", *["_lm_eval"] * (task in beside)]
+                types |= {f"{task}{part}": frames.TRIAL_COLUMNS[f"{frames.TASK}{part}"][0] for part in parts}
+        elif not name.startswith(frames.TASK) and (name != FRONT or fronts):
+            types[name] = kind
+    return types
 
 
 def _row(position: int, record: Record, tasks: Mapping[str, TaskScore], fronts: bool) -> dict[str, Any]:

@@ -61,6 +61,11 @@ class AtWork:
     workers: tuple[Worker, ...] = ()
     pace: float | None = None
 
+    @property
+    def living(self) -> bool:
+        """Whether one of them gave a sign of life not long ago."""
+        return any(worker.silent <= SILENT for worker in self.workers)
+
     def words(self) -> list[str]:
         """A line for all of them, and one for each; empty where nobody is at work."""
         if not self.workers:

@@ -64,16 +64,13 @@ class Mirror:
         name: of the study.
         metrics: the names of what is maximised.
         choices: parameter -> all words that it may be.
-        note: on the whole run, Markdown.
         artifacts: the folder.
 
     Raises:
         UserError: optuna-dashboard is not installed.
     """
 
-    def __init__(
-        self, name: str, metrics: Sequence[str], choices: Mapping[str, Sequence[str]], note: str, artifacts: Path
-    ):
+    def __init__(self, name: str, metrics: Sequence[str], choices: Mapping[str, Sequence[str]], artifacts: Path):
         try:
             import optuna_dashboard
         except ImportError:
@@ -86,8 +83,8 @@ class Mirror:
         directions: list[optuna.study.StudyDirection] = [optuna.study.StudyDirection.MAXIMIZE] * len(metrics)
         self.study: optuna.Study = optuna.create_study(study_name=name, storage=self.storage, directions=directions)
         self.study.set_metric_names(list(metrics))
-        optuna_dashboard.save_note(self.study, note)
         self._there: set[int] = set()
+        self._note = ""
 
     def add(self, shown: Sequence[Shown]) -> None:
         """Adds trials; those that are there already stay as they are."""
@@ -95,6 +92,12 @@ class Mirror:
             if each.number not in self._there:
                 self._there.add(each.number)
                 self._add(each)
+
+    def describe(self, note: str) -> None:
+        """Says something of the whole run, in Markdown; in place of what was said before."""
+        if note != self._note:
+            self._note = note
+            self._dashboard.save_note(self.study, note)
 
     def application(self) -> Any:
         """The dashboard as a WSGI application."""

@@ -13,6 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+import huggingface_hub
+import pytest
+
 TOKEN = "hf_writes"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -153,3 +156,15 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+@contextmanager
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A context in which huggingface_hub takes it for the hub."""
+    with serving() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        # files go by HTTP, not by the hub's own storage
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub

@@ -25,7 +25,7 @@ from mergesearch.results.record import Record
 from mergesearch.results.report.data import Figure
 from mergesearch.results.report.words import METHOD, cell, remarks
 from mergesearch.results.states import FAILED, PRUNED
-from mergesearch.results.table import table_rows
+from mergesearch.results.table import has_front, table_rows
 from mergesearch.search.history import settled_at
 
 # tables and lists of a page end after so many rows, and say how many there are
@@ -246,8 +246,10 @@ def _recipe(subject: Subject) -> dict[str, str] | None:
 def _rows(subject: Subject) -> dict[str, Any]:
     """The table of all trials."""
     tasks = list(subject.tasks)
-    columns = ["rank", "trial", "objective", *tasks, "method", "strategy", "seconds", "state"]
-    rows = table_rows(subject.run.records, MOST_ROWS)
+    rows, fronts = table_rows(subject.run.records, MOST_ROWS), has_front(subject.run.records)
+    expected = any(row["expected"] is not None for row in rows)
+    told = ["trial", "objective", *["expected"] * expected]
+    columns = ["rank", *["front"] * fronts, *told, *tasks, "method", "strategy", "seconds", "state"]
     return {
         "columns": columns,
         "rows": [[_cell(row.get(column), column) for column in columns] for row in rows],
@@ -259,6 +261,8 @@ def _cell(value: Any, column: str) -> dict[str, Any]:
     """A cell's text, and what the column is sorted by."""
     if value is None:
         return {"text": "-", "by": "", "number": False}
+    if isinstance(value, bool):
+        return {"text": "*" if value else "", "by": str(int(value)), "number": False}
     if isinstance(value, float):
         return {"text": f"{value:.1f}" if column == "seconds" else f"{value:.4f}", "by": repr(value), "number": True}
     return {"text": str(value), "by": str(value), "number": isinstance(value, int)}
@@ -280,7 +284,7 @@ def _machine(subject: Subject) -> list[tuple[str, str]]:
         lines.append(("last trial ended", max(ended).strftime("%Y-%m-%d %H:%M")))
     if workers:
         lines.append(("workers", str(len(workers))))
-    lines += [("at work", worker.words()) for worker in subject.run.crew.workers]
+    lines += [("worker", worker.words()) for worker in subject.run.crew.workers]
     if subject.run.crew.pace is not None:
         lines.append(("trials an hour", f"{subject.run.crew.pace:.0f}, of all workers together"))
     config = subject.run.config

@@ -132,7 +132,8 @@ def _lines(subject: Subject, low: float, high: float) -> tuple[list[dict[str, An
         ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
         lines.append({"type": "line", "line": {"color": marks.MUTED, "width": 1, "dash": "dash"}, **ends})
         if groups and value - groups[-1][1] < 0.05 * (high - low):
-            groups[-1] = (f"{groups[-1][0]}, {marks.short(name)}", groups[-1][1])
+            # above all of its lines, so that none goes through it
+            groups[-1] = (f"{groups[-1][0]}, {marks.short(name)}", value)
         else:
             groups.append((marks.short(name), value))
     notes = [

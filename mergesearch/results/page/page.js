@@ -91,13 +91,12 @@
         none.textContent = "This recipe has neither weights nor densities.";
         room.append(none);
       }
-      for (const name of names) {
-        const place = document.createElement("div");
-        place.className = "plot";
-        room.append(place);
-        const [data, layout, height] = heat(recipe, name, place.clientWidth);
-        draw(place, data, layout, height);
-      }
+      const places = names.map(() => Object.assign(document.createElement("div"), { className: "plot" }));
+      room.append(...places);  // all before any is drawn: their number decides how wide each is
+      names.forEach((name, number) => {
+        const [data, layout, height] = heat(recipe, name, places[number].clientWidth);
+        draw(places[number], data, layout, height);
+      });
     };
     choice.addEventListener("change", redraw);
     drawing.push(redraw);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.search.objective import Objective
 from mergesearch.search.trials import Trial
 
-# of the intervals that the page makes itself; the report's own are of more
+# of the intervals that no report has
 DRAWS = 2_000
 WINNER, SINGLE, PLAIN, DEFAULT = "winner", "best single model", "plain average", "best default"
 
@@ -38,6 +38,7 @@ class Subject:
             `prompt`, `target`, `against`, and of either side `value` and `answer`.
         anatomy: kinds of tensors with their component and layer, as the run noted them; empty of an older run.
         at_work: whether a worker is at the run.
+        over: whether nothing is left to do.
     """
 
     run: Run
@@ -48,6 +49,7 @@ class Subject:
     examples: Sequence[Mapping[str, Any]] = ()
     anatomy: Mapping[str, Any] = field(default_factory=dict)
     at_work: bool = False
+    over: bool = True
 
     @property
     def name(self) -> str:
@@ -132,21 +134,24 @@ class Subject:
 
     @cached_property
     def holdout(self) -> Intervals:
-        """Of the holdout documents; of nobody before there is a report."""
+        """Of the holdout documents; of nobody before there is a report. What it has is as it has it."""
         kept = HoldoutScores(self.run.folder.holdout)
         documents: dict[int, Mapping[str, DocumentScores]] = {}
         scores: dict[int, Mapping[str, TaskScore]] = {}
-        numbers = {row.trial for row in self.report.sections[0].rows} if self.report and self.report.sections else set()
-        for record in self.scored if numbers else ():
-            if record.number not in numbers:
+        sections = self.report.sections if self.report else ()
+        told = {(row.trial, each.name): row.holdout for each in sections for row in each.rows if row.holdout}
+        asked = {section.name: section.documents for section in sections}
+        for record in self.scored:
+            if (record.number, OBJECTIVE) not in told:
                 continue
             try:
                 found = kept.load(record, "", kept.most(record))
             except (OSError, ValueError):
                 continue
-            if found is not None:
+            # a report that was cut off may have asked some of them about more
+            if found is not None and all(len(of.ids) == asked.get(task) for task, of in found.documents.items()):
                 documents[record.number], scores[record.number] = found.documents, found.tasks
-        return self._intervals(documents, scores)
+        return self._intervals(documents, scores, told)
 
     def _documents(self, number: int) -> Mapping[str, DocumentScores]:
         trial = next((trial for trial in self.trials if trial.number == number), None)
@@ -162,8 +167,10 @@ class Subject:
         self,
         documents: Mapping[int, Mapping[str, DocumentScores]],
         scores: Mapping[int, Mapping[str, TaskScore]],
+        told: Mapping[tuple[int, str], Figure] | None = None,
     ) -> Intervals:
-        return Intervals.of(self.objective, documents, scores, self.run.config.search.seed)
+        made = Intervals.of(self.objective, documents, scores, self.run.config.search.seed)
+        return replace(made, told=told or {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,12 +182,14 @@ class Intervals:
         scores: the tasks' figures of each candidate, by trial.
         places: where a candidate with values for every document stands in `resampling`.
         resampling: of those; None where there are none.
+        told: figures that are known already, by trial and measure.
     """
 
     objective: Objective | None
     scores: Mapping[int, Mapping[str, TaskScore]]
     places: Mapping[int, int] = field(default_factory=dict)
     resampling: Resampling | None = None
+    told: Mapping[tuple[int, str], Figure] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -205,6 +214,8 @@ class Intervals:
 
     def figure(self, number: int, measure: str = OBJECTIVE) -> Figure | None:
         """A candidate's objective, or one task's figure; None of a candidate without scores."""
+        if (number, measure) in self.told:
+            return self.told[number, measure]
         value = self._value(number, measure)
         if value is None:
             return None
