@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("lm_eval")
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from support.tiny_models import make_model
 
 from mergesearch.evaluate.tries import packed, probe
@@ -150,3 +151,24 @@ class TestPrecision:
         answers = packed.log_likelihoods(model, passes, wide_head=True)
         assert answers != packed.log_likelihoods(model, passes)
         assert model(torch.arange(5)[None]).logits.dtype == torch.bfloat16
+
+    def test_a_head_on_a_device_of_its_own_keeps_what_moves_its_input(self):
+        """Of a split model accelerate's hook stands before the head."""
+        model, moved = build(dtype="bfloat16"), []
+
+        class Moving(AlignDevicesHook):
+            def pre_forward(self, module, *args, **kwargs):
+                moved.append(module)
+                return super().pre_forward(module, *args, **kwargs)
+
+        add_hook_to_module(model.lm_head, Moving(execution_device="cpu", io_same_device=True))
+        before = dict(model.lm_head.__dict__)
+        for dtype in (torch.float32, torch.float32):
+            with torch.no_grad(), head_in_float32(model):
+                assert model(torch.arange(5)[None]).logits.dtype == dtype
+        assert len(moved) == 2
+        after = model.lm_head.__dict__
+        assert all(after[name] is before[name] for name in ("forward", "_old_forward"))
+        with torch.no_grad():
+            assert model(torch.arange(5)[None]).logits.dtype == torch.bfloat16
+        assert len(moved) == 3
