@@ -172,3 +172,23 @@ class TestPrecision:
         with torch.no_grad():
             assert model(torch.arange(5)[None]).logits.dtype == torch.bfloat16
         assert len(moved) == 3
+
+
+class TestMemory:
+    def test_of_a_sequence_only_the_rows_of_its_targets_are_held(self):
+        query = max(requests(), key=lambda query: len(query.inputs))
+        rows = probe._plain(build(), query)
+        assert rows.shape == (len(query.targets), 97)
+        assert rows.untyped_storage().nbytes() == rows.numel() * 4
+
+    @pytest.mark.parametrize(
+        "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")]
+    )
+    def test_where_there_is_no_room_to_try_lm_evals_way_is_left(self, error, monkeypatch):
+        def full(*_):
+            raise error
+
+        monkeypatch.setattr(probe, "in_float32", full)
+        assert "too little memory" in probe.packing(build(), requests(), 512).fault
+        prompts = [query.inputs for query in requests()]
+        assert "too little memory" in probe.generation_fault(build(), prompts, 0)
