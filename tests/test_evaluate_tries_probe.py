@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from support.tiny_models import make_model
 
-from mergesearch.evaluate.tries import packed, probe
+from mergesearch.evaluate.tries import continuous, packed, probe
+from mergesearch.evaluate.tries.generation import Prompt
 from mergesearch.evaluate.tries.precision import head_in_float32, in_float32
 from mergesearch.evaluate.tries.trie import Query, arrange
 
@@ -192,3 +194,33 @@ class TestMemory:
         assert "too little memory" in probe.packing(build(), requests(), 512).fault
         prompts = [query.inputs for query in requests()]
         assert "too little memory" in probe.generation_fault(build(), prompts, 0)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_continuous_batching_is_compared_in_float32(right, monkeypatch):
+    model = build(dtype="bfloat16")
+    seen = []
+
+    class Decoder:
+        """Answers in the order in which it is asked; a wrong one, as it likes."""
+
+        def __init__(self, model, *_):
+            self.model = model
+
+        def decode(self, batch, stops):
+            seen.append(self.model.dtype)
+            return [([7], False)] * len(getattr(batch, "prompts", batch))
+
+    class Wrong(Decoder):
+        def decode(self, batch, stops):
+            return [([8], False) for _ in super().decode(batch, stops)]
+
+    monkeypatch.setattr(type(model), "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(continuous, "GreedyDecoder", Decoder)
+    monkeypatch.setattr(continuous, "ContinuousDecoder", Decoder if right else Wrong)
+    stops = SimpleNamespace(ends=[0], shortened=lambda most: None)
+    prompts = [Prompt(number, query.inputs) for number, query in enumerate(requests(8))]
+    _, why = continuous.choose(model, prompts, stops, 0, 4)
+    assert (why == "its texts in float32 are others") is not right
+    assert seen[0] == torch.float32 and model.dtype == torch.bfloat16
+    assert not right or seen[-1] == torch.bfloat16  # what is timed is the model as it is
