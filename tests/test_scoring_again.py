@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
+import optuna
 import yaml
 from support.commands import mergesearch, sets
 from support.evaluate_tiny import make_model, make_tokenizer, write_tasks
@@ -17,7 +20,12 @@ from support.searches import settings
 from support.tiny_models import fine_tune
 
 from mergesearch import load_run
-from mergesearch.search import by_lm_eval
+from mergesearch.commands.run import Session
+from mergesearch.config import TaskConfig
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.evaluate.tasks import load
+from mergesearch.results.loading import BATCH_SIZE, SETTLED
+from mergesearch.search import by_lm_eval, store
 from mergesearch.search.costs import words_of
 from mergesearch.search.estimate import estimate
 from mergesearch.search.speed import Probe
@@ -139,3 +147,28 @@ def test_the_estimate_counts_it(tmp_path):
     before, after = (estimate(settings(tmp_path), probe=replace(probe, again=again)) for again in (0.0, 50.0))
     assert after.seconds == before.seconds + 50.0
     assert "scoring once more by lm-eval 50 s" in words_of(after) and "once more" not in words_of(before)
+
+
+def test_lm_evals_own_model_asks_as_many_at_once_as_was_found_by_trying(config):
+    """What the card's command says, and not what a first worker began with."""
+    tasks = load([TaskConfig(task="tiny_choice", metric="acc")], [str(config.parent / "tasks")])
+    scorer = Scorer(make_model(0), make_tokenizer(), tasks, {"tiny_choice": range(6)}, batch_size=64)
+    scorer.language_model.batch_size_per_gpu = 3
+    plain = scorer.by_lm_eval()
+    assert plain is not None and plain.batch_size == 3
+
+
+def test_what_running_out_of_memory_left_to_either_of_them_is_noted():
+    study = optuna.create_study()
+    store.note(study, SETTLED, {BATCH_SIZE: 16})
+    session: Any = SimpleNamespace(
+        search=SimpleNamespace(study=study),
+        config=SimpleNamespace(batch_size="auto"),
+        scorer=SimpleNamespace(batch_size=16),
+        plain=SimpleNamespace(batch_size=4),
+    )
+    Session._note_batch_size(session)
+    assert store.noted(study, SETTLED) == {BATCH_SIZE: 4}
+    session.plain = None
+    Session._note_batch_size(session)
+    assert store.noted(study, SETTLED) == {BATCH_SIZE: 4}

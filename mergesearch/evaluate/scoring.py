@@ -188,6 +188,8 @@ class Scorer:
         other._requests = _by_type(other._parts, self._shuffle)
         with quiet():
             other._lm = self._new_lm(RememberingLM)
+            # the card's command has it, and batches are made of so many
+            other._lm.batch_size_per_gpu = self._lm.batch_size_per_gpu
             other._lm.tokenize(other._requests)
         other.asked = None
         return other
