@@ -22,6 +22,7 @@ from support.tiny_models import fine_tune
 from mergesearch import load_run
 from mergesearch.commands.run import Session
 from mergesearch.config import TaskConfig
+from mergesearch.errors import UserError
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import load
 from mergesearch.results.loading import BATCH_SIZE, SETTLED
@@ -123,9 +124,12 @@ def test_figures_that_differ_are_named(finished):
 def test_a_run_is_of_one_kind(config, finished):
     done = mergesearch("run", config, *sets(scoring="lm_eval"))
     assert done.status == 2 and "scoring: 'lm_eval', there 'auto'" in done.err
-    # what was noted stands, whatever a later worker finds
+    # what was noted stands, whatever a later worker finds; one that cannot do it is refused
     _, study = open_run(finished)
-    assert by_lm_eval.agree(study, {"loglikelihood": "lm_eval"}) == by_lm_eval.kinds(study)
+    other = {"loglikelihood": "tries, head in float32", "generate_until": "tries"}
+    assert by_lm_eval.agree(study, other) == by_lm_eval.kinds(study)
+    with pytest.raises(UserError, match="this worker cannot score generated answers as the run's other workers do"):
+        by_lm_eval.agree(study, {**other, "generate_until": "lm_eval"})
 
 
 def test_the_report_is_lm_evals(finished):
