@@ -69,6 +69,7 @@ def finished(config: Path) -> Path:
     assert done.status == 0, done.err
     assert "once more by lm-eval's own model: parents, average and winner" in done.err
     assert "answers were generated at" in done.out
+    assert "tokenizer: the base's 257 tokens, the same in every model" in done.out
     return config.parent / "run"
 
 

@@ -212,6 +212,7 @@ def prepare(
     originals.watched()
     for note in pool.notes:
         say(f"note: {note}")
+    say(f"tokenizer: {pool.tokens}")
     space, coarse = spaces(config, pool)
     engine = engine_of(pool, config.dtype, holding, config.score_as)
     say("building requests")
