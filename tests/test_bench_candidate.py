@@ -44,10 +44,18 @@ def test_lm_eval_is_started_once_a_candidate_with_all_tasks_and_the_batch_size_t
     assert set(line[line.index("--tasks") + 1].split(",")) == set(LABELS.values()) == set(scores)
     assert line[line.index("--batch_size") + 1] == "32"
     assert set(spent) == {"merge", candidate.BOTH}
+    assert "--cuda" not in started[0]
+
+
+def test_what_is_measured_on_a_gpu_is_merged_there_by_mergekit_too(bench):
+    made, started = bench
+    made.given.device = "cuda"
+    made.on_disk(0.3)
+    assert "--cuda" in started[0] and started[1][started[1].index("--device") + 1] == "cuda"
 
 
 def test_the_page_adds_up_what_the_command_took():
-    given = Namespace(model=Path("m"), device="cpu", dtype="float32", documents=24)
+    given = Namespace(model=Path("m"), device="cpu", dtype="float32", documents=24, out=candidate.PAGE)
     rows = {
         "mergesearch": {"merge": (1.0, 1.0), "log-likelihood": (1.0, 1.0), "generation": (2.0, 2.0)},
         "(a)": {"merge": (10.0, 10.0), candidate.BOTH: (30.0, 30.0)},

@@ -14,7 +14,7 @@ from tests.support.evaluate_tiny import make_model, make_tokenizer
 def page(tmp_path, monkeypatch):
     """Runs the bench on a tiny model; gives the rows of its page."""
     words = make_tokenizer().get_vocab()
-    monkeypatch.setattr(generation, "subjects", lambda real: [("tiny", make_model(0), make_tokenizer())])
+    monkeypatch.setattr(generation, "subjects", lambda arguments: [("tiny", make_model(0), make_tokenizer())])
     monkeypatch.setattr(generation, "plain_words", lambda: [each for each in words if each.isalpha()] * 40)
 
     def run(*options: str) -> list[list[str]]:
@@ -28,7 +28,8 @@ def page(tmp_path, monkeypatch):
 
 
 def test_the_ways_that_are_named_are_measured_beside_lm_evals_own(page):
-    rows = page("--ways", "batches")
+    rows = page("--ways", "batches", "--batch-sizes", "3", "--device", "cpu")
+    assert any("batch size 3" in row[2] for row in rows)
     assert {re.sub(",.*", "", row[2]) for row in rows} == {"lm-eval", "batches"}
 
 
@@ -36,5 +37,5 @@ def test_no_answer_ends_for_what_every_text_has(page):
     # of a text that is nowhere, the limit alone ends an answer, and the page says so
     rows = page("--ways", "batches", "--stop", "no such text")
     assert all(row[-2].endswith("to 6") for row in rows)
-    asked = generation.prompts(4, 1, 256, "x")
+    asked = generation.prompts(4, 1, 256, "x")  # of the defaults
     assert all(request.args[1]["until"] == ["x"] for request in asked)

@@ -1,7 +1,7 @@
 """One candidate from its recipe to its scores, in three ways: prints results/candidate.md.
 
     python -m scripts.bench.candidate --model models/smollm2         # needs mergesearch[parity]; see fetch_smollm2.py
-    python -m scripts.bench.candidate --model models/smollm2 --device cuda --dtype bfloat16
+    python -m scripts.bench.candidate --model models/smollm2 --device cuda --out results/candidate_cuda.md
 
 The model and three siblings of it (the same weights with a little noise, which costs what real ones cost) are merged by
 task arithmetic, and the candidate is scored on multiple choice and on generation. The ways: `mergesearch`, the live
@@ -66,11 +66,12 @@ def main() -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32], help="of which HFLM takes its best")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trials", type=int, default=12, help="of the search that bookkeeping is taken from")
+    parser.add_argument("--out", type=Path, default=PAGE, help="a page for each device")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         rows = measured(given, Path(place))
     text = "\n".join(page(given, rows))
-    PAGE.write_text(text + "\n", encoding="utf-8")
+    given.out.write_text(text + "\n", encoding="utf-8")
     print(text)
     return 0
 
@@ -123,7 +124,8 @@ class Bench:
         file.write_text(text, encoding="utf-8")
         spent: Seconds = {}
         with timed(spent, "merge"):
-            command("mergekit-yaml", file, merged, "--no-lazy-unpickle")
+            on_gpu = [] if self.given.device == "cpu" else ["--cuda"]
+            command("mergekit-yaml", file, merged, "--no-lazy-unpickle", *on_gpu)
         labels = list(self.labels.values())
         model = f"pretrained={merged},dtype={self.given.dtype}"
         with timed(spent, BOTH):
@@ -300,8 +302,9 @@ medians of turns; all ways score alike, but for one document a task at most.
             cells[PARTS.index("log-likelihood")] = f"{parts[BOTH][0]:.2f} / {parts[BOTH][1]:.2f}, with generation"
         times = [f"{whole[clock] / ours[clock]:.1f}" for clock in (0, 1)]
         yield f"| {way} | " + " | ".join(cells) + f" | {whole[0]:.2f} / {whole[1]:.2f} | " + " | ".join(times) + " |"
-    yield from ["", "On an H100, with the shapes of Qwen2.5-1.5B and 7B: not measured."]
-    yield from notes_of(PAGE)
+    if given.device == "cpu":
+        yield from ["", "On an H100, with the shapes of Qwen2.5-1.5B and 7B: not measured."]
+    yield from notes_of(given.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m scripts.bench.generation                        # results/generation.md, a random Llama of 6.6 M
     python -m scripts.bench.generation --real models/smollm2  # and a real model
     python -m scripts.bench.generation --ways batches         # without continuous batching, which is slow on a CPU
+    python -m scripts.bench.generation --shapes 1.5B --device cuda --dtype bfloat16 --batch-sizes 32 128 --documents 200
 
 Greedy answers behind a fixed few-shot prompt, of varying length: a stop text that is rare ends them, and the page says
 how long they were. Every way answers the same prompts in turns; medians count. Texts in float32 have to be the same.
@@ -27,7 +28,7 @@ from lm_eval.api.instance import Instance
 
 from mergesearch.evaluate.model import CONTINUOUS, TRIES, RememberingLM
 from mergesearch.evaluate.tries import TrieLM
-from scripts.bench.scoring import plain_words, pretrained, random_llama
+from scripts.bench.scoring import SHAPES, device_name, plain_words, pretrained, random_llama, random_qwen
 
 WAYS = ("lm-eval", "batches", "continuous batching")
 KINDS = {"batches": TRIES, "continuous batching": CONTINUOUS}
@@ -44,11 +45,14 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=WAYS[1:], help="beside lm-eval's own")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=(), help="of Qwen2.5, random weights")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES, help="of which lm-eval has its best")
     parser.add_argument("--out", type=Path, default=Path("results/generation.md"))
     arguments = parser.parse_args()
     lines: list[list[str]] = []
-    for name, model, tokenizer in subjects(arguments.real):
-        model = model.to(getattr(torch, arguments.dtype))
+    for name, model, tokenizer in subjects(arguments):
+        model = model.to(arguments.device, getattr(torch, arguments.dtype))
         for shots in (0, arguments.shots):
             lines += measure(name, model, tokenizer, arguments, shots)
             arguments.out.write_text(page(lines, arguments))
@@ -56,10 +60,13 @@ def main() -> int:
     return 0
 
 
-def subjects(real: Path | None) -> Iterator[tuple[str, Any, Any]]:
+def subjects(arguments: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:
     yield "random Llama, 6.6 M", *random_llama()
-    if real is not None:
-        yield real.name, *pretrained(real, torch.float32)
+    if arguments.real is not None:
+        yield arguments.real.name, *pretrained(arguments.real, torch.float32)
+    for shape in arguments.shapes:
+        model = random_qwen(shape, getattr(torch, arguments.dtype), arguments.device)
+        yield f"Qwen2.5-{shape}'s shape", model, random_llama()[1]
 
 
 def prompts(documents: int, shots: int, most: int, stop: str) -> list[Instance]:
@@ -81,7 +88,7 @@ def prompts(documents: int, shots: int, most: int, stop: str) -> list[Instance]:
 def measure(name: str, model: Any, tokenizer: Any, arguments: argparse.Namespace, shots: int) -> list[list[str]]:
     asked = prompts(arguments.documents, shots, arguments.most, arguments.stop)
     asking: dict[str, tuple[Any, Callable[[], list[str]]]] = {}
-    theirs = {size: RememberingLM(model, tokenizer, size) for size in BATCH_SIZES}
+    theirs = {size: RememberingLM(model, tokenizer, size) for size in arguments.batch_sizes}
     for each in theirs.values():
         each.tokenize({"generate_until": asked})
     taken = {size: timed(lambda lm=each: lm.generate_until(asked, True))[0] for size, each in theirs.items()}
@@ -136,18 +143,18 @@ def page(lines: Sequence[Sequence[str]], arguments: argparse.Namespace) -> str:
         "texts as lm-eval's",
     ]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lm-eval"))
-    device = "CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name()
     head = [
         "# Generating answers on the live model",
         "",
         f"    python -m scripts.bench.generation {' '.join(sys.argv[1:])}".rstrip(),
         "",
-        f"{datetime.date.today()}, {versions}, {device}, {os.cpu_count()} cores, {torch.get_num_threads()} used; "
+        f"{datetime.date.today()}, {versions}, {device_name(arguments.device)}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} used; "
         f"{arguments.dtype}; {arguments.documents} documents, up to {arguments.most} tokens, "
         f"{arguments.stop!r} ends them.",
         "",
         "Processor time, medians of runs that take turns: others at work disturb it less than the clock on the wall. "
-        f"lm-eval at the better of the batch sizes {' and '.join(map(str, BATCH_SIZES))}.",
+        f"lm-eval at the best of the batch sizes {', '.join(map(str, arguments.batch_sizes))}.",
         "",
     ]
     table = [titles, ["---"] * len(titles), *lines]
