@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from support.evaluate_tiny import make_model, make_tokenizer
 
 from scripts.bench import generation
-from tests.support.evaluate_tiny import make_model, make_tokenizer
 
 
 @pytest.fixture
