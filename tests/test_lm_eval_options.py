@@ -22,7 +22,7 @@ from mergesearch.errors import UserError
 from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import load_documents
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.evaluate.tasks import load, refuse_thinking
+from mergesearch.evaluate.tasks import load, refuse_lengths, refuse_thinking
 from mergesearch.evaluate.tries import TrieLM
 from mergesearch.recipe import Recipe
 from mergesearch.results.card import Asking, Story, lm_eval_commands
@@ -228,6 +228,8 @@ class TestLength:
         assert scores.tasks["tiny_choice"].length is None and scores.documents["tiny_choice"].length is None
         with pytest.raises(UserError, match=r"'tiny_choice' has no length: its answers are no generated texts"):
             loaded(folder, "tiny_choice", "length")
+        with pytest.raises(UserError, match=r"guard 'tiny_choice' is on the length of answers, and the task generates"):
+            refuse_lengths(loaded(folder, "tiny_choice", "acc"), ["tiny_choice", "tiny_copy"])
         with pytest.raises(UserError, match="length is taken before any filter"):
             loaded(folder, "tiny_copy", "length,word")
 

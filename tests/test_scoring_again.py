@@ -51,6 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "include_path": str(folder / "tasks"),
         "tasks": [{"task": task, "metric": metric, "limit": 6} for task, metric in METRICS.items()],
         "objective": {"scale": "raw"},
+        "guard": [{"task": "tiny_copy", "metric": "length", "max_drop": 0}],
         "space": {"methods": ["linear"]},
         "search": {"strategy": "study", "sampler": "tpe", "defaults": False, "trials": 2},
         "report": {"finalists": 1, "documents": 3},
@@ -138,6 +139,10 @@ def test_the_report_is_lm_evals(finished):
     assert done.status == 0, done.err
     assert "figures on the holdout are lm-eval's own model's; those of the search are by token tries" in done.out
     assert "requests shuffled, batch size 4 instead of 6" in done.out
+    # a guard on the length of a task's answers, on the documents of the task's own holdout
+    assert "Guard tiny_copy, length (length), on the holdout" in done.out and ": kept." in done.out
+    objective = load_run(finished).objective
+    assert objective.guards[0].reference == load_run(finished).records[0].scores["tiny_copy"].length == 4
 
 
 def test_another_trial_is_scored_once_more_for_its_card(finished, tmp_path):
