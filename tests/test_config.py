@@ -90,6 +90,8 @@ def test_overrides_reach_lists_and_new_keys(path: Path) -> None:
         ("guard=[{task: g, max_drop: 0, against: bast}]", ["against", "'bast'", "'base'"]),
         ("guard=[{task: g, max_drop: 0}, {task: g, max_drop: 1}]", ["'g'", "twice"]),
         ("guard=[{task: quiz, max_drop: 0, limit: 3}]", ["'quiz'", "limit", "set it there"]),
+        ("guard=[{task: quiz, max_drop: 0, metric: acc}]", ["'quiz'", "metric", "set it there"]),
+        ("guard=[{task: quiz, max_drop: 0, metric: length, limit: 3}]", ["'quiz'", "limit", "set it there"]),
         ("objective.tie_break=god_prob", ["objective.tie_break", "'god_prob'", "'gold_prob'"]),
         ("models={base: me/one}", ["'base'", "cannot name a model"]),
         ("tasks=[{task: a}, {task: a}]", ["'a'", "twice"]),
@@ -128,6 +130,9 @@ def test_guards_are_scored_beside_the_tasks(path: Path) -> None:
     read = config.read(path, ["guard=[{task: quiz, max_drop: 0.1}, {task: other, metric: acc, max_drop: 0}]"])
     assert [(task.task, task.metric) for task in read.scored] == [("quiz", "acc"), ("other", "acc")]
     assert read.guard[0].against == "base"
+    # the tokens of a task's answers are counted beside its own metric
+    (guard,) = config.read(path, ["guard=[{task: quiz, metric: length, max_drop: 5}]"]).guard
+    assert guard.metric == "length"
 
 
 def test_only_budget_and_machine_may_change_in_a_run_folder(path: Path) -> None:

@@ -21,6 +21,7 @@ from support.tiny_models import fine_tune, make_model
 from tokenizers.processors import TemplateProcessing
 
 from mergesearch.evaluate.model import CONTINUOUS, TRIES, RememberingLM
+from mergesearch.evaluate.tries import probe
 from mergesearch.evaluate.tries.lm import TrieLM
 
 POSITIONS = 192
@@ -335,6 +336,17 @@ class TestOutOfMemory:
             said.append(line)
         assert said[-1].startswith("forward passes now have at most ") and len(said) < 10
         assert 32 <= int(said[-1].split()[-2]) < 64
+
+    @pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
+    def test_where_there_is_no_room_to_try_them_lm_eval_answers(self, kind, tokenizer, monkeypatch, caplog):
+        def full(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        model, requests = build(), {kind: requests_of_every_type()[kind]}
+        monkeypatch.setattr(probe, "in_float32", full)
+        lm = by_tries(model, tokenizer, requests)
+        assert lm.kinds == {kind: "lm_eval"} and "too little memory to try" in caplog.text
+        assert_same(answers(lm, requests), by_lm_eval(model, tokenizer, requests))
 
 
 class TestWhatWasLost:

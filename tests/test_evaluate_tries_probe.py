@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import pytest
 pytest.importorskip("lm_eval")
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from support.tiny_models import make_model
 
-from mergesearch.evaluate.tries import packed, probe
+from mergesearch.evaluate.tries import continuous, packed, probe
+from mergesearch.evaluate.tries.generation import Prompt
 from mergesearch.evaluate.tries.precision import head_in_float32, in_float32
 from mergesearch.evaluate.tries.trie import Query, arrange
 
@@ -150,3 +153,74 @@ class TestPrecision:
         answers = packed.log_likelihoods(model, passes, wide_head=True)
         assert answers != packed.log_likelihoods(model, passes)
         assert model(torch.arange(5)[None]).logits.dtype == torch.bfloat16
+
+    def test_a_head_on_a_device_of_its_own_keeps_what_moves_its_input(self):
+        """Of a split model accelerate's hook stands before the head."""
+        model, moved = build(dtype="bfloat16"), []
+
+        class Moving(AlignDevicesHook):
+            def pre_forward(self, module, *args, **kwargs):
+                moved.append(module)
+                return super().pre_forward(module, *args, **kwargs)
+
+        add_hook_to_module(model.lm_head, Moving(execution_device="cpu", io_same_device=True))
+        before = dict(model.lm_head.__dict__)
+        for dtype in (torch.float32, torch.float32):
+            with torch.no_grad(), head_in_float32(model):
+                assert model(torch.arange(5)[None]).logits.dtype == dtype
+        assert len(moved) == 2
+        after = model.lm_head.__dict__
+        assert all(after[name] is before[name] for name in ("forward", "_old_forward"))
+        with torch.no_grad():
+            assert model(torch.arange(5)[None]).logits.dtype == torch.bfloat16
+        assert len(moved) == 3
+
+
+class TestMemory:
+    def test_of_a_sequence_only_the_rows_of_its_targets_are_held(self):
+        query = max(requests(), key=lambda query: len(query.inputs))
+        rows = probe._plain(build(), query)
+        assert rows.shape == (len(query.targets), 97)
+        assert rows.untyped_storage().nbytes() == rows.numel() * 4
+
+    @pytest.mark.parametrize(
+        "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")]
+    )
+    def test_where_there_is_no_room_to_try_lm_evals_way_is_left(self, error, monkeypatch):
+        def full(*_):
+            raise error
+
+        monkeypatch.setattr(probe, "in_float32", full)
+        assert "too little memory" in probe.packing(build(), requests(), 512).fault
+        prompts = [query.inputs for query in requests()]
+        assert "too little memory" in probe.generation_fault(build(), prompts, 0)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_continuous_batching_is_compared_in_float32(right, monkeypatch):
+    model = build(dtype="bfloat16")
+    seen = []
+
+    class Decoder:
+        """Answers in the order in which it is asked; a wrong one, as it likes."""
+
+        def __init__(self, model, *_):
+            self.model = model
+
+        def decode(self, batch, stops):
+            seen.append(self.model.dtype)
+            return [([7], False)] * len(getattr(batch, "prompts", batch))
+
+    class Wrong(Decoder):
+        def decode(self, batch, stops):
+            return [([8], False) for _ in super().decode(batch, stops)]
+
+    monkeypatch.setattr(type(model), "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(continuous, "GreedyDecoder", Decoder)
+    monkeypatch.setattr(continuous, "ContinuousDecoder", Decoder if right else Wrong)
+    stops = SimpleNamespace(ends=[0], shortened=lambda most: None)
+    prompts = [Prompt(number, query.inputs) for number, query in enumerate(requests(8))]
+    _, why = continuous.choose(model, prompts, stops, 0, 4)
+    assert (why == "its texts in float32 are others") is not right
+    assert seen[0] == torch.float32 and model.dtype == torch.bfloat16
+    assert not right or seen[-1] == torch.bfloat16  # what is timed is the model as it is

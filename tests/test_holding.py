@@ -22,10 +22,11 @@ from mergesearch.checkpoints import Pool, Survey, loading, mapped, parents
 from mergesearch.commands import holding as holdings
 from mergesearch.commands.check import preview
 from mergesearch.commands.imagined import imagined
+from mergesearch.commands.merge import merge_recipe
 from mergesearch.engine.residency import Needs, needs_of, residency
 from mergesearch.evaluate import batch_size
 from mergesearch.evaluate.batch_size import Length, appetite, settle
-from mergesearch.recipe import Rule
+from mergesearch.recipe import Rule, read
 from scripts.bench.shared import pools
 
 
@@ -34,18 +35,31 @@ def test_check_reads_no_weights_and_needs_no_room(tmp_path: Path, monkeypatch: p
     file = tmp_path / "recipe.yaml"
     file.write_text(tiny.recipe(Rule(components=("experts",), method="ties"), Rule(method="linear")).to_yaml())
 
-    def read(*_: Any, **__: Any) -> None:
+    def read_weights(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(parents, "read_model", read)
-    monkeypatch.setattr(mapped, "mapped_tensors", read)
-    monkeypatch.setattr(loading, "read_model", read)
+    monkeypatch.setattr(parents, "read_model", read_weights)
+    monkeypatch.setattr(mapped, "mapped_tensors", read_weights)
+    monkeypatch.setattr(loading, "read_model", read_weights)
     said = dict(preview(file))
-    assert "parents and candidate in memory on cpu; peak" in said["memory"]
+    # as `merge` holds them: experts that are fused in memory cannot be written one by one
+    assert "parents read from their files, the candidate in memory on cpu; peak" in said["memory"]
     assert said["rule all.experts"].startswith("ties of a, b: 18 tensors")
     assert said["tokenizer"] == "the base's 63 tokens, the same in every model"
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     assert "that is more than there is: use fewer models or another device" in dict(preview(file))["memory"]
+
+
+def test_check_says_of_a_recipe_how_merge_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With memory for no candidate, and what is written tensor by tensor needs none."""
+    tiny = make_pool(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(tiny.recipe(Rule(method="linear")).to_yaml())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    said = dict(preview(file))["memory"]
+    assert said.endswith("candidate: parents read from their files, the result written to its own tensor by tensor")
+    merge_recipe(read(file), tmp_path / "out", "cpu")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_an_imagined_pool_is_a_pool(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mergesearch.errors import UserError
 from mergesearch.evaluate.model import RememberingLM
 from mergesearch.evaluate.scores import load_documents
 from mergesearch.evaluate.scoring import Scorer
-from mergesearch.evaluate.tasks import load, refuse_thinking
+from mergesearch.evaluate.tasks import load, refuse_lengths, refuse_thinking
 from mergesearch.evaluate.tries import TrieLM
 from mergesearch.recipe import Recipe
 from mergesearch.results.card import Asking, Story, lm_eval_commands
@@ -37,6 +37,18 @@ def process_results(doc, results):
     except Exception:
         pass
     return {"ran": float(scope.get("answer") == doc["target"])}
+
+
+def pass_at_k(references, predictions, k):
+    return {f"pass@{k[0]}": float(references == predictions)}
+"""
+# as lm-eval's humaneval has it
+PASS_AT_K = """
+metric_list:
+- metric: !function running.pass_at_k
+  aggregation: mean
+  higher_is_better: true
+  k: [1]
 """
 
 
@@ -51,6 +63,9 @@ def folder(tmp_path_factory):
     write_task(folder, "tiny_code", "copy", **how, metric_list=[metric("ran")], generation_kwargs=greedily)
     path = folder / "tasks" / "tiny_code.yaml"
     path.write_text(path.read_text() + "process_results: !function running.process_results\n")
+    write_task(folder, "tiny_pass", "copy", **how, generation_kwargs=greedily)
+    path = folder / "tasks" / "tiny_pass.yaml"
+    path.write_text(path.read_text() + PASS_AT_K)
     return folder
 
 
@@ -111,6 +126,14 @@ class TestUnsafeCode:
         scores = scorer(loaded(folder, "tiny_code", "ran", unsafe_code=True), tokenizer).score()
         # every second document's target is what model 0 writes
         assert scores.documents["tiny_code"].values.tolist() == [float(n % 2 == 1) for n in range(12)]
+
+    def test_a_metric_that_gives_a_figure_of_another_name(self, folder, tokenizer):
+        """As humaneval's pass_at_k gives pass@1."""
+        whole = scorer(loaded(folder, "tiny_pass", None, unsafe_code=True), tokenizer)
+        for _ in range(2):  # lm-eval notes the other name at the first document
+            scores = whole.score()
+            assert scores.documents["tiny_pass"].values.tolist() == [float(n % 2 == 1) for n in range(12)]
+            assert scores.tasks["tiny_pass"].metric == "pass_at_k" and scores.tasks["tiny_pass"].value == 0.5
 
 
 class TestAttention:
@@ -205,6 +228,8 @@ class TestLength:
         assert scores.tasks["tiny_choice"].length is None and scores.documents["tiny_choice"].length is None
         with pytest.raises(UserError, match=r"'tiny_choice' has no length: its answers are no generated texts"):
             loaded(folder, "tiny_choice", "length")
+        with pytest.raises(UserError, match=r"guard 'tiny_choice' is on the length of answers, and the task generates"):
+            refuse_lengths(loaded(folder, "tiny_choice", "acc"), ["tiny_choice", "tiny_copy"])
         with pytest.raises(UserError, match="length is taken before any filter"):
             loaded(folder, "tiny_copy", "length,word")
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from mergesearch.config import Config, TaskConfig
+from mergesearch.config import Config, GuardConfig, TaskConfig
 from mergesearch.errors import UserError
-from mergesearch.evaluate.scores import TaskScore
+from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
 from mergesearch.schema import validate
+from mergesearch.search import guards
 from mergesearch.search import objective as objectives
 from mergesearch.search.objective import Objective
 
@@ -111,3 +113,25 @@ def test_tasks_that_were_given_up_are_named() -> None:
 def test_it_survives_storage() -> None:
     found = objectives.parents(TASKS, scores(0.7, 2.0), {"a": scores(0.6, 1.0)})
     assert Objective.from_data(found.to_data()) == found
+
+
+def test_a_guard_may_count_the_tokens_of_a_tasks_answers_beside_its_metric() -> None:
+    def of(value: float, length: float | None) -> dict[str, TaskScore]:
+        return {"quiz": TaskScore(value, 0.1, 100, "exact_match", length=length)}
+
+    wanted = [GuardConfig(task="quiz", metric="length", max_drop=2.0)]
+    (guard,) = guards.fix(wanted, of(0.5, 40.0), {})
+    assert (guard.reference, guard.limit, guard.higher_is_better) == (40.0, 42.0, False)
+    assert guard.excess(of(0.1, 42.0)["quiz"]) <= 0 < guard.excess(of(0.9, 43.0)["quiz"])
+    assert guard.excess(of(0.9, None)["quiz"]) == math.inf
+    assert guard.why(of(0.9, 43.0)["quiz"]) == "quiz length 43.0000 is above its guard's 42.0000"
+    assert guard.words("exact_match") == "guard quiz: length at most 42.0000 (base 40.0000, max_drop 2)"
+    assert guards.Guard(**guard.to_data()) == guard
+    documents = {"quiz": DocumentScores([0, 1, 2], np.ones(3), "mean", length=np.array([7.0, math.nan, 9.0]))}
+    both = guards.with_lengths([guard], Scores(of(0.5, 8.0), documents))
+    assert both.tasks["quiz"].value == 0.5 and both.tasks["quiz, length"].value == 8.0
+    assert both.documents["quiz, length"].ids == [0, 2]
+    assert both.documents["quiz, length"].values.tolist() == [7.0, 9.0]
+    # a task that is scored on the length has it as its figure
+    own = {"quiz": TaskScore(30.0, 0.1, 100, "length", higher_is_better=False, length=30.0)}
+    assert not guards.fix(wanted, own, {})[0].length

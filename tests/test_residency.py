@@ -111,6 +111,12 @@ def test_a_candidate_that_fits_no_single_gpu_is_split(ten_gib, monkeypatch):
     free(2.2, 2.2, 2.2)
     within = residency(Needs(2 * size, size, row=size, rows=1, blank=blank), "auto")
     assert within.mode == "device" and len(within.devices.every) == 2 and within.fits
+    free(0.7, 0.7, 0.7, 0.7)
+    forced = residency(alone, "auto", "device")
+    assert forced.mode == "device" and not forced.possible  # as it was asked for, and refused
+    # room is kept for as many requests at once as were asked for
+    asked = residency(Needs(2 * size, size, row=size // 60, rows=18, blank=blank), "auto")
+    assert len(asked.devices.every) == 3 > len(choice.devices.every)
     named = residency(alone, "cuda:0")
     assert not named.devices.parts
     free(0.2, 0.2)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
+import optuna
 import yaml
 from support.commands import mergesearch, sets
 from support.evaluate_tiny import make_model, make_tokenizer, write_tasks
@@ -17,7 +20,13 @@ from support.searches import settings
 from support.tiny_models import fine_tune
 
 from mergesearch import load_run
-from mergesearch.search import by_lm_eval
+from mergesearch.commands.run import Session
+from mergesearch.config import TaskConfig
+from mergesearch.errors import UserError
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.evaluate.tasks import load
+from mergesearch.results.loading import BATCH_SIZE, SETTLED
+from mergesearch.search import by_lm_eval, store
 from mergesearch.search.costs import words_of
 from mergesearch.search.estimate import estimate
 from mergesearch.search.speed import Probe
@@ -42,6 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "include_path": str(folder / "tasks"),
         "tasks": [{"task": task, "metric": metric, "limit": 6} for task, metric in METRICS.items()],
         "objective": {"scale": "raw"},
+        "guard": [{"task": "tiny_copy", "metric": "length", "max_drop": 0}],
         "space": {"methods": ["linear"]},
         "search": {"strategy": "study", "sampler": "tpe", "defaults": False, "trials": 2},
         "report": {"finalists": 1, "documents": 3},
@@ -60,6 +70,7 @@ def finished(config: Path) -> Path:
     assert done.status == 0, done.err
     assert "once more by lm-eval's own model: parents, average and winner" in done.err
     assert "answers were generated at" in done.out
+    assert "tokenizer: the base's 257 tokens, the same in every model" in done.out
     return config.parent / "run"
 
 
@@ -115,9 +126,12 @@ def test_figures_that_differ_are_named(finished):
 def test_a_run_is_of_one_kind(config, finished):
     done = mergesearch("run", config, *sets(scoring="lm_eval"))
     assert done.status == 2 and "scoring: 'lm_eval', there 'auto'" in done.err
-    # what was noted stands, whatever a later worker finds
+    # what was noted stands, whatever a later worker finds; one that cannot do it is refused
     _, study = open_run(finished)
-    assert by_lm_eval.agree(study, {"loglikelihood": "lm_eval"}) == by_lm_eval.kinds(study)
+    other = {"loglikelihood": "tries, head in float32", "generate_until": "tries"}
+    assert by_lm_eval.agree(study, other) == by_lm_eval.kinds(study)
+    with pytest.raises(UserError, match="this worker cannot score generated answers as the run's other workers do"):
+        by_lm_eval.agree(study, {**other, "generate_until": "lm_eval"})
 
 
 def test_the_report_is_lm_evals(finished):
@@ -125,6 +139,10 @@ def test_the_report_is_lm_evals(finished):
     assert done.status == 0, done.err
     assert "figures on the holdout are lm-eval's own model's; those of the search are by token tries" in done.out
     assert "requests shuffled, batch size 4 instead of 6" in done.out
+    # a guard on the length of a task's answers, on the documents of the task's own holdout
+    assert "Guard tiny_copy, length (length), on the holdout" in done.out and ": kept." in done.out
+    objective = load_run(finished).objective
+    assert objective.guards[0].reference == load_run(finished).records[0].scores["tiny_copy"].length == 4
 
 
 def test_another_trial_is_scored_once_more_for_its_card(finished, tmp_path):
@@ -139,3 +157,28 @@ def test_the_estimate_counts_it(tmp_path):
     before, after = (estimate(settings(tmp_path), probe=replace(probe, again=again)) for again in (0.0, 50.0))
     assert after.seconds == before.seconds + 50.0
     assert "scoring once more by lm-eval 50 s" in words_of(after) and "once more" not in words_of(before)
+
+
+def test_lm_evals_own_model_asks_as_many_at_once_as_was_found_by_trying(config):
+    """What the card's command says, and not what a first worker began with."""
+    tasks = load([TaskConfig(task="tiny_choice", metric="acc")], [str(config.parent / "tasks")])
+    scorer = Scorer(make_model(0), make_tokenizer(), tasks, {"tiny_choice": range(6)}, batch_size=64)
+    scorer.language_model.batch_size_per_gpu = 3
+    plain = scorer.by_lm_eval()
+    assert plain is not None and plain.batch_size == 3
+
+
+def test_what_running_out_of_memory_left_to_either_of_them_is_noted():
+    study = optuna.create_study()
+    store.note(study, SETTLED, {BATCH_SIZE: 16})
+    session: Any = SimpleNamespace(
+        search=SimpleNamespace(study=study),
+        config=SimpleNamespace(batch_size="auto"),
+        scorer=SimpleNamespace(batch_size=16),
+        plain=SimpleNamespace(batch_size=4),
+    )
+    Session._note_batch_size(session)
+    assert store.noted(study, SETTLED) == {BATCH_SIZE: 4}
+    session.plain = None
+    Session._note_batch_size(session)
+    assert store.noted(study, SETTLED) == {BATCH_SIZE: 4}

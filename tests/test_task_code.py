@@ -123,6 +123,12 @@ def test_what_cannot_be_read_is_refused(tasks: Path) -> None:
     assert found(tasks, "deep") == {"deep": f"{tasks / 'utils.py'}: text"}
 
 
+@pytest.mark.parametrize("value", [[True], {}, {"yes": 1}])
+def test_a_switch_that_is_no_scalar_is_none(tasks: Path, value: object) -> None:
+    write(tasks, "odd", "doc_to_text: !function utils.text\n", metric_list=[{"metric": "acc", "hf_evaluate": value}])
+    assert found(tasks, "odd") == {"odd": f"{tasks / 'utils.py'}: text"}
+
+
 @pytest.mark.parametrize("levels", [3_000, 100_000])
 def test_nesting_without_end_is_a_sentence(tasks: Path, levels: int) -> None:
     """Not the end of the process: lm-eval reads every YAML file of a folder, by a parser that recurses in C."""

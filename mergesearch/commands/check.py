@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ import torch
 from mergesearch import methods
 from mergesearch.checkpoints import Pool
 from mergesearch.commands.foreign import read_config
-from mergesearch.commands.holding import alike, engine_of, holding_of, length_of, survey_of, survey_of_recipe
+from mergesearch.commands.holding import (
+    alike,
+    engine_of,
+    holding_of,
+    length_of,
+    merging_of,
+    survey_of,
+    survey_of_recipe,
+)
 from mergesearch.commands.imagined import imagined
 from mergesearch.commands.inputs import (
     check_racing,
@@ -80,7 +89,7 @@ def _merge(recipe: Recipe) -> Lines:
     check(recipe)
     survey = survey_of_recipe(recipe, weights_alone=True)
     pool = Pool.outline(survey)
-    needs = needs_of(survey, DTYPES[recipe.out_dtype])
+    holding, streams = merging_of(recipe, survey)
     jobs = plan(recipe, pool, form_of(recipe, pool))
     return [
         ("recipe", f"{recipe.id}, {len(recipe.rules)} rules, seed {recipe.seed}, to {recipe.out_dtype}"),
@@ -88,7 +97,7 @@ def _merge(recipe: Recipe) -> Lines:
         ("result", _size((job.info.shape for job in jobs), len({job.info.layer for job in jobs}))),
         *_rules(recipe, jobs),
         *_decomposed((job.step, job.info) for job in jobs),
-        *_memory(residency(needs)),
+        *_memory(replace(holding, needs=needs_of(survey, DTYPES[recipe.out_dtype])), streams),
     ]
 
 
@@ -316,13 +325,17 @@ def _decomposed(merged: Iterable[tuple[Step, TensorInfo]]) -> Lines:
     ]
 
 
-def _memory(holding: Holding) -> Lines:
+def _memory(holding: Holding, streams: bool = False) -> Lines:
     needs = holding.needs
     room = "" if holding.fits else "; that is more than there is: use fewer models or another device"
     kept = f"; statistics that some methods keep may take {_bytes(holding.kept)} more" if holding.kept else ""
     several = " (several GPUs were not measured yet)" if holding.devices.parts else ""
     sizes = f"{_bytes(needs.parents)} parents + {_bytes(needs.candidate)} candidate"
-    return [("memory", f"{sizes}: {holding}{several}{room or kept}")]
+    if streams:
+        kept, how = "", "parents read from their files, the result written to its own tensor by tensor"
+    else:
+        how = f"{holding}{several}"
+    return [("memory", f"{sizes}: {how}{room or kept}")]
 
 
 def _bytes(count: float) -> str:

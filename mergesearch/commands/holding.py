@@ -15,6 +15,7 @@ from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES
 from mergesearch.engine.residency import MODES, Holding, Needs, needs_of, residency
 from mergesearch.engine.served import Served
+from mergesearch.engine.streaming import can_stream
 from mergesearch.errors import UserError
 from mergesearch.evaluate.batch_size import MOST, Appetite, Length, appetite, longest, sample, settle
 from mergesearch.evaluate.scoring import Scorer
@@ -115,6 +116,16 @@ def length_of(config: Config, survey: Survey, tasks: Sequence[Task], documents: 
     if all(len(few[label]) == len(ids) for label, ids in documents.items()):
         return found
     return Length(int(_LONGER * found.scored), int(_LONGER * found.generated))
+
+
+def merging_of(recipe: Recipe, survey: Survey, device: str = "auto") -> tuple[Holding, bool]:
+    """(where `merge` holds a recipe's models, whether it writes the result tensor by tensor); as for `holding_of`."""
+    on_host = choose_device(device).type == "cpu"
+    streams = on_host and can_stream(recipe, Pool.outline(survey))
+    needs = needs_of(survey, DTYPES[recipe.out_dtype])
+    # what is streamed is never in memory as a whole
+    needs = replace(needs, candidate=0, parents=needs.made) if streams else needs
+    return residency(needs, device, "mapped" if on_host else "auto"), streams
 
 
 def held(holding: Holding) -> Holding:

@@ -9,12 +9,12 @@ from typing import Any
 
 from mergesearch import mergekit
 from mergesearch.checkpoints import Pool, locate
-from mergesearch.config import Config, TaskConfig
+from mergesearch.config import LENGTH, Config, TaskConfig
 from mergesearch.errors import UserError
 from mergesearch.evaluate import task_code
 from mergesearch.evaluate.scoring import Scorer, lm_eval_samples
 from mergesearch.evaluate.statistics import JACKKNIFE
-from mergesearch.evaluate.tasks import Split, Task, load, refuse_thinking, split
+from mergesearch.evaluate.tasks import Split, Task, load, refuse_lengths, refuse_thinking, split
 from mergesearch.paths import absolute_reference
 from mergesearch.recipe import TOWER, Recipe
 from mergesearch.schema import read_yaml
@@ -57,6 +57,7 @@ def _loaded(config: Config, scored: Sequence[TaskConfig], tokenizer: str, comple
         complete=complete,
         unsafe_code=config.confirm_run_unsafe_code,
     )
+    refuse_lengths(tasks, (guard.task for guard in config.guard if guard.metric == LENGTH))
     if config.enable_thinking:
         refuse_thinking(tasks)
     return tasks

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from mergesearch.checkpoints import Pool, check_new_folder, check_shard_size, choose_device, new_folder
-from mergesearch.commands.holding import engine_of, pool_of, survey_of_recipe
+from mergesearch.commands.holding import engine_of, merging_of, pool_of, survey_of_recipe
 from mergesearch.engine.accounts import accounts, summary
-from mergesearch.engine.plan import DTYPES, check
-from mergesearch.engine.residency import needs_of, residency
-from mergesearch.engine.streaming import can_stream, stream
+from mergesearch.engine.plan import check
+from mergesearch.engine.streaming import stream
 from mergesearch.recipe import Recipe
 from mergesearch.results.card import Story, metadata_of, write_checkpoint, write_words
 from mergesearch.search.worker import machine
@@ -43,11 +41,7 @@ def merge_recipe(
     check_new_folder(out)  # before any model is read
     chosen = choose_device(device)
     survey = survey_of_recipe(recipe, trust_remote_code, weights_alone=True)
-    streams = chosen.type == "cpu" and can_stream(recipe, Pool.outline(survey))
-    needs = needs_of(survey, DTYPES[recipe.out_dtype])
-    # what is streamed is never in memory as a whole
-    needs = replace(needs, candidate=0, parents=needs.made) if streams else needs
-    holding = residency(needs, device, "mapped" if chosen.type == "cpu" else "auto")
+    holding, streams = merging_of(recipe, survey, device)
     pool = pool_of(survey, holding, allow_unrelated)
     story = Story(out.name, machine(str(chosen)))
     if not streams:

@@ -38,6 +38,7 @@ from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.results.states import ENDED, RUNNING, WAITING
 from mergesearch.schema import validate
 from mergesearch.search import by_lm_eval
+from mergesearch.search.guards import with_lengths
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import RunFolder, write_atomically
 
@@ -194,7 +195,7 @@ def _repeat(batch_size: int) -> str:
 
 def _guards(chosen: Finalists, objective: Objective) -> dict[str, tuple[int, float]]:
     numbers = {record.name: record.number for record in chosen.records}
-    return {g.task: (numbers[g.against], g.max_drop) for g in objective.guards if g.against in numbers}
+    return {g.name: (numbers[g.against], g.max_drop) for g in objective.guards if g.against in numbers}
 
 
 def _entries(
@@ -203,6 +204,7 @@ def _entries(
     def entry(record: Record) -> Entry:
         scores = scored.load(record, "", most)
         again = scored.load(record, AGAIN, most) if record is chosen.winner else None
+        scores, again = (with_lengths(objective.guards, each) if each else None for each in (scores, again))
         return Entry(
             record=record,
             scores=scores,

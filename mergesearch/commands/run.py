@@ -144,8 +144,9 @@ class Session:
     def _note_batch_size(self) -> None:
         """Notes what running out of memory left of a batch size that was found: the card's command goes by it."""
         noted = store.noted(self.search.study, SETTLED) or {}
-        if self.config.batch_size == "auto" and self.scorer.batch_size < noted.get(BATCH_SIZE, 0):
-            store.note(self.search.study, SETTLED, {**noted, BATCH_SIZE: self.scorer.batch_size})
+        left = min(scorer.batch_size for scorer in (self.scorer, self.plain) if scorer is not None)
+        if self.config.batch_size == "auto" and left < noted.get(BATCH_SIZE, 0):
+            store.note(self.search.study, SETTLED, {**noted, BATCH_SIZE: left})
 
 
 def _ignore(_: Any) -> None:
@@ -214,6 +215,7 @@ def prepare(
     originals.watched()
     for note in pool.notes:
         say(f"note: {note}")
+    say(f"tokenizer: {pool.tokens}")
     space, coarse = spaces(config, pool)
     engine = engine_of(pool, config.dtype, holding, config.score_as)
     say("building requests")

@@ -8,10 +8,11 @@ from mergesearch.config.racing import RacingConfig
 from mergesearch.config.report import BenchmarkConfig, ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import Freeze, Narrow, Selector, SpaceConfig, StackConfig
-from mergesearch.config.tasks import TaskConfig
+from mergesearch.config.tasks import LENGTH, TaskConfig
 from mergesearch.config.track import TrackConfig
 
 __all__ = [
+    "LENGTH",
     "BenchmarkConfig",
     "Config",
     "Freeze",

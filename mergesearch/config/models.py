@@ -15,7 +15,7 @@ from mergesearch.config.racing import RacingConfig
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
 from mergesearch.config.space import SpaceConfig
-from mergesearch.config.tasks import NamedTask, TaskConfig, check_once
+from mergesearch.config.tasks import LENGTH, NamedTask, TaskConfig, check_once
 from mergesearch.config.track import TrackConfig
 from mergesearch.errors import without_passwords
 from mergesearch.recipe import AVERAGE, BASE, UNION, DType, Recipe, Rule, single_rule
@@ -340,7 +340,9 @@ class Config(Strict):
         check_once(self.guard, "guard")
         tasks = {task.task for task in self.tasks}
         for guard in self.guard:
-            keys = ("metric", "num_fewshot", "limit", "gen_kwargs")
+            keys = ("num_fewshot", "limit", "gen_kwargs")
+            # the tokens of answers are counted beside whatever the task goes by
+            keys = keys if guard.metric == LENGTH else ("metric", *keys)
             own = next((key for key in keys if getattr(guard, key) is not None), None)
             if own and guard.task in tasks:
                 raise ValueError(

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from mergesearch.schema import Strict
 
+# what a task that generates can be scored on beside its own metrics: the tokens that an answer took, fewer are better
+LENGTH = "length"
+
 
 class TaskConfig(Strict):
     """One lm-eval task, or group of tasks, and its part in the objective."""

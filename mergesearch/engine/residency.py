@@ -198,10 +198,12 @@ def _split(needs: Needs, every: Sequence[torch.device], wanted: str) -> Holding:
     fewest that hold it."""
     beside = (needs.parents + needs.candidate) / max(1, needs.candidate)
     modes = [("device", beside)] if wanted in ("auto", "device") else []
-    for mode, share in (*modes, (_elsewhere(needs, wanted), 1.0)):
+    if wanted != "device":
+        modes.append((_elsewhere(needs, wanted), 1.0))
+    for mode, share in modes:
         for count in range(2, len(every) + 1):
             used = every[:count]
-            each = needs.scored(1) // count
+            each = needs.scored(needs.rows or 1) // count
             room = {d: int((SHARE * memory.free(d) - _working(d) - each) / share) for d in used}
             parts = split(needs.blank, room, needs.dtype)
             if parts is not None:

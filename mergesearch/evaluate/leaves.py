@@ -8,12 +8,10 @@ from typing import Any, cast
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task as LmEvalTask
 
+from mergesearch.config import LENGTH
+
 # what a task's own code may raise; sys.exit in it must not end the run
 FAULTS: tuple[type[BaseException], ...] = (Exception, SystemExit)
-
-
-# what a task that generates can be scored on beside its own metrics: the tokens that an answer took, fewer are better
-LENGTH = "length"
 
 
 def reason(fault: BaseException) -> str:

@@ -188,6 +188,8 @@ class Scorer:
         other._requests = _by_type(other._parts, self._shuffle)
         with quiet():
             other._lm = self._new_lm(RememberingLM)
+            # the card's command has it, and batches are made of so many
+            other._lm.batch_size_per_gpu = self._lm.batch_size_per_gpu
             other._lm.tokenize(other._requests)
         other.asked = None
         return other
@@ -538,9 +540,20 @@ def _items(part: _TaskPart) -> list[tuple[int, Any, float]]:
                 f"task {part.name!r}: process_results gave {type(metrics).__name__} for document {number}: it has to "
                 f"return its metrics by name, as {{{part.task.metric!r}: 1.0}}"
             )
-        if part.task.metric in metrics:
-            items.append((number, metrics[part.task.metric], _logprob(part, number, requests)))
+        name = _key_of(part, metrics)
+        if name in metrics:
+            items.append((number, metrics[name], _logprob(part, number, requests)))
     return items
+
+
+def _key_of(part: _TaskPart, metrics: Mapping[str, Any]) -> str:
+    """Under which name a document has the task's metric: a metric may give a figure of another name alone, as
+    humaneval's `pass_at_k` gives `pass@1`, and lm-eval then aggregates that like the metric."""
+    if part.task.metric in metrics:
+        return part.task.metric
+    declared = getattr(part.leaf, "_metric_fn_list", {})
+    others = [name for name in metrics if name not in declared]
+    return others[0] if part.task.metric in declared and len(others) == 1 else part.task.metric
 
 
 def _logprob(part: _TaskPart, number: int, requests: Sequence[Instance]) -> float:

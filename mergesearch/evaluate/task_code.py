@@ -112,7 +112,7 @@ def _in_file(task: str, path: Path, seen: set[Path]) -> Iterator[TaskCode]:
             source, function = _place(str(node.value), path.parent)
             yield TaskCode(task, path, node.start_mark.line + 1, source, function)
         keys = _keys(node)
-        if getattr(keys.get("hf_evaluate"), "value", "").lower() in ("true", "yes", "on"):
+        if str(getattr(keys.get("hf_evaluate"), "value", "")).lower() in ("true", "yes", "on"):
             metric = getattr(keys.get("metric"), "value", None)
             yield TaskCode(task, path, node.start_mark.line + 1, "evaluate", f"load({metric!r})")
         if getattr(keys.get("dataset_path"), "value", None) == "pandas":  # a pickle is a program

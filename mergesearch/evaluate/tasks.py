@@ -15,12 +15,11 @@ import numpy as np
 from lm_eval.api.task import Task as LmEvalTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-from mergesearch.config import TaskConfig
+from mergesearch.config import LENGTH, TaskConfig
 from mergesearch.errors import UserError, unknown
 from mergesearch.evaluate import catalog, gold, statistics
 from mergesearch.evaluate.leaves import (
     FAULTS,
-    LENGTH,
     aggregations,
     directions,
     draws_from_scored,
@@ -151,6 +150,17 @@ def refuse_thinking(tasks: Sequence[Task]) -> None:
             raise UserError(
                 f"task {task.label!r} asks for log-likelihoods, and enable_thinking is true, which is for generated "
                 "answers alone: leave one of them out"
+            )
+
+
+def refuse_lengths(tasks: Sequence[Task], guards: Iterable[str]) -> None:
+    """`UserError` for a guard on the length of answers, by its task, where the task generates none."""
+    wanted = set(guards)
+    for task in tasks:
+        if task.label in wanted and not all(map(generates, task.leaves.values())):
+            raise UserError(
+                f"guard {task.label!r} is on the {LENGTH} of answers, and the task generates none: leave its metric "
+                "out, or take a task that does"
             )
 
 

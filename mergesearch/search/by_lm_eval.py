@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 
+from mergesearch.errors import UserError
 from mergesearch.evaluate.model import LM_EVAL
 from mergesearch.evaluate.scores import Scores, TaskScore
 from mergesearch.search import store
@@ -38,8 +39,18 @@ def agree(study: optuna.Study, mine: Mapping[str, str]) -> dict[str, str]:
     """By what the run's requests are answered: what its first worker found, or `mine` where this is the first.
 
     The caller holds the run's `start` lock.
+
+    Raises:
+        UserError: the run's are answered by something that this worker has tried and found that it cannot be used.
     """
     noted: dict[str, str] = kinds(study) or {}
+    refused = {kind: noted[kind] for kind, by in mine.items() if by == LM_EVAL and noted.get(kind, LM_EVAL) != LM_EVAL}
+    if refused:
+        raise UserError(
+            f"this worker cannot score {in_words(refused)} as the run's other workers do, by token tries (its log says "
+            "why), and figures of two kinds are not compared: use a machine like theirs, or begin a run with "
+            "`scoring: lm_eval`"
+        )
     if not mine.keys() <= noted.keys():
         noted = {**mine, **noted}
         store.note(study, KINDS, noted)

@@ -1,7 +1,7 @@
 """One candidate from its recipe to its scores, in three ways: prints results/candidate.md.
 
     python -m scripts.bench.candidate --model models/smollm2         # needs mergesearch[parity]; see fetch_smollm2.py
-    python -m scripts.bench.candidate --model models/smollm2 --device cuda --dtype bfloat16
+    python -m scripts.bench.candidate --model models/smollm2 --device cuda --out results/candidate_cuda.md
 
 The model and three siblings of it (the same weights with a little noise, which costs what real ones cost) are merged by
 task arithmetic, and the candidate is scored on multiple choice and on generation. The ways: `mergesearch`, the live
@@ -51,6 +51,8 @@ GENERATION = ("generation, short, few-shot, fixed",)
 # of a sum of log-likelihoods the dtype's own noise may turn a close choice: so many documents of a task may differ
 TURNED = 1
 PARTS = ("merge", "log-likelihood", "generation", "bookkeeping")
+# the lm_eval command scores all tasks at once, so that it imports and loads once a candidate
+BOTH = "log-likelihood and generation"
 
 Seconds = dict[str, tuple[float, float]]
 
@@ -64,11 +66,12 @@ def main() -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32], help="of which HFLM takes its best")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trials", type=int, default=12, help="of the search that bookkeeping is taken from")
+    parser.add_argument("--out", type=Path, default=PAGE, help="a page for each device")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         rows = measured(given, Path(place))
     text = "\n".join(page(given, rows))
-    PAGE.write_text(text + "\n", encoding="utf-8")
+    given.out.write_text(text + "\n", encoding="utf-8")
     print(text)
     return 0
 
@@ -93,6 +96,8 @@ class Bench:
             "generation": self._scorer(GENERATION, "auto", 64),
         }
         self.plain: dict[str, Scorer] = {}
+        # by batch size, seconds of HFLM on all tasks
+        self.tried: dict[int, float] = dict.fromkeys(given.batch_sizes, 0.0)
 
     def recipe(self, weight: float) -> Recipe:
         """Task arithmetic of the siblings; another weight is another candidate."""
@@ -119,21 +124,19 @@ class Bench:
         file.write_text(text, encoding="utf-8")
         spent: Seconds = {}
         with timed(spent, "merge"):
-            command("mergekit-yaml", file, merged, "--no-lazy-unpickle")
-        scores: dict[str, float] = {}
-        for kind, tasks in self._kinds():
-            labels = [self.labels[task] for task in tasks]
-            model = f"pretrained={merged},dtype={self.given.dtype}"
-            with timed(spent, kind):
-                command(
-                    "lm_eval", "--model", "hf", "--model_args", model, "--tasks", ",".join(labels), "--device",
-                    self.given.device, "--batch_size", self.plain[kind].batch_size if self.plain else 32,
-                    "--include_path", self.folder, "--output_path", out,
-                )  # fmt: skip
-            newest = max(out.rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
-            found = json.loads(newest.read_text())["results"]
-            scores |= {label: figure(found[label]) for label in labels}
-        return spent, scores
+            on_gpu = [] if self.given.device == "cpu" else ["--cuda"]
+            command("mergekit-yaml", file, merged, "--no-lazy-unpickle", *on_gpu)
+        labels = list(self.labels.values())
+        model = f"pretrained={merged},dtype={self.given.dtype}"
+        with timed(spent, BOTH):
+            command(
+                "lm_eval", "--model", "hf", "--model_args", model, "--tasks", ",".join(labels), "--device",
+                self.given.device, "--batch_size", min(self.tried, key=self.tried.__getitem__),
+                "--include_path", self.folder, "--output_path", out,
+            )  # fmt: skip
+        newest = max(out.rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
+        found = json.loads(newest.read_text())["results"]
+        return spent, {label: figure(found[label]) for label in labels}
 
     def bookkeeping(self) -> tuple[float, float]:
         """Seconds on the wall and of the processor, by trial, that a search takes beside merging and scoring."""
@@ -192,6 +195,7 @@ class Bench:
             with timed(spent, "all"):
                 scorer.score()
             tried.append((spent["all"][0], rows, scorer))
+            self.tried[rows] += spent["all"][0]
         return min(tried, key=lambda each: each[:2])[2]
 
 
@@ -294,10 +298,13 @@ medians of turns; all ways score alike, but for one document a task at most.
     for way, parts in rows.items():
         whole = [sum(part[clock] for part in parts.values()) for clock in (0, 1)]
         cells = [f"{parts[p][0]:.2f} / {parts[p][1]:.2f}" if p in parts else "-" for p in PARTS]
+        if BOTH in parts:
+            cells[PARTS.index("log-likelihood")] = f"{parts[BOTH][0]:.2f} / {parts[BOTH][1]:.2f}, with generation"
         times = [f"{whole[clock] / ours[clock]:.1f}" for clock in (0, 1)]
         yield f"| {way} | " + " | ".join(cells) + f" | {whole[0]:.2f} / {whole[1]:.2f} | " + " | ".join(times) + " |"
-    yield from ["", "On an H100, with the shapes of Qwen2.5-1.5B and 7B: not measured."]
-    yield from notes_of(PAGE)
+    if given.device == "cpu":
+        yield from ["", "On an H100, with the shapes of Qwen2.5-1.5B and 7B: not measured."]
+    yield from notes_of(given.out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
     python -m scripts.bench.scoring                       # a random Llama of 6.6 M parameters, and a demo zoo's base
     python -m scripts.bench.scoring --real models/smollm2 # and a real model, see scripts/fetch_smollm2.py
+    python -m scripts.bench.scoring --only shapes --shapes 1.5B 7B --device cuda --batch-sizes 32 128 512 \\
+        --out results/scoring_cuda                        # on a GPU: random weights in real shapes
 
 Every task is answered by both on the same live model. lm-eval's side keeps its tokenized requests too, so it is a
 little faster here than the `lm_eval` command, and it gets the best of several batch sizes. Parity is checked before
@@ -38,7 +40,14 @@ import numpy as np
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from mergesearch.config import TaskConfig
 from mergesearch.evaluate.scoring import Scorer
@@ -47,6 +56,10 @@ from scripts.bench import rank_correlation
 from scripts.bench.shared import zoo1
 
 BATCH_SIZES = (8, 32)
+SUBJECTS = ("random", "zoo", "real", "shapes")
+# of Qwen2.5: width, inner width, heads, heads of keys and values, vocabulary; random weights
+SHAPES = {"1.5B": (1536, 8960, 12, 2, 151936), "7B": (3584, 18944, 28, 4, 152064)}
+_LAYERS = 28
 CHOICE = {
     "output_type": "multiple_choice",
     "doc_to_choice": "choices",
@@ -122,11 +135,16 @@ class Row:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="the folder of a real model")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the real model")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the real model and the shapes"
+    )
     parser.add_argument("--documents", type=int, default=48)
     parser.add_argument("--real-documents", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=("random", "zoo", "real"), default=("random", "zoo", "real"))
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS)
+    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=(), help="of Qwen2.5, random weights")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES, help="of which lm-eval has its best")
     parser.add_argument("--tasks", nargs="+", help="these tasks alone")
     parser.add_argument("--out", type=Path, default=Path("results/scoring"), help="without .md and .csv")
     arguments = parser.parse_args()
@@ -134,11 +152,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_tasks(Path(folder), max(arguments.documents, arguments.real_documents))
         for name, model, tokenizer, tasks, documents in subjects(arguments):
+            model = model.to(arguments.device)
             chosen = [task for task in tasks if not arguments.tasks or task in arguments.tasks]
             for task in chosen:
-                rows.append(measure(name, model, tokenizer, task, documents, Path(folder), arguments.repeats))
+                rows.append(measure(name, model, tokenizer, task, documents, Path(folder), arguments))
                 print(markdown(rows[-1:]).splitlines()[-1], flush=True)
-                report(arguments.out, rows)
+                report(arguments.out, rows, arguments)
     return 0
 
 
@@ -151,6 +170,9 @@ def subjects(arguments: argparse.Namespace) -> Any:
         name = arguments.real.name
         dtype = getattr(torch, arguments.dtype)
         yield (name, *pretrained(arguments.real, dtype), list(TASKS), arguments.real_documents)
+    for shape in arguments.shapes if "shapes" in arguments.only else ():
+        model = random_qwen(shape, getattr(torch, arguments.dtype), arguments.device)
+        yield (f"Qwen2.5-{shape}'s shape", model, random_llama()[1], list(TASKS), arguments.documents)
 
 
 def pretrained(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -183,6 +205,32 @@ def random_llama() -> tuple[Any, Any]:
         model = LlamaForCausalLM(config).eval()
     end = {"eos_token": "<|end|>", "pad_token": "<|end|>"}
     return model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **end)
+
+
+def random_qwen(shape: str, dtype: torch.dtype, device: str) -> Any:
+    """A model in one of `SHAPES`, made where it will be; a tokenizer of fewer tokens will do for it."""
+    width, inner, heads, pairs, vocabulary = SHAPES[shape]
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=_LAYERS,
+        num_attention_heads=heads,
+        num_key_value_heads=pairs,
+        max_position_embeddings=4096,
+        tie_word_embeddings=shape == "1.5B",
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.device(device):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def device_name(device: str) -> str:
+    """As a page names it: `CPU`, or a GPU's name."""
+    return "CPU" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def plain_words() -> list[str]:
@@ -222,18 +270,20 @@ def _passage(words: list[str], rng: random.Random) -> dict[str, Any]:
     return {"text": " ".join(words[at : at + size]), "choices": choices, "answer": answer, "whole": whole}
 
 
-def measure(name: str, model: Any, tokenizer: Any, task: str, documents: int, folder: Path, repeats: int) -> Row:
+def measure(
+    name: str, model: Any, tokenizer: Any, task: str, documents: int, folder: Path, arguments: argparse.Namespace
+) -> Row:
     label = task if task in ZOO else f"bench_{list(TASKS).index(task)}"
     loaded = load([TaskConfig(task=label)], [str(folder), str(zoo1.TASKS)])
     chosen = {label: range(min(documents, loaded[0].size))}
     scorer = lambda scoring, size: Scorer(model, tokenizer, loaded, chosen, batch_size=size, scoring=scoring)  # noqa: E731
-    theirs = {size: scorer("lm_eval", size) for size in BATCH_SIZES}
+    theirs = {size: scorer("lm_eval", size) for size in arguments.batch_sizes}
     times = {size: timed(each)[1] for size, each in theirs.items()}
     best = min(times, key=times.__getitem__)
     ours, reference = scorer("auto", best), theirs[best]
     agreement = parity(model, tokenizer, loaded, chosen, ours, reference)
     before = os.getloadavg()[0]
-    taken = [(timed(reference), timed(ours)) for _ in range(repeats)]
+    taken = [(timed(reference), timed(ours)) for _ in range(arguments.repeats)]
     (wall, cpu), (our_wall, our_cpu) = (
         [statistics.median(pair[side][clock] for pair in taken) for clock in (0, 1)] for side in (0, 1)
     )
@@ -347,7 +397,7 @@ def _values(answers: Any) -> np.ndarray:
     return np.array([answer[0] for answer in answers])
 
 
-def report(out: Path, rows: list[Row]) -> None:
+def report(out: Path, rows: list[Row], arguments: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])))
@@ -359,11 +409,13 @@ def report(out: Path, rows: list[Row]) -> None:
         "",
         f"    python -m scripts.bench.scoring {' '.join(sys.argv[1:])}".rstrip(),
         "",
-        f"{datetime.date.today()}, {versions}, Python {platform.python_version()}; CPU, {os.cpu_count()} cores, "
+        f"{datetime.date.today()}, {versions}, Python {platform.python_version()}; "
+        f"{device_name(arguments.device)}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} of them used.",
         "",
         "Seconds are medians of runs that take turns; lm-eval at the best of the batch sizes "
-        f"{', '.join(map(str, BATCH_SIZES))}. Tokens: of one sequence for each distinct request, to what is computed.",
+        f"{', '.join(map(str, arguments.batch_sizes))}. Tokens: of one sequence for each distinct request, to what is "
+        "computed.",
         "cpu_speed_up compares processor time, which others at work on the machine disturb less than the clock on the "
         "wall.",
         "lm_eval_mib, tries_mib: how far memory rises while the model is scored once, beside weights and requests; on "

@@ -108,11 +108,17 @@ def head_in_float32(model: Any) -> Iterator[None]:
     if type(head) is not nn.Linear or head.weight.dtype in _EXACT:
         yield
         return
-    head.forward = lambda input: _linear(head, input)  # called as the layer's own is
+    # of a model that is split over devices accelerate's hook is the head's `forward`, and calls this one
+    name = "_old_forward" if hasattr(head, "_hf_hook") else "forward"
+    before = head.__dict__.get(name)
+    setattr(head, name, lambda input: _linear(head, input))  # called as the layer's own is
     try:
         yield
     finally:
-        del head.forward
+        if before is None:
+            delattr(head, name)
+        else:
+            setattr(head, name, before)
 
 
 def _linear(head: nn.Linear, hidden: Tensor) -> Tensor:

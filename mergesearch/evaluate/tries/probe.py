@@ -97,11 +97,12 @@ def generation_fault(model: Any, prompts: Sequence[np.ndarray], pad: int) -> str
 def _tried(compare: Callable[[], Packing]) -> Packing:
     try:
         return compare()
-    except (Undecided, MemoryError, torch.OutOfMemoryError):
+    except Undecided:
         raise
     except Exception as error:
-        if "memory" in str(error):
-            raise
+        # lm-eval's own way may fit where the model in float32 beside itself does not
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in str(error):
+            return Packing("there is too little memory to try anything else")
         return Packing(f"the model does not take it ({type(error).__name__}: {' '.join(str(error).split())[:160]})")
 
 
@@ -301,7 +302,8 @@ def _steps_fault(model: Any, longest: np.ndarray, pad: int) -> str | None:
 
 def _plain(model: Any, query: Query) -> torch.Tensor:
     """The logits of a sequence alone, as any user of the model gets them, at the rows of its targets."""
-    return _batch(model, [query.inputs])[0, -len(query.targets) :]
+    # a copy: a view would keep the logits of the whole sequence
+    return _batch(model, [query.inputs])[0, -len(query.targets) :].clone()
 
 
 @torch.no_grad()

@@ -195,14 +195,14 @@ def _guards(subject: Subject) -> list[dict[str, str]]:
     winner = contenders.get(WINNER)
     lines = []
     for guard in objective.guards:
-        outcome = outcomes.get(guard.task)
+        outcome = outcomes.get(guard.name)
         score = winner.scores.get(guard.task) if winner else None
         scores = [record.scores[guard.task] for record in subject.scored if guard.task in record.scores]
         broken = sum(guard.excess(each) > 0 for each in scores)
         lines.append(
             {
                 "guard": guard.words(score.metric if score else ""),
-                "winner": f"{score.value:.4f}" if score else "-",
+                "winner": f"{guard.figure(score).value:.4f}" if score else "-",
                 "holdout": difference_text(outcome.difference) if outcome else "",
                 "verdict": outcome.verdict if outcome else "",
                 "broken": f"{broken} of {len(scores)}",

@@ -112,7 +112,7 @@ class Subject:
         """What the report scored on tasks that the search never used."""
         if self.report is None or self.objective is None:
             return []
-        searched = {OBJECTIVE, *self.objective.weights, *(guard.task for guard in self.objective.guards)}
+        searched = {OBJECTIVE, *self.objective.weights, *(guard.name for guard in self.objective.guards)}
         return [section for section in self.report.sections if section.name not in searched]
 
     @cached_property
