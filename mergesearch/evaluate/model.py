@@ -232,7 +232,8 @@ class RememberingLM(_HFLM):
     @property
     def kinds(self) -> dict[str, str]:
         """By what each type of request that tries may answer is answered, as far as there are such requests: LM_EVAL,
-        TRIES, TRIES_WIDE, CONTINUOUS, or VLLM with its version. Scores by different ones differ by rounding, and are not to be compared."""
+        TRIES, TRIES_WIDE, CONTINUOUS, or VLLM with its version. Scores by different ones differ by rounding, and are
+        not to be compared."""
         return {}
 
     def settle(self, kinds: Mapping[str, str]) -> None:

@@ -218,9 +218,8 @@ class VllmLM(TrieLM):
         except EngineError as error:
             raise CandidateError(f"vLLM gave no answers: {error}") from None
         self.pace.add(sum(len(answer.tokens) for answer in answers), time.perf_counter() - start, None)
-        self.pace.beside = (
-            f" by vLLM, which took other weights {process.loads} times, {process.load_seconds / process.loads:.2f} s each"
-        )
+        each = process.load_seconds / process.loads
+        self.pace.beside = f" by vLLM, which took other weights {process.loads} times, {each:.2f} s each"
         texts: list[tuple[int, str]] = []
         places = [(group, prompt) for group in groups for prompt in group.prompts]
         for (group, prompt), answer in zip(places, answers, strict=True):
