@@ -8,11 +8,11 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from support.evaluate_tiny import make_model, make_tokenizer, write_tasks
 from support.tiny_models import ARCHITECTURES, MOE, fine_tune, make_pool
 
 from mergesearch import load_run
-from mergesearch.config import Config
+from mergesearch.config import Config, TaskConfig
 from mergesearch.errors import UserError
-from mergesearch.evaluate.vllm import process
+from mergesearch.evaluate.scoring import Scorer
+from mergesearch.evaluate.tasks import load
+from mergesearch.evaluate.vllm import VllmLM, process
 from mergesearch.evaluate.vllm.lm import fingerprint, written
 from scripts.bench.shared import zoo1
 
@@ -139,7 +141,7 @@ def test_sampled_answers_alone_are_refused(config, tmp_path, fake):
 
 FAULTS = {
     "start": r"it cannot serve this model \(ValueError: there is no room for the cache\)",
-    "names": r"it cannot serve this model \(KeyError: 'model.embed_tokens.weight'\)",
+    "names": r"it cannot serve this model \(KeyError: 'lm_head.weight'\)",
     "reset": "did not reset its prefix cache",
     "head": "with the base's weights its log-likelihoods are",
     "deaf": "with another candidate's weights its log-likelihoods are",
@@ -148,11 +150,29 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_engine_that_does_not_follow_the_live_model_is_refused(fault, config, tmp_path, fake):
+def test_an_engine_that_does_not_follow_the_live_model_is_refused(fault, config, fake):
     fake(fault)
+    model, others = make_model(0), {name: fine_tune(make_model(0), name, 0.05).state_dict() for name in (0, 1)}
+    tasks = load([TaskConfig.model_validate(GENERATES)], [str(config.parent / "tasks")])
+
+    def write(folder: Path) -> None:
+        model.config.save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
+
+    vllm = partial(VllmLM, backend=process.Backend(*process.find(None)), write=write)
+    scorer = Scorer(model, make_tokenizer(), tasks, {"tiny_copy": range(12)}, batch_size=6, vllm=vllm)
+    lm: Any = scorer.language_model
+    try:
+        with pytest.raises(UserError, match=FAULTS[fault]):
+            lm.check(lambda: model.load_state_dict(others[0]), lambda: model.load_state_dict(others[1]))
+    finally:
+        lm.close()
+
+
+def test_nothing_is_written_for_one_that_is_refused(config, tmp_path, fake):
+    fake("deaf")
     done = run(config, tmp_path / "run")
-    assert done.status == 2 and len(done.err.strip().splitlines()[-1]) < 600, done.err
-    assert re.search(FAULTS[fault], done.err), done.err
+    assert done.status == 2 and "with another candidate's weights its log-likelihoods are" in done.err
     assert not (tmp_path / "run").exists()
 
 

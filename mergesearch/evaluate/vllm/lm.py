@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -242,10 +243,14 @@ class VllmLM(TrieLM):
 
 
 def written(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a live model as the files of its checkpoint have them: tied tensors once, experts apart."""
+    """(name, tensor) of a live model as the files of its checkpoint have them: tied tensors once, experts apart.
+
+    What belongs to one layer comes together, as vLLM holds back a layer's tensors until all of them are there.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
-    yield from revert_weight_conversion(model, _once(model)).items()
+    found = revert_weight_conversion(model, _once(model))
+    yield from sorted(found.items(), key=lambda named: re.sub(r"\d+", lambda number: number[0].zfill(8), named[0]))
 
 
 def _once(model: Any) -> dict[str, Tensor]:

@@ -1,14 +1,16 @@
 """Stands in for vLLM where there is none: what mergesearch asks of it, by transformers, one prompt after another.
 
 `FAKE_VLLM_FAULT` names what goes wrong: `start`, it does not start; `deaf`, it keeps the weights that it got second;
-`head`, the head keeps the first weights; `cache`, answers to prompts that were asked before stay those of then;
+`head`, the head keeps the first weights; `cache`, keys and values of prompts that were asked before stay those of then;
 `reset`, its cache is not reset; `once`, its process ends at the first answers after the file that `FAKE_VLLM_MARK`
 names is there, and takes that away; `names`, it does not know a tensor.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ class LLM:
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         config = AutoConfig.from_pretrained(model)
         self._model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
-        self._cache: dict[tuple[int, ...], list[int]] = {}
+        self._cache: dict[tuple[int, ...], Any] = {}
 
     def collective_rpc(self, name: str, kwargs: dict[str, Any]) -> None:
         assert name == "reload_weights" and kwargs["is_checkpoint_format"]
@@ -81,7 +83,7 @@ class LLM:
         mark = Path(os.environ.get("FAKE_VLLM_MARK", "nowhere"))
         if self.fault == "once" and mark.exists():
             mark.unlink()
-            print("the engine core died", file=__import__("sys").stderr, flush=True)
+            print("the engine core died", file=sys.stderr, flush=True)
             os._exit(7)
         pairs = zip(prompts, settings, strict=True)
         return [Output([self._answer(prompt["prompt_token_ids"], setting)]) for prompt, setting in pairs]
@@ -91,17 +93,20 @@ class LLM:
         assert not any(stop == "" for stop in settings.stop)
         ends = self._model.generation_config.eos_token_id
         tokens, total, reason = [], 0.0, "length"
-        kept = self._cache.get(tuple(prompt), [])
+        if tuple(prompt) not in self._cache:
+            read = self._model(torch.tensor([prompt[:-1]]), use_cache=True) if len(prompt) > 1 else None
+            self._cache[tuple(prompt)] = read and read.past_key_values
+        past, last = copy.deepcopy(self._cache[tuple(prompt)]), prompt[-1]
         while len(tokens) < settings.max_tokens:
-            logprobs = self._model(torch.tensor([prompt + tokens])).logits[0, -1].float().log_softmax(-1)
-            token = kept[len(tokens)] if len(tokens) < len(kept) else int(logprobs.argmax())
+            out = self._model(torch.tensor([[last]]), past_key_values=past, use_cache=True)
+            logprobs, past = out.logits[0, -1].float().log_softmax(-1), out.past_key_values
+            token = last = int(logprobs.argmax())
             tokens.append(token)
             total += float(logprobs[token])
             text = self._tokenizer.decode(tokens)
             if token == ends or any(stop in text for stop in settings.stop):
                 reason = "stop"
                 break
-        self._cache[tuple(prompt)] = tokens
         written = self._tokenizer.decode(tokens[:-1] if tokens[-1] == ends else tokens)
         for stop in settings.stop:
             written = written.split(stop)[0]
