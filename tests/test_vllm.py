@@ -265,7 +265,7 @@ def test_tensors_arrive_in_parts_to_the_bit(dtype, tmp_path, fake, monkeypatch):
     engine = process.EngineProcess(backend, tmp_path, options, torch.device("cpu"))
     try:
         prompt = [5, 6, 7, 8]
-        asked = [process.Asked([prompt], {"temperature": 0.0, "max_tokens": 12, "logprobs": 0})]
+        asked = [process.Together([prompt], {"temperature": 0.0, "max_tokens": 12, "logprobs": 0})]
         before = engine.generate(asked)
         engine.load([*written(model), ("nothing", torch.zeros(0))])
         (answer,) = engine.generate(asked)

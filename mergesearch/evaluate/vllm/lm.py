@@ -18,7 +18,7 @@ from torch import Tensor
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.model import VLLM, question
 from mergesearch.evaluate.tries.lm import TrieLM
-from mergesearch.evaluate.vllm.process import Asked, Backend, EngineError, EngineProcess, Generated
+from mergesearch.evaluate.vllm.process import Backend, EngineError, EngineProcess, Generated, Together
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class VllmLM(TrieLM):
         most = min(_TOKENS, self._room() // 2)
         settings = {**_SETTINGS, "max_tokens": most, "logprobs": 0}
         prompts = [tokens[most - self._room() :] for tokens in self._prompts_to_check]
-        answers = self._ready().generate([Asked(prompts, settings)])
+        answers = self._ready().generate([Together(prompts, settings)])
         apart = [
             abs((answer.logprob or 0.0) - self._logprob(prompt, answer.tokens)) / max(1, len(answer.tokens))
             for prompt, answer in zip(prompts, answers, strict=True)
@@ -211,7 +211,9 @@ class VllmLM(TrieLM):
     def _decode(self, requests: Sequence[Instance], groups: Sequence[Any]) -> list[tuple[int, str]]:
         if not groups:
             return []
-        asked = [Asked([prompt.tokens.tolist() for prompt in group.prompts], self._settings(group)) for group in groups]
+        asked = [
+            Together([prompt.tokens.tolist() for prompt in group.prompts], self._settings(group)) for group in groups
+        ]
         try:
             process = self._ready()
             start = time.perf_counter()

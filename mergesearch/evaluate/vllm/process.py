@@ -72,7 +72,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Together:
     """Prompts that are continued alike.
 
     Attributes:
@@ -191,7 +191,7 @@ class EngineProcess:
         self.load_seconds += time.perf_counter() - began
         self.loads += 1
 
-    def generate(self, asked: Sequence[Asked]) -> list[Generated]:
+    def generate(self, asked: Sequence[Together]) -> list[Generated]:
         """The answers to all prompts, one group after another.
 
         Raises:
@@ -300,4 +300,4 @@ def _surroundings(device: torch.device) -> dict[str, str]:
     return surroundings
 
 
-__all__ = ["VARIABLE", "Asked", "Backend", "EngineError", "EngineProcess", "Generated", "find"]
+__all__ = ["VARIABLE", "Backend", "EngineError", "EngineProcess", "Generated", "Together", "find"]
