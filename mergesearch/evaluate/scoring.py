@@ -63,10 +63,6 @@ class _TaskPart:
             if position in requests:
                 yield first + number, sorted(requests[position], key=lambda instance: instance.idx)
 
-    def close(self) -> None:
-        """Ends what answers in another process, if anything does; it begins again when it is asked."""
-        self._lm.close()
-
     def only(self, documents: Iterable[int]) -> _TaskPart:
         """The part with the requests of some of its documents alone, as `Task` numbers them."""
         wanted, first = set(documents), self.task.offset(self.name)

@@ -83,7 +83,7 @@ class Server:
         for name, value in _SURROUNDINGS.items():
             os.environ.setdefault(name, value)
         began = time.perf_counter()
-        from vllm import LLM, __version__  # pyright: ignore[reportMissingImports]
+        from vllm import LLM, __version__  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         self._engine = LLM(model=order["model"], **order["options"])
         return {"version": str(__version__), "seconds": time.perf_counter() - began}
@@ -100,7 +100,7 @@ class Server:
 
     def generate(self, order: dict[str, Any]) -> dict[str, Any]:
         """Continues prompts; all of them at once, so that vLLM fills its batches."""
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         prompts, settings = [], []
         for group in order["groups"]:
