@@ -52,6 +52,7 @@ HOMES = {
     # search/soup and engine/streaming know its classes; models are read and built in checkpoints, and run in evaluate
     "transformers": {"checkpoints", "engine", "evaluate", "search"},
     "typer": {"cli"},
+    "vllm": {"evaluate"},
     "wandb": {"results"},
     "yaml": {"checkpoints", "commands", "config", "evaluate", "mergekit", "recipe", "results", "schema"},
 }

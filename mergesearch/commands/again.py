@@ -61,10 +61,10 @@ def with_figures(run: Run, record: Record, engine: Engine, say: Callable[[str], 
     try:
         tasks = load_tasks(run.pinned)
         documents = {label: part.search for label, part in splits(run.config, tasks).items()}
-        config = run.config.model_copy(update={"scoring": "lm_eval"})
+        config = run.config.by_lm_eval
         scorer = scorer_of(config, engine.model, engine.pool.tokenizer, tasks, documents, batch_size=run.batch_size)
         engine.rebuild(recipe_of(record))
         return replace(record, by_lm_eval=scorer.score().tasks)
     except (UserError, CandidateError) as error:
-        say(f"note: the figures in the model card are the search's own, by token tries: {error}")
+        say(f"note: the figures in the model card are the search's own, by {by_lm_eval.means(run.kinds)}: {error}")
         return record

@@ -47,8 +47,8 @@ class Benchmarks:
         config = run.config
         tasks = [task.as_task() for task in config.report.tasks]
         # as `lm_eval` would score them
-        own = {"tasks": tasks, "guard": [], "holdout": 0.0, "scoring": "lm_eval"}
-        self._config, self._rows = run.pinned.model_copy(update=own), run.batch_size
+        own = {"tasks": tasks, "guard": [], "holdout": 0.0}
+        self._config, self._rows = run.pinned.by_lm_eval.model_copy(update=own), run.batch_size
         self._folder = run.folder.holdout / "benchmarks"
         self._key = _key(self._config)
         parents = {*config.parents, AVERAGE}

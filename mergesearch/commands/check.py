@@ -15,6 +15,7 @@ import torch
 
 from mergesearch import methods
 from mergesearch.checkpoints import Pool
+from mergesearch.commands.backend import check_generates, find_backend
 from mergesearch.commands.foreign import read_config
 from mergesearch.commands.holding import (
     alike,
@@ -105,12 +106,15 @@ def _run(config: Config) -> Lines:
     begun = time.perf_counter()
     check_space(config)
     check_served(config.score_as)
+    backend = find_backend(config)
     RunFolder(config.folder).check(config)
     study = store.begun(config)
     strategies.refuse(config)
     whole = config.trust_tasks is not None
     loading = revisions.at(config, (store.noted(study, revisions.REVISIONS) if study else None) or {})
     tasks, code = (load_tasks(loading), {}) if whole else load_tasks_without_code(loading)
+    if not code:
+        check_generates(config, tasks)
     documents = splits(config, tasks)
     check_racing(config, tasks)
     survey = survey_of(loading)
@@ -150,6 +154,7 @@ def _run(config: Config) -> Lines:
         ("budget", _UNKNOWN if code else _budget(config, documents, _tokens(config, pool, tasks, documents))),
         *costs_and_time,
         *_memory(holding),
+        *([("backend", f"vllm {backend.version}, by {backend.python}")] if backend else []),
         ("batch size", _batch(config, settled, holding, scored=length is not None)),
     ]
 
@@ -172,7 +177,7 @@ def _proposed(space: Space) -> Lines:
 
 def _tokens(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split]) -> int:
     """Prompt tokens of all search documents, from the requests themselves; no weights are needed for that."""
-    plain = config.model_copy(update={"scoring": "lm_eval"})
+    plain = config.by_lm_eval
     searched = {label: part.search for label, part in documents.items()}
     return scorer_of(plain, pool.form.blueprint.empty(), pool.tokenizer, tasks, searched).prompt_tokens
 
@@ -203,6 +208,8 @@ def _time(
     if not room.possible:
         why = "not known: a base and a candidate that could be tried for it do not fit into memory here"
         return [*((f"statistics {name}", why) for name in strategies.measuring(config)), ("time", why)]
+    own = "; answers are transformers', vLLM is not started for it" if config.backend else ""
+    config = config.model_copy(update={"backend": None})
     engine = engine_of(imagined(outline, room.devices), config.dtype, room)
     scorer = scorer_of(config, engine.model, outline.tokenizer, tasks, searched, batch_size=holding.rows)
     learner = Learner(config, engine, scorer, outline.infos, outline.layers, searched)
@@ -215,7 +222,7 @@ def _time(
         said = "not known: the few documents that were tried could not be scored in a few seconds"
     else:
         said = (
-            f"{words_of(rest)} (from a probe of a few documents with random weights, which end no answer early; the "
+            f"{words_of(rest)} (from a probe of a few documents with random weights, which end no answer early{own}; the "
             "run's own trials tell better)"
         )
     return [*measured, ("time", said)]

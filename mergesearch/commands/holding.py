@@ -111,7 +111,7 @@ def _with_scoring(needs: Needs, taken: Appetite, rows: int | None, device: str) 
 def length_of(config: Config, survey: Survey, tasks: Sequence[Task], documents: Documents) -> Length:
     """The longest requests, by those about a few documents of each task; no weights are needed for that."""
     few = {label: sample(list(ids)) for label, ids in documents.items()}
-    plain = config.model_copy(update={"scoring": "lm_eval"})
+    plain = config.by_lm_eval
     found = longest(scorer_of(plain, survey.blank, survey.tokenizer, tasks, few))
     if all(len(few[label]) == len(ids) for label, ids in documents.items()):
         return found

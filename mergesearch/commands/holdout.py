@@ -277,7 +277,7 @@ class Asker:
         self.say("building requests")
         live, tokenizer = engine.model, engine.pool.tokenizer
         # what a report says the lm_eval command gives too
-        plain = self.run.pinned.model_copy(update={"scoring": "lm_eval"})
+        plain = self.run.pinned.by_lm_eval
         first = scorer_of(plain, live, tokenizer, tasks, holdout, batch_size=rows)
         if rows is None and self.given is None:  # a run that was searched before batch sizes were found
             settled_with(plain, first, self._holding[0], self.run.settled)

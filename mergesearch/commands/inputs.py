@@ -130,13 +130,17 @@ def scorer_of(
     documents: Mapping[str, Iterable[int]],
     shuffle: int | None = None,
     batch_size: int | None = None,
+    vllm: Callable[..., Any] | None = None,
 ) -> Scorer:
     """A scorer as a configuration asks for it.
 
     Args:
         model, tokenizer, tasks, documents, shuffle: as for `Scorer`.
         batch_size: requests at once; None: as the configuration says, and a provisional one where that is to be found.
+        vllm: where the configuration has a backend, what `backend.vllm_of` gives.
     """
+    if (config.backend is None) != (vllm is None):
+        raise ValueError("a scorer has a backend where its configuration has one")
     said = PROVISIONAL if config.batch_size == "auto" else config.batch_size
     return Scorer(
         model,
@@ -145,6 +149,7 @@ def scorer_of(
         documents,
         batch_size=batch_size or said,
         scoring=config.scoring,
+        vllm=vllm,
         apply_chat_template=config.apply_chat_template,
         fewshot_as_multiturn=config.fewshot_as_multiturn,
         system_instruction=config.system_instruction,

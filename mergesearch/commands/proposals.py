@@ -165,7 +165,7 @@ def seconds_of(config: Config, tasks: Sequence[Task], base: Source) -> dict[str,
         raise UserError(f"base_model: {folder} has no tokenizer that transformers can load: add the tokenizer's files")
     operations = 2 * sum(math.prod(header.shape) for header in headers.values())
     speed = _PER_GPU if device.type == "cuda" else _PER_THREAD * torch.get_num_threads()
-    plain = config.model_copy(update={"scoring": "lm_eval"})
+    plain = config.by_lm_eval
     seconds = {}
     for task in tasks:
         sample = list(range(min(_SAMPLE, task.size)))

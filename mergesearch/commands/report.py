@@ -150,8 +150,8 @@ def _report(
         own = benchmarks.sections(asker, **told)
         run = replace(run, changes=tuple(dict.fromkeys([*run.changes, *changes, *asker.changes])))
         notes = [*run.changes, *notes, *(_own(section.name) for section in own)]
-        if by_lm_eval.in_words(run.kinds):
-            notes.append("figures on the holdout are lm-eval's own model's; those of the search are by token tries")
+        if means := by_lm_eval.means(run.kinds):
+            notes.append(f"figures on the holdout are lm-eval's own model's; those of the search are by {means}")
         notes += _as_merged(config, chosen.winner, scored, most)
         entries = _entries(chosen, scored, objective, failed, most)
         report = build(_question(run, chosen, objective, notes), entries)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from mergesearch.checkpoints import Pool
+from mergesearch.commands import backend as backends
 from mergesearch.commands.again import score_again
 from mergesearch.commands.best import refresh_best
 from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
@@ -83,6 +84,8 @@ class Session:
             # another start, or another host, may be able to write
             kind = CandidateError if isinstance(error.__cause__, OSError) else RunError
             raise kind(str(error)) from error
+        finally:
+            self.scorer.close()
         self.hook.wait()
         self.tracking.wait()
 
@@ -103,7 +106,7 @@ class Session:
                         say(f"note: trial {trial.number}: {error}")
 
     def score_again(self, say: Callable[[str], None] = log.info) -> None:
-        """Has lm-eval's own model score what a person goes by, where the search was scored by token tries."""
+        """Has lm-eval's own model score what a person goes by, where the search was scored by something else."""
         if self.plain is None:
             return
         study = self.search.study
@@ -184,6 +187,7 @@ def prepare(
     check_space(config)
     check_trackers(config)
     check_served(config.score_as)
+    backend = backends.find_backend(config)
     RunFolder(config.folder).check(config)
     there = store.begun(config, say)
     check_disk(config, RunFolder(config.folder), there, say)
@@ -197,6 +201,7 @@ def prepare(
     tasks = load_tasks(revisions.at(config, commits), say)
     commits = {**revisions.revisions(revisions.at(config, commits)), **commits}
     loading = revisions.at(config, commits)
+    backends.check_generates(config, tasks)
     documents = splits(config, tasks)
     check_racing(config, tasks)
     originals = Originals(loading, (store.noted(there, DIGESTS) if there else None) or {}, allow_changed, say)
@@ -220,8 +225,10 @@ def prepare(
     engine = engine_of(pool, config.dtype, holding, config.score_as)
     say("building requests")
     rows = batch_size_of(config, settled)
-    scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched, batch_size=rows)
+    vllm = backends.vllm_of(backend, pool)
+    scorer = scorer_of(config, engine.model, pool.tokenizer, tasks, searched, batch_size=rows, vllm=vllm)
     settled = settled_with(config, scorer, holding, settled)
+    backends.start(config, engine, scorer, say)
     blocks = BlockScorer(scorer, searched, config.racing.blocks, config.search.seed) if config.racing else None
     folder = RunFolder.prepare(config)
     write_documents(folder, samples_of(tasks, documents))

@@ -115,7 +115,7 @@ def json_of(scores: Scores, model: str, on: str) -> str:
 
 def _plain(config: Config) -> Config:
     """With lm-eval's own model: what is printed the `lm_eval` command gives too."""
-    return config.model_copy(update={"scoring": "lm_eval"})
+    return config.by_lm_eval
 
 
 def _noted(config: Config, say: Callable[[str], None], key: str = DIGESTS) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mergesearch.config.backend import BackendConfig
 from mergesearch.config.file import from_data, read
 from mergesearch.config.models import Config, GuardConfig, ObjectiveConfig
 from mergesearch.config.racing import RacingConfig
@@ -13,6 +14,7 @@ from mergesearch.config.track import TrackConfig
 
 __all__ = [
     "LENGTH",
+    "BackendConfig",
     "BenchmarkConfig",
     "Config",
     "Freeze",

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from mergesearch.config import storage as storages
+from mergesearch.config.backend import BackendConfig
 from mergesearch.config.racing import RacingConfig
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
@@ -46,6 +47,8 @@ RESUMABLE = (
     ("trust_tasks",),
     ("track",),
     ("confirm_run_unsafe_code",),
+    ("backend", "python"),
+    ("backend", "gpu_memory"),
 )
 
 
@@ -209,6 +212,12 @@ class Config(Strict):
         "once more at the end, so that the `lm_eval` command gives the figures in the model card; `lm_eval`: lm-eval's "
         "own model answers everything",
     )
+    backend: BackendConfig | None = Field(
+        default=None,
+        description="`vllm`: greedy answers of tasks that generate come from a vLLM engine, which takes each "
+        "candidate's weights over in place (docs/vllm.md); `{name, python, gpu_memory, options}` says where it is and "
+        "what it is told; left out: transformers generates them",
+    )
     score_as: Literal["int8", "int4", "fp8"] | None = Field(
         default=None,
         description="the form that will be served: linear layers but the head have weights in 8 or 4 bits, by torchao "
@@ -263,6 +272,23 @@ class Config(Strict):
                 "enable_thinking is true and there is no think_end_token, which lm-eval needs to find the answer: set "
                 "it, for example to </think>"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_goes_with_the_rest(self) -> Config:
+        if self.backend is None:
+            return self
+        what = ""
+        if self.scoring == "lm_eval":
+            what = "scoring is lm_eval, by which lm-eval's own model answers everything: set scoring: auto"
+        elif self.score_as is not None:
+            what = f"score_as is {self.score_as}, which its engine would not be told of: leave score_as out"
+        elif self.space.stack is not None:
+            what = "space.stack changes the number of layers, which its engine cannot: leave space.stack out"
+        elif isinstance(self.think_end_token, int):
+            what = f"think_end_token is {self.think_end_token}, and answers are texts there: give the token's text"
+        if what:
+            raise ValueError(f"backend is vllm, and {what}, or leave backend out")
         return self
 
     @field_validator("name")
@@ -383,6 +409,11 @@ class Config(Strict):
         """Every task that candidates are scored on: those of the objective, then the guards'."""
         tasks = {task.task for task in self.tasks}
         return [*self.tasks, *(guard.as_task() for guard in self.guard if guard.task not in tasks)]
+
+    @property
+    def by_lm_eval(self) -> Config:
+        """The same configuration, by which lm-eval's own model answers everything."""
+        return self.model_copy(update={"scoring": "lm_eval", "backend": None})
 
     @property
     def model_args(self) -> dict[str, Any]:

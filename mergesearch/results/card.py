@@ -233,7 +233,7 @@ def _scores(records: Sequence[Record]) -> str:
         note += "together tell, with its 95 % interval; the winner was chosen by it."
     if any(record.by_lm_eval for record in records):
         note += " The tasks' figures are those of lm-eval's own model; the objective is what the search saw, by token"
-        note += " tries."
+        note += " tries or vLLM."
     return "## Scores\n\n" + note + "\n\n" + table(head, rows)
 
 

@@ -157,11 +157,11 @@ def batch_size_of(config: Config, settled: Mapping[str, Any]) -> int | None:
 
 def _beside(every: Sequence[Record], kinds: Mapping[str, str]) -> list[str]:
     """Which figures are whose, where the search was scored by token tries."""
-    tried = by_lm_eval.in_words(kinds)
-    if not tried:
+    whose = by_lm_eval.by_whom(kinds)
+    if not whose:
         return []
     asked = [record for record in every if record.by_lm_eval]
-    text = f"{tried} were scored by token tries (scoring: auto), every candidate alike"
+    text = f"{whose} (scoring: auto), every candidate alike"
     if not asked:
         return [f"{text}; once the search has ended lm-eval's own model scores parents, average and winner once more"]
     other = [

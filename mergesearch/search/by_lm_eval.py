@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from mergesearch.errors import UserError
-from mergesearch.evaluate.model import LM_EVAL
+from mergesearch.evaluate.model import LM_EVAL, VLLM
 from mergesearch.evaluate.scores import Scores, TaskScore
 from mergesearch.search import store
 
@@ -63,9 +63,23 @@ def kinds(study: optuna.Study) -> dict[str, str] | None:
 
 
 def in_words(found: Mapping[str, str]) -> str:
-    """What token tries answer, in words; empty where lm-eval's own model answers everything."""
+    """What token tries or vLLM answer, in words; empty where lm-eval's own model answers everything."""
     names = {"loglikelihood": "log-likelihoods", "generate_until": "generated answers"}
     return " and ".join(names.get(kind, kind) for kind, by in found.items() if by != LM_EVAL)
+
+
+def by_whom(found: Mapping[str, str]) -> str:
+    """Who answered what lm-eval's own model did not, in words; empty where it answered everything."""
+    vllm = {kind: by for kind, by in found.items() if by.startswith(VLLM)}
+    tried = in_words({kind: by for kind, by in found.items() if kind not in vllm})
+    whole = [f"{tried} were scored by token tries"] if tried else []
+    return " and ".join([*whole, *(f"{in_words({kind: by})} were written by {by}" for kind, by in vllm.items())])
+
+
+def means(found: Mapping[str, str]) -> str:
+    """Likewise, without what was answered."""
+    names = ((by if by.startswith(VLLM) else "token tries") for by in found.values() if by != LM_EVAL)
+    return " and ".join(dict.fromkeys(names))
 
 
 def figures(study: optuna.Study) -> dict[int, Figures]:

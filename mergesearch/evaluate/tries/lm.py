@@ -159,9 +159,9 @@ class TrieLM(RememberingLM):
         return self._generation_fault(requests)
 
     def _generation_fault(self, requests: Sequence[Instance]) -> str | None:
-        odd = sorted(set(self.model.generation_config.to_diff_dict()) - _HARMLESS)
+        odd = self.odd_generation()
         if odd:
-            return f"its generation configuration sets {', '.join(odd)}"
+            return f"its generation configuration sets {odd}"
         if self.eot_token_id not in self.ends():
             return "its generation configuration does not end at the tokenizer's end-of-text token"
         groups, _ = self._grouped(requests)
@@ -179,6 +179,10 @@ class TrieLM(RememberingLM):
             self._continuous, why = choose(self.model, largest.prompts, stops, self.tokenizer.pad_token_id, rows)
             log.info("continuous batching %s: %s", "is used" if self._continuous else "is not used", why)
         return fault
+
+    def odd_generation(self) -> str:
+        """What the model's generation configuration sets and plain greedy decoding leaves out; empty where nothing."""
+        return ", ".join(sorted(set(self.model.generation_config.to_diff_dict()) - _HARMLESS))
 
     # -- log-likelihoods ----------------------------------------------------------------------------------------
 

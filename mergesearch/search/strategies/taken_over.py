@@ -28,6 +28,7 @@ _NOTE = "taken_over"
 _SAME = (
     ("dtype",), ("tokenizer",), ("scoring",), ("search", "seed"), ("apply_chat_template",), ("fewshot_as_multiturn",),
     ("system_instruction",), ("enable_thinking",), ("think_end_token",), ("attn_implementation",),
+    ("backend",),
 )  # fmt: skip
 
 
