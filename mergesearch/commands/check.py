@@ -222,8 +222,8 @@ def _time(
         said = "not known: the few documents that were tried could not be scored in a few seconds"
     else:
         said = (
-            f"{words_of(rest)} (from a probe of a few documents with random weights, which end no answer early{own}; the "
-            "run's own trials tell better)"
+            f"{words_of(rest)} (from a probe of a few documents with random weights, which end no answer early{own}; "
+            "the run's own trials tell better)"
         )
     return [*measured, ("time", said)]
 
