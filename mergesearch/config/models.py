@@ -14,6 +14,7 @@ from mergesearch.config import storage as storages
 from mergesearch.config.racing import RacingConfig
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
+from mergesearch.config.served import Form, check_form
 from mergesearch.config.space import SpaceConfig
 from mergesearch.config.tasks import NamedTask, TaskConfig, check_once
 from mergesearch.config.track import TrackConfig
@@ -209,12 +210,14 @@ class Config(Strict):
         "once more at the end, so that the `lm_eval` command gives the figures in the model card; `lm_eval`: lm-eval's "
         "own model answers everything",
     )
-    score_as: Literal["int8", "int4", "fp8"] | None = Field(
+    score_as: Form | None = Field(
         default=None,
-        description="the form that will be served: linear layers but the head have weights in 8 or 4 bits, by torchao "
-        "(`pip install 'mergesearch[torchao]'`); candidates are scored in it, the export carries it beside the merge, "
-        "and the report shows the winner in both; `int8` has a scale for each row, `int4` for each 32 numbers, `fp8` "
-        "for each tensor; default: as they are merged",
+        description="the form that will be served. `int8`, `int4`, `fp8`: linear layers but the head have weights in 8 "
+        "or 4 bits, by torchao (`pip install 'mergesearch[torchao]'`); candidates are scored in it, the export carries "
+        "it beside the merge, and the report shows the winner in both; `int8` has a scale for each row, `int4` for each "
+        "32 numbers, `fp8` for each tensor. `gguf:TYPE`: a file for llama.cpp (`pip install 'mergesearch[gguf]'`); "
+        "candidates are scored as they are merged, the export carries the file beside the merge, and the report shows "
+        "the finalists in both; of llama.cpp's types, those that need no importance matrix. Default: as they are merged",
     )
     apply_chat_template: bool = Field(default=False, description="as the option of `lm_eval`")
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")
@@ -264,6 +267,12 @@ class Config(Strict):
                 "it, for example to </think>"
             )
         return self
+
+    @field_validator("score_as", mode="before")
+    @classmethod
+    def _a_form(cls, form: object) -> object:
+        check_form(form)
+        return form
 
     @field_validator("name")
     @classmethod
