@@ -99,7 +99,7 @@ class LoadedFile:
 
     Args:
         file: its path.
-        exact: keep keys and values in float32; llama.cpp's own choice, float16, without it.
+        exact: attend in float32; as llama.cpp does by itself, keys and values in float16, without it.
 
     Raises:
         CandidateError: it cannot be loaded.
@@ -164,6 +164,7 @@ class LoadedFile:
         asked.kv_unified = False
         if self._exact:
             asked.type_k = asked.type_v = 0  # float32 in ggml
+            asked.flash_attn_type = 0  # not by what computes in float16
         self._context = lib.llama_init_from_model(self._model, asked)
         if self._context is None:
             self._slots = self._length = 0

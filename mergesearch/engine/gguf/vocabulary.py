@@ -22,6 +22,8 @@ _PROBE = (
     "\r\n   Wait...what?!! (really)   \"Yes\" -- e.g. naïve café, Straße, Ελλάδα, 東京は2024年, привет мир, 한국어, "
     "🙂🙂 🚀x ___init__ HTTPServer camelCase a/b\\c #tag @me 100% $5.00\t\t end \n"
 )
+# llama.cpp loads no BPE without merges: that of two bytes which no text in UTF-8 has
+_NO_MERGES = ("À Á",)
 # tokens in a file's text, as llama.cpp reads them
 _NORMAL, _CONTROL, _OWN, _UNUSED = "NORMAL", "CONTROL", "USER_DEFINED", "UNUSED"
 
@@ -61,8 +63,7 @@ class Vocabulary:
         writer.add_tokenizer_pre(self.rule)
         writer.add_token_list([text for text, _ in tokens])
         writer.add_token_types([int(gguf.TokenType[kind]) for _, kind in tokens])
-        if self.merges:
-            writer.add_token_merges(self.merges)
+        writer.add_token_merges(self.merges or _NO_MERGES)
         for name, number in self.special.items():
             getattr(writer, f"add_{name}_token_id")(number)
         writer.add_add_bos_token(self.begins)
