@@ -14,7 +14,15 @@ import torch
 
 from mergesearch.checkpoints import Pool
 from mergesearch.commands.foreign import read_config
-from mergesearch.commands.holding import alike, engine_of, holding_of, length_of, survey_of, survey_of_recipe
+from mergesearch.commands.holding import (
+    alike,
+    check_written,
+    engine_of,
+    holding_of,
+    length_of,
+    survey_of,
+    survey_of_recipe,
+)
 from mergesearch.commands.imagined import imagined
 from mergesearch.commands.inputs import (
     check_racing,
@@ -104,6 +112,7 @@ def _run(config: Config) -> Lines:
     documents = splits(config, tasks)
     check_racing(config, tasks)
     survey = survey_of(loading)
+    check_written(config.score_as, survey)
     pool = Pool.outline(survey)
     searched = {label: part.search for label, part in documents.items()}
     settled = (store.noted(study, SETTLED) if study else None) or {}

@@ -17,8 +17,8 @@ from mergesearch.engine.gguf.llama import LoadedFile
 class FileModel(PreTrainedModel, GenerationMixin):
     """A causal language model without weights of its own, which answers from the GGUF file that was opened last.
 
-    Tokens go in and logits come out, so that tokenizing, batching, what ends an answer and what is sampled stay lm-eval's
-    and transformers'. Texts that are generated grow in llama.cpp's memory, a token for each step.
+    Tokens go in and logits come out, so that tokenizing, batching, what ends an answer and what is sampled stay
+    lm-eval's and transformers'. Texts that are generated grow in llama.cpp's memory, a token for each step.
 
     Args:
         config: of the candidate that the file was written of.

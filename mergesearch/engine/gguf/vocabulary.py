@@ -1,8 +1,9 @@
 """A tokenizer as a GGUF file holds it, so that llama.cpp cuts text into the same tokens.
 
-A byte-level BPE is held whole: tokens, merges, and the name of llama.cpp's rule that cuts text into words before merging.
-That name stands in no tokenizer; it is found by trying: the first rule with which llama.cpp gives the tokenizer's own tokens
-for a text in which the rules differ. A tokenizer of another kind is left out, and the file then takes tokens alone.
+A byte-level BPE is held whole: tokens, merges, and the name of llama.cpp's rule that cuts text into words before they
+are merged. That name stands in no tokenizer; it is found by trying: the first rule with which llama.cpp gives the
+tokenizer's own tokens for a text in which the rules differ. A tokenizer of another kind is left out, and the file then
+takes tokens alone.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 _RULES = ("llama-bpe", "qwen2", "smollm", "gpt-2", "gpt-4o", "tekken", "deepseek-llm", "falcon", "default")
 # words, numbers of several lengths, contractions, punctuation in rows, spaces, tabs and lines in rows, other scripts
 _PROBE = (
-    "It's 2 o'clock; THEY'LL meet 12 people, 345 more and 67890 others in 1999.\n\n\n  def f(x):\n\treturn x**2 -  3.14\n"
-    "\r\n   Wait...what?!! (really)   \"Yes\" -- e.g. naïve café, Straße, Ελλάδα, 東京は2024年, привет мир, 한국어, "
-    "🙂🙂 🚀x ___init__ HTTPServer camelCase a/b\\c #tag @me 100% $5.00\t\t end \n"
+    "It's 2 o'clock; THEY'LL meet 12 people, 345 more and 67890 others in 1999.\n\n\n  def f(x):\n"
+    '\treturn x**2 -  3.14\n\r\n   Wait...what?!! (really)   "Yes" -- e.g. naïve café, Straße, Ελλάδα, '
+    "東京は2024年, привет мир, 한국어, 🙂🙂 🚀x ___init__ HTTPServer camelCase a/b\\c #tag @me 100% $5.00\t\t end \n"
 )
 # llama.cpp loads no BPE without merges: that of two bytes which no text in UTF-8 has
 _NO_MERGES = ("À Á",)
@@ -94,7 +95,9 @@ def vocabulary_of(tokenizer: Any, tokenize: Callable[[Path, str], Sequence[int]]
         trying = _with(plain, rule)
         if list(_tried(trying, tokenize)) == wanted:
             return trying
-    note = "llama.cpp cuts some text into other tokens than the tokenizer beside it, which the scores were measured with"
+    note = (
+        "llama.cpp cuts some text into other tokens than the tokenizer beside it, which the scores were measured with"
+    )
     return _with(plain, _RULES[-1], note)
 
 

@@ -1,11 +1,12 @@
 """A live model as a GGUF file that llama.cpp loads, its weights as they were merged.
 
-The format and the names are those of the `gguf` package; what llama.cpp expects of an architecture (which tensors, which
-keys, in which order the rows of queries and keys stand) is what its loader reads.
+The format and the names are those of the `gguf` package; what llama.cpp expects of an architecture (which tensors,
+which keys, in which order the rows of queries and keys stand) is what its loader reads.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,16 +206,21 @@ def _slowed(model: Any) -> Tensor:
     return (plain / actual).float()
 
 
+@functools.cache
+def _names(architecture: str, layers: int) -> Any:
+    import gguf
+
+    kinds = {found: kind for kind, found in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(kinds[architecture], layers)
+
+
 def _name(name: str, config: Any) -> str:
     """llama.cpp's name of a weight.
 
     Raises:
         UserError: it has none for it.
     """
-    import gguf
-
-    kinds = {found: kind for kind, found in gguf.MODEL_ARCH_NAMES.items()}
-    known = gguf.get_tensor_name_map(kinds[_ARCHITECTURES[config.model_type].name], config.num_hidden_layers)
+    known = _names(_ARCHITECTURES[config.model_type].name, config.num_hidden_layers)
     found = known.get_name(name, try_suffixes=(".weight", ".bias"))
     if found is None:
         raise _refused(f"llama.cpp has no tensor for {name} of a {config.model_type} model")
