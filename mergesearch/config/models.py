@@ -216,9 +216,9 @@ class Config(Strict):
         "or 4 bits, by torchao (`pip install 'mergesearch[torchao]'`); candidates are scored in it, the export carries "
         "it beside the merge, and the report shows the winner in both; `int8` has a scale for each row, `int4` for "
         "each 32 numbers, `fp8` for each tensor. `gguf:TYPE`: a file for llama.cpp (`pip install "
-        "'mergesearch[gguf]'`); candidates are scored as they are merged, the export carries the file beside the merge, and the report shows "
-        "the finalists in both; of llama.cpp's types, those that need no importance matrix. Default: as they are "
-        "merged",
+        "'mergesearch[gguf]'`); candidates are scored as they are merged, the export carries the file beside the "
+        "merge, and the report shows the finalists in both; of llama.cpp's types, those that need no importance "
+        "matrix. Default: as they are merged",
     )
     apply_chat_template: bool = Field(default=False, description="as the option of `lm_eval`")
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")

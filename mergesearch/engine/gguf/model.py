@@ -74,7 +74,7 @@ class FileModel(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> None:
         """There are none."""
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int = 1, **kwargs: Any
     ) -> dict[str, Any]:
         """The whole text at each step: `forward` finds out what is new of it."""
