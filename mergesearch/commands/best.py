@@ -12,7 +12,7 @@ from mergesearch.checkpoints.digests import file_digest
 from mergesearch.commands.story import story_of
 from mergesearch.engine.live import Engine
 from mergesearch.recipe import Recipe
-from mergesearch.results.card import model_card, write_checkpoint
+from mergesearch.results.card import file_notes, model_card, write_checkpoint
 from mergesearch.results.loading import Run, recipe_of
 from mergesearch.results.record import Record
 from mergesearch.search.store import RunFolder, write_atomically
@@ -60,7 +60,8 @@ def refresh_card(run: Run, winner: Record) -> None:
     recipe = recipe_of(winner)
     with run.folder.lock("best"):
         if _sealed(run.folder.best).get("recipe") == recipe.id:
-            write_atomically(run.folder.best / CARD, model_card(recipe, story_of(run, winner), run.notes))
+            notes = [*run.notes, *file_notes(run.folder.best)]
+            write_atomically(run.folder.best / CARD, model_card(recipe, story_of(run, winner), notes))
 
 
 def is_whole(checkpoint: Path, recipe: Recipe) -> bool:

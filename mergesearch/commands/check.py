@@ -19,6 +19,7 @@ from mergesearch.commands.backend import check_generates, find_backend
 from mergesearch.commands.foreign import read_config
 from mergesearch.commands.holding import (
     alike,
+    check_written,
     engine_of,
     holding_of,
     length_of,
@@ -118,6 +119,7 @@ def _run(config: Config) -> Lines:
     documents = splits(config, tasks)
     check_racing(config, tasks)
     survey = survey_of(loading)
+    check_written(config.score_as, survey)
     pool = Pool.outline(survey)
     searched = {label: part.search for label, part in documents.items()}
     settled = (store.noted(study, SETTLED) if study else None) or {}

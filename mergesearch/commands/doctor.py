@@ -51,6 +51,7 @@ FEATURES = (
     Feature("artifacts: gs://", ("google.cloud.storage",), _EXTRA.format("gcs")),
     Feature("run --ray: workers on a Ray cluster", ("ray",), _EXTRA.format("ray")),
     Feature("score_as: int8, int4, fp8", ("torchao",), _EXTRA.format("torchao")),
+    Feature("score_as: gguf:TYPE", ("gguf", "llama_cpp"), _EXTRA.format("gguf")),
     Feature("track: mlflow", ("mlflow",), _EXTRA.format("mlflow")),
     Feature("track: tensorboard", ("tensorboard",), _EXTRA.format("tensorboard")),
     Feature("track: wandb", ("wandb",), _EXTRA.format("wandb")),

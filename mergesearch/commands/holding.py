@@ -11,6 +11,8 @@ from mergesearch.checkpoints import Pool, Survey, choose_device
 from mergesearch.commands.inputs import PROVISIONAL, scorer_of
 from mergesearch.commands.probe import learns
 from mergesearch.config import Config
+from mergesearch.config.served import is_filed
+from mergesearch.engine.gguf.form import FileForm
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import DTYPES
 from mergesearch.engine.residency import MODES, Holding, Needs, needs_of, residency
@@ -165,12 +167,24 @@ def pool_of(survey: Survey, holding: Holding, allow_unrelated: bool = False) -> 
 
 def engine_of(pool: Pool, dtype: str, holding: Holding, score_as: str | None = None) -> Engine:
     """An engine that keeps no more between candidates than there is room for, of candidates in the form that they are
-    served in.
+    served in; where that is a file, as they are merged.
 
     Raises:
         UserError: that form cannot be had here.
     """
-    return Engine(pool, dtype, kept=holding.kept, served=Served(score_as) if score_as else None)
+    filed = FileForm(score_as) if score_as and is_filed(score_as) else None
+    served = Served(score_as) if score_as and not filed else None
+    return Engine(pool, dtype, kept=holding.kept, served=served, filed=filed)
+
+
+def check_written(form: str | None, survey: Survey) -> None:
+    """Refuses models that no file of a form can hold, before their weights are read.
+
+    Raises:
+        UserError: why.
+    """
+    if form is not None and is_filed(form):
+        FileForm(form).check(survey.blank)
 
 
 def settled_with(config: Config, scorer: Scorer, holding: Holding, settled: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mergesearch import leftovers
 from mergesearch.checkpoints import Survey
 from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
 from mergesearch.commands.inputs import load_tasks, samples_of, scorer_of, splits
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.probe import asked_again
+from mergesearch.config.served import file_type, is_filed
+from mergesearch.engine.gguf.candidates import FileCandidates
 from mergesearch.engine.live import Engine
 from mergesearch.engine.residency import Holding
 from mergesearch.errors import UserError
@@ -34,6 +38,13 @@ log: logging.Logger = logging.getLogger(__name__)
 AGAIN = "-again"
 # of the winner as it was merged, where candidates are scored in the form that they are served in
 MERGED = "-merged"
+# requests at once of what llama.cpp answers: it takes texts that are scored one by one
+_FILED_AT_ONCE = 8
+
+
+def filed(form: str | None) -> str:
+    """Of finalists as files for llama.cpp; empty where they are served as they are scored."""
+    return f"-{file_type(form)}" if form is not None and is_filed(form) else ""
 
 
 # --- on what, and what that costs -------------------------------------------------------------------------------------
@@ -184,8 +195,10 @@ def score_missing(
     scored, config = HoldoutScores(run.folder.holdout), run.pinned
     first = [record for record in chosen.records if scored.load(record, "", most) is None]
     again = [chosen.winner] if scored.load(chosen.winner, AGAIN, most) is None else []
-    other = config.score_as is not None and scored.load(chosen.winner, MERGED, most) is None
-    if not first and not again and not other:
+    suffix = filed(config.score_as)
+    other = config.score_as is not None and not suffix and scored.load(chosen.winner, MERGED, most) is None
+    files = [record for record in chosen.records if suffix and scored.load(record, suffix, most) is None]
+    if not first and not again and not other and not files:
         return {}
     asker.say(f"report on the holdout, {cost_of(run, chosen, most)}")
     documents = drawn(asker.holdout, most, config.search.seed)
@@ -198,6 +211,34 @@ def score_missing(
             score_finalists(
                 [chosen.winner], scored, engine, asker.first, documents, most=most, suffix=MERGED, finished=finished
             )
+    files = [record for record in files if record.number not in failed]
+    return {**failed, **_score_files(files, scored, asker, documents, most, suffix, finished)}
+
+
+def _score_files(
+    records: Sequence[Record],
+    scored: HoldoutScores,
+    asker: Asker,
+    documents: Mapping[str, Sequence[int]],
+    most: int | None,
+    suffix: str,
+    finished: Callable[[str, str | None], None],
+) -> dict[int, str]:
+    """Scores candidates as files for llama.cpp; returns why for those who could not be, by trial."""
+    form = asker.engine.filed
+    if not records or form is None:
+        return {}
+    asker.say(f"scoring {len(records)} of them in {form.form} too, by llama.cpp")
+    scored.path.mkdir(parents=True, exist_ok=True)
+    leftovers.clear(scored.path)
+    candidates = FileCandidates(asker.engine, form, scored.path)
+    try:
+        scorer = asker.of(candidates.model)
+        failed = score_finalists(
+            records, scored, candidates, scorer, documents, most=most, suffix=suffix, finished=finished
+        )
+    finally:
+        candidates.close()
     return failed
 
 
@@ -243,6 +284,12 @@ class Asker:
     def again(self) -> Scorer:
         """One that asks in another order and batch size."""
         return self._scorers[1]
+
+    def of(self, model: Any) -> Scorer:
+        """A scorer of another model on all of the holdout."""
+        tasks, holdout = self._tasks
+        plain = self.run.pinned.model_copy(update={"scoring": "lm_eval", "attn_implementation": None})
+        return scorer_of(plain, model, self.engine.pool.tokenizer, tasks, holdout, batch_size=_FILED_AT_ONCE)
 
     @property
     def holdout(self) -> dict[str, list[int]]:

@@ -20,6 +20,7 @@ from mergesearch.commands.holdout import (
     ReportProgress,
     cost,
     cost_of,
+    filed,
     most_documents,
     other_batch_size,
     score_missing,
@@ -29,10 +30,11 @@ from mergesearch.commands.story import report_file
 from mergesearch.config import Config
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
+from mergesearch.evaluate.scores import Scores
 from mergesearch.results.loading import Run, load_run
 from mergesearch.results.record import Record
 from mergesearch.results.report import Entry, Question, Report, build
-from mergesearch.results.report.data import AVERAGE, LEVEL, SINGLE
+from mergesearch.results.report.data import AVERAGE, LEVEL, OBJECTIVE, SINGLE, Served, ServedRow
 from mergesearch.results.report.finalists import Finalists, choose
 from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.results.states import ENDED, RUNNING, WAITING
@@ -155,7 +157,8 @@ def _report(
         notes += _as_merged(config, chosen.winner, scored, most)
         entries = _entries(chosen, scored, objective, failed, most)
         report = build(_question(run, chosen, objective, notes), entries)
-        report = replace(report, sections=(*report.sections, *own))
+        served = _as_files(config, chosen, scored, objective, failed, most)
+        report = replace(report, sections=(*report.sections, *own), served=served)
         write_atomically(report_file(run.folder), json.dumps(report.to_data(), indent=1) + "\n")
     refresh_card(run, chosen.winner)
     return report
@@ -170,6 +173,34 @@ def _as_merged(config: Config, winner: Record, scored: HoldoutScores, most: int 
         f"{task} {score.value:.4f} ({merged.tasks[task].value:.4f})" for task, score in here.tasks.items()
     )
     return [f"the winner as served in {config.score_as} (and as merged, in {config.dtype}): {figures}"]
+
+
+def _as_files(
+    config: Config,
+    chosen: Finalists,
+    scored: HoldoutScores,
+    objective: Objective,
+    failed: Mapping[int, str],
+    most: int | None,
+) -> Served | None:
+    """The finalists as files for llama.cpp, where that is how they are served."""
+    suffix = filed(config.score_as)
+    if config.score_as is None or not suffix:
+        return None
+    tasks = tuple(chosen.winner.scores)
+
+    def figures(scores: Scores | None) -> tuple[float | None, ...]:
+        if scores is None:
+            return (None,) * (1 + len(tasks))
+        return objective.value(scores.tasks), *(scores.tasks[task].value for task in tasks)
+
+    def row(record: Record) -> ServedRow:
+        served = scored.load(record, suffix, most)
+        error = None if served else failed.get(record.number, "not scored")
+        label = record.name or f"trial {record.number}"
+        return ServedRow(label, record.number, figures(served), figures(scored.load(record, "", most)), error)
+
+    return Served(config.score_as, (OBJECTIVE, *tasks), tuple(map(row, chosen.records)))
 
 
 def _question(run: Run, chosen: Finalists, objective: Objective, notes: list[str]) -> Question:

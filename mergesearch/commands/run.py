@@ -13,7 +13,15 @@ from mergesearch.checkpoints import Pool
 from mergesearch.commands import backend as backends
 from mergesearch.commands.again import score_again
 from mergesearch.commands.best import refresh_best
-from mergesearch.commands.holding import engine_of, holding_of, length_of, load_pool, settled_with, survey_of
+from mergesearch.commands.holding import (
+    check_written,
+    engine_of,
+    holding_of,
+    length_of,
+    load_pool,
+    settled_with,
+    survey_of,
+)
 from mergesearch.commands.hooks import BestHook
 from mergesearch.commands.inputs import (
     check_racing,
@@ -210,6 +218,7 @@ def prepare(
     changes = originals.check(tasks)
     originals.watch()
     survey = survey_of(loading)
+    check_written(config.score_as, survey)
     searched = {label: part.search for label, part in documents.items()}
     settled = (store.noted(there, SETTLED) if there else None) or {}
     holding = holding_of(config, survey, length_of(config, survey, tasks, searched), settled, searched)

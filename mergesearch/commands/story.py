@@ -9,6 +9,7 @@ from mergesearch.checkpoints import locate
 from mergesearch.checkpoints.hub import licence_of
 from mergesearch.commands.originals import PARENTS
 from mergesearch.config import Config
+from mergesearch.config.served import is_filed
 from mergesearch.errors import UserError
 from mergesearch.recipe import AVERAGE, BASE
 from mergesearch.results.card import Asking, Story
@@ -40,7 +41,7 @@ def story_of(run: Run, record: Record) -> Story:
         changes=run.changes,
         gen_kwargs={task.task: task.gen_kwargs for task in config.scored if task.gen_kwargs},
         origin=origin_of(run, record),
-        served=config.score_as,
+        served=None if is_filed(config.score_as) else config.score_as,
     )
 
 

@@ -15,6 +15,7 @@ from mergesearch.config.backend import BackendConfig
 from mergesearch.config.racing import RacingConfig
 from mergesearch.config.report import ReportConfig
 from mergesearch.config.search import SearchConfig
+from mergesearch.config.served import Form, check_form
 from mergesearch.config.space import SpaceConfig
 from mergesearch.config.tasks import LENGTH, NamedTask, TaskConfig, check_once
 from mergesearch.config.track import TrackConfig
@@ -218,12 +219,15 @@ class Config(Strict):
         "candidate's weights over in place (docs/vllm.md); `{name, python, gpu_memory, options}` says where it is and "
         "what it is told; left out: transformers generates them",
     )
-    score_as: Literal["int8", "int4", "fp8"] | None = Field(
+    score_as: Form | None = Field(
         default=None,
-        description="the form that will be served: linear layers but the head have weights in 8 or 4 bits, by torchao "
-        "(`pip install 'mergesearch[torchao]'`); candidates are scored in it, the export carries it beside the merge, "
-        "and the report shows the winner in both; `int8` has a scale for each row, `int4` for each 32 numbers, `fp8` "
-        "for each tensor; default: as they are merged",
+        description="the form that will be served. `int8`, `int4`, `fp8`: linear layers but the head have weights in 8 "
+        "or 4 bits, by torchao (`pip install 'mergesearch[torchao]'`); candidates are scored in it, the export carries "
+        "it beside the merge, and the report shows the winner in both; `int8` has a scale for each row, `int4` for "
+        "each 32 numbers, `fp8` for each tensor. `gguf:TYPE`: a file for llama.cpp (`pip install "
+        "'mergesearch[gguf]'`); candidates are scored as they are merged, the export carries the file beside the "
+        "merge, and the report shows the finalists in both; of llama.cpp's types, those that need no importance "
+        "matrix. Default: as they are merged",
     )
     apply_chat_template: bool = Field(default=False, description="as the option of `lm_eval`")
     fewshot_as_multiturn: bool = Field(default=False, description="as the option of `lm_eval`")
@@ -290,6 +294,12 @@ class Config(Strict):
         if what:
             raise ValueError(f"backend is vllm, and {what}, or leave backend out")
         return self
+
+    @field_validator("score_as", mode="before")
+    @classmethod
+    def _a_form(cls, form: object) -> object:
+        check_form(form)
+        return form
 
     @field_validator("name")
     @classmethod

@@ -16,6 +16,7 @@ from mergesearch import memory
 from mergesearch.checkpoints import Form, Pool, floating_tensors, parameters
 from mergesearch.checkpoints.lowrank import LowRank
 from mergesearch.engine import kernels
+from mergesearch.engine.gguf.form import FileForm
 from mergesearch.engine.plan import DTYPES, Job, form_of, plan
 from mergesearch.engine.served import Served
 from mergesearch.errors import CandidateError, CutError, UserError
@@ -51,6 +52,7 @@ class Engine:
         kept: the most bytes of the parents' statistics that some methods keep between candidates; None: a quarter of
             what is free.
         served: the form that candidates are scored in; None: as they are merged.
+        filed: the form of the file that an export has beside the merge; None: there is none.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Engine:
         compiled: kernels.When | None = None,
         kept: int | None = None,
         served: Served | None = None,
+        filed: FileForm | None = None,
     ):
         parents = len(pool.models) + 1
         self.runner: kernels.Runner = kernels.runner_for(pool.parameters, parents, pool.device, compiled, kept)
@@ -70,6 +73,7 @@ class Engine:
         self.pool = pool
         self.dtype = dtype
         self.served: Served | None = served
+        self.filed: FileForm | None = filed
         self.model: nn.Module = pool.new_model(DTYPES[dtype])
         self._form: Form | None = pool.form
         self._stack: Any = None

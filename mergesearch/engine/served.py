@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mergesearch.config.served import is_filed
+from mergesearch.engine.gguf.form import check_filed
 from mergesearch.errors import UserError
 from mergesearch.recipe import DType
 
@@ -25,9 +27,11 @@ def check_served(form: str | None) -> None:
     """Refuses a form that cannot be had here, before anything is loaded.
 
     Raises:
-        UserError: torchao is not installed.
+        UserError: torchao, or what makes and reads files for llama.cpp, is not installed.
     """
-    if form is not None and importlib.util.find_spec("torchao") is None:
+    if form is not None and is_filed(form):
+        check_filed(form)
+    elif form is not None and importlib.util.find_spec("torchao") is None:
         raise UserError(f"score_as is {form}, which needs torchao: pip install 'mergesearch[torchao]'")
 
 

@@ -24,6 +24,8 @@ from mergesearch.results.record import Record
 SAMPLES = "lm_eval_samples.json"
 # what became of every tensor of every parent
 TENSORS = "tensors.csv"
+# ends the name of what there is to tell of a file for llama.cpp
+FILE_NOTES = ".txt"
 # lm_eval takes several folders of tasks from a file alone: of --include_path it takes one
 FOLDERS = "lm_eval.yaml"
 
@@ -116,21 +118,38 @@ def write_checkpoint(
 ) -> Path:
     """Builds the recipe's candidate in the engine's live model and writes it: config, generation config, tokenizer,
     safetensors shards that carry the recipe, recipe.yaml, README.md; where candidates are served in another form, that
-    form in a folder of its name.
+    form in a folder of its name, or in a file for llama.cpp that carries the recipe too.
 
     Raises:
         UserError: the recipe does not fit the pool, or `out` is not a new folder.
-        CandidateError: the merge failed, or came out with NaN or infinity.
+        CandidateError: the merge failed, or came out with NaN or infinity, or llama.cpp cannot make its file.
     """
     check_shard_size(max_shard_size)
     with new_folder(out) as folder:
         with engine.as_merged():
             engine.rebuild(recipe)
             save(engine.model, engine.pool.tokenizer, folder, metadata_of(recipe), max_shard_size)
+            _write_file(engine, recipe, folder, story)
         if engine.served is not None:
             engine.served.write(folder, recipe.out_dtype, engine.pool.trust_remote_code)
-        write_words(recipe, folder, story, engine.pool.notes, engine.pool)
+        write_words(recipe, folder, story, [*engine.pool.notes, *file_notes(folder)], engine.pool)
     return Path(out)
+
+
+def file_notes(checkpoint: Path) -> list[str]:
+    """What there is to tell of a checkpoint's files for llama.cpp."""
+    return [file.read_text(encoding="utf-8").strip() for file in sorted(checkpoint.glob(f"*.gguf{FILE_NOTES}"))]
+
+
+def _write_file(engine: Engine, recipe: Recipe, folder: Path, story: Story) -> None:
+    """Writes the live model into a file for llama.cpp too, where one is asked for, and what there is to tell of it."""
+    form = engine.filed
+    if form is None:
+        return
+    carried = {key.replace("_", ".", 1): text for key, text in metadata_of(recipe).items()}
+    found = form.write(engine.model, engine.pool.tokenizer, folder / form.name, story.title, carried)
+    told = f"{form.name} is the same model for llama.cpp, in {form.type}: {'; '.join(found)}"
+    (folder / f"{form.name}{FILE_NOTES}").write_text(f"{told}\n", encoding="utf-8")
 
 
 def metadata_of(recipe: Recipe) -> dict[str, str]:

@@ -22,8 +22,8 @@ from mergesearch.results.page import contenders, curves, depth, tradeoffs
 from mergesearch.results.page.marks import Picture
 from mergesearch.results.page.subject import WINNER, Subject, label_of
 from mergesearch.results.record import Record
-from mergesearch.results.report.data import Figure
-from mergesearch.results.report.words import METHOD, cell, remarks
+from mergesearch.results.report.data import Figure, Served
+from mergesearch.results.report.words import METHOD, cell, remarks, served_cells, served_title
 from mergesearch.results.states import FAILED, PRUNED
 from mergesearch.results.table import has_front, table_rows
 from mergesearch.search.history import settled_at
@@ -124,6 +124,7 @@ def _run(subject: Subject, place: int, keep: Callable[[Picture | None], Picture 
         "tradeoffs": tradeoffs.tradeoffs(subject),
         "luck": keep(curves.search_against_holdout(subject, f"{key}-luck")),
         "remarks": remarks(report) if report else [],
+        "served": _served(report.served) if report and report.served else None,
         "spent": keep(curves.spent(subject, f"{key}-spent")),
         "words": subject.run.words,
         "guards": _guards(subject),
@@ -133,6 +134,11 @@ def _run(subject: Subject, place: int, keep: Callable[[Picture | None], Picture 
         "rows": _rows(subject),
         "machine": _machine(subject),
     }  # fmt: skip
+
+
+def _served(served: Served) -> dict[str, Any]:
+    """The finalists in the form that will be served, as a table."""
+    return {"title": served_title(served), "names": served.names, "rows": served_cells(served)}
 
 
 # --- the parts that are no pictures -----------------------------------------------------------------------------------

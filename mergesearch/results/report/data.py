@@ -124,6 +124,39 @@ class GuardOutcome:
 
 
 @dataclass(frozen=True)
+class ServedRow:
+    """One finalist in the form that will be served.
+
+    Attributes:
+        candidate, trial: as `Row` has them.
+        served: the figures on the holdout in that form, one for each of `Served.names`; None where there is none.
+        merged: likewise as it was merged.
+        error: why it could not be scored in that form.
+    """
+
+    candidate: str
+    trial: int
+    served: tuple[float | None, ...]
+    merged: tuple[float | None, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """The finalists in the form that will be served, where the search scored them as merged.
+
+    Attributes:
+        form: as `score_as` names it.
+        names: the objective first, then the tasks.
+        rows: as in the report's sections.
+    """
+
+    form: str
+    names: tuple[str, ...]
+    rows: tuple[ServedRow, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """A report on the holdout.
 
@@ -139,6 +172,7 @@ class Report:
         repeat: in words, how the second scoring differed.
         notes: what a reader should know besides.
         guards: of the winner, on the holdout.
+        served: the finalists in the form that will be served; None where they are served as they are scored.
     """
 
     run: str
@@ -152,6 +186,7 @@ class Report:
     notes: tuple[str, ...]
     guards: tuple[GuardOutcome, ...] = ()
     winner_trial: int = -1
+    served: Served | None = None
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)
@@ -164,7 +199,15 @@ class Report:
         )
         noise = tuple(Noise(**item) for item in data["noise"])
         guards = tuple(_guard(item) for item in data.get("guards", ()))
-        return cls(**{**data, "sections": sections, "noise": noise, "notes": tuple(data["notes"]), "guards": guards})
+        served = _served(data["served"]) if data.get("served") else None
+        known = {"sections": sections, "noise": noise, "guards": guards, "served": served}
+        return cls(**{**data, **known, "notes": tuple(data["notes"])})
+
+
+def _served(data: Mapping[str, Any]) -> Served:
+    figures = ("served", "merged")
+    rows = tuple(ServedRow(**{**row, **{key: tuple(row[key]) for key in figures}}) for row in data["rows"])
+    return Served(data["form"], tuple(data["names"]), rows)
 
 
 def _guard(data: Mapping[str, Any]) -> GuardOutcome:

@@ -193,7 +193,7 @@ def score_finalists(
     for record in records:
         if scored.load(record, suffix, most) is not None:
             continue
-        label = f"{record.name or f'trial {record.number}'}{', again' * bool(suffix)}"
+        label = f"{record.name or f'trial {record.number}'}{suffix.replace('-', ', ', 1)}"
         try:
             engine.load(Recipe.from_data(dict(record.recipe or {}), label))
             scores, answers = _score(scorer, documents, scored.answers(record, suffix), keep=most is not None)

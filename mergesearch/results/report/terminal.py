@@ -13,8 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from mergesearch.results.grid import Column, lay_out, lines_of, width_of_all
-from mergesearch.results.report.data import AVERAGE, OBJECTIVE, Comparison, Figure, Report, Row, Section
-from mergesearch.results.report.words import METHOD, difference_cell, remarks
+from mergesearch.results.report.data import AVERAGE, OBJECTIVE, Comparison, Figure, Report, Row, Section, Served
+from mergesearch.results.report.words import METHOD, difference_cell, remarks, served_cells, served_title
 
 # what is left out first has the smallest number; the tasks follow from the last on
 INTERVAL, SEARCH, TASKS = range(3)
@@ -40,6 +40,9 @@ class TerminalReport:
             heading = f"Figures on the holdout, {report.sections[0].documents:,} documents"
             yield from _table(heading, list(_figures(report)), styles, width)
             yield from self._differences(width)
+        if report.served is not None:
+            styles = ["bold" if row.trial == report.winner_trial else None for row in report.served.rows]
+            yield from _table(served_title(report.served), list(_served(report.served)), styles, width)
         for text in (*_failures(report), *remarks(report)):
             yield Text(text)
             yield Text()
@@ -97,6 +100,13 @@ def _compared(rows: Sequence[tuple[Section, Row]]) -> Iterator[Column]:
         title = f"against {label}" if what == AVERAGE else f"against {label},\n{what}"
         cells = [difference_cell(_with(row, what)) for _, row in rows]
         yield Column(f"against {label}", title, cells, drop=len(references) - place)
+
+
+def _served(served: Served) -> Iterator[Column]:
+    cells = list(zip(*served_cells(served), strict=True))
+    yield Column("candidate", "candidate", cells[0], words=True, right=False)
+    for place, (name, values) in enumerate(zip(served.names, cells[1:], strict=True)):
+        yield Column(name, name, values, folds=True, drop=TASKS + len(cells) - place if place else None)
 
 
 def _failures(report: Report) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from mergesearch.errors import unknown
 from mergesearch.results.markdown import plain, table
-from mergesearch.results.report.data import AVERAGE, Report, Row, Section
+from mergesearch.results.report.data import AVERAGE, Report, Row, Section, Served
 from mergesearch.results.report.terminal import TerminalReport
-from mergesearch.results.report.words import METHOD, cell, difference_cell, remarks
+from mergesearch.results.report.words import METHOD, cell, difference_cell, remarks, served_cells, served_title
 
 TEXT, MARKDOWN, JSON = "text", "md", "json"
 FORMATS = (TEXT, MARKDOWN, JSON)
@@ -44,7 +44,19 @@ def card(report: Report, trial: int) -> str | None:
     titles = ["candidate", *(plain(_title(section)) for section in report.sections)]
     figures = table(titles, [[labels[n], *rows[n]] for n in shown])
     sentence = [plain(report.sentence)] if trial == report.winner_trial else []
-    return "\n\n".join([*sentence, figures, "In brackets: 95 % intervals."])
+    parts = [*sentence, figures, "In brackets: 95 % intervals."]
+    if report.served is not None:
+        lines = [
+            ["**this model**" if row.trial == trial else plain(row.candidate), *map(plain, line[1:])]
+            for row, line in zip(report.served.rows, served_cells(report.served), strict=True)
+            if row.trial in shown
+        ]
+        parts += [plain(f"{served_title(report.served)}:"), _served_table(report.served, lines)]
+    return "\n\n".join(parts)
+
+
+def _served_table(served: Served, lines: list[list[str]]) -> str:
+    return table(["candidate", *map(plain, served.names)], lines)
 
 
 def _markdown(report: Report) -> str:
@@ -52,6 +64,9 @@ def _markdown(report: Report) -> str:
     for section in report.sections:
         lines = [list(map(plain, line)) for line in _lines(section)]
         parts += [f"## {plain(_heading(section))}", table(list(map(plain, _titles(section))), lines)]
+    if report.served is not None:
+        lines = [list(map(plain, line)) for line in served_cells(report.served)]
+        parts += [f"## {plain(served_title(report.served))}", _served_table(report.served, lines)]
     parts += [*map(plain, remarks(report)), METHOD]
     return "\n\n".join(parts)
 

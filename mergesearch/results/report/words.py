@@ -16,6 +16,7 @@ from mergesearch.results.report.data import (
     Figure,
     GuardOutcome,
     Report,
+    Served,
 )
 
 METHOD = (
@@ -144,6 +145,25 @@ def _guard(winner: str, outcome: GuardOutcome) -> str:
         return f"Guard {outcome.task}: {winner} or {outcome.against} could not be scored on the holdout."
     against = f"{winner} against {outcome.against} {cell(outcome.difference, ' ', '+.4f')}, {allowed}"
     return f"Guard {outcome.task} ({outcome.metric}), on the holdout, + is better: {against}: {outcome.verdict}."
+
+
+def served_cells(served: Served) -> list[list[str]]:
+    """A row for each finalist: its label, then each figure as served, as merged in brackets."""
+    rows = []
+    for row in served.rows:
+        pairs = [_both(*pair) for pair in zip(row.served, row.merged, strict=True)]
+        rows.append([row.candidate, *([f"failed: {row.error}", *pairs[1:]] if row.error else pairs)])
+    return rows
+
+
+def _both(served: float | None, merged: float | None) -> str:
+    shown = ["-" if value is None else f"{value:.4f}" for value in (served, merged)]
+    return f"{shown[0]} ({shown[1]})"
+
+
+def served_title(served: Served) -> str:
+    """What heads the table of the finalists in the form that will be served."""
+    return f"As served in {served.form}, on the holdout (as merged in brackets)"
 
 
 def _noise(report: Report) -> list[str]:

@@ -1,0 +1,1 @@
+"""Candidates as GGUF files: written, quantised and answered by llama.cpp."""
