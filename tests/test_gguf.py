@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mergesearch.config.served import Filed, file_type, is_filed
 from mergesearch.engine.gguf.form import FileForm, check_filed
-from mergesearch.engine.gguf.vocabulary import Vocabulary, vocabulary_of
+from mergesearch.engine.gguf.vocabulary import FileVocabulary, vocabulary_of
 from mergesearch.engine.gguf.writing import check_writable, write
 from mergesearch.engine.live import Engine
 from mergesearch.engine.served import check_served
@@ -130,7 +130,7 @@ def test_a_file_holds_the_weights_as_they_are(dtype: str, tmp_path: Path) -> Non
     import gguf
 
     model = make_model("qwen2", dtype=dtype, **SIZES)
-    write(model, Vocabulary(), tmp_path / "model.gguf", "a name", {"mergesearch.recipe": "of this"})
+    write(model, FileVocabulary(), tmp_path / "model.gguf", "a name", {"mergesearch.recipe": "of this"})
     read = gguf.GGUFReader(tmp_path / "model.gguf")
     held = {tensor.name: tensor for tensor in read.tensors}
     assert len(held) == len(dict(model.named_parameters()))

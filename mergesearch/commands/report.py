@@ -34,7 +34,7 @@ from mergesearch.evaluate.scores import Scores
 from mergesearch.results.loading import Run, load_run
 from mergesearch.results.record import Record
 from mergesearch.results.report import Entry, Question, Report, build
-from mergesearch.results.report.data import AVERAGE, LEVEL, OBJECTIVE, SINGLE, Served, ServedRow
+from mergesearch.results.report.data import AVERAGE, LEVEL, OBJECTIVE, SINGLE, AsServed, ServedRow
 from mergesearch.results.report.finalists import Finalists, choose
 from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.results.states import ENDED, RUNNING, WAITING
@@ -182,7 +182,7 @@ def _as_files(
     objective: Objective,
     failed: Mapping[int, str],
     most: int | None,
-) -> Served | None:
+) -> AsServed | None:
     """The finalists as files for llama.cpp, where that is how they are served."""
     suffix = filed(config.score_as)
     if config.score_as is None or not suffix:
@@ -200,7 +200,7 @@ def _as_files(
         label = record.name or f"trial {record.number}"
         return ServedRow(label, record.number, figures(served), figures(scored.load(record, "", most)), error)
 
-    return Served(config.score_as, (OBJECTIVE, *tasks), tuple(map(row, chosen.records)))
+    return AsServed(config.score_as, (OBJECTIVE, *tasks), tuple(map(row, chosen.records)))
 
 
 def _question(run: Run, chosen: Finalists, objective: Objective, notes: list[str]) -> Question:

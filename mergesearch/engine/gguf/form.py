@@ -11,7 +11,7 @@ from typing import Any
 from mergesearch import leftovers
 from mergesearch.config.served import file_type
 from mergesearch.engine.gguf import llama
-from mergesearch.engine.gguf.vocabulary import Vocabulary, vocabulary_of
+from mergesearch.engine.gguf.vocabulary import FileVocabulary, vocabulary_of
 from mergesearch.engine.gguf.writing import check_writable, write
 from mergesearch.errors import UserError
 
@@ -42,7 +42,7 @@ class FileForm:
         check_filed(form)
         self.form = form
         self.type: str = file_type(form)
-        self._vocabulary: tuple[Any, Vocabulary] | None = None
+        self._vocabulary: tuple[Any, FileVocabulary] | None = None
 
     @property
     def name(self) -> str:

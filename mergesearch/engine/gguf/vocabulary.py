@@ -30,7 +30,7 @@ _NORMAL, _CONTROL, _OWN, _UNUSED = "NORMAL", "CONTROL", "USER_DEFINED", "UNUSED"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class FileVocabulary:
     """What a file says of a tokenizer.
 
     Attributes:
@@ -72,7 +72,7 @@ class Vocabulary:
             writer.add_chat_template(self.chat_template)
 
 
-def vocabulary_of(tokenizer: Any, tokenize: Callable[[Path, str], Sequence[int]]) -> Vocabulary:
+def vocabulary_of(tokenizer: Any, tokenize: Callable[[Path, str], Sequence[int]]) -> FileVocabulary:
     """What a file for llama.cpp says of a tokenizer.
 
     Args:
@@ -82,8 +82,8 @@ def vocabulary_of(tokenizer: Any, tokenize: Callable[[Path, str], Sequence[int]]
     told = _backend(tokenizer)
     if told is None:
         note = "it holds no tokenizer, as llama.cpp has none of this kind: it takes the tokens of the one beside it"
-        return Vocabulary(note=note)
-    plain = Vocabulary(
+        return FileVocabulary(note=note)
+    plain = FileVocabulary(
         tokens=_tokens(told, tokenizer),
         merges=tuple(pair if isinstance(pair, str) else " ".join(pair) for pair in told["model"]["merges"]),
         special=_special(tokenizer),
@@ -101,11 +101,11 @@ def vocabulary_of(tokenizer: Any, tokenize: Callable[[Path, str], Sequence[int]]
     return _with(plain, _RULES[-1], note)
 
 
-def _with(vocabulary: Vocabulary, rule: str, note: str = "") -> Vocabulary:
+def _with(vocabulary: FileVocabulary, rule: str, note: str = "") -> FileVocabulary:
     return replace(vocabulary, rule=rule, note=note)
 
 
-def _tried(vocabulary: Vocabulary, tokenize: Callable[[Path, str], Sequence[int]]) -> Sequence[int]:
+def _tried(vocabulary: FileVocabulary, tokenize: Callable[[Path, str], Sequence[int]]) -> Sequence[int]:
     import gguf
 
     with tempfile.TemporaryDirectory() as folder:

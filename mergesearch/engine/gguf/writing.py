@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergesearch.engine.gguf.vocabulary import Vocabulary
+from mergesearch.engine.gguf.vocabulary import FileVocabulary
 from mergesearch.errors import UserError
 
 
@@ -93,7 +93,7 @@ def _slides(config: Any) -> bool:
 
 
 def write(
-    model: Any, vocabulary: Vocabulary, out: Path, name: str = "", metadata: Mapping[str, str] | None = None
+    model: Any, vocabulary: FileVocabulary, out: Path, name: str = "", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a live model into a GGUF file: matrices in the dtype they have, all else in float32.
 

@@ -22,7 +22,7 @@ from mergesearch.results.page import contenders, curves, depth, tradeoffs
 from mergesearch.results.page.marks import Picture
 from mergesearch.results.page.subject import WINNER, Subject, label_of
 from mergesearch.results.record import Record
-from mergesearch.results.report.data import Figure, Served
+from mergesearch.results.report.data import AsServed, Figure
 from mergesearch.results.report.words import METHOD, cell, remarks, served_cells, served_title
 from mergesearch.results.states import FAILED, PRUNED
 from mergesearch.results.table import has_front, table_rows
@@ -136,7 +136,7 @@ def _run(subject: Subject, place: int, keep: Callable[[Picture | None], Picture 
     }  # fmt: skip
 
 
-def _served(served: Served) -> dict[str, Any]:
+def _served(served: AsServed) -> dict[str, Any]:
     """The finalists in the form that will be served, as a table."""
     return {"title": served_title(served), "names": served.names, "rows": served_cells(served)}
 

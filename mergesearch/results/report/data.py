@@ -129,7 +129,7 @@ class ServedRow:
 
     Attributes:
         candidate, trial: as `Row` has them.
-        served: the figures on the holdout in that form, one for each of `Served.names`; None where there is none.
+        served: the figures on the holdout in that form, one for each of `AsServed.names`; None where there is none.
         merged: likewise as it was merged.
         error: why it could not be scored in that form.
     """
@@ -142,7 +142,7 @@ class ServedRow:
 
 
 @dataclass(frozen=True)
-class Served:
+class AsServed:
     """The finalists in the form that will be served, where the search scored them as merged.
 
     Attributes:
@@ -186,7 +186,7 @@ class Report:
     notes: tuple[str, ...]
     guards: tuple[GuardOutcome, ...] = ()
     winner_trial: int = -1
-    served: Served | None = None
+    served: AsServed | None = None
 
     def to_data(self) -> dict[str, Any]:
         return asdict(self)
@@ -204,10 +204,10 @@ class Report:
         return cls(**{**data, **known, "notes": tuple(data["notes"])})
 
 
-def _served(data: Mapping[str, Any]) -> Served:
+def _served(data: Mapping[str, Any]) -> AsServed:
     figures = ("served", "merged")
     rows = tuple(ServedRow(**{**row, **{key: tuple(row[key]) for key in figures}}) for row in data["rows"])
-    return Served(data["form"], tuple(data["names"]), rows)
+    return AsServed(data["form"], tuple(data["names"]), rows)
 
 
 def _guard(data: Mapping[str, Any]) -> GuardOutcome:

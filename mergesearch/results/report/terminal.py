@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from mergesearch.results.grid import Column, lay_out, lines_of, width_of_all
-from mergesearch.results.report.data import AVERAGE, OBJECTIVE, Comparison, Figure, Report, Row, Section, Served
+from mergesearch.results.report.data import AVERAGE, OBJECTIVE, AsServed, Comparison, Figure, Report, Row, Section
 from mergesearch.results.report.words import METHOD, difference_cell, remarks, served_cells, served_title
 
 # what is left out first has the smallest number; the tasks follow from the last on
@@ -102,7 +102,7 @@ def _compared(rows: Sequence[tuple[Section, Row]]) -> Iterator[Column]:
         yield Column(f"against {label}", title, cells, drop=len(references) - place)
 
 
-def _served(served: Served) -> Iterator[Column]:
+def _served(served: AsServed) -> Iterator[Column]:
     cells = list(zip(*served_cells(served), strict=True))
     yield Column("candidate", "candidate", cells[0], words=True, right=False)
     for place, (name, values) in enumerate(zip(served.names, cells[1:], strict=True)):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mergesearch.errors import unknown
 from mergesearch.results.markdown import plain, table
-from mergesearch.results.report.data import AVERAGE, Report, Row, Section, Served
+from mergesearch.results.report.data import AVERAGE, AsServed, Report, Row, Section
 from mergesearch.results.report.terminal import TerminalReport
 from mergesearch.results.report.words import METHOD, cell, difference_cell, remarks, served_cells, served_title
 
@@ -55,7 +55,7 @@ def card(report: Report, trial: int) -> str | None:
     return "\n\n".join(parts)
 
 
-def _served_table(served: Served, lines: list[list[str]]) -> str:
+def _served_table(served: AsServed, lines: list[list[str]]) -> str:
     return table(["candidate", *map(plain, served.names)], lines)
 
 

@@ -12,11 +12,11 @@ from mergesearch.results.report.data import (
     OBJECTIVE,
     UNTESTED,
     WORSE,
+    AsServed,
     Comparison,
     Figure,
     GuardOutcome,
     Report,
-    Served,
 )
 
 METHOD = (
@@ -147,7 +147,7 @@ def _guard(winner: str, outcome: GuardOutcome) -> str:
     return f"Guard {outcome.task} ({outcome.metric}), on the holdout, + is better: {against}: {outcome.verdict}."
 
 
-def served_cells(served: Served) -> list[list[str]]:
+def served_cells(served: AsServed) -> list[list[str]]:
     """A row for each finalist: its label, then each figure as served, as merged in brackets."""
     rows = []
     for row in served.rows:
@@ -161,7 +161,7 @@ def _both(served: float | None, merged: float | None) -> str:
     return f"{shown[0]} ({shown[1]})"
 
 
-def served_title(served: Served) -> str:
+def served_title(served: AsServed) -> str:
     """What heads the table of the finalists in the form that will be served."""
     return f"As served in {served.form}, on the holdout (as merged in brackets)"
 
