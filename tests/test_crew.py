@@ -140,7 +140,9 @@ def test_a_worker_says_by_its_status_that_none_can_go_on(
         raise SearchFailed("the last 10 all failed") from cause
 
     def search(*_: Any, **__: Any) -> None:
-        Session.run(cast(Any, SimpleNamespace(mend=lambda say: None, search=SimpleNamespace(run=fail))))
+        scorer = SimpleNamespace(close=lambda: None)
+        search = SimpleNamespace(run=fail)
+        Session.run(cast(Any, SimpleNamespace(mend=lambda say: None, search=search, scorer=scorer)))
 
     monkeypatch.setattr(cli, "_search", search)
     monkeypatch.setattr(cli, "_settings", lambda *_: None)

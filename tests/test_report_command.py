@@ -18,7 +18,7 @@ from mergesearch.errors import UserError
 from mergesearch.results.loading import load_run
 from scripts.bench.shared import zoo1
 
-OPTIONS = {"holdout": 0.02, "space__methods": "[linear]"}
+OPTIONS = {"holdout": 0.03, "space__methods": "[linear]"}
 
 
 @pytest.fixture(scope="module")

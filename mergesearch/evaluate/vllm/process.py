@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergesearch import memory
 from mergesearch.errors import UserError
 
 # names the Python that has vLLM, where the configuration does not
@@ -284,7 +285,7 @@ def _share(backend: Backend, device: torch.device) -> float | None:
         return None
     if backend.memory is not None:
         return backend.memory
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = memory.of_device(device)
     return round(free / total / 2, 3)
 
 
