@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 from support.chaos import check, search
-from support.mariadb import Mariadb, mariadb
-from support.postgres import Postgres, postgres
+from support.mariadb import mariadb
+from support.postgres import postgres
+from support.servers import Server
 
 postgresql = pytest.fixture(scope="module")(postgres)
 mysql = pytest.fixture(scope="module")(mariadb)
@@ -39,7 +40,7 @@ def work(*given: Any) -> None:
         os._exit(status)
 
 
-def killed(given: tuple[Any, ...], kills: int, seed: int, restarts: int, server: Postgres | Mariadb | None) -> int:
+def killed(given: tuple[Any, ...], kills: int, seed: int, restarts: int, server: Server | None) -> int:
     """Runs the workers until all is done, killing one at a time at random moments; returns how many were killed."""
     rng, done = random.Random(seed), 0
     moments = sorted(rng.sample(range(1, kills), restarts)) if restarts else []

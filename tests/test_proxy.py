@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.postgres import Postgres, postgres
+from support.postgres import PostgreSQL, postgres
 from support.searches import Engine, Scorer, settings, start
 
 from mergesearch.errors import UserError
@@ -38,7 +38,7 @@ def search(folder: Path, changes: dict[str, Any]) -> Any:
     return start(folder, engine, Slow(engine), patience=patience, search={"trials": TRIALS}, **changes)
 
 
-def test_workers_share_a_run_by_a_proxy_that_is_gone_for_a_while(tmp_path: Path, server: Postgres) -> None:
+def test_workers_share_a_run_by_a_proxy_that_is_gone_for_a_while(tmp_path: Path, server: PostgreSQL) -> None:
     plain = settings(tmp_path / "run", storage=server.url)
     faults: list[BaseException] = []
 
@@ -69,14 +69,14 @@ def test_workers_share_a_run_by_a_proxy_that_is_gone_for_a_while(tmp_path: Path,
     assert [trial.number for trial in there.trials] == [trial.number for trial in found]
 
 
-def test_turns_are_taken_in_the_database(tmp_path: Path, server: Postgres) -> None:
+def test_turns_are_taken_in_the_database(tmp_path: Path, server: PostgreSQL) -> None:
     with serving(settings(tmp_path / "run", storage=server.url), "127.0.0.1", 0) as port:
         read = settings(tmp_path / "run", storage=server.url, storage_proxy=f"127.0.0.1:{port}")
         engine = engine_of(store.open_storage(read, RunFolder(tmp_path / "run")))
     assert engine is not None and engine.dialect.name == "postgresql"
 
 
-def test_what_is_refused(tmp_path: Path, server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused(tmp_path: Path, server: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"storage_proxy.*'host' is no address of a proxy: write it as HOST:PORT"):
         settings(tmp_path / "run", storage=server.url, storage_proxy="host")
     for storage in (None, "sqlite:////shared/study.db"):
@@ -97,7 +97,7 @@ def test_what_is_refused(tmp_path: Path, server: Postgres, monkeypatch: pytest.M
             refused()
 
 
-def test_the_verb_ends_in_order(tmp_path: Path, server: Postgres) -> None:
+def test_the_verb_ends_in_order(tmp_path: Path, server: PostgreSQL) -> None:
     file = tmp_path / "search.yaml"
     file.write_text(settings(tmp_path / "run", storage=server.url).to_yaml())
     command = [sys.executable, "-m", "mergesearch", "proxy", str(file), "--port", "0"]

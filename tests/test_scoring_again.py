@@ -13,11 +13,10 @@ import pytest
 pytest.importorskip("lm_eval")
 
 import optuna
-import yaml
 from support.commands import mergesearch, sets
-from support.evaluate_tiny import make_model, make_tokenizer, write_tasks
+from support.evaluate_tiny import make_model, make_tokenizer
 from support.searches import settings
-from support.tiny_models import fine_tune
+from support.tiny_run import write_tiny_run
 
 from mergesearch import load_run
 from mergesearch.commands.run import Session
@@ -39,29 +38,13 @@ METRICS = {"tiny_choice": "acc", "tiny_copy": "exact_match,word", "tiny_passages
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    write_tasks(folder)
-    for number, name in enumerate(("base", "one", "two")):
-        model = make_model(0)
-        (fine_tune(model, number, 0.05) if number else model).save_pretrained(folder / name)
-        make_tokenizer().save_pretrained(folder / name)
-    data = {
-        "name": "tiny",
-        "base_model": str(folder / "base"),
-        "models": {name: str(folder / name) for name in ("one", "two")},
-        "include_path": str(folder / "tasks"),
-        "tasks": [{"task": task, "metric": metric, "limit": 6} for task, metric in METRICS.items()],
-        "objective": {"scale": "raw"},
-        "guard": [{"task": "tiny_copy", "metric": "length", "max_drop": 0}],
-        "space": {"methods": ["linear"]},
-        "search": {"strategy": "study", "sampler": "tpe", "defaults": False, "trials": 2},
-        "report": {"finalists": 1, "documents": 3},
-        "dtype": "float32",
-        "device": "cpu",
-        "batch_size": 6,
-        "output": str(folder / "run"),
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(data))
-    return folder / "config.yaml"
+    return write_tiny_run(
+        folder,
+        tasks=[{"task": task, "metric": metric, "limit": 6} for task, metric in METRICS.items()],
+        guard=[{"task": "tiny_copy", "metric": "length", "max_drop": 0}],
+        report={"finalists": 1, "documents": 3},
+        output=str(folder / "run"),
+    )
 
 
 @pytest.fixture(scope="module")

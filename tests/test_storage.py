@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
-from support.mariadb import Mariadb, mariadb
+from support.mariadb import MariaDB, mariadb
 from support.searches import INFOS, Engine, Scorer, settings
 
 from mergesearch.config.storage import PASSWORD, expanded
@@ -301,7 +301,7 @@ def test_a_run_that_has_scored_nothing_begins_over_an_empty_file(tmp_path: Path)
 maria = pytest.fixture(scope="module")(mariadb)
 
 
-def test_a_recipe_for_each_tensor_of_a_large_model_has_room_in_mysql(tmp_path: Path, maria: Mariadb) -> None:
+def test_a_recipe_for_each_tensor_of_a_large_model_has_room_in_mysql(tmp_path: Path, maria: MariaDB) -> None:
     """80 kB; Optuna's own columns hold 64 KiB. Also in tables that were there before."""
     recipe = {"rules": [{"match": f"model.layers.{i}.weight", "weights": [0.125] * 8} for i in range(1000)]}
     assert len(json.dumps(recipe)) > 80_000

@@ -13,7 +13,7 @@ import optuna
 import pytest
 import sqlalchemy
 from support.mariadb import mariadb
-from support.postgres import Postgres, postgres
+from support.postgres import PostgreSQL, postgres
 from support.searches import Engine, Scorer, start
 
 from mergesearch.search import store, trials
@@ -72,7 +72,7 @@ def test_a_turn_ends_with_an_error_in_it(tmp_path: Path, url: str | None) -> Non
         pass
 
 
-def test_a_turn_is_gone_with_its_connection_and_the_server_is_waited_for(tmp_path: Path, server: Postgres) -> None:
+def test_a_turn_is_gone_with_its_connection_and_the_server_is_waited_for(tmp_path: Path, server: PostgreSQL) -> None:
     said: list[str] = []
     patience = Patience(60, said.append, sleep=lambda seconds: time.sleep(min(seconds, 0.2)))
     mine, other = (turns(tmp_path / "run", server.url, "gone", patience) for _ in range(2))
@@ -84,7 +84,7 @@ def test_a_turn_is_gone_with_its_connection_and_the_server_is_waited_for(tmp_pat
     assert any("does not answer" in line for line in said) and any("answers again" in line for line in said)
 
 
-def test_workers_share_a_run_over_a_server_that_restarts(tmp_path: Path, server: Postgres) -> None:
+def test_workers_share_a_run_over_a_server_that_restarts(tmp_path: Path, server: PostgreSQL) -> None:
     """Four workers, each as in a process of its own but for the process; nothing is lost, nothing is there twice."""
     trials, folder = 24, tmp_path / "run"
 
@@ -125,7 +125,7 @@ def test_workers_share_a_run_over_a_server_that_restarts(tmp_path: Path, server:
 
 
 def test_what_is_proposed_in_a_turn_that_was_lost_is_not_added(
-    tmp_path: Path, server: Postgres, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server restarts while one worker decides; another decides the same and is faster."""
     patience = Patience(60, lambda text: None, sleep=lambda seconds: time.sleep(min(seconds, 0.2)))

@@ -23,8 +23,9 @@ pytest.importorskip("lm_eval")
 import torch
 import yaml
 from support.commands import Done, mergesearch, sets
-from support.evaluate_tiny import make_model, make_tokenizer, write_tasks
+from support.evaluate_tiny import make_model, make_tokenizer
 from support.tiny_models import ARCHITECTURES, MOE, fine_tune, make_pool
+from support.tiny_run import write_tiny_run
 
 from mergesearch import load_run
 from mergesearch.config import Config, TaskConfig
@@ -42,28 +43,8 @@ GENERATES = {"task": "tiny_copy", "metric": "exact_match,word", "limit": 6}
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tasks(folder)
-    for number, name in enumerate(("base", "one", "two")):
-        model = make_model(0)
-        (fine_tune(model, number, 0.05) if number else model).save_pretrained(folder / name)
-        make_tokenizer().save_pretrained(folder / name)
-    data = {
-        "name": "tiny",
-        "base_model": str(folder / "base"),
-        "models": {name: str(folder / name) for name in ("one", "two")},
-        "include_path": str(folder / "tasks"),
-        "tasks": [GENERATES, {"task": "tiny_choice", "metric": "acc", "limit": 6}],
-        "objective": {"scale": "raw"},
-        "space": {"methods": ["linear"]},
-        "search": {"strategy": "study", "sampler": "tpe", "defaults": False, "trials": 2},
-        "dtype": "float32",
-        "device": "cpu",
-        "batch_size": 6,
-        "backend": "vllm",
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(data))
-    return folder / "config.yaml"
+    tasks = [GENERATES, {"task": "tiny_choice", "metric": "acc", "limit": 6}]
+    return write_tiny_run(tmp_path_factory.mktemp("tiny"), tasks=tasks, backend="vllm")
 
 
 @pytest.fixture

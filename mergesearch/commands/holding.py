@@ -172,7 +172,7 @@ def engine_of(pool: Pool, dtype: str, holding: Holding, score_as: str | None = N
     Raises:
         UserError: that form cannot be had here.
     """
-    filed = FileForm(score_as) if score_as and is_filed(score_as) else None
+    filed = FileForm(score_as) if is_filed(score_as) else None
     served = Served(score_as) if score_as and not filed else None
     return Engine(pool, dtype, kept=holding.kept, served=served, filed=filed)
 
@@ -183,7 +183,7 @@ def check_written(form: str | None, survey: Survey) -> None:
     Raises:
         UserError: why.
     """
-    if form is not None and is_filed(form):
+    if is_filed(form):
         FileForm(form).check(survey.blank)
 
 

@@ -44,7 +44,7 @@ _FILED_AT_ONCE = 8
 
 def filed(form: str | None) -> str:
     """Of finalists as files for llama.cpp; empty where they are served as they are scored."""
-    return f"-{file_type(form)}" if form is not None and is_filed(form) else ""
+    return f"-{file_type(form)}" if is_filed(form) else ""
 
 
 # --- on what, and what that costs -------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ class Asker:
     def of(self, model: Any) -> Scorer:
         """A scorer of another model on all of the holdout."""
         tasks, holdout = self._tasks
-        plain = self.run.pinned.model_copy(update={"scoring": "lm_eval", "attn_implementation": None})
+        plain = self.run.pinned.by_lm_eval.model_copy(update={"attn_implementation": None})
         return scorer_of(plain, model, self.engine.pool.tokenizer, tasks, holdout, batch_size=_FILED_AT_ONCE)
 
     @property

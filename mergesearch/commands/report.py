@@ -28,6 +28,7 @@ from mergesearch.commands.holdout import (
 from mergesearch.commands.originals import Originals
 from mergesearch.commands.story import report_file
 from mergesearch.config import Config
+from mergesearch.config.served import is_filed
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scores import Scores
@@ -184,9 +185,9 @@ def _as_files(
     most: int | None,
 ) -> AsServed | None:
     """The finalists as files for llama.cpp, where that is how they are served."""
-    suffix = filed(config.score_as)
-    if config.score_as is None or not suffix:
+    if not is_filed(config.score_as):
         return None
+    suffix = filed(config.score_as)
     tasks = tuple(chosen.winner.scores)
 
     def figures(scores: Scores | None) -> tuple[float | None, ...]:

@@ -71,7 +71,7 @@ def score_model(
     originals.check(tasks, originals.named(_references(model)))
     settled = _noted(config, say, SETTLED)
     live, tokenizer, holding = _live(model, config, tasks, documents, settled)
-    scorer = scorer_of(_plain(config), live, tokenizer, tasks, documents, batch_size=batch_size_of(config, settled))
+    scorer = scorer_of(config.by_lm_eval, live, tokenizer, tasks, documents, batch_size=batch_size_of(config, settled))
     settled_with(config, scorer, holding, settled)
     return scorer.score()
 
@@ -89,7 +89,7 @@ def score_recipes(candidates: Mapping[str, Recipe], config: Config, on: str = HO
     holding = holding_of(config, survey, length_of(config, survey, tasks, documents), settled)
     engine = engine_of(load_pool(config, survey, holding), config.dtype, holding, config.score_as)
     rows = batch_size_of(config, settled)
-    scorer = scorer_of(_plain(config), engine.model, engine.pool.tokenizer, tasks, documents, batch_size=rows)
+    scorer = scorer_of(config.by_lm_eval, engine.model, engine.pool.tokenizer, tasks, documents, batch_size=rows)
     settled_with(config, scorer, holding, settled)
     scores = {}
     for name, recipe in candidates.items():
@@ -111,11 +111,6 @@ def json_of(scores: Scores, model: str, on: str) -> str:
     """The scores as JSON; `model` and `on` as `score_model` got them."""
     tasks = {task: score.to_data() for task, score in scores.tasks.items()}
     return json.dumps({"model": model, "on": on, "seconds": scores.seconds, "tasks": tasks}, indent=2)
-
-
-def _plain(config: Config) -> Config:
-    """With lm-eval's own model: what is printed the `lm_eval` command gives too."""
-    return config.by_lm_eval
 
 
 def _noted(config: Config, say: Callable[[str], None], key: str = DIGESTS) -> Mapping[str, Any]:

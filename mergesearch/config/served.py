@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 from mergesearch.errors import nearest
 
@@ -59,7 +59,7 @@ def check_form(form: object) -> None:
     raise ValueError(f"unknown form {name!r}: {hint}(known: {', '.join(_FORMS)})")
 
 
-def is_filed(form: str | None) -> bool:
+def is_filed(form: str | None) -> TypeGuard[str]:
     """Whether a form is a file for llama.cpp: candidates are scored as merged, and finalists in both."""
     return form is not None and form.startswith(_FILED)
 

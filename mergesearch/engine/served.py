@@ -29,7 +29,7 @@ def check_served(form: str | None) -> None:
     Raises:
         UserError: torchao, or what makes and reads files for llama.cpp, is not installed.
     """
-    if form is not None and is_filed(form):
+    if is_filed(form):
         check_filed(form)
     elif form is not None and importlib.util.find_spec("torchao") is None:
         raise UserError(f"score_as is {form}, which needs torchao: pip install 'mergesearch[torchao]'")

@@ -47,8 +47,8 @@ def agree(study: optuna.Study, mine: Mapping[str, str]) -> dict[str, str]:
     refused = {kind: noted[kind] for kind, by in mine.items() if by == LM_EVAL and noted.get(kind, LM_EVAL) != LM_EVAL}
     if refused:
         raise UserError(
-            f"this worker cannot score {in_words(refused)} as the run's other workers do, by token tries (its log says "
-            "why), and figures of two kinds are not compared: use a machine like theirs, or begin a run with "
+            f"this worker cannot score {in_words(refused)} as the run's other workers do, by {means(refused)} (its log "
+            "says why), and figures of two kinds are not compared: use a machine like theirs, or begin a run with "
             "`scoring: lm_eval`"
         )
     if not mine.keys() <= noted.keys():

@@ -260,8 +260,10 @@ class Presence:
         if host_of(worker) == self.host:
             return self._is_gone_here(worker, every)
         sign = every().get(worker)
+        if sign is not None:
+            return self._is_silent(sign)
         # of a version that gave no signs there may still be a lock
-        return self._is_silent(sign) if sign is not None else self._path(worker).exists() and self._is_left(worker)
+        return self._path(worker).exists() and self._is_left(worker, every)
 
     def _others(self, every: Mapping[str, Sign]) -> set[str]:
         known = {path.stem for path in self.folder.workers.glob("*.lock")}
@@ -276,7 +278,7 @@ class Presence:
         sign = every().get(worker)  # another host may have this one's name, and a folder of its own
         return sign is None or self._is_silent(sign)
 
-    def _is_left(self, worker: str, every: Callable[[], Mapping[str, Sign]] = dict) -> bool:
+    def _is_left(self, worker: str, every: Callable[[], Mapping[str, Sign]]) -> bool:
         """Whether nobody holds a worker's lock any more; its file is removed, and its sign then says so."""
         try:
             with FileLock(self._path(worker), timeout=0):

@@ -89,7 +89,8 @@ class Search:
         hung: told, from another thread, why a trial was given up at which this worker may be stuck for ever; ends the
             process.
         patience: how long a storage that fails is asked again; `PATIENCE` seconds unless another is given.
-        turn: told of each turn that this worker had, as `Turns` tells it.
+        turn: told of each turn that this worker had, as `Turns` tells it, and as "idle" of each wait for what other
+            workers are at.
         device: where candidates live, for the record.
         doing: says in a few words what is done for the trial at work, for whoever watches.
     """
@@ -126,6 +127,7 @@ class Search:
         self._finished = finished
         self._say = say
         self._hung = hung
+        self._turn = turn
         self._watchdog = Watchdog(config.search.trial_timeout, self._give_up)
         self._machine, self._doing = machine(device), doing
         self._races = self._racing(config.racing) if config.racing else None
@@ -210,6 +212,7 @@ class Search:
                         trials.write(handle, worker=presence.id, taken=datetime.now(), **self._losses(left))
                         return handle
             time.sleep(WAIT_SECONDS)
+            self._turn("idle", WAIT_SECONDS, 0.0)
 
     def _left_behind(self, presence: Presence, history: History) -> Trial | None:
         """The first trial at work whose worker has ended."""

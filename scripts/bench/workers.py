@@ -4,9 +4,10 @@
     python -m scripts.bench.workers --storage sqlite postgresql://me@127.0.0.1/runs proxy:postgresql://me@127.0.0.1/runs
 
 The workers are processes of this host with the real study, storage and sampler; what they build and score is a sleep,
-of the durations that trials have (log-normal around `--seconds`, a spread of a third). A worker's time falls into four:
-asleep (the work), its own CPU (history, sampler), waiting for its turn, and waiting for the storage and the machine,
-which is all the rest. Shares are of a worker's whole time from its first trial to its last. For more workers than were
+of the durations that trials have (log-normal around `--seconds`, a spread of a third). A worker's time falls into five:
+asleep (the work), its own CPU (history, sampler), idle (until the base and the models are scored there is nothing to
+propose, so who comes later waits, once a run), waiting for its turn, and waiting for the storage and the machine, which
+is all the rest. Shares are of a worker's whole time from its first trial to its last. For more workers than were
 run, the wait for a turn is computed from how long a turn lasts, as a queue with one server (Pollaczek and Khinchine,
 constant service), and is said to be. Many workers know less when they propose than one does, so what a search of so
 many finds in equally many trials is printed too: the score without noise of the recipe that scored best.
@@ -56,8 +57,8 @@ COMPUTED = (64, 256)
 PROXY = "proxy:"
 QUALITY = 0.5  # seconds of a trial where only what is found counts
 TITLES = (
-    "workers", "trials", "trials an hour", "turn", "storage and machine", "own CPU", "waiting in all", "a turn lasts",
-    "CPU a trial",
+    "workers", "trials", "trials an hour", "idle", "turn", "storage and machine", "own CPU", "waiting in all",
+    "a turn lasts", "CPU a trial",
 )  # fmt: skip
 FORK = multiprocessing.get_context("fork")
 
@@ -153,10 +154,11 @@ class Spent:
     turns: float
     lasted: float  # all of its turns together
     taken: int  # turns
+    idle: float = 0.0  # until the base and the models are scored
 
     @property
     def rest(self) -> float:
-        return max(0.0, self.whole - self.asleep - self.cpu - self.turns)
+        return max(0.0, self.whole - self.asleep - self.cpu - self.turns - self.idle)
 
 
 def settings(folder: Path, name: str, trials: int, storage: Storage, seed: int = 0) -> Config:
@@ -179,13 +181,15 @@ def work(folder: Path, name: str, trials: int, storage: Storage, seed: int, seco
     if storage.url is not None:  # others then go by its signs of life, and not by its lock
         socket.gethostname = lambda: f"host{os.getpid()}"
     config, stand_in = settings(folder, name, trials, storage, seed), Sleeps(seconds)
-    turns = {"waited": 0.0, "lasted": 0.0, "taken": 0}
+    turns = {"waited": 0.0, "lasted": 0.0, "taken": 0, "idle": 0.0}
 
     def turn(what: str, waited: float, lasted: float) -> None:
         if what == "take":
             turns["waited"] += waited
             turns["lasted"] += lasted
             turns["taken"] += 1
+        elif what == "idle":
+            turns["idle"] += waited
 
     ended: list[int] = []
     space = SearchSpace(config, INFOS, LAYERS)
@@ -196,7 +200,8 @@ def work(folder: Path, name: str, trials: int, storage: Storage, seed: int, seco
     begun, cpu = time.monotonic(), time.process_time()
     search.run()
     whole, cpu = time.monotonic() - begun, time.process_time() - cpu
-    told.put(Spent(len(ended), whole, stand_in.slept, cpu, turns["waited"], turns["lasted"], int(turns["taken"])))
+    of_turns = turns["waited"], turns["lasted"], int(turns["taken"])
+    told.put(Spent(len(ended), whole, stand_in.slept, cpu, *of_turns, turns["idle"]))
 
 
 def measured(workers: int, each: int, seconds: float, storage: Storage, seed: int = 0) -> tuple[list[Spent], float]:
@@ -238,12 +243,13 @@ def quality(workers: int, given: argparse.Namespace, storage: Storage) -> list[s
 def row(workers: int, spent: list[Spent]) -> list[str]:
     whole = sum(one.whole for one in spent)
     trials = max(1, sum(one.trials for one in spent))
-    share = [sum(getattr(one, key) for one in spent) / whole for key in ("turns", "rest", "cpu")]
+    share = [sum(getattr(one, key) for one in spent) / whole for key in ("turns", "rest", "cpu", "idle")]
     hour = trials / max(one.whole for one in spent) * 3600
     lasted = sum(one.lasted for one in spent) / max(1, sum(one.taken for one in spent))
     return [
-        str(workers), str(trials), f"{hour:.0f}", *(f"{x:.2%}" for x in share), f"{share[0] + share[1]:.2%}",
-        f"{lasted * 1000:.0f} ms", f"{statistics.median(one.cpu / max(1, one.trials) for one in spent):.2f} s",
+        str(workers), str(trials), f"{hour:.0f}", f"{share[3]:.2%}", *(f"{x:.2%}" for x in share[:3]),
+        f"{share[0] + share[1]:.2%}", f"{lasted * 1000:.0f} ms",
+        f"{statistics.median(one.cpu / max(1, one.trials) for one in spent):.2f} s",
     ]  # fmt: skip
 
 
@@ -253,6 +259,12 @@ def computed(workers: int, lasted: float, seconds: float) -> list[str]:
     wait = busy * lasted / (2 * (1 - busy)) if busy < 1 else float("inf")
     said = "the turns are used up" if busy >= 1 else f"{wait * 1000:.0f} ms, {wait / seconds:.2%}"
     return [str(workers), f"{busy:.0%}", said]
+
+
+def _shown(storage: str) -> str:
+    """A storage as --storage names it, without its password."""
+    url = storage.removeprefix(PROXY)
+    return storage[: len(storage) - len(url)] + without_passwords(url)
 
 
 def main() -> None:
@@ -269,13 +281,15 @@ def main() -> None:
     lines = [
         "# Many workers: what they wait for", "",
         f"`python -m scripts.bench.workers --workers {' '.join(map(str, given.workers))} --seconds {given.seconds:g} "
-        f"--each {given.each}`; {date.today()}; all on one host of 2 cores; {versions}.", "",
+        f"--each {given.each} --storage {' '.join(map(_shown, given.storage))} --trials {given.trials} "
+        f"--seeds {given.seeds}`; {date.today()}; all on one host of 2 cores; {versions}.", "",
         "Where the storage is a server, each worker has a host name of its own, so that they go by signs of life.", "",
-        "Shares of a worker's time, from its first trial to its last. *Turn*: until it might take a trial. *Storage",
-        "and machine*: all that is neither sleep nor CPU nor a turn, so also what 2 cores cannot do at once.", "",
+        "Shares of a worker's time, from its first trial to its last. *Idle*: nothing to propose until the base and",
+        "the models are scored, once a run. *Turn*: until it might take a trial. *Storage and machine*: all else that",
+        "is neither sleep nor CPU, so also what 2 cores cannot do at once. *Waiting in all*: these two.", "",
     ]  # fmt: skip
     for storage in given.storage:
-        shown = without_passwords(storage).partition("://")[0]
+        shown = _shown(storage).partition("://")[0]
         lines += [f"## {shown}", "", "| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|"]
         lasted = 0.0
         with storage_of(storage) as there:
