@@ -143,8 +143,8 @@ class EngineProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         self._shared = _shared_file()
         self._size = 0
-        memory = _share(backend, device)
-        told = {**options, **({} if memory is None else {"gpu_memory_utilization": memory}), **backend.options}
+        share = _share(backend, device)
+        told = {**options, **({} if share is None else {"gpu_memory_utilization": share}), **backend.options}
         # -P: this folder is not to be searched for modules
         command = [backend.python, "-P", "-u", str(_SERVER), str(self._shared)]
         try:
