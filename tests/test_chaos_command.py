@@ -1,0 +1,104 @@
+"""Workers of the real command on real models, killed at random moments: what they leave is a whole run with a winner.
+
+tests/test_chaos.py does the same with stand-ins, on every storage. The short form: `-m slow`, the long one: `-m chaos`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import yaml
+from faults import world as worlds
+
+from mergesearch import load_run, merge, score
+
+WORKERS = 4
+# processes that have everything imported, forked from one that does nothing else
+FORKSERVER = multiprocessing.get_context("forkserver")
+PRELOADED = ["mergesearch.cli", "mergesearch.commands.run", "mergesearch.commands.report", "lm_eval.tasks"]
+WEIGHTS = "model.safetensors"
+
+
+def work(config: str, log: str) -> None:
+    """`mergesearch worker CONFIG`, with what it says in a file."""
+    from mergesearch import cli
+
+    with open(log, "a", buffering=1) as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    sys.argv = ["mergesearch", "worker", config]
+    os._exit(cli.status())
+
+
+def killed(config: Path, log: Path, kills: int, seed: int) -> int:
+    """Runs the workers until all is done, killing one at a time at random moments; returns how many were killed."""
+    rng, done = random.Random(seed), 0
+
+    def begin() -> BaseProcess:
+        process = FORKSERVER.Process(target=work, args=(str(config), str(log)))
+        process.start()
+        return process
+
+    at_work = [begin() for _ in range(WORKERS)]
+    while done < kills and any(process.exitcode != 0 for process in at_work):
+        time.sleep(rng.uniform(0.1, 5.0))
+        place = rng.randrange(WORKERS)
+        process = at_work[place]
+        assert process.exitcode in (None, 0), log.read_text()
+        if process.exitcode == 0:
+            continue
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        done += 1
+        at_work[place] = begin()
+    for process in at_work:
+        process.join(timeout=600)
+    assert [process.exitcode for process in at_work] == [0] * WORKERS, log.read_text()
+    return done
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    world = worlds.make(tmp_path / "world")
+    data = {**world.config, "output": str(tmp_path / "run"), "scoring": "lm_eval"}
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return file
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("trials", "kills"),
+    [pytest.param(12, 3, marks=pytest.mark.slow), pytest.param(200, 100, marks=pytest.mark.chaos)],
+)
+def test_the_winner_is_whole(config: Path, tmp_path: Path, trials: int, kills: int) -> None:
+    data = yaml.safe_load(config.read_text())
+    data["search"]["trials"] = trials
+    config.write_text(yaml.safe_dump(data))
+    FORKSERVER.set_forkserver_preload(PRELOADED)
+    log = tmp_path / "log"
+    assert killed(config, log, kills, seed=trials) >= 1
+    run = load_run(tmp_path / "run")
+    records = run.records
+    states = Counter(record.state for record in records)
+    assert states == {"complete": len(records)}, [record.error for record in records if record.error]
+    assert sum(record.strategy == "random" for record in records) == trials
+    assert sorted(record.name for record in records if record.name) == ["a", "average", "b", "base"]
+    assert set(Counter(record.recipe_id for record in records).values()) == {1}
+    best = run.best()
+    assert best is not None
+    out = merge(run.folder.best / "recipe.yaml", tmp_path / "again")
+    assert (out / WEIGHTS).read_bytes() == (run.folder.best / WEIGHTS).read_bytes()
+    again = score(run.folder.best, run.config)
+    assert {task: one.value for task, one in again.tasks.items()} == {t: one.value for t, one in best.scores.items()}
+    assert [path for path in run.folder.path.rglob(".*partial*")] == []
