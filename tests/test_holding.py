@@ -27,7 +27,19 @@ from mergesearch.engine.residency import Needs, needs_of, residency
 from mergesearch.evaluate import batch_size
 from mergesearch.evaluate.batch_size import Length, appetite, settle
 from mergesearch.recipe import Rule, read
+from mergesearch.schema import validate
 from scripts.bench.shared import pools
+
+
+def test_a_winner_without_room_is_told_before_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = make_pool(tmp_path, "llama")
+    data = {"name": "small", "base_model": given.base, "models": given.models, "tasks": [{"task": "any"}]}
+    settings = validate(config.Config, {**data, "output": str(tmp_path / "run")}, "here")
+    survey = holdings.survey_of(settings)
+    assert holdings.winners_room(settings, survey) is None
+    monkeypatch.setattr(holdings.disks, "free", lambda path: 2**10)
+    lacking = holdings.winners_room(settings, survey)
+    assert lacking is not None and f"{tmp_path / 'run'} has 0.0 GiB left: free some" in lacking
 
 
 def test_check_reads_no_weights_and_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,6 +270,10 @@ def test_a_damaged_study_names_its_file_and_no_url(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is damaged") as caught:
             opened()
         assert str(file) in str(caught.value) and "URL" not in str(caught.value) and "\n" not in str(caught.value)
+        assert "best/" not in str(caught.value)
+    (tmp_path / "run" / "best").mkdir()
+    with pytest.raises(UserError, match="the winner in best/ beside it is no part of it"):
+        load_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("left", ["empty", "gone", "another"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mergesearch import crashes
+from mergesearch import crashes, disks
 from mergesearch.checkpoints import Pool, Survey, choose_device
 from mergesearch.commands.inputs import PROVISIONAL, scorer_of
 from mergesearch.commands.probe import learns
@@ -74,6 +74,17 @@ def holding_of(
         if noted.fits:
             return noted
     return residency(needs, config.device, config.memory)
+
+
+def winners_room(config: Config, survey: Survey) -> str | None:
+    """A sentence where the winner's files have no room under the run folder by now; a night may change that."""
+    size, free = needs_of(survey, DTYPES[config.dtype]).candidate, disks.free(config.folder)
+    if size <= free:
+        return None
+    return (
+        f"the winner will take {size / 2**30:.1f} GiB, and {config.folder} has {free / 2**30:.1f} GiB left: free some "
+        "before the run ends, or set output to another disk"
+    )
 
 
 def alone(config: Config, survey: Survey, length: Length, settled: Mapping[str, Any]) -> Needs:

@@ -21,6 +21,7 @@ from mergesearch.commands.holding import (
     load_pool,
     settled_with,
     survey_of,
+    winners_room,
 )
 from mergesearch.commands.hooks import BestHook
 from mergesearch.commands.inputs import (
@@ -219,6 +220,8 @@ def prepare(
     originals.watch()
     survey = survey_of(loading)
     check_written(config.score_as, survey)
+    if (lacking := winners_room(config, survey)) is not None:
+        say(f"note: {lacking}")
     searched = {label: part.search for label, part in documents.items()}
     settled = (store.noted(there, SETTLED) if there else None) or {}
     holding = holding_of(config, survey, length_of(config, survey, tasks, searched), settled, searched)

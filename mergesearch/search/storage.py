@@ -55,6 +55,8 @@ PACKAGES = {
     "pymysql": "PyMySQL",
     "mysql": "mysql-connector-python",
 }
+# the folder beside the run's own file that holds the winner
+WINNER = "best"
 _FULL = ("disk is full", "no space left", "disk full", "quota exceeded")
 _DAMAGED = ("malformed", "not a database", "file is encrypted", "disk image")
 _READ_ONLY = ("readonly", "read-only")
@@ -266,7 +268,8 @@ def _of_file(file: Path, error: BaseException) -> str | None:
     if _says(error, *_FULL):
         return f"the disk with {file} is full: free some space; what was scored is kept, and the same command goes on"
     if _says(error, *_DAMAGED):
-        return f"{file} is damaged ({reason(error)}): put a copy of it back, or set output and name to new ones"
+        kept = "; the winner in best/ beside it is no part of it" if (file.parent / WINNER).is_dir() else ""
+        return f"{file} is damaged ({reason(error)}): put a copy of it back, or set output and name to new ones{kept}"
     if _says(error, *_READ_ONLY):
         return f"{file} may not be written: give yourself the right to, or set output to another folder"
     if _says(error, *_GONE):

@@ -25,6 +25,7 @@ from mergesearch.errors import StorageError, UserError
 from mergesearch.schema import read_yaml, validate
 from mergesearch.search.objective import Objective
 from mergesearch.search.storage import (
+    WINNER,
     Location,
     Patience,
     asked_again,
@@ -133,7 +134,7 @@ class RunFolder:
     @property
     def best(self) -> Path:
         """Where `mergesearch run` leaves the winner."""
-        return self.path / "best"
+        return self.path / WINNER
 
     @property
     def fresh(self) -> Path:
