@@ -354,7 +354,9 @@ def parity(model: Any, tokenizer: Any, tasks: Any, chosen: Any, ours: Scorer, th
         return "equal"
     difference = np.abs(_values(found) - _values(wanted))
     if model.dtype == torch.float32:
-        assert difference.max() <= 1e-4, f"log-likelihoods differ by {difference.max()}"
+        # sums over many tokens of a large model are rounded in other orders: lm-eval's own differ so by batch size
+        allowed = 1e-4 + 1e-5 * np.abs(_values(wanted))
+        assert (difference <= allowed).all(), f"log-likelihoods differ by {difference.max()}"
         assert figures[0] == figures[1], figures
         return f"max {difference.max():.1e}; acc equal"
     return _half(model, tokenizer, tasks, chosen, requests, _values(found), _values(wanted), scores, figures)
