@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mergesearch.results.record import Record
     from mergesearch.space import SearchSpace
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CandidateError": "errors",
