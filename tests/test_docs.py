@@ -71,7 +71,9 @@ def test_the_readme_is_short_and_in_order() -> None:
         "The first command", "Your own models", "What the winner is worth", "How it compares", "What it needs",
         "Where to read on",
     )]  # fmt: skip
-    assert text.index("](results/search-real.png)") < places[0] < text.index("](docs/pictures/terminal.svg)") < places[1]
+    assert (
+        text.index("](results/search-real.png)") < places[0] < text.index("](docs/pictures/terminal.svg)") < places[1]
+    )
     assert places == sorted(places)
 
 
