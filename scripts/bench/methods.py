@@ -69,8 +69,8 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
     def run(folder: str, more: dict[str, str]) -> tuple[configuration.Config, Run]:
         settings = {
-            "name": f"methods-{folder.replace('+', '-')}", "search.defaults": "false", "dtype": "float32", "report.at_end": "false",
-            "output": args.folder / folder, **more,
+            "name": f"methods-{folder.replace('+', '-')}", "search.defaults": "false", "dtype": "float32",
+            "report.at_end": "false", "output": args.folder / folder, **more,
         }  # fmt: skip
         read = configuration.read(args.config, [f"{key}={value}" for key, value in settings.items()])
         tasks = [task.model_copy(update={"limit": args.documents}) for task in read.tasks]
