@@ -337,8 +337,8 @@ def test_the_report_compares_seed_by_seed_at_equal_cost():
     found = search_report.differences(curves["auto"], curves["cmaes"])
     assert [spent for spent, _ in found] == [12, 40]
     assert [difference for _, difference in found] == pytest.approx([0.5, 0.1])
-    assert search_report.reach_cells(curves["auto"], curves["cmaes"]) == "1 of 2 | 12 | 0.300"
-    assert search_report.reach_cells(curves["auto"], {}) == "– | – | –"
+    assert search_report.reach_cells(curves["auto"], curves["cmaes"]) == ("1 of 2", "12", "0.300")
+    assert search_report.reach_cells(curves["auto"], {}) == ("–", "–", "–")
 
 
 def test_what_is_left_out_of_auto_is_compared_with_auto():

@@ -15,10 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from mergesearch.results.report import Report
+from scripts.bench.shared import tables
 from scripts.bench.shared.simulated import World, claims_any, simulate
 
 EQUAL = [World(n, differ) for n, differ in ((50, 0.08), (200, 0.08), (200, 0.3), (1000, 0.02), (1000, 0.08))]
 GAIN = [World(1000, differ, gain=0.03) for differ in (0.04, 0.06, 0.08, 0.1, 0.15, 0.2)]
+
+
+TITLES = (
+    *("holdout documents", "differ", "true gain", "claims an improvement over any reference", "over both"),
+    "coverage",
+)
 
 
 def main() -> None:
@@ -35,23 +42,21 @@ def main() -> None:
         "documents on which two equal candidates differ; *coverage* counts the 95 % intervals of the winner's "
         "differences that hold the true gain.",
         "",
-        "| holdout documents | differ | true gain | claims an improvement over any reference | over both | coverage |",
-        "|---|---|---|---|---|---|",
     ]
+    rows = []
     for world in [*EQUAL, *GAIN]:
         found = [simulate(world, seed, arguments.draws) for seed in range(arguments.searches)]
-        lines.append(_line(world, found))
-        print(lines[-1], file=sys.stderr, flush=True)
+        rows.append(_row(world, found))
+        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    lines += tables.table(TITLES, rows)
     arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _line(world: World, found: list[Report]) -> str:
+def _row(world: World, found: list[Report]) -> list[str]:
     claimed = np.mean([claims_any(report) for report in found])
     both = np.mean([report.improvement for report in found])
-    return (
-        f"| {world.documents} | {world.differ:.0%} | {world.gain:.0%} | {claimed:.1%} | {both:.1%} "
-        f"| {np.mean(list(_covered(world, found))):.1%} |"
-    )
+    shares = [f"{claimed:.1%}", f"{both:.1%}", f"{np.mean(list(_covered(world, found))):.1%}"]
+    return [str(world.documents), f"{world.differ:.0%}", f"{world.gain:.0%}", *shares]
 
 
 def _covered(world: World, found: list[Report]):

@@ -43,6 +43,7 @@ from mergesearch.evaluate.tasks import load
 from mergesearch.mergekit.exporting import export
 from mergesearch.search.machine import machine
 from scripts.bench.scoring import TASKS, write_tasks
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
 PAGE = Path(__file__).parents[2] / "results" / "candidate.md"
@@ -292,16 +293,16 @@ def page(given: argparse.Namespace, rows: Mapping[str, Seconds]) -> Iterator[str
 
 Tasks of {given.documents} documents each: {many} (scripts/bench/scoring.py). Seconds on the wall / of the processor,
 medians of turns; all ways score alike, but for one document a task at most.
-
-| way | {" | ".join(PARTS)} | all | times mergesearch's, wall | processor |
-{"|---" * 8}|"""
+"""
+    table = []
     for way, parts in rows.items():
         whole = [sum(part[clock] for part in parts.values()) for clock in (0, 1)]
         cells = [f"{parts[p][0]:.2f} / {parts[p][1]:.2f}" if p in parts else "-" for p in PARTS]
         if BOTH in parts:
             cells[PARTS.index("log-likelihood")] = f"{parts[BOTH][0]:.2f} / {parts[BOTH][1]:.2f}, with generation"
         times = [f"{whole[clock] / ours[clock]:.1f}" for clock in (0, 1)]
-        yield f"| {way} | " + " | ".join(cells) + f" | {whole[0]:.2f} / {whole[1]:.2f} | " + " | ".join(times) + " |"
+        table.append([way, *cells, f"{whole[0]:.2f} / {whole[1]:.2f}", *times])
+    yield from tables.table(("way", *PARTS, "all", "times mergesearch's, wall", "processor"), table)
     if given.device == "cpu":
         yield from ["", "On an H100, with the shapes of Qwen2.5-1.5B and 7B: not measured."]
     yield from notes_of(given.out)

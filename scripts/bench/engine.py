@@ -37,6 +37,7 @@ from torch import Tensor
 from mergesearch import memory, methods
 from mergesearch.engine import kernels
 from mergesearch.engine.kernels.exact import exact_division
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -579,7 +580,7 @@ def _table(part: str, machine: str, rows: Sequence[dict[str, str]]) -> str:
     head = ("method", "s", "GB/s", "share", "goal", "mergekit 0.1.5, s", "times", "goal", "first, s", "new density, s",
             "kept, MiB", "peak", "first peak", "equal")  # fmt: skip
     body = [_line(r, theirs) for r in sorted(ours, key=lambda r: r["method"])]
-    return f"{words}\n\n{grid(head, body)}"
+    return f"{words}\n\n{chr(10).join(tables.table(head, body))}"
 
 
 def _line(r: dict[str, str], theirs: dict[str, float]) -> list[str]:
@@ -616,12 +617,8 @@ def _scaling(rows: Sequence[dict[str, str]]) -> list[str]:
                 for r in sorted(alike, key=lambda r: (r["method"], int(r["models"]), int(r["parameters"])))
             ]  # fmt: skip
             head = ("method", "models", "parameters", "s", "GB/s", "share of copy", "first, s")
-            parts.append(f"## {title}: {device}\n\n{machine}.\n\n{grid(head, body)}")
+            parts.append(f"## {title}: {device}\n\n{machine}.\n\n{chr(10).join(tables.table(head, body))}")
     return parts
-
-
-def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
 
 
 def main() -> None:

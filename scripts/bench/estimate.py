@@ -23,10 +23,12 @@ from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History, settled_at
 from mergesearch.search.store import open_run
 from mergesearch.search.worker import machine
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
 AFTER = (1, 3, 5)  # trials; and half of them
 WITHIN = 1.5
+MOMENTS = (*(f"after {count}" for count in AFTER), "after half")
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ def main() -> None:
         "What was estimated after so many trials / what the rest took, in seconds, and the ratio of the two. Loading",
         "and writing the winner are no part of either.",
         "",
-        "| run | trials | after 1 | after 3 | after 5 | after half |",
-        "|---|---|---|---|---|---|",
-        *(_line(run.name, trials, found) for run, (trials, found) in rows.items()),
+        *tables.table(
+            ("run", "trials", *MOMENTS), [[run.name, trials, *_cells(found)] for run, (trials, found) in rows.items()]
+        ),
         "",
         *_summary([found for _, found in rows.values()]),
         *notes_of(arguments.out),
@@ -115,19 +117,18 @@ def _machine(run: Path) -> dict[str, str]:
     return {name: version for name, version in noted.items() if (name, version) != ("device", "cpu")}
 
 
-def _line(name: str, trials: int, found: Sequence[Replayed | None]) -> str:
-    cells = ["-" if each is None else f"{each.estimated:.0f} / {each.taken:.0f}: {each.ratio:.2f}" for each in found]
-    return f"| {name} | {trials} | " + " | ".join(cells) + " |"
+def _cells(found: Sequence[Replayed | None]) -> list[str]:
+    return ["-" if each is None else f"{each.estimated:.0f} / {each.taken:.0f}: {each.ratio:.2f}" for each in found]
 
 
 def _summary(rows: Sequence[Sequence[Replayed | None]]) -> list[str]:
     """The median and the worst factor over the runs, for each moment."""
-    lines = ["| factor over the runs | after 1 | after 3 | after 5 | after half |", "|---|---|---|---|---|"]
+    lines = []
     columns = [[each.factor for each in column if each is not None] for column in zip(*rows, strict=True)]
     for name, of in (("median", statistics.median), ("worst", max)):
-        lines.append(f"| {name} | " + " | ".join(f"{of(column):.2f}" if column else "-" for column in columns) + " |")
+        lines.append([name, *(f"{of(column):.2f}" if column else "-" for column in columns)])
     within = [f"{sum(factor <= WITHIN for factor in column)} of {len(column)}" for column in columns]
-    return [*lines, f"| within {WITHIN} | " + " | ".join(within) + " |"]
+    return tables.table(("factor over the runs", *MOMENTS), [*lines, [f"within {WITHIN}", *within]])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from mergesearch.evaluate.tries.memory import pack_length
 from mergesearch.evaluate.tries.probe import Distances, distances, packing
 from mergesearch.evaluate.tries.trie import Query
 from scripts.bench.scoring import plain_words, random_llama
+from scripts.bench.shared import tables
 
 AT_ONCE = 24
 SIZES = {
@@ -140,7 +141,6 @@ def sums(parts: Sequence[Distances]) -> str:
 def page(rows: Sequence[Sequence[str]], emulate: bool) -> str:
     titles = ["model", "requests", "logits packed", "logits plain", "nats packed", "nats packed, head in float32"]
     titles += ["nats plain (lm-eval)", "the check at the start"]
-    lines = [titles, ["---"] * len(titles), *rows]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lm-eval"))
     head = [
         "# Token tries in bfloat16: how far from float32",
@@ -154,7 +154,7 @@ def page(rows: Sequence[Sequence[str]], emulate: bool) -> str:
         "side by side and once on cached beginnings.",
         "",
     ]
-    return "\n".join([*head, *("| " + " | ".join(line) + " |" for line in lines)]) + "\n"
+    return "\n".join([*head, *tables.table(titles, rows)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from lm_eval.api.instance import Instance
 from mergesearch.evaluate.model import CONTINUOUS, TRIES, RememberingLM
 from mergesearch.evaluate.tries import TrieLM
 from scripts.bench.scoring import SHAPES, device_name, plain_words, pretrained, random_llama, random_qwen
+from scripts.bench.shared import tables
 
 WAYS = ("lm-eval", "batches", "continuous batching")
 KINDS = {"batches": TRIES, "continuous batching": CONTINUOUS}
@@ -157,8 +158,7 @@ def page(lines: Sequence[Sequence[str]], arguments: argparse.Namespace) -> str:
         f"lm-eval at the best of the batch sizes {', '.join(map(str, arguments.batch_sizes))}.",
         "",
     ]
-    table = [titles, ["---"] * len(titles), *lines]
-    return "\n".join([*head, *("| " + " | ".join(line) + " |" for line in table)]) + "\n"
+    return "\n".join([*head, *tables.table(titles, lines)]) + "\n"
 
 
 if __name__ == "__main__":

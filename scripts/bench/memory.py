@@ -29,8 +29,12 @@ from typing import Any
 import torch
 
 from mergesearch.search.worker import machine
-from scripts.bench.shared import pools
+from scripts.bench.shared import pools, tables
 
+TITLES = (
+    *("parents", "device", "parents, MiB", "candidate", "scoring", "batch size", "stated", "kept", "measured"),
+    "share",
+)
 # parameters of methods that are tried: one without statistics, one that trims, one that draws, one that ranks
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {},
@@ -168,20 +172,18 @@ def _page(found: dict[tuple[str, str], dict[str, Any] | None], size: str) -> str
         f"were read and candidates by {', '.join(METHODS)} were made and scored. It may be {ALLOWED - 1:.0%} above at "
         "most.",
         "",
-        "| parents | device | parents, MiB | candidate | scoring | batch size | stated | kept | measured | share |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for (mode, device), each in found.items():
         if each is None:
-            lines.append(f"| {mode} | {device} | not measured | | | | | | | |")
+            rows.append([mode, device, "not measured", *[""] * (len(TITLES) - 3)])
             continue
         sizes = {key: f"{each[key] / 2**20:.0f}" for key in ("parents", "candidate", "scoring", "stated", "kept")}
         share = each["measured"] / (each["stated"] + each["kept"])
-        lines.append(
-            f"| {mode} | {device} | {sizes['parents']} | {sizes['candidate']} | {sizes['scoring']} | {each['rows']} | "
-            f"{sizes['stated']} | {sizes['kept']} | {each['measured'] / 2**20:.0f} | {share:.2f} |"
-        )
+        before = [sizes["parents"], sizes["candidate"], sizes["scoring"], each["rows"], sizes["stated"], sizes["kept"]]
+        rows.append([mode, device, *before, f"{each['measured'] / 2**20:.0f}", f"{share:.2f}"])
     lines += [
+        *tables.table(TITLES, rows),
         "",
         "A candidate that is split over several GPUs was not measured: no machine with several was at hand. That it "
         "becomes the same tensors and logits is tested with two devices that are one CPU (tests/test_survey.py).",

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.shared import zoo1
+from scripts.bench.shared import tables, zoo1
 
 AVERAGE = "plain average"
 DEFAULT, SEARCHED = "default", "searched"
@@ -50,7 +50,7 @@ def main() -> None:
             done = measured(name, args)
             args.folder.mkdir(parents=True, exist_ok=True)
             (args.folder / f"{name}.json").write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
-            print(row(name, done), flush=True)
+            print(*row(name, done), sep=" | ", flush=True)
     (RESULTS / "methods.md").write_text(page(args.folder), encoding="utf-8")
 
 
@@ -149,7 +149,7 @@ def page(folder: Path) -> str:
                 f"{done['documents']} documents a task, half of them held out; {done['machine']}; {done['date']}."
             )
     titles = ("method", "default, holdout", "over the average", "searched, holdout", "over the average", "seconds")
-    table = "\n".join(["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|", *rows])
+    table = "\n".join(tables.table(titles, rows))
     return f"{ABOUT}\n{' '.join(sorted(settings)) or 'Nothing was run yet.'}\n\n{table}\n\n{READING}"
 
 
@@ -157,12 +157,12 @@ READING = """The real pool of results/search-real.md: not run. `not run` in the 
 """
 
 
-def row(name: str, done: dict[str, Any] | None) -> str:
+def row(name: str, done: dict[str, Any] | None) -> list[str]:
     """A row of the table."""
     if done is None:
-        return f"| {name} |" + " not run |" * 5
+        return [name, *["not run"] * 5]
     cells = [text for part in ("default", "searched") for text in _cells(done[part])]
-    return f"| {name} | {' | '.join(cells)} | {done['seconds']:.0f} |"
+    return [name, *cells, f"{done['seconds']:.0f}"]
 
 
 def _cells(part: dict[str, Any]) -> list[str]:

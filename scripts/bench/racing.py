@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mergesearch.evaluate import statistics
+from scripts.bench.shared import tables
 from scripts.bench.shared.orders import ORDERS, race_in_order
 from scripts.bench.shared.replay import Matrix, Raced, race_all
 
@@ -161,12 +162,13 @@ def _of_matrix(matrix: Matrix, name: str, searches: int) -> list[str]:
     lines = []
     for title, part, shuffle in orders:
         lines += head(part, f"{name}: {title}")
+        rows = []
         for setting in SETTINGS:
             blocks, error, *ways = setting
             found = [race_all(part, blocks, error, seed, shuffle, *ways) for seed in range(searches)]
-            lines.append(_line(part, setting, found))
-            print(lines[-1], file=sys.stderr, flush=True)
-        lines.append("")
+            rows.append(_row(part, setting, found))
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+        lines += [*tables.table(TITLES, rows), ""]
     return lines
 
 
@@ -182,9 +184,13 @@ def head(matrix: Matrix, title: str) -> list[str]:
         "(quartiles) behind the best one: what lies within two or so cannot be told from it before nearly all",
         "documents are scored.",
         "",
-        "| blocks | error | shares | predicted | saving | stopped | wrongly stopped | of contenders | same winner |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
+
+
+TITLES = (
+    *("blocks", "error", "shares", "predicted", "saving", "stopped", "wrongly stopped", "of contenders"),
+    "same winner",
+)
 
 
 def distances(matrix: Matrix) -> list[float]:
@@ -204,13 +210,10 @@ def distances(matrix: Matrix) -> list[float]:
     return found
 
 
-def _line(matrix: Matrix, setting: tuple[int, float, bool, bool], found: list[Raced]) -> str:
+def _row(matrix: Matrix, setting: tuple[int, float, bool, bool], found: list[Raced]) -> list[str]:
     blocks, error, by_spread, learn = setting
-    cells = " | ".join(_cells(matrix, found))
-    return (
-        f"| {blocks} | {error:.2g} | {'by spread' if by_spread else 'equal'} "
-        f"| {'regression' if learn else 'the best'} | {cells} |"
-    )
+    ways = ["by spread" if by_spread else "equal", "regression" if learn else "the best"]
+    return [str(blocks), f"{error:.2g}", *ways, *_cells(matrix, found)]
 
 
 def _cells(matrix: Matrix, found: list[Raced]) -> tuple[str, str, str, str, str]:

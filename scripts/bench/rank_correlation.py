@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from scripts.bench.shared import tables
+
 MATRIX = Path(__file__).parents[2] / "tests" / "data" / "zoo_matrix.npz"
 SIZES = (25, 50, 100, 200)
 FIGURES = ("acc", "gold_prob", "gold_logprob", "acc, ties by gold_prob")
@@ -46,15 +48,14 @@ def section(path: Path, draws: int = 100) -> str:
         f"Candidates of {path.name}; Spearman's rho (S) and Kendall's tau-b (K), means over {draws} random choices of "
         "search documents; the last size is all of them, once.",
         "",
-        "| task | candidates | documents | " + " | ".join(names) + " |",
-        "|---|---|---|" + "---|" * len(names),
     ]
+    rows = []
     for task in tasks:
         for name, which in sets.items():
             parts = (arrays[task][which], arrays[f"{task}.gold"][which], arrays[f"{task}.holdout"][which])
             for documents, values in _rows(*(part.astype(float) for part in parts), draws):
-                lines.append(f"| {task} | {name} | {documents} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
-    return "\n".join(lines)
+                rows.append([task, name, documents, *(f"{v:.2f}" for v in values)])
+    return "\n".join([*lines, *tables.table(("task", "candidates", "documents", *names), rows)])
 
 
 def _rows(acc: np.ndarray, gold: np.ndarray, holdout: np.ndarray, draws: int) -> Iterator[tuple[int, list[float]]]:

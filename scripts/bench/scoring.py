@@ -53,7 +53,7 @@ from mergesearch.config import TaskConfig
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import load
 from scripts.bench import rank_correlation
-from scripts.bench.shared import zoo1
+from scripts.bench.shared import tables, zoo1
 
 BATCH_SIZES = (8, 32)
 SUBJECTS = ("random", "zoo", "real", "shapes")
@@ -431,9 +431,7 @@ def report(out: Path, rows: list[Row], arguments: argparse.Namespace) -> None:
 
 
 def markdown(rows: list[Row]) -> str:
-    names = list(asdict(rows[0]))
-    lines = [names, ["---"] * len(names), *([str(value) for value in asdict(row).values()] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(tables.table(list(asdict(rows[0])), [list(asdict(row).values()) for row in rows]))
 
 
 if __name__ == "__main__":

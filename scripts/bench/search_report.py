@@ -13,10 +13,12 @@ from scipy import stats
 
 from scripts.bench import search_rows
 from scripts.bench.search_rows import Curve
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
 MARKS = (100, 200, 400)
 ABLATION = "auto with"  # how the names of searches begin that leave something out of auto, or change it
+ERRORS = "standard errors"
 CONFIDENCE = 0.95
 EARLIER = " (0.1)"  # how the names of searches end that version 0.1 ran
 # its section comes first, and its picture has no other name
@@ -162,19 +164,15 @@ def seeds_in_words(curves: Curves) -> str:
 
 
 def final_table(curves: Curves, yardstick: str) -> list[str]:
-    lines = [
-        "| search | seeds | search score | holdout score | documents | seconds "
-        "| reach the yardstick | to reach | share |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    titles = ("search", "seeds", "search score", "holdout score", "documents", "seconds")
+    rows = []
     for name, seeds in curves.items():
         ends = [curve.at(math.inf) for curve in seeds.values()]
         spent = float(np.mean([curve.documents for curve in seeds.values()]))
-        lines.append(
-            f"| {name} | {len(seeds)} | {Mean.of([e[0] for e in ends])} | {Mean.of([e[1] for e in ends])} "
-            f"| {spent:,.0f} | {seconds_cell(seeds)} | {reach_cells(seeds, curves.get(yardstick, {}))} |"
-        )
-    return lines
+        means = [Mean.of([end[side] for end in ends]) for side in (0, 1)]
+        reached = reach_cells(seeds, curves.get(yardstick, {}))
+        rows.append([name, len(seeds), *means, f"{spent:,.0f}", seconds_cell(seeds), *reached])
+    return tables.table((*titles, "reach the yardstick", "to reach", "share"), rows)
 
 
 def seconds_cell(seeds: Mapping[int, Curve]) -> str:
@@ -183,24 +181,21 @@ def seconds_cell(seeds: Mapping[int, Curve]) -> str:
     return f"{np.mean(known):,.0f}" if known else "–"
 
 
-def reach_cells(seeds: Mapping[int, Curve], yardstick: Mapping[int, Curve]) -> str:
+def reach_cells(seeds: Mapping[int, Curve], yardstick: Mapping[int, Curve]) -> tuple[str, str, str]:
     both = sorted(seeds.keys() & yardstick.keys())
     if not both:
-        return "– | – | –"
+        return "–", "–", "–"
     costs = {seed: seeds[seed].cost_of(yardstick[seed].at(math.inf)[0]) for seed in both}
     reached = [seed for seed in both if math.isfinite(costs[seed])]
     if not reached:
-        return f"0 of {len(both)} | – | –"
+        return f"0 of {len(both)}", "–", "–"
     share = float(np.median([costs[seed] / yardstick[seed].documents for seed in reached]))
     cost = float(np.median([costs[seed] for seed in reached]))
-    return f"{len(reached)} of {len(both)} | {cost:,.0f} | {share:.3f}"
+    return f"{len(reached)} of {len(both)}", f"{cost:,.0f}", f"{share:.3f}"
 
 
 def paired_table(curves: Curves, yardstick: str) -> list[str]:
-    lines = [
-        f"| search | documents | holdout score less that of {yardstick} | standard errors | seeds better |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, seeds in curves.items():
         found = differences(seeds, curves[yardstick])
         if name == yardstick or not found:
@@ -208,8 +203,9 @@ def paired_table(curves: Curves, yardstick: str) -> list[str]:
         mean = Mean.of([difference for _, difference in found])
         spent = float(np.mean([documents for documents, _ in found]))
         better = sum(difference > 0 for _, difference in found)
-        lines.append(f"| {name} | {spent:,.0f} | {difference_cells(mean)} | {better} of {len(found)} |")
-    return lines
+        rows.append([name, f"{spent:,.0f}", *difference_cells(mean), f"{better} of {len(found)}"])
+    titles = ("search", "documents", f"holdout score less that of {yardstick}", ERRORS, "seeds better")
+    return tables.table(titles, rows)
 
 
 def ablations(curves: Curves, of: str = "") -> list[str]:
@@ -228,10 +224,9 @@ def ablations(curves: Curves, of: str = "") -> list[str]:
         f"Less the score of `{whole}` with the same seed, after as many document evaluations as the cheaper one",
         "spent.",
         "",
-        f"| search | seeds | search score less that of {whole} | standard errors | on the holdout | standard errors |",
-        "|---|---|---|---|---|---|",
     ]
-    return [*lines, *difference_rows(curves, [(name, whole) for name in changed]), ""]
+    titles = ("search", "seeds", f"search score less that of {whole}", ERRORS, "on the holdout", ERRORS)
+    return [*lines, *tables.table(titles, difference_rows(curves, [(name, whole) for name in changed])), ""]
 
 
 def since(curves: Curves) -> list[str]:
@@ -246,28 +241,27 @@ def since(curves: Curves) -> list[str]:
         "Less the score of the same search as 0.1 ran it, with the same seed, after as many document evaluations as",
         "the cheaper one spent.",
         "",
-        "| search | seeds | search score less that of 0.1 | standard errors | on the holdout | standard errors |",
-        "|---|---|---|---|---|---|",
     ]
-    return [*lines, *rows, ""]
+    titles = ("search", "seeds", "search score less that of 0.1", ERRORS, "on the holdout", ERRORS)
+    return [*lines, *tables.table(titles, rows), ""]
 
 
-def difference_rows(curves: Curves, pairs: Sequence[tuple[str, str]]) -> list[str]:
+def difference_rows(curves: Curves, pairs: Sequence[tuple[str, str]]) -> list[list[str]]:
     """A row for each pair of searches that have seeds in common."""
     rows = []
     for name, other in pairs:
         sides = [[d for _, d in differences(curves[name], curves[other], side)] for side in (0, 1)]
         if sides[0]:
-            cells = [difference_cells(Mean.of(found)) for found in sides]
-            rows.append(f"| {name} | {len(sides[0])} | " + " | ".join(cells) + " |")
+            cells = [cell for found in sides for cell in difference_cells(Mean.of(found))]
+            rows.append([name, str(len(sides[0])), *cells])
     return rows
 
 
-def difference_cells(mean: Mean) -> str:
+def difference_cells(mean: Mean) -> tuple[str, str]:
     """A mean difference, half its interval, and how many of its standard errors it is."""
     half = "" if math.isnan(mean.half) else f" ± {mean.half:.4f}"
     errors = f"{mean.value / mean.stderr:+.1f}" if mean.stderr > 0 else "–"
-    return f"{mean.value:+.4f}{half} | {errors}"
+    return f"{mean.value:+.4f}{half}", errors
 
 
 def differences(seeds: Mapping[int, Curve], others: Mapping[int, Curve], side: int = 1) -> list[tuple[int, float]]:
@@ -286,14 +280,14 @@ def marks_table(curves: Curves) -> list[str]:
     most = max((curve.documents for seeds in curves.values() for curve in seeds.values()), default=0)
     marks = [mark * each for mark in MARKS if mark * each <= most] or [most // 4, most // 2, most]
     heads = [f"{side} at {mark:,}" for mark in marks for side in ("search", "holdout")]
-    lines = ["| search | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    rows = []
     for name, seeds in curves.items():
         cells = []
         for mark in marks:
             ends = [curve.at(mark) for curve in seeds.values()]
             cells += [str(Mean.of([end[side] for end in ends])) for side in (0, 1)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([name, *cells])
+    return tables.table(["search", *heads], rows)
 
 
 # --- the curves ---

@@ -24,6 +24,7 @@ from mergesearch.commands.run import prepare
 from mergesearch.config import Config
 from mergesearch.schema import validate
 from mergesearch.search.machine import machine
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
 WINDOW = 50
@@ -99,8 +100,10 @@ def page(looks: list[Look], documents: int, notes: list[str]) -> list[str]:
         f"`python -m scripts.bench.soak --trials {trials}`; {date.today()}; {documents} documents a candidate; "
         f"{versions}.",
         "", f"Medians over {WINDOW} trials that end there.", "",
-        "| trials | resident memory | a proposal takes |", "|---|---|---|",
-        *(f"| {place} | {around(looks, place)[0]:.0f} MiB | {around(looks, place)[1]:.3f} s |" for place in places), "",
+        *tables.table(
+            ("trials", "resident memory", "a proposal takes"),
+            [(place, f"{held:.0f} MiB", f"{took:.3f} s") for place in places for held, took in [around(looks, place)]],
+        ), "",
         f"From trial {first} to {trials} memory grew by {growth:.1%} (asked: below {MOST_MEMORY:.0%}), the time for a "
         f"proposal to {slower:.1f} times (asked: at most {MOST_TIME:.0f}): {kept}.", *notes, "",
     ]  # fmt: skip

@@ -38,7 +38,7 @@ from mergesearch.search.soup.learning import Documents, SoupResult, folds_of, ho
 from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.space import groups_of
 from scripts.bench.search import Bench, slug
-from scripts.bench.shared import zoo1
+from scripts.bench.shared import tables, zoo1
 from scripts.bench.shared.notes import notes_of
 
 STARTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -269,6 +269,12 @@ def loss_of(row: Mapping[str, Any], against: Mapping[str, Any] | None = None) ->
     return float(np.mean([each.mean() for each in mine.values()])), math.sqrt(variance)
 
 
+TITLES = (
+    *("way", "reading", "document evaluations", "loss less the present way's", "loss less the start's", "objective"),
+    "seeds",
+)
+
+
 def report(out: Path, path: Path) -> None:
     """Writes the table: for each way and reading the loss less the present way's, paired over documents and seeds."""
     rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
@@ -278,7 +284,7 @@ def report(out: Path, path: Path) -> None:
                 rows.setdefault((name, row["reading"]), {})[row["seed"]] = row
     reference = rows.get((THE_PRESENT, "kept"), {})
     start = rows.get((START, "as it is"), {})
-    lines = []
+    lines: list[list[str]] = []
     for (name, reading), found in rows.items():
         seeds = sorted(found.keys() & reference.keys())
         if not seeds:
@@ -290,7 +296,7 @@ def report(out: Path, path: Path) -> None:
             noise = math.sqrt(sum(error**2 for _, error in pairs)) / max(1, len(pairs))
             cells.append(f"{gap:+.4f} ± {noise:.4f}")
         values = [found[seed]["holdout"] for seed in seeds if "holdout" in found[seed]]
-        lines.append("| " + " | ".join([*cells, f"{np.mean(values):.3f}" if values else "", str(len(seeds))]) + " |")
+        lines.append([*cells, f"{np.mean(values):.3f}" if values else "", str(len(seeds))])
     text = (
         "# Soups that do not overfit\n\n"
         "`python -m scripts.bench.soups FOLDER --seeds 0 1`, then `--report`: a machine with 2 CPU "
@@ -301,10 +307,8 @@ def report(out: Path, path: Path) -> None:
         "first reading of each way alone. This pool is a development pool: what is best here was chosen by this "
         "table, and is no result.\n\n"
         "What the truth being known makes possible is in soups-simulated.md beside this page.\n\n"
-        "| way | reading | document evaluations | loss less the present way's | loss less the start's | objective "
-        "| seeds |\n|---|---|---|---|---|---|---|\n"
     )
-    path.write_text(text + "\n".join([*lines, *notes_of(path), ""]), encoding="utf-8")
+    path.write_text(text + "\n".join([*tables.table(TITLES, lines), *notes_of(path), ""]), encoding="utf-8")
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

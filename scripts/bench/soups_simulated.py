@@ -22,6 +22,7 @@ import numpy as np
 
 from mergesearch.search.soup.early_stopping import EarlyStopping
 from mergesearch.search.soup.levels import Levels
+from scripts.bench.shared import tables
 
 MODELS, TENSORS, GROUPS, TASKS = 4, 39, 9, 4
 STEPS, DRAWN, RATE, NEVER = 100, 4, 0.03, 10_000
@@ -191,7 +192,7 @@ def _spread(way: Way, group_of: np.ndarray) -> np.ndarray:
 def table(repeats: int = REPEATS) -> str:
     """The simulated part of the page."""
     columns = [(kind, documents) for kind in WORLDS for documents in DOCUMENTS]
-    lines = []
+    rows = []
     for name, way in WAYS.items():
         cells = []
         for kind, documents in columns:
@@ -201,9 +202,8 @@ def table(repeats: int = REPEATS) -> str:
                 found = learned(world, way, np.random.default_rng([seed, 1]))
                 shares.append(world.beyond(found) / world.beyond(world.start))
             cells.append(f"{np.mean(shares):.3f} ± {np.std(shares, ddof=1) / math.sqrt(repeats):.3f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    head = " | ".join(f"{kind}, {documents} documents a task" for kind, documents in columns)
-    rule = "|---" * (1 + len(columns)) + "|"
+        rows.append([name, *cells])
+    titles = ["way", *(f"{kind}, {documents} documents a task" for kind, documents in columns)]
     return "\n".join(
         [
             "# Soups that do not overfit, simulated: linear regression on few documents",
@@ -212,9 +212,7 @@ def table(repeats: int = REPEATS) -> str:
             f"documents of each of {TASKS} tasks for every way, {repeats} worlds; the loss beyond the best one as a "
             "share of the start's, less is better.",
             "",
-            f"| way | {head} |",
-            rule,
-            *lines,
+            *tables.table(titles, rows),
             "",
         ]
     )

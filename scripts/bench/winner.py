@@ -27,6 +27,7 @@ import numpy as np
 from mergesearch.evaluate import statistics
 from mergesearch.evaluate.expected import Expected, expect
 from mergesearch.evaluate.scores import DocumentScores
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 from scripts.bench.shared.replay import Matrix
 
@@ -232,14 +233,14 @@ class Recording:
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
-HEAD = (
-    "| highest | chosen | best there is | gain | bias of the score | bias of what is told | share of 95 % "
-    "| of all trials |"
+TITLES = (
+    *("highest", "chosen", "best there is", "gain", "bias of the score", "bias of what is told", "share of 95 %"),
+    "of all trials",
 )
 
 
-def line(found: Sequence[Found]) -> str:
-    """The cells of one row."""
+def cells(found: Sequence[Found]) -> list[str]:
+    """Of one row, under `TITLES`."""
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(each, name) for each in found]))
@@ -249,22 +250,24 @@ def line(found: Sequence[Found]) -> str:
 
     gains = [each.chosen - each.highest for each in found]
     biases = [each.bias for each in found]
-    return (
-        f"| {mean('highest'):.4f} | {mean('chosen'):.4f} | {mean('best'):.4f} "
-        f"| {np.mean(gains):+.4f} ± {stderr(gains):.4f} | {mean('bias_of_score'):+.2f} "
-        f"| {np.mean(biases):+.2f} ± {stderr(biases):.2f} | {mean('covered'):.1%} | {mean('covered_of_all'):.1%} |"
-    )
+    return [
+        *(f"{mean(name):.4f}" for name in ("highest", "chosen", "best")),
+        *(f"{np.mean(gains):+.4f} ± {stderr(gains):.4f}", f"{mean('bias_of_score'):+.2f}"),
+        f"{np.mean(biases):+.2f} ± {stderr(biases):.2f}",
+        *(f"{mean(name):.1%}" for name in ("covered", "covered_of_all")),
+    ]
 
 
 def simulated(searches: int) -> Iterator[str]:
     yield from ["## Simulated searches", ""]
     yield "One task, right or wrong; the accuracies of the contenders have the standard deviation *spread*."
-    yield from ["", f"| searches | trials | documents | spread {HEAD}", "|---" * 12 + "|"]
+    yield ""
+    rows = []
     for world in WORLDS:
         found = [look(world.draw(seed)) for seed in range(searches)]
         trials = f"{world.trials}{f' + {world.bad}' if world.bad else ''}"
-        yield f"| {world.name} | {trials} | {world.documents} | {world.spread} {line(found)}"
-    yield ""
+        rows.append([world.name, trials, world.documents, world.spread, *cells(found)])
+    yield from [*tables.table(("searches", "trials", "documents", "spread", *TITLES), rows), ""]
 
 
 def recorded(path: Path, draws: int) -> Iterator[str]:
@@ -272,7 +275,7 @@ def recorded(path: Path, draws: int) -> Iterator[str]:
     search, sizes = recording.search, recording.search.sizes()
     told = ", ".join(f"{size} of {task}" for task, size in sizes.items())
     yield from [f"## {path.name}", "", f"{search.trials} trials; search documents: {told}.", ""]
-    yield from [f"| trials | gold | documents a task {HEAD}", "|---" * 11 + "|"]
+    rows = []
     half = min(sizes.values()) // 2
     parts: list[tuple[str, Sequence[int] | None, bool]] = [("all", None, True), ("all", None, False)]
     if search.random:
@@ -281,8 +284,8 @@ def recorded(path: Path, draws: int) -> Iterator[str]:
     for name, only, gold in parts:
         for size in dict.fromkeys(min(size, half) for size in SIZES):
             found = [look(recording.draw(size, seed, only, gold)) for seed in range(draws)]
-            yield f"| {name} | {'yes' if gold else 'no'} | {size} {line(found)}"
-    yield ""
+            rows.append([name, "yes" if gold else "no", size, *cells(found)])
+    yield from [*tables.table(("trials", "gold", "documents a task", *TITLES), rows), ""]
 
 
 def time_of(trials: int, documents: int = 400) -> float:

@@ -47,6 +47,7 @@ from mergesearch.search.machine import machine
 from mergesearch.search.store import RunFolder
 from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
 LAYERS = 4
@@ -290,28 +291,32 @@ def main() -> None:
     ]  # fmt: skip
     for storage in given.storage:
         shown = _shown(storage).partition("://")[0]
-        lines += [f"## {shown}", "", "| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|"]
-        lasted = 0.0
+        lines += [f"## {shown}", ""]
+        rows, lasted = [], 0.0
         with storage_of(storage) as there:
             for workers in given.workers:
                 spent, _ = measured(workers, given.each, given.seconds, there)
                 lasted = sum(one.lasted for one in spent) / max(1, sum(one.taken for one in spent))
-                lines.append("| " + " | ".join(row(workers, spent)) + " |")
-                print(lines[-1], flush=True)
+                rows.append(row(workers, spent))
+                print(*rows[-1], sep=" | ", flush=True)
         lines += [
-            "", f"Computed, not run, from the last row's turn of {lasted * 1000:.0f} ms:", "",
-            "| workers | turns in use | wait for a turn |", "|---|---|---|",
-            *("| " + " | ".join(computed(workers, lasted, given.seconds)) + " |" for workers in COMPUTED), "",
+            *tables.table(TITLES, rows), "",
+            f"Computed, not run, from the last row's turn of {lasted * 1000:.0f} ms:", "",
+            *tables.table(
+                ("workers", "turns in use", "wait for a turn"),
+                [computed(workers, lasted, given.seconds) for workers in COMPUTED],
+            ), "",
         ]  # fmt: skip
     lines += [
         "## What they find", "",
         f"Trials of {QUALITY:g} s at the median, on SQLite; ± is two standard errors over seeds.", "",
-        "| workers | trials | seeds | score without noise of the best proposal |", "|---|---|---|---|",
     ]  # fmt: skip
+    rows = []
     for workers in given.workers:
-        lines.append("| " + " | ".join(quality(workers, given, Storage())) + " |")
-        print(lines[-1], flush=True)
-    lines += ["", *notes_of(given.out)]
+        rows.append(quality(workers, given, Storage()))
+        print(*rows[-1], sep=" | ", flush=True)
+    titles = ("workers", "trials", "seeds", "score without noise of the best proposal")
+    lines += [*tables.table(titles, rows), "", *notes_of(given.out)]
     given.out.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 

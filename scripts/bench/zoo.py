@@ -34,6 +34,7 @@ from mergesearch.results.report.holdout import HoldoutScores
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.strategies.baselines import baselines
 from mergesearch.search.worker import machine
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
 BEST = "best merge found"
@@ -119,9 +120,10 @@ def main() -> int:
             "",
             *scores_table(longer),
             "",
-            "| claim | difference | standard errors | holds |",
-            "|---|---|---|---|",
-            *(f"| {name} | {cell} | {times} | {'yes' if holds else 'no'} |" for name, cell, times, holds in claims),
+            *tables.table(
+                ("claim", "difference", "standard errors", "holds"),
+                [(name, cell, times, "yes" if holds else "no") for name, cell, times, holds in claims],
+            ),
             "",
             f"## The quickstart with {len(seeds)} seeds",
             "",
@@ -203,22 +205,22 @@ def said(found: Difference) -> tuple[str, str, bool]:
 def scores_table(found: Outcome) -> list[str]:
     tasks = found.scores[BEST].tasks
     titles = [f"{t} {s.metric}{'' if s.higher_is_better else ' ↓'}" for t, s in tasks.items()]
-    lines = ["| candidate | mean | " + " | ".join(titles) + " |", "|---" * (len(tasks) + 2) + "|"]
+    rows = []
     for name, scores in found.scores.items():
         cells = [f"{found.objective.value(scores.tasks):.3f}"]
         for task in tasks:
             score = scores.tasks[task]
             cell = f"{score.value:.3f} ± {score.stderr or 0.0:.3f}"
             cells.append(f"**{cell}**" if task == f"zoo_{name}" or name == BEST else cell)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([name, *cells])
+    return tables.table(["candidate", "mean", *titles], rows)
 
 
 def seeds_table(seeds: list[Outcome]) -> list[str]:
     models = list(seeds[0].config.models)
     titles = ["seed", "minutes", "report", "winner", "mean", "over the best single model", "over the average"]
     titles += [f"{model} kept" for model in models] + ["zoo_both, best parent's", "claimed"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    rows = []
     for seed, one in enumerate(seeds):
         single = one.best_of(list(one.config.models))
         best_parent = max(one.scores[name].tasks["zoo_both"].value for name in one.parents)
@@ -232,8 +234,8 @@ def seeds_table(seeds: list[Outcome]) -> list[str]:
         cells += [said(one.mean(BEST, rival))[0] for rival in (single, AVERAGE)]
         cells += [f"{one.kept(model):.0%}" for model in models]
         cells += [f"{one.scores[BEST].tasks['zoo_both'].value:.3f}, {best_parent:.3f}"]
-        lines.append("| " + " | ".join([*cells, "yes" if one.improvement else "no"]) + " |")
-    return lines
+        rows.append([*cells, "yes" if one.improvement else "no"])
+    return tables.table(titles, rows)
 
 
 if __name__ == "__main__":
