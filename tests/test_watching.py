@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.commands import QUICKSTART
 
 from mergesearch import signals
 from mergesearch.commands.crew import MOST_DEATHS
@@ -32,10 +33,10 @@ def kill(sent=signal.SIGKILL):
     os.kill(os.getpid(), sent)
     for _ in range(1000): pass
 
-def first():
-    # whether this is the first worker
+def first(name):
+    # whether no worker has come here before
     try:
-        (PLACE / "first").touch(exist_ok=False)
+        (PLACE / name).touch(exist_ok=False)
     except FileExistsError:
         return False
     return True
@@ -54,7 +55,7 @@ def verb(**_):
             hand_back()
             raise
 
-cli.app = verb
+APP, cli.app = cli.app, verb
 {{code}}
 cli.main()
 """
@@ -114,27 +115,36 @@ def work():
 """
 
 
-def test_a_worker_that_dies_is_started_again_and_no_trial_is_lost_or_done_twice(tmp_path: Path) -> None:
+def test_a_worker_that_dies_or_hangs_is_started_again_and_no_trial_is_lost_or_done_twice(tmp_path: Path) -> None:
     code = """
 from support.searches import Engine, start
 
 class Deadly(Engine):
     def load(self, recipe):
-        if len(self.loaded) == 7 and first():
+        if len(self.loaded) == 5 and first("killed"):
             kill()
+        if len(self.loaded) == 3 and (PLACE / "killed").exists() and first("hung"):
+            while True:
+                time.sleep(1)
         note("trial " + recipe.id)
         return super().load(recipe)
 
 def work():
-    search = start(PLACE / "run", Deadly(), say=note)
+    search = start(PLACE / "run", Deadly(), say=note, search={"trial_timeout": 2})
+    search._hung = cli._end_hung
     search.run()
     note(" ".join(trial.state.value for trial in search.history().trials))
 """
     status, out, err = ended(start(code, tmp_path))
     assert status == 0 and err == ""
-    assert out.count("note: the worker ended with SIGKILL: it is started again") == 1
-    trials = [line for line in out if line.startswith("trial ")]
-    assert len(trials) == len(set(trials)) and len(out[-1].split()) >= 14 and set(out[-1].split()) == {"complete"}
+    assert [line for line in out if line.startswith("note: the worker")] == [
+        "note: the worker ended with SIGKILL: it is started again",
+        "note: the worker ended with trial 8 was given up: it took more than 2 s (search.trial_timeout): it is started "
+        "again",
+    ]
+    trials, states = [line for line in out if line.startswith("trial ")], out[-1].split()
+    assert len(trials) == len(set(trials)) == states.count("complete") and len(states) >= 14
+    assert states.count("failed") == 1 and set(states) == {"complete", "failed"}
 
 
 def test_one_that_dies_of_the_same_again_and_again_is_given_up_in_one_sentence(tmp_path: Path) -> None:
@@ -149,40 +159,12 @@ def test_one_that_dies_of_the_same_again_and_again_is_given_up_in_one_sentence(t
 def test_the_reason_is_named_and_a_few_of_several_reasons_end_nothing(tmp_path: Path) -> None:
     code = """
 def work():
-    sent = [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT]
-    for number in sent:
-        if not (PLACE / number.name).exists():
-            (PLACE / number.name).touch()
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
+        if first(number.name):
             kill(number)
 """
     said = [f"note: the worker ended with {name}: it is started again" for name in ("SIGSEGV", "SIGBUS", "SIGABRT")]
     assert ended(start(code, tmp_path)) == (0, said, "")
-
-
-def test_a_trial_that_takes_too_long_fails_and_the_run_goes_on(tmp_path: Path) -> None:
-    code = """
-from support.searches import Engine, start
-
-class Stuck(Engine):
-    def load(self, recipe):
-        if len(self.loaded) == 5 and first():
-            while True:
-                time.sleep(1)
-        return super().load(recipe)
-
-def work():
-    search = start(PLACE / "run", Stuck(), say=note, search={"trial_timeout": 2})
-    search._hung = cli._end_hung
-    search.run()
-    note(" ".join(trial.state.value for trial in search.history().trials))
-"""
-    status, out, err = ended(start(code, tmp_path))
-    assert status == 0 and err == ""
-    assert [line for line in out if "ended" in line] == [
-        "note: the worker ended with trial 5 was given up: it took more than 2 s (search.trial_timeout): it is started "
-        "again"
-    ]
-    assert out[-1].split().count("failed") == 1 and set(out[-1].split()) == {"complete", "failed"}
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
@@ -290,6 +272,26 @@ def test_where_the_system_does_not_end_it_the_leash_does(tmp_path: Path) -> None
     worker = at_work(begun)
     begun.kill()
     assert gone(worker) and ended(begun)[1] == ["handed back"]
+
+
+def test_the_end_is_told_once_by_the_worker_or_by_whoever_waited_for_it(tmp_path: Path) -> None:
+    code = """
+def fail():
+    raise CandidateError("nothing was scored")
+
+from mergesearch.errors import CandidateError
+cli.app, cli._search = APP, lambda *_: {work}()
+sys.argv = ["mergesearch", "run", {config!r}, "--set", "device=cpu", "--set", {hook!r}]
+"""
+    begun = {}
+    for work in ("kill", "fail"):
+        hook = f"on_end=echo $MERGESEARCH_STATUS $MERGESEARCH_VERDICT >> {tmp_path / work}.told"
+        given = code.format(work=work, config=QUICKSTART, hook=hook)
+        begun[work] = start(given, tmp_path)
+    assert {ended(each)[0] for each in begun.values()} == {1}
+    assert (tmp_path / "fail.told").read_text() == "1 nothing was scored\n"
+    told = (tmp_path / "kill.told").read_text()
+    assert told.startswith(f"1 the worker ended {MOST_DEATHS + 1} times with SIGKILL") and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("status", [0, 2, 3])

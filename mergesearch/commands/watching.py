@@ -54,7 +54,7 @@ def watch(say: Callable[[str], None], environment: Mapping[str, str] = os.enviro
         CandidateError: in the process that waits: the worker died too often for one reason.
         KeyboardInterrupt: there: it was interrupted, and the worker did not end in order.
     """
-    if not (signals.is_installed() and hasattr(os, "fork")) or environment.get(UNWATCHED):
+    if not (signals.is_installed() and _can_fork()) or environment.get(UNWATCHED):
         return
     deaths, ears = Deaths("the worker"), signals.Ears(signal.SIGCHLD)
     interrupted = 0
@@ -75,6 +75,11 @@ def watch(say: Callable[[str], None], environment: Mapping[str, str] = os.enviro
     except BaseException:
         ears.give_back(received=interrupted > 0)
         raise
+
+
+def _can_fork() -> bool:
+    """Whether what is loaded goes on in a fork: macOS' own libraries do not."""
+    return hasattr(os, "fork") and sys.platform != "darwin"
 
 
 def _start(ears: signals.Ears) -> _Forked | None:
