@@ -153,9 +153,10 @@ def _same_again() -> str:
 
 
 def _say_interrupted() -> int:
-    status = _say_error(signals.line(), 1)
-    signals.said()
-    return status
+    if not signals.is_said():
+        _say_error(signals.line(), 1)
+        signals.said()
+    return 1
 
 
 def _say_why(ended: BaseException) -> int:
@@ -355,6 +356,7 @@ def run(
     settings = _settings(config, override, "run", options)
     from mergesearch.commands.crew import shares
     from mergesearch.commands.hooks import told_at_end
+    from mergesearch.commands.watching import watch as watch_worker
     from mergesearch.commands.winner import verdict_of
 
     share = shares(workers, settings) if ray is None else None
@@ -367,6 +369,7 @@ def run(
                 settings, lambda: on_ray.run(ray, workers, settings, lambda line: _say([line]), allow_changed)
             )
         elif share.workers == 1:
+            watch_worker(_note)  # what follows is done by the process that it starts
             _search(settings, allow_changed)
         else:
             _search_with(share, settings, config, override, allow_changed)
@@ -412,7 +415,8 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> Search
     """
     from mergesearch.commands.progress import RunProgress
 
-    with RunProgress(settings, out if alone else Console(width=240, force_terminal=False)) as progress:
+    progress = RunProgress(settings, out if alone else Console(width=240, force_terminal=False))
+    with signals.at_work(), progress:
         from mergesearch.commands.report import ReportProgress, report_at_end
         from mergesearch.commands.run import prepare
         from mergesearch.commands.table import show
@@ -455,6 +459,7 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> Search
 def _end_hung(reason: str) -> None:
     """Ends a process whose work may never return."""
     signals.how_to_go_on(f"{reason}; {signals.line().partition('; ')[2]}")
+    signals.leave_word(reason)
     signals.end_now(1)
 
 

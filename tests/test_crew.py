@@ -75,6 +75,22 @@ def test_how_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             shared(wrong)
 
 
+def test_gpus_are_counted_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that has asked CUDA can use none in a fork of itself."""
+    asked: list[int] = []
+
+    def count() -> int:
+        asked.append(1)
+        (tmp_path / f"{os.getpid()}").touch()
+        return 12
+
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", count)
+    config = start(tmp_path / "run").config
+    assert shares("auto", config, lambda _: 1) == Shares(12, 12)
+    assert asked == [] and len([path for path in tmp_path.iterdir() if path.name.isdecimal()]) == 1
+
+
 def test_lines_are_passed_on_and_the_end_is_awaited() -> None:
     said: list[str] = []
     crew("import sys; print('hello from', sys.argv[1]); print('bye')", said, "one", "two").run()

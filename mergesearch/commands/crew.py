@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -80,11 +81,40 @@ def shares(workers: str, config: Config, needed: Callable[[Config], int] | None 
     device = config.device
     if workers == "1" or device != AUTO:
         return Shares(1 if workers == AUTO else int(workers))
-    import torch  # the command waits for nothing else of it
-
-    gpus = torch.cuda.device_count()
+    gpus = _gpus()
     each = (needed or _needed_elsewhere)(config) if gpus > 1 else 1
     return Shares(max(1, gpus // each) if workers == AUTO else int(workers), gpus, each)
+
+
+def _gpus() -> int:
+    """How many GPUs are to be seen.
+
+    A process that has asked CUDA can use none in a fork of itself (`commands.watching` makes one), and where NVML is
+    not to be had PyTorch asks CUDA how many there are. So a fork asks, and what that takes is freed with it.
+    """
+    import torch  # the command waits for nothing else of it
+
+    if not hasattr(os, "fork") or not torch.backends.cuda.is_built() or torch.cuda.is_initialized():
+        return torch.cuda.device_count()
+    answer, told = os.pipe()
+    if not (asks := fork()):
+        try:
+            os.write(told, str(torch.cuda.device_count()).encode())
+        finally:
+            os._exit(0)
+    os.close(told)
+    with open(answer, "rb") as read:
+        found = read.read()
+    os.waitpid(asks, 0)
+    return int(found or b"0")
+
+
+def fork() -> int:
+    """`os.fork`, without the warning of a process with several threads: those of this command run nothing that a fork
+    would wait for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def gpus_needed(config: Config) -> int:
@@ -146,13 +176,42 @@ def seats(share: Shares, device: str, environment: Mapping[str, str]) -> list[Se
     ]
 
 
+class Deaths:
+    """How often a worker died, and of what: one that died too often for one reason is not started again.
+
+    Args:
+        name: of the worker, in what is said.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic):
+        self._name, self._clock = name, clock
+        self._deaths: list[tuple[float, str]] = []
+        self.too_many: bool = False
+
+    @property
+    def last(self) -> str:
+        """The reason of the last one."""
+        return self._deaths[-1][1]
+
+    def one_more(self, reason: str) -> str:
+        """Counts one, and returns what is to be said of it."""
+        now = self._clock()
+        self._deaths = [death for death in self._deaths if now - death[0] <= WITHIN] + [(now, reason)]
+        alike = sum(1 for _, other in self._deaths if without_numbers(other) == without_numbers(reason))
+        self.too_many = alike > MOST_DEATHS
+        if self.too_many:
+            return f"{self._name} ended {alike} times with {reason}, and is not started again"
+        return f"{self._name} ended with {reason}: it is started again"
+
+
 @dataclass
 class _Worker:
     seat: Seat
+    deaths: Deaths
     process: subprocess.Popen[str] | None = None
     listening: threading.Thread | None = None
     last: str = ""  # what it said last
-    deaths: list[tuple[float, str]] = field(default_factory=list)
     started: datetime | None = None
     beat: tuple[int, int] | None = None  # its number, and at how many looks in a row it has stood there
     done: bool = False
@@ -184,7 +243,7 @@ class Crew:
         clock: Callable[[], float] = time.monotonic,
         over: threading.Event | None = None,
     ):
-        self._workers = [_Worker(seat) for seat in where]
+        self._workers = [_Worker(seat, Deaths(seat.name, clock)) for seat in where]
         self._over = over or threading.Event()
         self._command, self._say, self._signs, self._clock = command, say, signs, clock
         self._lines: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
@@ -215,7 +274,7 @@ class Crew:
             raise
         self._pass_on(wait=False)
         if not any(worker.done for worker in self._workers):
-            raise CandidateError(f"no worker is left: the last one ended with {self._workers[-1].deaths[-1][1]}")
+            raise CandidateError(f"no worker is left: the last one ended with {self._workers[-1].deaths.last}")
 
     # --- one worker ---
 
@@ -267,15 +326,10 @@ class Crew:
         if status == RUN_OVER:
             raise CandidateError(worker.last.removeprefix("error: "))
         reason = signal.Signals(-status).name if status < 0 else worker.last.removeprefix("error: ")
-        now = self._clock()
-        worker.deaths = [death for death in worker.deaths if now - death[0] <= WITHIN] + [(now, reason)]
-        alike = sum(1 for _, other in worker.deaths if without_numbers(other) == without_numbers(reason))
-        if alike > MOST_DEATHS:
-            worker.given_up = True
-            self._say(f"note: {worker.seat.name} ended {alike} times with {reason}, and is not started again")
-            return
-        self._say(f"note: {worker.seat.name} ended with {reason}: it is started again")
-        self._start(worker)
+        self._say(f"note: {worker.deaths.one_more(reason)}")
+        worker.given_up = worker.deaths.too_many
+        if not worker.given_up:
+            self._start(worker)
 
     def _look_for_hanging(self) -> None:
         """Kills a worker that lives and gives no sign of life; its trial is then anybody's."""

@@ -76,7 +76,8 @@ class SearchConfig(Strict):
         gt=0,
         le=1e9,
         description="seconds after which a candidate is given up that is still being built and scored, or a soup whose "
-        "next step is not there; its worker ends, since a library may never return, and the run goes on without it",
+        "next step is not there; its worker ends, since a library may never return, and `mergesearch run` starts it "
+        "again",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of samplers, soups and random masks")
 
