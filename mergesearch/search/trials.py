@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.evaluate.scores import TaskScore
@@ -203,6 +204,12 @@ def _machine(data: Mapping[str, Any]) -> dict[str, Any]:
         return dict(data)
 
 
+@lru_cache
+def _alike(kind: BaseDistribution) -> BaseDistribution:
+    """One for all parameters that are drawn alike; a storage gives each trial its own."""
+    return kind
+
+
 def _interned(data: Any) -> Any:
     """Plain data with one object for equal strings: trials say the same words over and over."""
     if isinstance(data, str):
@@ -242,6 +249,8 @@ def read(trial: FrozenTrial) -> Trial:
         noted.update((name, _interned(value)) for name, value in list(noted.items()) if name != "machine")
         if "machine" in noted:
             noted["machine"] = _machine(noted["machine"])
+        trial.params = _interned(trial.params)
+        trial.distributions = {sys.intern(name): _alike(kind) for name, kind in trial.distributions.items()}
     kept = {name: _FORMS[name][1](noted[name]) if name in _FORMS else noted[name] for name in _KEPT if name in noted}
     state = _STATES[trial.state]
     if state is State.RUNNING and kept.get("scores"):

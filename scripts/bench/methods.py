@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.shared import tables, zoo1
+from scripts.bench.shared.notes import notes_of
 
 AVERAGE = "plain average"
 DEFAULT, SEARCHED = "default", "searched"
@@ -138,7 +139,7 @@ stands in [engine.md](engine.md).
 def page(folder: Path) -> str:
     """The page from what is done."""
     rows = []
-    settings: set[str] = set()
+    settings, dates = set[str](), set[str]()
     for name in (*NEWER, *USUAL):
         file = folder / f"{name}.json"
         done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -146,15 +147,13 @@ def page(folder: Path) -> str:
         if done:
             settings.add(
                 f"{done['config']} of tests/data/zoo1 (4 fine-tunes of a small base), {done['trials']} trials, "
-                f"{done['documents']} documents a task, half of them held out; {done['machine']}; {done['date']}."
+                f"{done['documents']} documents a task, half of them held out; {done['machine']}"
             )
+            dates.add(done["date"])
     titles = ("method", "default, holdout", "over the average", "searched, holdout", "over the average", "seconds")
     table = "\n".join(tables.table(titles, rows))
-    return f"{ABOUT}\n{' '.join(sorted(settings)) or 'Nothing was run yet.'}\n\n{table}\n\n{READING}"
-
-
-READING = """The real pool of results/search-real.md: not run. `not run` in the table: the script was stopped before.
-"""
+    where = f"{'; '.join(sorted(settings))}; {' and '.join(sorted(dates))}." if settings else "Nothing was run yet."
+    return "\n".join([ABOUT, where, "", table, *notes_of(RESULTS / "methods.md"), ""])
 
 
 def row(name: str, done: dict[str, Any] | None) -> list[str]:
