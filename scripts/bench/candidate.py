@@ -280,8 +280,11 @@ def figure(found: Mapping[str, Any]) -> float:
     return next(found[key] for key in ("acc,none", "exact_match,none") if key in found)
 
 
+SHOWN = ("model", "device", "dtype", "documents", "repeats", "trials")
+
+
 def page(given: argparse.Namespace, rows: Mapping[str, Seconds]) -> Iterator[str]:
-    options = f"--model {given.model} --device {given.device} --dtype {given.dtype} --documents {given.documents}"
+    options = " ".join(f"--{key} {getattr(given, key)}" for key in SHOWN)
     versions = ", ".join(f"{name} {number}" for name, number in machine(given.device).items())
     ours = [sum(part[clock] for part in rows["mergesearch"].values()) for clock in (0, 1)]
     many = ", ".join((*CHOICES, *GENERATION))

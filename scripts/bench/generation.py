@@ -30,6 +30,7 @@ from mergesearch.evaluate.model import CONTINUOUS, TRIES, RememberingLM
 from mergesearch.evaluate.tries import TrieLM
 from scripts.bench.scoring import SHAPES, device_name, plain_words, pretrained, random_llama, random_qwen
 from scripts.bench.shared import tables
+from scripts.bench.shared.notes import notes_of
 
 WAYS = ("lm-eval", "batches", "continuous batching")
 KINDS = {"batches": TRIES, "continuous batching": CONTINUOUS}
@@ -158,7 +159,7 @@ def page(lines: Sequence[Sequence[str]], arguments: argparse.Namespace) -> str:
         f"lm-eval at the best of the batch sizes {', '.join(map(str, arguments.batch_sizes))}.",
         "",
     ]
-    return "\n".join([*head, *tables.table(titles, lines)]) + "\n"
+    return "\n".join([*head, *tables.table(titles, lines), *notes_of(arguments.out)]) + "\n"
 
 
 if __name__ == "__main__":
