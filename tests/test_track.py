@@ -90,11 +90,15 @@ def test_wandb_has_a_run_for_each_trial(tmp_path: Path, monkeypatch: pytest.Monk
     kept = tracker_of(TrackConfig(to="wandb", where=str(tmp_path / "there")), "tiny", tmp_path)
     kept.add(ROWS[1])
     kept.verdict("It is better.")
-    files = sorted((tmp_path / "there" / "wandb").glob("offline-run-*/*.wandb"))
+    words = (b"trial 1: ties", b"weight a", b"quiz acc", b"It is better.")
+    until, told = time.monotonic() + 60, b""
+    while not all(word in told for word in words) and time.monotonic() < until:  # its own process writes the files
+        time.sleep(0.1)
+        files = sorted((tmp_path / "there" / "wandb").glob("offline-run-*/*.wandb"))
+        told = b"".join(file.read_bytes() for file in files)
     assert len(files) == 2
-    told = b"".join(file.read_bytes() for file in files)
-    for words in (b"trial 1: ties", b"weight a", b"quiz acc", b"It is better."):
-        assert words in told
+    for word in words:
+        assert word in told
 
 
 def test_what_is_not_installed_is_said_before_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
