@@ -215,8 +215,8 @@ import hashlib
 signals.HANDS_BACK = 0.3
 
 def work():
-    note("working")
     try:
+        note("working")
         time.sleep(60)
     except KeyboardInterrupt:
         hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_000_000_000)
