@@ -55,7 +55,9 @@ def test_what_is_measured_on_a_gpu_is_merged_there_by_mergekit_too(bench):
 
 
 def test_the_page_adds_up_what_the_command_took():
-    given = Namespace(model=Path("m"), device="cpu", dtype="float32", documents=24, repeats=3, trials=12, out=candidate.PAGE)
+    given = Namespace(
+        model=Path("m"), device="cpu", dtype="float32", documents=24, repeats=3, trials=12, out=candidate.PAGE
+    )
     rows = {
         "mergesearch": {"merge": (1.0, 1.0), "log-likelihood": (1.0, 1.0), "generation": (2.0, 2.0)},
         "(a)": {"merge": (10.0, 10.0), candidate.BOTH: (30.0, 30.0)},
