@@ -17,8 +17,17 @@ def test_rows_stand_under_their_titles() -> None:
     ]
 
 
+def test_a_column_has_a_format_and_texts_stay_as_they_are() -> None:
+    formats = {"share": "{:.1%}", "held": "{:,.0f} MiB"}
+    rows = [["[a](b.md)", 0.256, 1234.4], ["one \\| two", "-", 5]]
+    assert tables.table(["name", "share", "held"], rows, formats)[2:] == [
+        "| [a](b.md) | 25.6% | 1,234 MiB |",
+        "| one \\| two | - | 5 MiB |",
+    ]
+
+
 def test_without_rows_the_titles_stand() -> None:
-    assert tables.table(["a", "b"], []) == ["| a | b |", "|---|---|"]
+    assert tables.table(["a", "b"], [], {"b": "{:.2f}"}) == ["| a | b |", "|---|---|"]
 
 
 def test_a_frame_of_a_run_is_printed_as_it_is() -> None:

@@ -159,11 +159,11 @@ class Bench:
         spent: Seconds = {}
         with timed(spent, "whole"):
             session.search.run()
-        records = session.read().records
-        work = sum(record.seconds or 0.0 for record in records)
+        seconds = session.read().frame()["seconds"]
+        work, trials = float(seconds.sum()), len(seconds)
         wall, cpu = spent["whole"]
         # merging and scoring are noted on the wall alone; the processor's share of the rest is taken to be the same
-        return (wall - work) / len(records), (wall - work) / len(records) * cpu / wall
+        return (wall - work) / trials, (wall - work) / trials * cpu / wall
 
     def _kinds(self) -> Iterator[tuple[str, Sequence[str]]]:
         yield "log-likelihood", CHOICES

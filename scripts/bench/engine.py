@@ -510,28 +510,25 @@ def report(rows: Sequence[dict[str, str]]) -> str:
 
 def _matrices(rows: Sequence[dict[str, str]]) -> str:
     """The table of methods that decompose matrices, or that none was timed."""
-    lines = [
+    words = [
         "## Methods that decompose matrices", "",
         "Four bf16 models of SmolLM2's shape; a candidate with statistics known, other weights each time (iso, "
         "iso_cts and +svc decompose each anew); `first`: with the statistics. Time of the processor, all threads, of "
         "the layers that were measured times 30 over their number: what it was busy with, whatever else the machine "
         "did then; half of it is what two idle cores take at least, and the goal is held against that. `as "
         "measured`: by the clock, of these layers alone.", "",
-        "| method | device | layers | two cores, s | goal | first, s | share of first | as measured, s | kept, MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
+    head = ("method", "device", "layers", "two cores, s", "goal", "first, s", "share of first", "as measured, s",
+            "kept, MiB")  # fmt: skip
+    body = []
     found = [row for row in rows if row["part"] == "matrices"]
     for row in found:
         most = SECONDS.get(row["method"])
         each, first = float(row["cpu seconds"]) / 2, float(row["first cpu seconds"]) / 2
         goal = "-" if most is None else f"{most:g} s {'met' if each <= most else 'missed'}"
-        share = f"{each / first:.1%}"
-        cells = (
-            row["method"], row["device"], row["layers"], f"{each:.2f}", goal, f"{first:.1f}", share, row["seconds"],
-            row["kept MiB"],
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) if found else "Methods that decompose matrices: not measured."
+        figures = f"{each:.2f}", goal, f"{first:.1f}", f"{each / first:.1%}"
+        body.append([row["method"], row["device"], row["layers"], *figures, row["seconds"], row["kept MiB"]])
+    return "\n".join([*words, *tables.table(head, body)]) if found else "Methods that decompose matrices: not measured."
 
 
 def _words(rows: Sequence[dict[str, str]]) -> str:
@@ -580,7 +577,7 @@ def _table(part: str, machine: str, rows: Sequence[dict[str, str]]) -> str:
     head = ("method", "s", "GB/s", "share", "goal", "mergekit 0.1.5, s", "times", "goal", "first, s", "new density, s",
             "kept, MiB", "peak", "first peak", "equal")  # fmt: skip
     body = [_line(r, theirs) for r in sorted(ours, key=lambda r: r["method"])]
-    return f"{words}\n\n{chr(10).join(tables.table(head, body))}"
+    return "\n".join([words, "", *tables.table(head, body)])
 
 
 def _line(r: dict[str, str], theirs: dict[str, float]) -> list[str]:
@@ -617,7 +614,7 @@ def _scaling(rows: Sequence[dict[str, str]]) -> list[str]:
                 for r in sorted(alike, key=lambda r: (r["method"], int(r["models"]), int(r["parameters"])))
             ]  # fmt: skip
             head = ("method", "models", "parameters", "s", "GB/s", "share of copy", "first, s")
-            parts.append(f"## {title}: {device}\n\n{machine}.\n\n{chr(10).join(tables.table(head, body))}")
+            parts.append("\n".join([f"## {title}: {device}\n\n{machine}.\n", *tables.table(head, body)]))
     return parts
 
 

@@ -19,7 +19,7 @@ import torch
 
 from mergesearch import methods
 from mergesearch.mergekit.known import METHODS
-from scripts.bench.shared import fusion_bench, oracle
+from scripts.bench.shared import fusion_bench, oracle, tables
 
 SHAPES = [(), (1,), (2,), (7,), (1, 4), (4, 1), (5, 6), (3, 4, 5), (300, 500)]
 ABOUT = f"""
@@ -63,6 +63,7 @@ Recorded once from fusion-bench {version} in an environment of its own (scripts/
 in float64: 2 to 4 task vectors of 9 x 14 to 24 x 10. `largest`: the largest difference of our float64 result, as a
 share of the largest change; `float32`: of our result from the same task vectors in float32.
 """
+NEWER_FORMATS = {"method": "{}", "as in fusion-bench": "{}", "cases": "{}", "largest": "{:.1e}", "float32": "{:.1e}"}
 ALONE = """
 Different on purpose: directions below the numerical rank are left out, where fusion-bench scales noise up; none of
 these task vectors has any. fusion-bench has none of the others. What holds them is a formula written out in float64 in
@@ -103,18 +104,16 @@ def main() -> None:
 def _print_newer() -> None:
     """The part about what mergekit lacks."""
     print(NEWER.format(version=fusion_bench.version()))
-    print("| method | as in fusion-bench | cases | largest | float32 |")
-    print("|---|---|---|---|---|")
-    for label in dict.fromkeys(one.label for one in fusion_bench.recorded()):
-        print(_newer(label))
+    labels = dict.fromkeys(one.label for one in fusion_bench.recorded())
+    print(*tables.table(NEWER_FORMATS, map(_newer, labels), NEWER_FORMATS), sep="\n")
     print(ALONE.format(losses=", ".join(map(_losses, fusion_bench.stopped_early()))))
 
 
-def _newer(label: str) -> str:
+def _newer(label: str) -> tuple[str, str, int, float, float]:
     """A row for what fusion-bench gave under a label."""
     found = [one for one in fusion_bench.recorded() if one.label == label]
     wide, narrow = (max(_gap(one, dtype) for one in found) for dtype in (torch.float64, torch.float32))
-    return f"| {found[0].method} | {label} | {len(found)} | {wide:.1e} | {narrow:.1e} |"
+    return found[0].method, label, len(found), wide, narrow
 
 
 def _gap(one: fusion_bench.Recorded, dtype: torch.dtype) -> float:

@@ -131,23 +131,22 @@ def _orders_in(page: Path) -> str:
 
 def _with_orders(page: Path, searches: int, about: str) -> str:
     """The page with that section made anew, before the one on Student's quantile."""
-    lines = [BY_INFORMATION, "", ABOUT_ORDERS.format(searches=searches, about=about)]
-    lines += [
-        "| metric | order by | error | saving | stopped | wrongly stopped | same winner |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     matrix = Matrix.read(DATA / "zoo_matrix.npz")
     for metric, recorded in (("the tasks'", matrix), ("gold_prob", matrix.smooth())):
         for error in (0.002, 0.01):
             for name, order in ORDERS.items():
                 found = [race_in_order(recorded, order, 16, error, seed) for seed in range(searches)]
                 saving, stopped, wrong, _, same = _cells(recorded, found)
-                lines.append(f"| {metric} | {name} | {error} | {saving} | {stopped} | {wrong} | {same} |")
-                print(lines[-1], file=sys.stderr, flush=True)
+                rows.append([metric, name, error, saving, stopped, wrong, same])
+                print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    titles = ("metric", "order by", "error", "saving", "stopped", "wrongly stopped", "same winner")
+    words = ABOUT_ORDERS.format(searches=searches, about=about)
+    lines = [BY_INFORMATION, "", words, *tables.table(titles, rows), WHY_NOT, ""]
     text, there = page.read_text(encoding="utf-8"), _orders_in(page)
     text = text.replace(there, "") if there else text
     place = text.index(CLOSING.splitlines()[0])
-    return text[:place] + "\n".join([*lines, WHY_NOT, ""]) + text[place:]
+    return text[:place] + "\n".join(lines) + text[place:]
 
 
 def _of_matrix(matrix: Matrix, name: str, searches: int) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.engine import machine
+from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
 PAGE = Path(__file__).parents[2] / "results" / "reliability.md"
@@ -74,31 +75,32 @@ def page(outcomes: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> 
     for part, title in PARTS.items():
         mine = [outcome for outcome in outcomes if outcome["part"] == part]
         yield f"\n## {title}\n\n{ABOUT[part]}\n"
-        yield "| what was done | cases | as it should | not | statuses |\n|---|---:|---:|---:|---|"
-        for kind in sorted({outcome["kind"] for outcome in mine}):
-            yield _row(kind, [outcome for outcome in mine if outcome["kind"] == kind])
-        yield _row("**all**", mine)
+        kinds = sorted({outcome["kind"] for outcome in mine})
+        rows = [_row(kind, [outcome for outcome in mine if outcome["kind"] == kind]) for kind in kinds]
+        titles = ("what was done", "cases", "as it should", "not", "statuses")
+        yield from tables.table(titles, [*rows, _row("**all**", mine)])
     yield "\n## What remains\n"
     yield from _remaining(failed)
     yield from notes_of(PAGE)
 
 
-def _row(kind: str, outcomes: Sequence[dict[str, Any]]) -> str:
+def _row(kind: str, outcomes: Sequence[dict[str, Any]]) -> tuple[str, int, int, int, str]:
     bad = sum(bool(outcome["wrong"]) for outcome in outcomes)
     statuses = Counter(str(outcome["status"]) for outcome in outcomes)
     words = ", ".join(f"{count} of {status}" for status, count in sorted(statuses.items()))
-    return f"| {kind} | {len(outcomes)} | {len(outcomes) - bad} | {bad} | {words} |"
+    return kind, len(outcomes), len(outcomes) - bad, bad, words
 
 
 def _remaining(failed: Sequence[dict[str, Any]]) -> Iterable[str]:
     if not failed:
         yield "Nothing that is known."
         return
-    yield "| cases | for example | why it remains |\n|---:|---|---|"
+    rows = []
     for reason, count in Counter(outcome["reason"] for outcome in failed).most_common():
         example = next(outcome for outcome in failed if outcome["reason"] == reason)
         name = example["case"].replace("|", "\\|").replace("`", "'")
-        yield f"| {count} | `{name[:100]}` | {reason or 'not looked into'} |"
+        rows.append([count, f"`{name[:100]}`", reason or "not looked into"])
+    yield from tables.table(("cases", "for example", "why it remains"), rows)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from mergesearch.search.machine import machine
 from scripts.bench.shared import tables
 from scripts.bench.shared.notes import notes_of
 
+FORMATS = {"trials": "{}", "resident memory": "{:.0f} MiB", "a proposal takes": "{:.3f} s"}
 WINDOW = 50
 MOST_MEMORY, MOST_TIME = 0.02, 3.0
 FIRST = 200
@@ -100,10 +101,7 @@ def page(looks: list[Look], documents: int, notes: list[str]) -> list[str]:
         f"`python -m scripts.bench.soak --trials {trials}`; {date.today()}; {documents} documents a candidate; "
         f"{versions}.",
         "", f"Medians over {WINDOW} trials that end there.", "",
-        *tables.table(
-            ("trials", "resident memory", "a proposal takes"),
-            [(place, f"{held:.0f} MiB", f"{took:.3f} s") for place in places for held, took in [around(looks, place)]],
-        ), "",
+        *tables.table(FORMATS, [(place, *around(looks, place)) for place in places], FORMATS), "",
         f"From trial {first} to {trials} memory grew by {growth:.1%} (asked: below {MOST_MEMORY:.0%}), the time for a "
         f"proposal to {slower:.1f} times (asked: at most {MOST_TIME:.0f}): {kept}.", *notes, "",
     ]  # fmt: skip

@@ -53,7 +53,6 @@ class Outcome:
     scores: Mapping[str, Scores]
     winner: str
     searched: float
-    verdict: str
     improvement: bool
     minutes: float
     report_minutes: float
@@ -172,7 +171,7 @@ def outcome(folder: Path, whole: bool = False) -> Outcome:
     took = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
     return Outcome(
         config, objective, scores, winner.method, winner.objective or math.nan,
-        report["sentence"], report["improvement"], took["run"], took["report"],
+        report["improvement"], took["run"], took["report"],
     )  # fmt: skip
 
 
