@@ -426,7 +426,9 @@ def report(out: Path, rows: list[Row], arguments: argparse.Namespace) -> None:
         "",
         "",
     ]
-    ranks = f"\n\n{rank_correlation.section(rank_correlation.MATRIX)}\n" if rank_correlation.MATRIX.is_file() else "\n"
+    # once is enough, on the page of the usual pools
+    whole = out.name == "scoring" and rank_correlation.MATRIX.is_file()
+    ranks = f"\n\n{rank_correlation.section(rank_correlation.MATRIX)}\n" if whole else "\n"
     out.with_suffix(".md").write_text("\n".join(head) + markdown(rows) + ranks)
 
 
