@@ -82,6 +82,7 @@ def test_wheel_and_sdist_are_whole_and_checked(built: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_wheel_alone_runs_the_quickstart(built: Path, tmp_path: Path) -> None:
     """In an environment that has nothing else, in a folder that is no clone. Fetches what the package needs."""
     (wheel,) = built.glob("*.whl")
