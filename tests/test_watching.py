@@ -179,6 +179,11 @@ def test_an_interruption_reaches_it_once_whoever_was_sent_it(tmp_path: Path, sen
     assert ended(begun) == (1, ["handed back"], f"error: {LINE}\n") and not is_there(worker)
 
 
+def test_an_interruption_as_it_begins_ends_it_in_order(tmp_path: Path) -> None:
+    code = "work = kill\nwatching._die_with = lambda parent: kill(signal.SIGTERM)\n"
+    assert ended(start(code, tmp_path)) == (1, [], f"error: {LINE}\n")
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 def test_a_second_one_ends_both_at_once(tmp_path: Path, both: bool) -> None:
     code = """
@@ -202,9 +207,8 @@ def test_a_second_one_waits_for_no_library_that_lets_nothing_else_run(tmp_path: 
     """A call that holds Python's lock keeps the worker's own clock from its turn: whoever waits ends it."""
     begun = start(HOLDS_THE_LOCK, tmp_path)
     worker = at_work(begun)
-    os.killpg(begun.pid, signal.SIGINT)
-    time.sleep(0.2)
-    os.killpg(begun.pid, signal.SIGINT)
+    for sent in (signal.SIGINT, signal.SIGTERM):  # of one kind the system would make one, where they wait
+        os.killpg(begun.pid, sent)
     assert ended(begun) == (130, [], f"error: {LINE}\n") and not is_there(worker)
 
 

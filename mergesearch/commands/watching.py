@@ -57,7 +57,7 @@ def watch(say: Callable[[str], None], environment: Mapping[str, str] = os.enviro
     if not (signals.is_installed() and _can_fork()) or environment.get(UNWATCHED):
         return
     deaths, ears = Deaths("the worker"), signals.Ears(signal.SIGCHLD)
-    interrupted = 0
+    us, interrupted = os.getpid(), 0
     try:
         while True:
             worker = _start(ears)
@@ -73,7 +73,8 @@ def watch(say: Callable[[str], None], environment: Mapping[str, str] = os.enviro
                 raise CandidateError(f"{said}; what was scored is kept, and the same command goes on")
             say(f"note: {said}")
     except BaseException:
-        ears.give_back(received=interrupted > 0)
+        if os.getpid() == us:  # else it is a worker's, interrupted as it began
+            ears.give_back(received=interrupted > 0)
         raise
 
 
@@ -124,7 +125,8 @@ def _wait(worker: _Forked, ears: signals.Ears) -> tuple[int, int]:
     while True:
         pid, status = os.waitpid(worker.pid, os.WNOHANG)
         if pid:
-            return os.waitstatus_to_exitcode(status), interrupted
+            # what ended it may have come here too, and not be counted yet
+            return os.waitstatus_to_exitcode(status), signals.counted(interrupted, ears.wait(0))
         now = time.monotonic()
         if deadline is not None and now >= deadline and not killed and (interrupted > 1 or worker.page.at_work):
             os.kill(worker.pid, killed := signal.SIGKILL)
@@ -147,7 +149,7 @@ def _end_with(ended: int, page: signals.Page, interrupted: int) -> None:
     """
     if page.status is not None:  # whatever a library made of the end of the process
         _exit(page.status)
-    if interrupted > 1:
+    if interrupted > 1 or ended == signals.AT_ONCE:
         if ended < 0:
             signals.end_now()
         _exit(ended)
