@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
-import signal
 import sys
-import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from faults import world as worlds
+from support.chaos import killed
 
 from mergesearch import load_run, merge, score
 
@@ -37,35 +35,6 @@ def work(config: str, log: str) -> None:
         os.dup2(said.fileno(), 2)
     sys.argv = ["mergesearch", "worker", config]
     os._exit(cli.status())
-
-
-def killed(config: Path, log: Path, kills: int, seed: int, apart: float) -> int:
-    """Runs the workers until all is done, killing one at a time at random moments, at most `apart` seconds one after
-    another; returns how many were killed."""
-    rng, done = random.Random(seed), 0
-
-    def begin() -> BaseProcess:
-        process = FORKSERVER.Process(target=work, args=(str(config), str(log)))
-        process.start()
-        return process
-
-    at_work = [begin() for _ in range(WORKERS)]
-    while done < kills and any(process.exitcode != 0 for process in at_work):
-        time.sleep(rng.uniform(0.1, apart))
-        place = rng.randrange(WORKERS)
-        process = at_work[place]
-        assert process.exitcode in (None, 0), log.read_text()
-        if process.exitcode == 0:
-            continue
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        done += 1
-        at_work[place] = begin()
-    for process in at_work:
-        process.join(timeout=600)
-    assert [process.exitcode for process in at_work] == [0] * WORKERS, log.read_text()
-    return done
 
 
 @pytest.fixture
@@ -88,7 +57,13 @@ def test_the_winner_is_whole(config: Path, tmp_path: Path, trials: int, kills: i
     config.write_text(yaml.safe_dump(data))
     FORKSERVER.set_forkserver_preload(PRELOADED)
     log = tmp_path / "log"
-    assert killed(config, log, kills, trials, apart) == kills  # none ended before
+
+    def begin() -> BaseProcess:
+        process = FORKSERVER.Process(target=work, args=(str(config), str(log)))
+        process.start()
+        return process
+
+    assert killed(begin, WORKERS, kills, trials, (0.1, apart), log) == kills  # none ended before
     run = load_run(tmp_path / "run")
     records = run.records
     complete = [record for record in records if record.state == "complete"]

@@ -343,8 +343,10 @@ MOST = 1e-4  # of a summed log-likelihood, in nats
 
 
 def parity(model: Any, tokenizer: Any, tasks: Any, chosen: Any, ours: Scorer, theirs: Scorer) -> str:
-    """Both sides' answers compared; an AssertionError where they are further apart than the goal allows. In float32 that
-    is `MOST`; where lm-eval's own are further from float64 than that, ours have to be within it of float64."""
+    """Both sides' answers compared; an AssertionError where they are further apart than the goal allows.
+
+    In float32 that is `MOST`; where lm-eval's own are further from float64 than that, ours have to be within it.
+    """
     scores = {"ours": ours.score(), "theirs": theirs.score()}
     figures = [next(iter(each.tasks.values())).value for each in scores.values()]
     (kind, requests), others = next(iter(ours.requests.items())), next(iter(theirs.requests.values()))

@@ -284,7 +284,7 @@ def report(out: Path, path: Path) -> None:
                 rows.setdefault((name, row["reading"]), {})[row["seed"]] = row
     reference = rows.get((THE_PRESENT, "kept"), {})
     start = rows.get((START, "as it is"), {})
-    lines: list[list[str]] = []
+    table: list[list[str]] = []
     for (name, reading), found in rows.items():
         seeds = sorted(found.keys() & reference.keys())
         if not seeds:
@@ -296,7 +296,7 @@ def report(out: Path, path: Path) -> None:
             noise = math.sqrt(sum(error**2 for _, error in pairs)) / max(1, len(pairs))
             cells.append(f"{gap:+.4f} ± {noise:.4f}")
         values = [found[seed]["holdout"] for seed in seeds if "holdout" in found[seed]]
-        lines.append([*cells, f"{np.mean(values):.3f}" if values else "", str(len(seeds))])
+        table.append([*cells, f"{np.mean(values):.3f}" if values else "", str(len(seeds))])
     text = (
         "# Soups that do not overfit\n\n"
         "`python -m scripts.bench.soups FOLDER --seeds 0 1`, then `--report`: a machine with 2 CPU "
@@ -308,7 +308,7 @@ def report(out: Path, path: Path) -> None:
         "table, and is no result.\n\n"
         "What the truth being known makes possible is in soups-simulated.md beside this page.\n\n"
     )
-    path.write_text(text + "\n".join([*tables.table(TITLES, lines), *notes_of(path), ""]), encoding="utf-8")
+    path.write_text(text + "\n".join([*tables.table(TITLES, table), *notes_of(path), ""]), encoding="utf-8")
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

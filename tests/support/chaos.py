@@ -9,7 +9,9 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,46 @@ def check(folder: Path, log: Path, trials: int, storage: str | None) -> None:
     engine.load(Recipe.from_data(dict(best.recipe_data or {}), "best"))
     again = Scorer(engine).score()
     assert {task: score.value for task, score in again.tasks.items()} == {t: s.value for t, s in best.scores.items()}
+
+
+def killed(
+    begin: Callable[[], BaseProcess],
+    workers: int,
+    kills: int,
+    seed: int,
+    apart: tuple[float, float],
+    told: Path,
+    between: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Runs workers until all is done, killing one at a time at random moments; returns how many were killed.
+
+    Args:
+        begin: starts one, in a process of its own.
+        workers: how many are at work.
+        kills: how many at most.
+        seed: of who and when.
+        apart: seconds between two, at least and at most.
+        told: where a worker says why it failed.
+        between: called after each with how many there were.
+    """
+    rng, done = random.Random(seed), 0
+    at_work = [begin() for _ in range(workers)]
+    while done < kills and any(process.exitcode != 0 for process in at_work):
+        time.sleep(rng.uniform(*apart))
+        place = rng.randrange(workers)
+        process = at_work[place]
+        assert process.exitcode in (None, 0), told.read_text()
+        if process.exitcode == 0:
+            continue
+        process.kill()
+        process.join()
+        done += 1
+        at_work[place] = begin()
+        between(done)
+    for process in at_work:
+        process.join(timeout=600)
+    assert [process.exitcode for process in at_work] == [0] * workers, told.read_text() if told.exists() else ""
+    return done
 
 
 if __name__ == "__main__":
