@@ -185,12 +185,14 @@ class TestEqualsLmEval:
         by_batches = answers(lm, requests)
         lengths = [lm.length_of(request) for request in requests["generate_until"]]
         lm.settle({"generate_until": CONTINUOUS})
+        lm.pace.tokens, lm.pace.seconds, lm.pace.prefill = 0, 0.0, 0.0
         assert lm.kinds == {"generate_until": CONTINUOUS}
         found = answers(lm, requests)
         assert_same(found, by_batches)
         assert_same(found, by_lm_eval(model, tokenizer, requests))
         assert lengths == [lm.length_of(request) for request in requests["generate_until"]] and len(set(lengths)) > 1
         assert model.config._attn_implementation == "sdpa" and "tokens/s" in str(lm.pace)
+        assert 0 < lm.pace.prefill < lm.pace.seconds
         # nothing of these weights stays behind
         fine_tune(model, seed=3, scale=0.2)
         assert_same(answers(lm, requests), by_lm_eval(model, tokenizer, requests))

@@ -207,12 +207,12 @@ def test_continuous_batching_is_compared_in_float32(right, monkeypatch):
         def __init__(self, model, *_):
             self.model = model
 
-        def decode(self, batch, stops):
+        def decode(self, batch, stops, *_):
             seen.append(self.model.dtype)
             return [([7], False)] * len(getattr(batch, "prompts", batch))
 
     class Wrong(Decoder):
-        def decode(self, batch, stops):
+        def decode(self, batch, stops, *_):
             return [([8], False) for _ in super().decode(batch, stops)]
 
     monkeypatch.setattr(type(model), "device", SimpleNamespace(type="cuda"))

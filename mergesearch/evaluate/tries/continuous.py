@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching import RequestStatus
 
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.tries.generation import GreedyDecoder, Prompt, Stops, batches
@@ -38,15 +39,16 @@ class ContinuousDecoder:
     Args:
         model: a causal LM that takes a paged cache.
         ends: the token ids that end a sequence.
-        rows: how many sequences are decoded side by side at most.
     """
 
-    def __init__(self, model: Any, ends: Sequence[int], rows: int) -> None:
-        self._model, self._ends, self._rows = model, list(ends), rows
+    def __init__(self, model: Any, ends: Sequence[int]) -> None:
+        self._model, self._ends = model, list(ends)
+        # seconds that reading prompts took, so far; None where this transformers does not let them be told apart
+        self.prefill: float | None = 0.0
 
     @torch.no_grad()
-    def decode(self, prompts: Sequence[Prompt], stops: Stops) -> list[tuple[list[int], bool]]:
-        """For each prompt its answer in tokens, and whether it was cut at `stops.most`.
+    def decode(self, prompts: Sequence[Prompt], stops: Stops, rows: int) -> list[tuple[list[int], bool]]:
+        """For each prompt its answer in tokens, and whether it was cut at `stops.most`; so many side by side at most.
 
         Raises:
             CandidateError: transformers gave an answer up.
@@ -57,9 +59,10 @@ class ContinuousDecoder:
         seen: dict[str, int] = {}
         # a manager of its own for each call: pages of other weights' keys must not be found again
         context = self._model.continuous_batching_context_manager(
-            generation_config=config, continuous_batching_config=self._config(prompts, stops.most), warmup=False
+            generation_config=config, continuous_batching_config=self._config(prompts, stops.most, rows), warmup=False
         )
         with context as manager:
+            self._clock(manager)
             # those that begin alike one after another, so that the pages they share are there
             order = sorted(range(len(prompts)), key=lambda at: prompts[at].tokens.astype(">u4").tobytes())
             for number in order:
@@ -88,11 +91,34 @@ class ContinuousDecoder:
                         manager.cancel_request(told.request_id)
         return [answers[str(number)] for number in range(len(prompts))]
 
-    def _config(self, prompts: Sequence[Prompt], most: int) -> ContinuousBatchingConfig:
+    def _clock(self, manager: Any) -> None:
+        """Counts of each forward pass the share of its tokens that are of prompts. No public way of transformers tells
+        what a pass holds, so where its inner names are others the share is left unknown."""
+        step: Callable[[], None] | None = getattr(manager, "_generation_step", None)
+        if step is None:
+            self.prefill = None
+            return
+
+        def clocked() -> None:
+            start = time.perf_counter()
+            # without overlapping batches it waits for the device
+            step()
+            seconds = time.perf_counter() - start
+            try:
+                held = manager.batch_processor.inputs_and_outputs.requests_in_batch
+                read = sum(each.query_length for each in held if each.state.status == RequestStatus.PREFILLING)
+                if self.prefill is not None:
+                    self.prefill += seconds * read / sum(each.query_length for each in held)
+            except AttributeError:
+                self.prefill = None
+
+        manager._generation_step = clocked
+
+    def _config(self, prompts: Sequence[Prompt], most: int, rows: int) -> ContinuousBatchingConfig:
         """Pages for as many sequences as fit side by side; by default transformers takes all memory there is."""
         device = self._model.device.type
         page, longest = _PAGE.get(device, 64), max(len(prompt.tokens) for prompt in prompts) + most
-        rows = min(self._rows, len(prompts))
+        rows = min(rows, len(prompts))
         return ContinuousBatchingConfig(
             page_size=page,
             num_blocks=rows * math.ceil((longest + 1) / page) + 2,
@@ -126,7 +152,7 @@ def choose(model: Any, prompts: Sequence[Prompt], stops: Stops, pad: int, rows: 
         return False, "on a CPU its paged attention is slower"
     few = list(prompts[:: max(1, len(prompts) // _FEW)][:_FEW])
     short = stops.shortened(_STEPS)
-    continuous, padded = ContinuousDecoder(model, sorted(stops.ends), rows), GreedyDecoder(model, pad)
+    continuous, padded = ContinuousDecoder(model, sorted(stops.ends)), GreedyDecoder(model, pad)
 
     def by_batches() -> list[tuple[list[int], bool]]:
         found: dict[int, tuple[list[int], bool]] = {}
@@ -138,10 +164,10 @@ def choose(model: Any, prompts: Sequence[Prompt], stops: Stops, pad: int, rows: 
     try:
         # where nothing is rounded away; in half precision two right ways may write two texts
         with in_float32(model):
-            if continuous.decode(few, short) != by_batches():
+            if continuous.decode(few, short, rows) != by_batches():
                 return False, "its texts in float32 are others"
         ours, theirs = (
-            min(_timed(way) for _ in range(2)) for way in (lambda: continuous.decode(few, short), by_batches)
+            min(_timed(way) for _ in range(2)) for way in (lambda: continuous.decode(few, short, rows), by_batches)
         )
     except Exception as error:  # whatever it is, the other way is there
         log.debug("continuous batching was not taken", exc_info=True)

@@ -255,7 +255,12 @@ class TrieLM(RememberingLM):
 
     def _decode(self, requests: Sequence[Instance], groups: Sequence[_Alike]) -> list[tuple[int, str]]:
         texts: list[tuple[int, str]] = []
-        start, tokens, decoder = time.perf_counter(), 0, GreedyDecoder(self.model, self.tokenizer.pad_token_id)
+        start, tokens = time.perf_counter(), 0
+        decoder = (
+            ContinuousDecoder(self.model, sorted(self.ends()))
+            if self._continuous
+            else GreedyDecoder(self.model, self.tokenizer.pad_token_id)
+        )
         for group in groups:
             for prompts, answers in self._answers_of(group, decoder):
                 for prompt, (answer, cut) in zip(prompts, answers, strict=True):
@@ -266,19 +271,17 @@ class TrieLM(RememberingLM):
                         self._cut.add(question(requests[prompt.number]))
                 self.answered(len(prompts))
         if texts:
-            prefill = None if self._continuous else decoder.prefill
-            self.pace.add(tokens, time.perf_counter() - start, prefill)
+            self.pace.add(tokens, time.perf_counter() - start, decoder.prefill)
         return texts
 
     def _answers_of(
-        self, group: _Alike, decoder: GreedyDecoder
+        self, group: _Alike, decoder: GreedyDecoder | ContinuousDecoder
     ) -> Iterator[tuple[list[Prompt], list[tuple[list[int], bool]]]]:
         """Prompts with their answers, as many at a time as are decoded together."""
         rows, stops = self._rows_of(group), self._stops(group)
         self._largest = max(self._largest, min(len(group.prompts), rows))
-        if self._continuous:
-            continuous = ContinuousDecoder(self.model, sorted(self.ends()), rows)
-            yield group.prompts, continuous.decode(group.prompts, stops)
+        if isinstance(decoder, ContinuousDecoder):
+            yield group.prompts, decoder.decode(group.prompts, stops, rows)
             return
         for batch in batches(group.prompts, rows):
             yield batch.prompts, decoder.decode(batch, stops)
