@@ -12,16 +12,17 @@ import torch
 from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 from support.tiny_models import TinyPool, file_tensors, fine_tune, make_pool, make_tokenizer, same_bits, write
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from mergesearch.checkpoints import Pool, Survey
+from mergesearch.checkpoints import Pool, Survey, is_causal
 from mergesearch.commands.merge import merge_recipe
 from mergesearch.engine.accounts import accounts, summary
 from mergesearch.engine.live import Engine
 from mergesearch.engine.plan import plan
 from mergesearch.errors import UserError
 from mergesearch.evaluate.model import RememberingLM
-from mergesearch.recipe import Recipe, Rule
+from mergesearch.recipe import Recipe, Rule, single_rule
+from mergesearch.results.card import Asking, Story, model_card
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -56,6 +57,23 @@ def vision_pool(folder: Path, architecture: str) -> TinyPool:
             model = AutoModelForImageTextToText.from_config(config)
         write(fine_tune(model, number) if number else model, folder / name)
     return TinyPool(str(folder / "base"), {name: str(folder / name) for name in "ab"})
+
+
+@pytest.mark.parametrize("architecture", sorted(VISION))
+def test_a_card_names_the_command_that_loads_the_architecture(architecture: str, tmp_path: Path) -> None:
+    folder = Path(vision_pool(tmp_path, architecture).base)
+    loaded = is_causal(folder, "base_model")
+    if loaded:
+        AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        with pytest.raises(ValueError, match="Unrecognized configuration class"):
+            AutoModelForCausalLM.from_pretrained(folder)
+    recipe = Recipe(base="base", models={"a": "a"}, rules=single_rule("linear"))
+    told = model_card(
+        recipe, Story("title", {}, tasks={"quiz": None}, samples={"quiz": [0]}, asking=Asking(loaded=loaded))
+    )
+    assert ("lm_eval --model hf --model_args" in told) is loaded
+    assert ("mergesearch score . --config" in told) is not loaded
 
 
 def fates(recipe: Recipe, tiny: TinyPool, **options: Any) -> dict[tuple[str, str], str]:

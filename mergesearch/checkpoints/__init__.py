@@ -18,6 +18,7 @@ from mergesearch.checkpoints.loading import (
     Blueprint,
     constants,
     floating_tensors,
+    is_causal,
     is_computed,
     load_model,
     parameters,
@@ -42,7 +43,7 @@ __all__ = [
     "Blueprint", "Checkpoint", "Devices", "Form", "Header", "Layout", "Piece", "Pool", "Residency", "Source",
     "Survey", "apply_adapter", "check_new_folder", "check_shard_size", "choose_device", "constants",
     "copy_processor", "describe",
-    "floating_tensors", "is_computed", "load_model",
+    "floating_tensors", "is_causal", "is_computed", "load_model",
     "load_reference", "load_tokenizer", "locate", "new_folder", "parameters", "release", "remove", "resolve",
     "save", "save_without_weights", "slab_bytes", "state",
 ]  # fmt: skip

@@ -144,6 +144,20 @@ def _auto_class(config: Any) -> Any:
     return AutoModelForImageTextToText if several else AutoModelForCausalLM
 
 
+def is_causal(folder: Path, where: str) -> bool:
+    """Whether transformers has a causal LM's class for a checkpoint's type, which is what `lm_eval --model hf` loads.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    stated = read_config(folder, where)
+    if "AutoModelForCausalLM" in stated.get("auto_map", {}) or stated.get("model_type") not in CONFIG_MAPPING:
+        return True
+    return CONFIG_MAPPING[stated["model_type"]] in AutoModelForCausalLM._model_mapping
+
+
 def check_taken(headers: Mapping[str, Header], model: Any, folder: Path, where: str) -> None:
     """`UserError` for a tensor that transformers leaves out in silence and that no configuration gives anew."""
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergesearch import zoo
-from mergesearch.checkpoints import locate
+from mergesearch.checkpoints import is_causal, locate
 from mergesearch.checkpoints.hub import licence_of
 from mergesearch.commands.originals import PARENTS
 from mergesearch.config import Config
@@ -36,7 +36,7 @@ def story_of(run: Run, record: Record) -> Story:
         records=shown,
         tasks={task.task: task.num_fewshot for task in config.scored},
         samples=run.folder.search_documents() if record.scores else {},
-        asking=_asking(config, run.batch_size),
+        asking=_asking(config, run.batch_size, _is_loaded(run)),
         holdout=_holdout(run.folder, record),
         changes=run.changes,
         gen_kwargs={task.task: task.gen_kwargs for task in config.scored if task.gen_kwargs},
@@ -109,7 +109,15 @@ def _holdout(folder: RunFolder, record: Record) -> str | None:
     return None if report is None else card(report, record.number)
 
 
-def _asking(config: Config, batch_size: int) -> Asking:
+def _is_loaded(run: Run) -> bool:
+    """Whether lm_eval's own model loads what the run merges; taken for granted where the base is no longer there."""
+    try:
+        return is_causal(locate(run.pinned.base_model, "base_model").path, "base_model")
+    except UserError:
+        return True
+
+
+def _asking(config: Config, batch_size: int, loaded: bool) -> Asking:
     return Asking(
         task_folders=tuple(config.include_path),
         zoo=any((zoo.folder() / "tasks" / f"{task.task}.yaml").is_file() for task in config.scored),
@@ -120,4 +128,5 @@ def _asking(config: Config, batch_size: int) -> Asking:
         trust_remote_code=config.trust_remote_code,
         confirm_run_unsafe_code=config.confirm_run_unsafe_code,
         model_args={name: value for name, value in config.model_args.items() if value is not None},
+        loaded=loaded,
     )

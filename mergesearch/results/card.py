@@ -41,6 +41,7 @@ class Asking:
         apply_chat_template, fewshot_as_multiturn, system_instruction, trust_remote_code, confirm_run_unsafe_code: as
             lm_eval's options.
         model_args: what --model_args says beside the checkpoint and its dtype.
+        loaded: whether `lm_eval --model hf` loads a checkpoint of this architecture.
     """
 
     task_folders: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class Asking:
     trust_remote_code: bool = False
     confirm_run_unsafe_code: bool = False
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    loaded: bool = True
 
     @property
     def folders(self) -> list[str]:
@@ -257,6 +259,12 @@ def _scores(records: Sequence[Record]) -> str:
 
 
 def _by_hand(story: Story, dtype: str) -> str:
+    if not story.asking.loaded:
+        return (
+            "`lm_eval --model hf` does not load a model of this type, for which transformers has no class of a causal "
+            "language model. The same figures by hand, in this folder, with the run's configuration:\n\n"
+            + block("mergesearch score . --config RUN.yaml")
+        )
     commands = "\n".join(lm_eval_commands(story, dtype))
     return f"The same figures by hand, in this folder:\n\n{block(commands)}"
 
