@@ -110,7 +110,9 @@ def by_tries(model, tokenizer, requests, batch_size: int = 4) -> TrieLM:
 
 
 def assert_same(found, expected, tolerance: float = 1e-4) -> None:
-    assert found.get("loglikelihood_rolling") == expected.get("loglikelihood_rolling")
+    # by the same code, and yet the last bit may be another: where a tensor lies in memory decides which kernel takes it
+    rolling = expected.get("loglikelihood_rolling")
+    assert found.get("loglikelihood_rolling") == (rolling and pytest.approx(rolling, rel=1e-6))
     assert found.get("generate_until") == expected.get("generate_until")
     for (value, greedy), (wanted, wanted_greedy) in zip(
         found.get("loglikelihood", []), expected.get("loglikelihood", []), strict=True

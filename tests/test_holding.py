@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from support.tiny_models import make_pool
+from support.tiny_models import file_tensors, make_pool
 
-from mergesearch import config, memory
+from mergesearch import config, load_run, memory
 from mergesearch.checkpoints import Pool, Survey, loading, mapped, parents
 from mergesearch.commands import holding as holdings
 from mergesearch.commands.check import preview
@@ -158,43 +157,50 @@ def test_a_noted_batch_size_and_residency_are_kept(tmp_path: Path, monkeypatch: 
 
 
 _LIMITED = """
-    import json, resource, sys
-    from pathlib import Path
+    import resource, sys
     import psutil, torch
-    from mergesearch import config as configuration
-    from mergesearch.commands import run as runs, report, export, score, inputs, holding
+    from pathlib import Path
+    from mergesearch import cli, config as configuration
+    from mergesearch.commands import run, report, export, score, inputs
     from transformers import AutoConfig, AutoModelForCausalLM
     from lm_eval.models import huggingface
 
     torch.set_num_threads(1)
-    folder, megabytes = Path(sys.argv[1]), int(sys.argv[2])
-    given = configuration.read(folder / "run.yaml", [f"output={folder}/out", "batch_size=4", "tasks.0.limit=4"])
-    tasks = inputs.load_tasks(given)  # what libraries load once counts no more
+    inputs.load_tasks(configuration.read(Path(sys.argv[1])))  # what libraries load once counts no more
     small = AutoConfig.for_model("llama", hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9,
                                  num_attention_heads=2, num_key_value_heads=2)
     AutoModelForCausalLM.from_config(small)(torch.zeros((1, 2), dtype=torch.long))
-    limit = psutil.Process().memory_info().data + megabytes * 2**20
+    limit = psutil.Process().memory_info().data + int(sys.argv[2]) * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    session = runs.prepare(given, say=lambda line: print(line, file=sys.stderr))
-    session.search.run()
-    print(json.dumps({"states": [r.state for r in session.read().records], "settled": session.read().settled}))
+    sys.argv = ["mergesearch", *sys.argv[3:]]
+    cli.main()
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not hold a process to the limit")
 def test_a_pool_larger_than_memory_runs_from_its_files(tmp_path: Path) -> None:
-    """400 MB of parents in a process that may have 300 MiB more: a candidate of 40 MB is made of mapped files."""
+    """400 MB of parents in a process that may have 350 MiB more: a candidate of 40 MB is made of mapped files, by each
+    command that makes one."""
     file = pools.make(tmp_path, models=9, width=448, layers=4)
-    parents_size = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
-    most = 300
-    assert parents_size > most * 2**20
-    code = textwrap.dedent(_LIMITED)
+    most = 350
+    assert sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors")) > most * 2**20
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(file.parent), str(most)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "parents read from their files, the candidate in memory on cpu" in done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert set(told["states"]) == {"complete"} and told["settled"]["residency"] == "mapped"
+    run, out = str(tmp_path / "out"), str(tmp_path / "exported")
+
+    def told(*command: str) -> str:
+        program = [sys.executable, "-c", textwrap.dedent(_LIMITED), str(file), str(most), *command]
+        done = subprocess.run(program, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, (command, done.stderr[-3000:])
+        return done.stdout + done.stderr
+
+    changes = (f"output={run}", "batch_size=4", "tasks.0.limit=4", "holdout=0.5")
+    begun = told("run", str(file), *(f"--set={change}" for change in changes))
+    assert "parents read from their files, the candidate in memory on cpu" in begun
+    recorded = load_run(run)
+    assert {record.state for record in recorded.records} == {"complete"}
+    assert recorded.settled["residency"] == "mapped"
+    assert "holdout" in told("report", run, "--documents", "4")
+    told("export", run, out, "--trial", "12")
+    assert file_tensors(out).keys() == file_tensors(tmp_path / "base").keys()
+    assert "zoo_names acc" in told("score", f"{out}/recipe.yaml", "--config", str(Path(run) / "config.yaml"))

@@ -65,8 +65,8 @@ def write(
     order: Sequence[str] = (),
     judged: Mapping[str, int] = MappingProxyType({}),
 ) -> int:
-    """Writes RESULTS.md of finished searches, and where matplotlib is there a picture for each pool, RESULTS-POOL.png;
-    the first pool's is RESULTS.png.
+    """Writes RESULTS.md of finished searches, and where matplotlib is there a picture for each pool: RESULTS.png of the
+    first, RESULTS-pool-POOL.png of others, as search-real.png is of another page.
 
     Args:
         judged: each judging pool, and how often it was looked at; they come last, under a heading of their own.
@@ -79,7 +79,9 @@ def write(
     for pool, curves in pools.items():
         if pool in judged and JUDGING[0] not in lines:
             lines += ["", *JUDGING]
-        image = results.with_suffix(".png") if pool == FIRST_POOL else results.with_name(f"{results.name}-{pool}.png")
+        image = (
+            results.with_suffix(".png") if pool == FIRST_POOL else results.with_name(f"{results.name}-pool-{pool}.png")
+        )
         drawn = draw(curves, yardstick, image)
         shown = text(pool, curves, yardstick, image.name if drawn or image.is_file() else None)
         if pool in judged:

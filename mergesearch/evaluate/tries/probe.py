@@ -27,6 +27,8 @@ _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
 _TOKENS = {"cpu": 768, "cuda": 8192}
 _REQUESTS = 24
 _ANCHORS = 8
+# where rounding seems to speak against packs, so many times as many are tried: few requests may say so by chance
+_LOOKS = (1, 4)
 # a mean that is further from float32 counts where it is so by this share, and by so many standard errors; one row alone
 # may be this many times as far as the furthest plain one, of a few rows so many times
 _MORE, _ERRORS, _FURTHEST, _FURTHEST_OF_FEW = 0.1, 2.0, 2.0, 3.0
@@ -43,10 +45,12 @@ class Packing:
     Attributes:
         fault: why packs cannot be used, in a few words; None where they can.
         wide_head: whether the head has to compute in float32 for that.
+        by_rounding: whether the fault is one of rounding, which few requests may show by chance.
     """
 
     fault: str | None
     wide_head: bool = False
+    by_rounding: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +79,16 @@ def packing(model: Any, queries: Sequence[Query], limit: int) -> Packing:
     Raises:
         Undecided: see there.
     """
-    chosen = sample(queries, _TOKENS.get(model.device.type, 1024))
-    return _tried(lambda: _packing(model, chosen, limit))
+    tokens, chosen, found = _TOKENS.get(model.device.type, 1024), 0, Packing(None)
+    for many in _LOOKS:
+        few = sample(queries, many * tokens, many * _REQUESTS)
+        if len(few) == chosen:
+            break
+        chosen = len(few)
+        found = _tried(lambda few=few: _packing(model, few, limit))
+        if not found.by_rounding:
+            break
+    return found
 
 
 def generation_fault(model: Any, prompts: Sequence[np.ndarray], pad: int) -> str | None:
@@ -156,7 +168,8 @@ def _packing(model: Any, queries: Sequence[Query], limit: int) -> Packing:
     found: list[Packing] = []
     for wide in (False, True):
         ours = _packed_distances(model, queries, arrangements, exact, wide)
-        found.append(Packing(_further(ours, theirs), wide))
+        fault = _further(ours, theirs)
+        found.append(Packing(fault, wide, by_rounding=fault is not None))
         if found[-1].fault is None and ours.sums.mean() <= theirs.sums.mean():
             return found[-1]
     narrow, wide_head = found
