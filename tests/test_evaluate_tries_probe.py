@@ -196,6 +196,25 @@ class TestMemory:
         assert "too little memory" in probe.generation_fault(build(), prompts, 0)
 
 
+@pytest.mark.parametrize(
+    ("by_rounding", "count", "looks"),
+    [(True, 400, 2), (False, 400, 1), (True, 4, 1)],
+    ids=["again", "wrong", "no more"],
+)
+def test_few_requests_do_not_refuse_by_chance(by_rounding, count, looks, monkeypatch):
+    """What rounding says of few requests is asked of more, where there are more; what is wrong is refused at once."""
+    seen = []
+
+    def packing(model, queries, limit):
+        seen.append(len(queries))
+        return probe.Packing("too far" if len(seen) == 1 or not by_rounding else None, by_rounding=by_rounding)
+
+    monkeypatch.setattr(probe, "_packing", packing)
+    found = probe.packing(build(), requests(count), 512)
+    assert len(seen) == looks and seen == sorted(set(seen))
+    assert (found.fault is None) is (looks > 1)
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_continuous_batching_is_compared_in_float32(right, monkeypatch):
     model = build(dtype="bfloat16")
