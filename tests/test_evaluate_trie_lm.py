@@ -110,9 +110,7 @@ def by_tries(model, tokenizer, requests, batch_size: int = 4) -> TrieLM:
 
 
 def assert_same(found, expected, tolerance: float = 1e-4) -> None:
-    # by the same code, and yet the last bit may be another: where a tensor lies in memory decides which kernel takes it
-    rolling = expected.get("loglikelihood_rolling")
-    assert found.get("loglikelihood_rolling") == (rolling and pytest.approx(rolling, rel=1e-6))
+    assert found.get("loglikelihood_rolling") == expected.get("loglikelihood_rolling")
     assert found.get("generate_until") == expected.get("generate_until")
     for (value, greedy), (wanted, wanted_greedy) in zip(
         found.get("loglikelihood", []), expected.get("loglikelihood", []), strict=True
@@ -162,7 +160,10 @@ class TestEqualsLmEval:
         lm = by_tries(model, tokenizer, requests)
         assert lm._serves == {"loglikelihood": True, "generate_until": True}
         assert next(iter(lm._queries.values()))[1].inputs[0] == 0
-        assert_same(answers(lm, requests), by_lm_eval(model, tokenizer, requests, batch_size=1))
+        expected = by_lm_eval(model, tokenizer, requests, batch_size=1)
+        # lm-eval's own code on both sides: equal to the last bit where as many sequences are computed side by side
+        rolling = {"loglikelihood_rolling": requests["loglikelihood_rolling"]}
+        assert_same(answers(lm, requests), expected | by_lm_eval(model, tokenizer, rolling))
 
     def test_stop_texts_and_the_end_token(self, tokenizer):
         model = build()

@@ -52,7 +52,6 @@ from transformers import (
 from mergesearch.config import TaskConfig
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import load
-from mergesearch.evaluate.tries.probe import is_further
 from scripts.bench import rank_correlation
 from scripts.bench.shared import tables, zoo1
 
@@ -385,8 +384,7 @@ def _half(
     """Both sides' distance from the float32 value; which documents the rounding decides."""
     true = _plain(model, torch.float32, tokenizer, tasks, chosen)
     noise, own = np.abs(wanted - true), np.abs(found - true)
-    apart = f"{own.mean():.3f}, {noise.mean():.3f}"
-    assert not is_further(own, noise), f"further from float32 than lm-eval, beyond chance: {apart}"
+    assert own.mean() <= noise.mean(), f"further from float32 than lm-eval: {own.mean():.3f}, {noise.mean():.3f}"
     documents = [request.doc_id for request in requests]
     close = 0
     for document in set(documents):

@@ -256,13 +256,13 @@ def _sum(rows: torch.Tensor, query: Query) -> float:
 
 def _further(ours: Distances, theirs: Distances) -> str | None:
     """In which way the packed pass is further from float32 than the plain one; None where it is not."""
-    if is_further(ours.logits, theirs.logits) or ours.furthest > _FURTHEST * theirs.furthest:
+    if _is_further(ours.logits, theirs.logits) or ours.furthest > _FURTHEST * theirs.furthest:
         return (
             "its logits are further from float32 than those of plain sequences: "
             f"mean {ours.logits.mean():.2g} of their spread, largest {ours.furthest:.2g} "
             f"(plain {theirs.logits.mean():.2g}, {theirs.furthest:.2g})"
         )
-    if is_further(ours.sums, theirs.sums):
+    if _is_further(ours.sums, theirs.sums):
         return (
             f"its log-likelihoods are further from float32 than those of plain sequences: mean {ours.sums.mean():.2g} "
             f"nats (plain {theirs.sums.mean():.2g})"
@@ -270,7 +270,7 @@ def _further(ours: Distances, theirs: Distances) -> str | None:
     return None
 
 
-def is_further(ours: np.ndarray, theirs: np.ndarray) -> bool:
+def _is_further(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Whether a mean is larger beyond what chance does to so few requests; both [n], of the same requests."""
     more = ours - theirs
     return more.mean() > max(_MORE * theirs.mean(), _ERRORS * more.std() / len(more) ** 0.5)
