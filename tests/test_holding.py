@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -157,6 +158,49 @@ def test_a_noted_batch_size_and_residency_are_kept(tmp_path: Path, monkeypatch: 
 
 
 _LIMITED = """
+    import json, resource, sys
+    from pathlib import Path
+    import psutil, torch
+    from mergesearch import config as configuration
+    from mergesearch.commands import run as runs, report, export, score, inputs, holding
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from lm_eval.models import huggingface
+
+    torch.set_num_threads(1)
+    folder, megabytes = Path(sys.argv[1]), int(sys.argv[2])
+    given = configuration.read(folder / "run.yaml", [f"output={folder}/out", "batch_size=4", "tasks.0.limit=4"])
+    tasks = inputs.load_tasks(given)  # what libraries load once counts no more
+    small = AutoConfig.for_model("llama", hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9,
+                                 num_attention_heads=2, num_key_value_heads=2)
+    AutoModelForCausalLM.from_config(small)(torch.zeros((1, 2), dtype=torch.long))
+    limit = psutil.Process().memory_info().data + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    session = runs.prepare(given, say=lambda line: print(line, file=sys.stderr))
+    session.search.run()
+    print(json.dumps({"states": [r.state for r in session.read().records], "settled": session.read().settled}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not hold a process to the limit")
+def test_a_pool_larger_than_memory_runs_from_its_files(tmp_path: Path) -> None:
+    """400 MB of parents in a process that may have 300 MiB more: a candidate of 40 MB is made of mapped files."""
+    file = pools.make(tmp_path, models=9, width=448, layers=4)
+    parents_size = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
+    most = 300
+    assert parents_size > most * 2**20
+    code = textwrap.dedent(_LIMITED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file.parent), str(most)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "parents read from their files, the candidate in memory on cpu" in done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told["states"]) == {"complete"} and told["settled"]["residency"] == "mapped"
+
+
+_LIMITED_COMMAND = """
     import resource, sys
     import psutil, torch
     from pathlib import Path
@@ -179,9 +223,9 @@ _LIMITED = """
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not hold a process to the limit")
-def test_a_pool_larger_than_memory_runs_from_its_files(tmp_path: Path) -> None:
-    """400 MB of parents in a process that may have 350 MiB more: a candidate of 40 MB is made of mapped files, by each
-    command that makes one."""
+def test_each_command_makes_candidates_of_a_pool_larger_than_memory(tmp_path: Path) -> None:
+    """400 MB of parents in a process that may have 350 MiB more, which is the search's 300 and room for the command's
+    own libraries and the winner's export."""
     file = pools.make(tmp_path, models=9, width=448, layers=4)
     most = 350
     assert sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors")) > most * 2**20
@@ -189,7 +233,7 @@ def test_a_pool_larger_than_memory_runs_from_its_files(tmp_path: Path) -> None:
     run, out = str(tmp_path / "out"), str(tmp_path / "exported")
 
     def told(*command: str) -> str:
-        program = [sys.executable, "-c", textwrap.dedent(_LIMITED), str(file), str(most), *command]
+        program = [sys.executable, "-c", textwrap.dedent(_LIMITED_COMMAND), str(file), str(most), *command]
         done = subprocess.run(program, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (command, done.stderr[-3000:])
         return done.stdout + done.stderr
