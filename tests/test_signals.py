@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 from pathlib import Path
 
@@ -76,9 +77,11 @@ def command(code: str, sent: signal.Signals = signal.SIGINT, arguments: list[str
     arguments = ["run", QUICKSTART, "--set", "name=mine"] if arguments is None else arguments
     whole = BEGIN.format(signal=int(sent), arguments=arguments) + code + END
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", whole], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
-    )
+    # not where the quickstart's own run may lie, which whoever reads the README has begun
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [sys.executable, "-c", whole], capture_output=True, text=True, cwd=empty, env=environment, timeout=300
+        )
     return Done(done.returncode, done.stdout, done.stderr)
 
 
