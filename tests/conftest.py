@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 # marks of tests that take minutes: they run where `-m` names them
 LONG = {"slow": "takes minutes: pytest -m slow", "chaos": "the long form: pytest -m chaos"}
+
+
+def pytest_configure() -> None:
+    # a shell starts what is put behind an & with SIGINT ignored, and then no command under test would hear it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
