@@ -7,11 +7,15 @@ import inspect
 import logging
 import os
 import random
+import time
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
+import numpy as np
 import torch
 import transformers
 from lm_eval.api.instance import Instance
@@ -21,7 +25,8 @@ from support.tiny_models import fine_tune, make_model
 from tokenizers.processors import TemplateProcessing
 
 from mergesearch.evaluate.model import CONTINUOUS, TRIES, RememberingLM
-from mergesearch.evaluate.tries import probe
+from mergesearch.evaluate.tries import continuous, probe
+from mergesearch.evaluate.tries.generation import Prompt, Stops
 from mergesearch.evaluate.tries.lm import TrieLM
 
 POSITIONS = 192
@@ -199,6 +204,19 @@ class TestEqualsLmEval:
         # nothing of these weights stays behind
         fine_tune(model, seed=3, scale=0.2)
         assert_same(answers(lm, requests), by_lm_eval(model, tokenizer, requests))
+
+    @pytest.mark.parametrize("most", [1, 2, 8])
+    def test_continuous_batching_tells_prompts_from_answers(self, most, tokenizer, monkeypatch):
+        """By a clock on which a pass takes a second: the first reads the prompt, each later one a token."""
+        ticks = count()
+        clock = SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=time.monotonic)
+        monkeypatch.setattr(continuous, "time", clock)
+        decoder = continuous.ContinuousDecoder(build(), [])
+        ((answer, cut),) = decoder.decode(
+            [Prompt(0, np.arange(3, 9, dtype=np.int32))], Stops(tokenizer, [], [], most), 1
+        )
+        assert len(answer) == most and cut
+        assert decoder.prefill == 1 and next(ticks) == 2 * most
 
     def test_sampling_is_left_to_lm_eval(self, tokenizer):
         model = build()

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching import RequestStatus
 
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.tries.generation import GreedyDecoder, Prompt, Stops, batches
@@ -106,7 +105,8 @@ class ContinuousDecoder:
             seconds = time.perf_counter() - start
             try:
                 held = manager.batch_processor.inputs_and_outputs.requests_in_batch
-                read = sum(each.query_length for each in held if each.state.status == RequestStatus.PREFILLING)
+                # not by its status, which the last part of a prompt has already changed
+                read = sum(each.query_length for each in held if not each.state.generated_len())
                 if self.prefill is not None:
                     self.prefill += seconds * read / sum(each.query_length for each in held)
             except AttributeError:
