@@ -198,6 +198,33 @@ def test_out_of_memory_halves_and_forgets(scored):
         losses.walk({"tiny_choice": [0]}, never)
 
 
+def test_tasks_share_batches_within_so_many_tokens(scored, monkeypatch):
+    """The same losses and gradients, in fewer passes over the weights; with no room for it, a task at a time."""
+    scorer, everything, model = scored
+    documents = {label: ids[:2] for label, ids in everything.items()}
+
+    def taken(tokens):
+        monkeypatch.setattr("mergesearch.evaluate.losses.MOST_TOKENS", tokens)
+        found, batches = {}, []
+
+        def take(pairs, losses):
+            batches.append({label for label, _ in pairs})
+            found.update(zip(pairs, losses.tolist(), strict=True))
+
+        with torch.no_grad():
+            Losses(scorer, model).walk_together(documents, take)
+        return found, batches
+
+    together, batches = taken(1_000_000)
+    assert batches == [set(documents)]
+    apart, batches = taken(1)
+    assert all(len(tasks) == 1 for tasks in batches)
+    with torch.no_grad():
+        losses = Losses(scorer, model).loss(documents)
+    wanted = {(label, n): float(x) for label, ids in documents.items() for n, x in zip(ids, losses[label], strict=True)}
+    assert together == pytest.approx(wanted, rel=1e-4) and apart == pytest.approx(wanted, rel=1e-4)
+
+
 def test_a_task_without_known_answers_is_named(folder):
     model = make_model(0)
     scorer, _ = scorer_of(folder, ["tiny_choice", "tiny_odd"], model)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,12 @@ log: logging.Logger = logging.getLogger(__name__)
 Documents = Mapping[str, Sequence[int]]  # task -> its documents
 Kind = Literal["cross_entropy", "expected", "entropy"]
 Take = Callable[[str, Sequence[int], Tensor], None]
+Pair = tuple[str, int]  # (task, document)
+TakeTogether = Callable[[Sequence[Pair], Tensor], None]
+
+# the most tokens, padding and all choices counted, of a batch that has documents of several tasks: what is saved is a
+# pass over the weights, and memory is to be no more than one task's documents may take
+MOST_TOKENS = 4096
 
 # stands for an answer that is not known: what follows the prompt is looked at before it
 _ANYTHING = "."
@@ -171,11 +178,18 @@ class Losses:
             CandidateError: out of memory with one document at a time.
         """
         for label, ids in documents.items():
-            waiting = sorted(ids, key=lambda number: (self._length(label, number), number))
-            while waiting:
-                part = waiting[: self.batch_size]
-                if self._taken(label, part, take, undo):
-                    waiting = waiting[len(part) :]
+            waiting = [(label, number) for number in sorted(ids, key=lambda each: (self._length(label, each), each))]
+            self._walk(waiting, partial(_of_one_task, take), undo, math.inf)
+
+    def walk_together(self, documents: Documents, take: TakeTogether, undo: Callable[[], None] = lambda: None) -> None:
+        """Calls `take([(task, document), ...], losses)` batch by batch: losses float32, [documents]. A batch has
+        documents of several tasks, as far as it stays within `MOST_TOKENS` with padding; so a step of learning on few
+        documents of many tasks is one backward pass and not one for each task.
+
+        Args and errors: as for `walk`.
+        """
+        everything = [(label, number) for label, ids in documents.items() for number in ids]
+        self._walk(sorted(everything, key=lambda pair: (self._length(*pair), pair)), take, undo, MOST_TOKENS)
 
     def gold_sequences(self, documents: Documents) -> Iterator[tuple[Tensor, Tensor]]:
         """(tokens, attention mask), int64, [documents, longest]: prompts with their right answers, batch by batch."""
@@ -260,9 +274,29 @@ class Losses:
 
     # --- computing ---------------------------------------------------------------------------------------------
 
-    def _taken(self, label: str, ids: Sequence[int], take: Take, undo: Callable[[], None]) -> bool:
+    def _walk(self, waiting: Sequence[Pair], take: TakeTogether, undo: Callable[[], None], tokens: float) -> None:
+        """Takes all of them in batches of one task, or of several within so many tokens; by length, so that little is
+        padding."""
+        while waiting:
+            part = waiting[: self._batch_length(waiting, tokens)]
+            if self._taken(part, take, undo):
+                waiting = waiting[len(part) :]
+
+    def _batch_length(self, waiting: Sequence[Pair], tokens: float) -> int:
+        """How many of the next documents, which are sorted by length, are a batch."""
+        count = sequences = 0
+        mixed = False
+        for label, number in waiting[: self.batch_size]:
+            sequences += len(self._document(label, number).sequences)
+            mixed = mixed or label != waiting[0][0]
+            if mixed and sequences * self._length(label, number) > tokens:
+                break
+            count += 1
+        return count
+
+    def _taken(self, pairs: Sequence[Pair], take: TakeTogether, undo: Callable[[], None]) -> bool:
         try:
-            take(label, ids, self._batch(label, ids))
+            take(pairs, self._batch(pairs))
             return True
         except Exception as error:
             if not out_of_memory(error):
@@ -271,14 +305,14 @@ class Losses:
         # outside the handler: the traceback holds on to the tensors
         undo()
         clear_torch_cache()
-        if len(ids) == 1:
+        if len(pairs) == 1:
             raise CandidateError(f"out of memory with one document at a time: {reason}")
-        self.batch_size = max(1, len(ids) // 2)
+        self.batch_size = max(1, len(pairs) // 2)
         log.warning("out of memory: losses are now taken of %d documents at once", self.batch_size)
         return False
 
-    def _batch(self, label: str, ids: Sequence[int]) -> Tensor:
-        documents = [self._document(label, number) for number in ids]
+    def _batch(self, pairs: Sequence[Pair]) -> Tensor:
+        documents = [self._document(*pair) for pair in pairs]
         unsure = [self.kind == "entropy" and isinstance(d, _Text) for d in documents for _ in d.sequences]
         sums = self._sums([s for document in documents for s in document.sequences], unsure)
         parts = sums.split([len(document.sequences) for document in documents])
@@ -336,3 +370,7 @@ def _only_rows(head: Any, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]
         yield picked
     finally:
         handle.remove()
+
+
+def _of_one_task(take: Take, pairs: Sequence[Pair], losses: Tensor) -> None:
+    take(pairs[0][0], [number for _, number in pairs], losses)

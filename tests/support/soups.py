@@ -51,6 +51,14 @@ class TargetLosses:
                 self.calls += 1
                 take(label, part, found * float("nan") if self.calls == self.breaks_at else found)
 
+    def walk_together(
+        self,
+        documents: Mapping[str, Sequence[int]],
+        take: Callable[[Sequence[tuple[str, int]], Tensor], None],
+        undo: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.walk(documents, lambda label, ids, losses: take([(label, n) for n in ids], losses), undo)
+
     def loss(self, documents: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {label: [] for label in documents}
         self.walk(documents, lambda label, ids, losses: found[label].append(losses))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -316,13 +316,16 @@ class _Run:
         factors = {label: self.shares[label] / self.scales[label] / len(ids) for label, ids in drawn.items()}
         with InnerProducts(cells, shape, jobs, self.engine.model, self.engine.pool) as products, torch.enable_grad():
 
-            def take(label: str, ids: Any, losses: Tensor) -> None:
-                if not torch.isfinite(losses).all():
-                    raise _NotFinite(f"the loss of task {label!r} is no finite number")
-                (factors[label] * losses.sum()).backward()
+            def take(pairs: Sequence[tuple[str, int]], losses: Tensor) -> None:
+                bad = [
+                    label for (label, _), fine in zip(pairs, torch.isfinite(losses).tolist(), strict=True) if not fine
+                ]
+                if bad:
+                    raise _NotFinite(f"the loss of task {bad[0]!r} is no finite number")
+                (losses * losses.new_tensor([factors[label] for label, _ in pairs])).sum().backward()
                 products.commit()
 
-            self.losses.walk(drawn, take, products.undo)
+            self.losses.walk_together(drawn, take, products.undo)
             taken = products.take()
         self._pay(3 * size(drawn))
         if not np.isfinite(taken).all():
