@@ -95,9 +95,9 @@ def test_soups_take_what_learning_took(tmp_path: Path) -> None:
     found = estimate(config, probe=PROBE)
     assert found is not None
     parts = {part.strategy: part for part in found.parts}
-    # 34 steps in each of 3 folds, of 4 documents of 2 tasks; 5 looks at all of them; by
-    # cross-entropy 3 parents on 2 documents (a quarter of 10, rounded) of each task
-    usual = [3 * 102 * 4 * 2 + 5 * 20, 3 * 102 * 4 * 2 + 5 * 20 + 3 * 4]
+    # 100 steps of 4 documents of 2 tasks; 11 looks at 2 documents (a quarter of 10, rounded) of each; by cross-entropy
+    # 3 parents on as many
+    usual = [3 * 100 * 4 * 2 + 11 * 4, 3 * 100 * 4 * 2 + 11 * 4 + 3 * 4]
     assert (parts["greedy_soup"].trials, parts["learned_soup"].trials, parts["study"].trials) == (1, 2, 2)
     assert parts["learned_soup"].learning == sum(usual)
     assert parts["learned_soup"].seconds == pytest.approx(sum(usual) * 0.25 + 2 * 7)

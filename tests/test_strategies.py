@@ -289,7 +289,7 @@ class Teacher:
     def __init__(self, config: Config, broken: bool = False, gradients: bool = True):
         self.config, self.broken, self.gradients, self.asked = config, broken, gradients, []
 
-    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work) -> Recipe:
+    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1) -> Recipe:
         self.asked.append((per, loss, start.id if start else None))
         work.spent(25)
         if self.broken:
@@ -326,6 +326,32 @@ def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path)
     assert past.documents == sum(10 for t in past.trials if t.same_as is None) + 3 * 25
 
 
+@pytest.mark.parametrize(("rounds", "learned"), [(0, 1), (1, 2), (5, 4)])
+def test_the_best_soup_is_learned_on_while_it_pays(tmp_path: Path, rounds: int, learned: int) -> None:
+    """Weights 0.53, 0.58, 0.63, 0.68 in turn, and 0.62 is the best: the round that is worse is the last."""
+
+    class Onwards(Teacher):
+        def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1) -> Recipe:
+            super().learn(per, loss, start, work)
+            return self.config.recipe(single_rule("task_arithmetic", weight=0.48 + 0.05 * times))
+
+    config = settings(tmp_path / "run")
+    soup = {"per": ["recipe"], "loss": "expected", "rounds": rounds}
+    wanted = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 10_000}
+    teacher = Onwards(config)
+    changes = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}, "search": wanted}
+    search = begin(tmp_path / "run", Judge(closeness(config, 0.62)), teacher, **changes)
+    search.run()
+    soups = made_by(search, "learned_soup")
+    assert len(soups) == learned
+    assert [start for _, _, start in teacher.asked] == [config.average.id, *[soup.recipe_id for soup in soups[:-1]]]
+    labels = [r.method for r in records(search.history()) if "soup" in r.method]
+    assert labels == [
+        "learned soup per recipe",
+        *[f"learned soup per recipe, round {n}" for n in range(2, learned + 1)],
+    ]
+
+
 def test_soups_of_each_loss_start_from_none_of_the_other(tmp_path: Path) -> None:
     config = settings(tmp_path / "run")
     teacher = Teacher(config)
@@ -350,7 +376,7 @@ def test_a_soup_is_told_when_the_budget_is_used_up(tmp_path: Path) -> None:
     teacher = Teacher(settings(tmp_path / "run"))
     spent: list[bool] = []
 
-    def learn(per: str, loss: str, start: Recipe, work: Work) -> Recipe:
+    def learn(per: str, loss: str, start: Recipe, work: Work, times: int = 1) -> Recipe:
         for _ in range(4):
             spent.append(work.stop())
             work.spent(100)

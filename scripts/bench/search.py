@@ -121,6 +121,7 @@ class Pool:
         own: those of mergesearch's own searches.
         make: the command that makes it; None where it is in the repository.
         judging: whether it is one that nothing may be chosen by: each look at it is counted (judging.py).
+        overrides: that change the configuration for all searches on it.
     """
 
     config: Path
@@ -128,9 +129,11 @@ class Pool:
     own: int
     make: str | None = None
     judging: bool = False
+    overrides: tuple[str, ...] = ()
 
 
-REAL = 25_000
+REAL, FEW = 25_000, 17_500
+_FEW = ("holdout=0.667", *(f"tasks.{number}.limit=150" for number in range(4)))
 _MAKE = "python -m scripts.make_real_pool --base models/smollm2 --out models/real"
 
 
@@ -143,6 +146,8 @@ POOLS: dict[str, Pool] = {
     # 400 and 40 candidates on 1,526 documents
     "zoo1": Pool(zoo1.SEARCH, 610_400, 61_040),
     "real": Pool(Path("models/real/search.yaml"), REAL, REAL, _MAKE),
+    # the same with 50 search and 100 holdout documents of each task: what a user has who brings a few
+    "real_few": Pool(Path("models/real/search.yaml"), FEW, FEW, _MAKE, overrides=_FEW),
     # the same with seeds that had no part in making anything: a page or a picture of its own, since seeds differ
     "zoo1_fresh": Pool(zoo1.SEARCH, 610_400, 61_040),
     **{name: _judging(name) for name in ("judge_zoo_a", "judge_zoo_b", "judge_real_adapters", "judge_real_seven")},
@@ -265,7 +270,8 @@ def units(chosen: argparse.Namespace) -> list[Unit]:
             for search in chosen.only or [*YARDSTICKS, *RUNS]:
                 budget = chosen.documents or (pool.yardstick if search in YARDSTICKS else pool.own)
                 scales = chosen.scales or chosen.out / "scales"
-                place = (chosen.out, pool.config, tuple(chosen.overrides), budget, deadline, chosen.threads, scales)
+                overrides = (*pool.overrides, *chosen.overrides)
+                place = (chosen.out, pool.config, overrides, budget, deadline, chosen.threads, scales)
                 found.append(Unit(Key(name, search, seed), *place, chosen.results.with_suffix(".csv")))
     return found
 

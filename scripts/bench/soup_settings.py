@@ -57,8 +57,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "3 folds of all steps, decay 1": {"folds": 3, "decay": 1.0, "steps": 300},
     "1 fold, decay 0, 80 steps at 0.05": {"folds": 1, "decay": 0.0, **_REAL},
     "1 fold, decay 1, twice the steps": {"folds": 1, "decay": 1.0, "steps": 200},
+    "1 fold, decay 0.3, twice the steps at 0.05": {"folds": 1, "decay": 0.3, "steps": 200, "learning_rate": 0.05},
     "1 fold, decay 1, 100 steps at 0.06": {"folds": 1, "decay": 1.0, "learning_rate": 0.06},
     "1 fold, decay 1, 100 steps at 0.1": {"folds": 1, "decay": 1.0, "learning_rate": 0.1},
+    "all documents, decay 1": {"folds": 1, "validation": 0, "decay": 1.0},
+    "all documents, decay 1, at 0.06": {"folds": 1, "validation": 0, "decay": 1.0, "learning_rate": 0.06},
 }
 
 
@@ -67,7 +70,8 @@ class Pool:
 
     def __init__(self, name: str, seed: int, out: Path, overrides: Sequence[str]):
         self.name, self.seed = name, seed
-        self.config = configuration.read(pool_of(name)[1].config, [*overrides, f"search.seed={seed}"])
+        found = pool_of(name)[1]
+        self.config = configuration.read(found.config, [*found.overrides, *overrides, f"search.seed={seed}"])
         self.out = out / name / str(seed)
         self.out.mkdir(parents=True, exist_ok=True)
         self.bench = Bench(self.config, self.out / "objective.json")
@@ -142,7 +146,9 @@ def _learn(pool: Pool, coefficients: Coefficients, start: np.ndarray, settings: 
     if settings.folds > 1:
         documents = pool.documents
         return learn_by_folds(coefficients, start, pool.bench.engine, losses, settings, documents=documents, **told)
-    documents, held = hold_apart(pool.documents, settings.validation, pool.seed, settings.validation_documents)
+    documents, held = pool.documents, {}
+    if settings.validation:
+        documents, held = hold_apart(pool.documents, settings.validation, pool.seed, settings.validation_documents)
     parts = {"documents": documents, "validation": held}
     return learn(coefficients, start, pool.bench.engine, losses, settings, **parts, **told)
 

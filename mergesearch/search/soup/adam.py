@@ -44,7 +44,7 @@ from mergesearch.search.soup.learning import (
     minibatch,
     size,
 )
-from mergesearch.search.soup.settings import SoupSettings
+from mergesearch.search.soup.settings import MEASURED, SoupSettings
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -120,7 +120,8 @@ def learn(
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
     stopping = EarlyStopping(settings.patience)
     run = _Run(coefficients, engine, losses, settings, seed, shares_of(weights, documents), spent, stopping)
-    run.documents, run.validation = _all_known(losses, documents), _all_known(losses, validation)
+    run.documents = _all_known(losses, documents)
+    run.validation = _all_known(losses, validation) if validation else {}
     run.scales = dict(scales or {})
     # without the scales, which another device measures a little differently: the state has those it began with
     identity = fingerprint(coefficients, start, settings, seed, run.documents, run.validation, run.shares, _FORMAT)
@@ -271,14 +272,15 @@ class _Run:
             return
         self.raw = self.coefficients.raw(start)
         self.engine.load(self.coefficients.recipe(start))
-        losses = self._validate()
+        looked = self.validation or hold_apart(self.documents, MEASURED, self.seed)[1]
+        losses = self._losses_of(looked)
         if not _finite(losses):
             raise CandidateError(
                 f"the start of the learned soup has losses that are no finite numbers: {_means(losses)}"
             )
         self.scales = {label: self.scales.get(label, max(loss, _LEAST_SCALE)) for label, loss in _means(losses).items()}
         self._weigh()
-        self._note_look(losses, start)
+        self._note_look(losses if self.validation else {}, start)
         file.save(self._data(self._optimizer()))
 
     def _go(self, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> None:
@@ -350,7 +352,7 @@ class _Run:
             self.coefficients.values(self.passed / since if self.settings.average else self.raw)
         )
         self._load(self.coefficients.recipe(values))
-        losses = self._validate()
+        losses = self._losses_of(self.validation)
         if not _finite(losses):
             raise _NotFinite("a validation loss is no finite number")
         self._note_look(losses, values)
@@ -362,21 +364,23 @@ class _Run:
             raise _NotFinite(str(error)) from error
 
     def _note_look(self, losses: Mapping[str, np.ndarray], values: np.ndarray) -> None:
-        loss, kept = self.stopping.loss(losses), self.stopping.look(losses, values)
+        loss = self.stopping.loss(losses) if losses else None
+        kept = self.stopping.look(losses, values)
         look = {"step": self.step, "documents": self.cost, "validation": loss, "losses": _means(losses), "kept": kept}
         self.history.append(look)
         self.looks.append(Look(self.step, values, losses))
         self.passed = torch.zeros_like(self.raw)
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, np.ndarray]:
-        """The live model's loss on each validation document."""
-        losses_of = self.losses.loss(self.validation)
-        self._pay(size(self.validation))
+    def _losses_of(self, documents: Documents) -> dict[str, np.ndarray]:
+        """The live model's loss on each of some documents."""
+        losses_of = self.losses.loss(documents)
+        self._pay(size(documents))
         return {label: each.double().cpu().numpy() for label, each in losses_of.items()}
 
     def _weigh(self) -> None:
-        self.stopping.factors = {label: share / self.scales[label] for label, share in self.shares.items()}
+        shares = self.shares if self.validation else {}
+        self.stopping.factors = {label: share / self.scales[label] for label, share in shares.items()}
 
     def _pay(self, count: int) -> None:
         self.cost += count

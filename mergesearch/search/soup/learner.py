@@ -31,7 +31,7 @@ from mergesearch.search.soup.foreseen import Foreseen, foreseen
 from mergesearch.search.soup.full import Measuring
 from mergesearch.search.soup.learning import Documents, Stepped, hold_apart, shuffled
 from mergesearch.search.soup.memo import Memo
-from mergesearch.search.soup.settings import Loss, SoupSettings
+from mergesearch.search.soup.settings import MEASURED, Loss, SoupSettings
 from mergesearch.search.work import Work
 from mergesearch.space import frozen_rules, groups_of
 
@@ -51,6 +51,8 @@ LEAST_SOFTMAX = 1e-3
 STATISTICS = "statistics"
 # the weight of each model where there is no mix to start from
 START = 0.4
+# how far apart the seeds of a soup's rounds are
+_ROUND = 1_000_003
 
 
 class Learner:
@@ -126,15 +128,17 @@ class Learner:
             self._losses[loss] = Losses(scorer, self.engine.model, self.settings.batch_size, loss)
         return self._losses[loss]
 
-    def learn(self, per: str, loss: Loss | None, start: Recipe | None, work: Work) -> Recipe:
-        """The recipe with what is learned on parts of the search documents and chosen by the others, see `folds`; with
-        one fold, or fewer documents than folds, on one part and kept by another, see `adam.learn`.
+    def learn(self, per: str, loss: Loss | None, start: Recipe | None, work: Work, times: int = 1) -> Recipe:
+        """The recipe with what is learned on one part of the search documents and kept by another, see `adam.learn`;
+        with several folds, and documents for them, what is learned on parts and chosen by the others, see `folds`.
 
         Args:
             per: `recipe`, `group` or `tensor`: what has coefficients of its own.
             loss: of `settings.Loss`; without gradients none is needed.
             start: a mix to start from; None for the configured weight.
             work: the run so far, with the objective and the parents' scores, and where to tell what it costs.
+            times: the how manieth round of a soup this is; documents come in another order in each, and the part that
+                says how far to go is the same, so that no round has learned from it.
 
         Raises:
             UserError, CandidateError: as for `adam.learn`.
@@ -153,7 +157,7 @@ class Learner:
             "stepped": self.stepped,
         }
         losses = self.losses(loss) if loss is not None and self.gradients else None
-        documents, held = hold_apart(self.documents, soup.validation, seed, soup.validation_documents)
+        documents, held = hold_apart(self.documents, soup.validation or MEASURED, seed, soup.validation_documents)
         if losses is None:
             score, without = self._score(objective_of(work.history)), soup.model_copy(update={"optimizer": "cmaes"})
             parts: dict[str, Any] = {"documents": documents, "validation": held, "score": score}
@@ -168,6 +172,9 @@ class Learner:
             work.note({"held_out": [kept[0], kept[-1]]})
             return learned.recipe
         parts = {"documents": documents, "validation": held}
+        if not soup.validation:
+            parts = {"documents": self.documents, "validation": {}}
+        told["seed"] = seed + _ROUND * (times - 1)
         return learn(coefficients, start_values, self.engine, losses, soup, **parts, **told).recipe
 
     def seconds_a_document(self) -> float | None:

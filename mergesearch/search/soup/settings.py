@@ -12,6 +12,10 @@ from mergesearch.schema import ONE_OR_MORE, Strict
 Loss = Literal["expected", "cross_entropy", "entropy"]
 
 
+# where nothing is held apart, the share of the documents on which losses are measured
+MEASURED = 0.25
+
+
 class SoupSettings(Strict):
     """Learned soup: mixing coefficients learned on the search documents."""
 
@@ -41,17 +45,27 @@ class SoupSettings(Strict):
         default=None, description="the weight of each model at the start; default: the best mix so far"
     )
     folds: int = Field(
-        default=3,
+        default=1,
         ge=1,
         le=20,
         description="parts of the search documents: a soup is learned on all but each in turn, these choose the step "
         "together, and the soup is their mean; 1: one soup, and a part of the documents held apart",
     )
+    rounds: int = Field(
+        default=2,
+        ge=0,
+        description="how often the best soup is learned on from where it ended, at most; it ends with the first round "
+        "that brought less than noise, and with two thirds of the run's document evaluations",
+    )
     steps: int = Field(default=100, ge=1, description="steps of adam, at most, of all folds together")
     learning_rate: float = Field(default=0.03, gt=0, description="of adam, falling to a tenth along half a cosine")
     documents: int = Field(default=4, ge=1, description="of each task, drawn for each step")
     validation: float = Field(
-        default=0.25, gt=0, lt=1, description="with one fold, the share of the search documents kept for early stopping"
+        default=0.25,
+        ge=0,
+        lt=1,
+        description="with one fold, the share of the search documents kept for early stopping; 0: all are learned "
+        "from, and all steps are taken",
     )
     validation_documents: int = Field(
         default=64, ge=1, description="of each task, the most that are held apart, in each fold"
@@ -61,7 +75,7 @@ class SoupSettings(Strict):
         default=4, ge=1, description="looks in a row that are worse than the best beyond noise end it"
     )
     decay: float = Field(
-        default=3.0,
+        default=1.0,
         ge=0,
         description="of adam's rate, the share by which a group's and a tensor's deviations from the whole model's "
         "weights shrink in each step",
@@ -107,14 +121,14 @@ class SoupSettings(Strict):
             return self.candidates * sum(documents)
         folds = self.folds if min(documents, default=0) >= self.folds else 1
         steps = -(-self.steps // folds)
-        looks = 1 + -(-steps // self.look_every)
+        looks = 1 + -(-steps // self.look_every) * bool(self.validation or folds > 1)
         few = sum(self.held_apart(count) for count in documents)
         looked = sum(min(count, folds * self.validation_documents) for count in documents) if folds > 1 else few
         return 3 * folds * steps * self.documents * len(documents) + looks * looked + measured * few
 
     def held_apart(self, count: int) -> int:
         """How many of a task's documents are held apart, or measure what a loss counts."""
-        return min(max(1, round(self.validation * count)), self.validation_documents)
+        return min(max(1, round((self.validation or MEASURED) * count)), self.validation_documents)
 
     def closed_form_cost(self, models: int, documents: Sequence[int]) -> int:
         """The document evaluations of `fisher` at most, and of `regmean` but for the layers that no longer fit."""

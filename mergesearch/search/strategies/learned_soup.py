@@ -38,6 +38,8 @@ APART = 0.2
 _BY = {"cross_entropy": " by cross-entropy", "entropy": " by entropy"}
 # of the run's document evaluations, the share within which soups from a second start are learned
 SECONDS_SHARE = 1 / 3
+# and that within which the best soup is learned on
+ROUNDS_SHARE = 2 / 3
 
 
 @register
@@ -45,13 +47,14 @@ class LearnedSoups(Strategy):
     """Mixing weights learned on the search documents, for the whole model, per group or per tensor.
 
     They start from the best mix so far that has every model in it, whatever found it; where another one, which is not
-    much the same, is within noise of it, and a third of the run's document evaluations lasts for it, from both. Each is
-    the mean of soups that were learned on all but one part of the documents in turn, at the step that these parts
-    choose. `loss: entropy` needs no answers (AdaMerging, Yang et al. 2023, arXiv:2310.02575): the soup grows sure of
-    what it says, right or wrong, so what it is worth is told by the tasks' scores alone, and where documents tell their
-    answers the other losses know more. `optimizer: cmaes` searches the same weights without gradients, and so does a
-    run whose tasks do not say what is right. As a part of `auto` the soups end where the first of them brought less
-    than noise over its start.
+    much the same, is within noise of it, and a third of the run's document evaluations lasts for it, from both. A part
+    of the documents is not learned from, and says how far to go. The best of them is learned on from where it ended,
+    `rounds` times at most, until that brought less than noise, within two thirds of the run's document evaluations.
+    `loss: entropy` needs no answers (AdaMerging, Yang et al. 2023, arXiv:2310.02575): the soup grows sure of what it
+    says, right or wrong, so what it is worth is told by the tasks' scores alone, and where documents tell their answers
+    the other losses know more. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose
+    tasks do not say what is right. As a part of `auto` the soups end where the first of them brought less than noise
+    over its start.
     """
 
     name = "learned_soup"
@@ -74,10 +77,11 @@ class LearnedSoups(Strategy):
         each = [settings.cost(loss, len(config.models), documents) for _, loss in settings.soups]
         by = " by gradient" * (settings.optimizer == "adam")
         # from a second start as many again, as far as the share for them lasts
-        others = Baselines.cost(config, documents).trials
-        whole = (config.search.trials + others) * sum(documents)
+        whole = (config.search.trials + Baselines.cost(config, documents).trials) * sum(documents)
         whole = whole if config.search.documents is None else min(whole, config.search.documents)
-        most = max(sum(each), min(2 * sum(each), round(whole * SECONDS_SHARE))) if settings.start is None else sum(each)
+        others = min(sum(each), round(whole * SECONDS_SHARE) - sum(each)) if settings.start is None else 0
+        rounds = min(settings.rounds * max(each), round(whole * ROUNDS_SHARE) - sum(each))
+        most = sum(each) + max(0, others, rounds)
         soups = f"{len(each)} soup{'s' * (len(each) > 1)}{by}"
         return Cost(documents=most, words=f"at most {most:,} to learn {soups}")
 
@@ -101,7 +105,7 @@ class LearnedSoups(Strategy):
         if self.run.learner is None or _over(history) is not None:
             return None
         if not missing:
-            return self._second(history, budget)
+            return self._second(history, budget) or self._round(history, budget)
         if any(not trial.state.settled and "gradients" not in trial.key for trial in history.of(self.name)):
             return WAIT  # another worker is about to say whether there is a second loss to learn by
         per, loss = missing[0]
@@ -125,6 +129,24 @@ class LearnedSoups(Strategy):
                 return self._learned({"per": per, "loss": loss, "start": trial.key["rival"], "second": True}, history)
         return None
 
+    def _round(self, history: History, budget: Budget) -> Proposal | Wait | None:
+        """The best soup learned on from where it ended, while that brings more than noise and the budget lasts."""
+        mine = history.of(self.name)
+        rounds = [trial for trial in mine if "round" in trial.key]
+        if len(rounds) >= self.settings.rounds:
+            return None
+        if any(not trial.state.ended and trial.key.get("gradients", True) for trial in mine):
+            return WAIT  # which of them is the best, and whether it pays, is not known yet
+        learned = [trial for trial in mine if trial.state is State.COMPLETE and trial.key.get("gradients", True)]
+        best = max(learned, key=lambda trial: history.value(trial) or 0.0, default=None)
+        if best is None or (rounds and best is not rounds[-1]) or not _pays(best, history):
+            return None
+        per, loss = best.key["per"], best.key["loss"]
+        spent = sum(trial.learning_documents for trial in mine)
+        if spent + self._cost(loss, history) > budget.whole * ROUNDS_SHARE:
+            return None
+        return self._learned({"per": per, "loss": loss, "start": best.number, "round": len(rounds) + 2}, history)
+
     def wants(self, history: History) -> Wanted:
         """The soups still to be learned and those being learned, at what they cost at most."""
         if self.run.learner is None:
@@ -142,7 +164,8 @@ class LearnedSoups(Strategy):
     @classmethod
     def label(cls, trial: Trial) -> str:
         by = _BY.get(trial.key.get("loss") or "", "") if trial.key.get("gradients", True) else ""
-        return f"learned soup per {trial.key['per']}{by}"
+        again = f", round {trial.key['round']}" if "round" in trial.key else ""
+        return f"learned soup per {trial.key['per']}{by}{again}"
 
     @classmethod
     def words(cls, history: History) -> list[str]:
@@ -170,7 +193,7 @@ class LearnedSoups(Strategy):
                 raise CandidateError("soups cannot be learned here")
             work.note({"gradients": learner.gradients})
             start = None if key["start"] is None else history.trials[key["start"]].recipe
-            return learner.learn(key["per"], key["loss"], start, work)
+            return learner.learn(key["per"], key["loss"], start, work, key.get("round", 1))
 
         return Learned(find, key)
 
@@ -223,14 +246,21 @@ def _over(history: History) -> Trial | None:
         return first
     if first.state is not State.COMPLETE or first.key["start"] is None:
         return None
-    gain = (history.value(first) or 0.0) - (history.value(history.trials[first.key["start"]]) or 0.0)
-    return first if gain < LEAST * (history.objective.stderr(first.scores) or 0.0) else None
+    return None if _pays(first, history) else first
+
+
+def _pays(soup: Trial, history: History) -> bool:
+    """Whether a complete soup is better than its start by more than a quarter of its score's standard error."""
+    if history.objective is None or soup.key["start"] is None:
+        return True
+    gain = (history.value(soup) or 0.0) - (history.value(history.trials[soup.key["start"]]) or 0.0)
+    return gain >= LEAST * (history.objective.stderr(soup.scores) or 0.0)
 
 
 def _missing(settings: SoupSettings, mine: Sequence[Trial]) -> list[tuple[str, str | None]]:
     """The soups still to be learned; a second loss changes nothing where the first could not be used."""
     keys = [trial.key for trial in mine]
-    there = {(key["per"], key["loss"]) for key in keys if not key.get("second")}
+    there = {(key["per"], key["loss"]) for key in keys if not key.get("second") and "round" not in key}
     without = {key["per"] for key in keys if not key.get("gradients", True)}
     return [(per, loss) for per, loss in settings.soups if (per, loss) not in there and per not in without]
 
