@@ -289,7 +289,9 @@ class Teacher:
     def __init__(self, config: Config, broken: bool = False, gradients: bool = True):
         self.config, self.broken, self.gradients, self.asked = config, broken, gradients, []
 
-    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1) -> Recipe:
+    def learn(
+        self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1, steps: Any = None
+    ) -> Recipe:
         self.asked.append((per, loss, start.id if start else None))
         work.spent(25)
         if self.broken:
@@ -331,7 +333,9 @@ def test_the_best_soup_is_learned_on_while_it_pays(tmp_path: Path, rounds: int, 
     """Weights 0.53, 0.58, 0.63, 0.68 in turn, and 0.62 is the best: the round that is worse is the last."""
 
     class Onwards(Teacher):
-        def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1) -> Recipe:
+        def learn(
+            self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1, steps: Any = None
+        ) -> Recipe:
             super().learn(per, loss, start, work)
             return self.config.recipe(single_rule("task_arithmetic", weight=0.48 + 0.05 * times))
 
@@ -350,6 +354,29 @@ def test_the_best_soup_is_learned_on_while_it_pays(tmp_path: Path, rounds: int, 
         "learned soup per recipe",
         *[f"learned soup per recipe, round {n}" for n in range(2, learned + 1)],
     ]
+
+
+def test_a_soup_that_the_budget_does_not_last_for_takes_fewer_steps(tmp_path: Path) -> None:
+    """Its rate then falls to the end, where the budget would have cut all steps short."""
+    told: list[Any] = []
+
+    class Told(Teacher):
+        def learn(self, *args: Any) -> Recipe:
+            told.append(args[5])
+            return super().learn(*args[:5])
+
+    config = settings(tmp_path / "run")
+    soup = {"per": ["recipe"], "loss": "expected", "steps": 100, "documents": 1, "rounds": 0, "validation": 0.5}
+    for most in (400, 10_000):
+        wanted = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 10_000, "documents": most}
+        search = begin(tmp_path / str(most), Judge(closeness(config, 0.62)), Told(config), **ONE_TASK, search=wanted)
+        search.run()
+    few, every = told
+    assert every is None and 10 < few < 100
+    first = LearnedSoups(search.surroundings).settings
+    spent = sum(10 for trial in history(search).trials[:4])
+    assert first.model_copy(update={"steps": few}).cost("expected", 2, [10]) <= 400 - spent - 10
+    assert first.model_copy(update={"steps": few + 1}).cost("expected", 2, [10]) > 400 - spent - 10
 
 
 def test_soups_of_each_loss_start_from_none_of_the_other(tmp_path: Path) -> None:
@@ -376,7 +403,7 @@ def test_a_soup_is_told_when_the_budget_is_used_up(tmp_path: Path) -> None:
     teacher = Teacher(settings(tmp_path / "run"))
     spent: list[bool] = []
 
-    def learn(per: str, loss: str, start: Recipe, work: Work, times: int = 1) -> Recipe:
+    def learn(per: str, loss: str, start: Recipe, work: Work, times: int = 1, steps: Any = None) -> Recipe:
         for _ in range(4):
             spent.append(work.stop())
             work.spent(100)

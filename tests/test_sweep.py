@@ -90,7 +90,9 @@ class Teacher:
 
         return LineRace(lines, {"quiz": 1.0}, {"quiz": range(SIZE)}, budget, score, known).run()
 
-    def learn(self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1) -> Recipe:
+    def learn(
+        self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1, steps: Any = None
+    ) -> Recipe:
         self.starts.append(start.id if start else None)
         work.spent(50)
         affine = affine_of(start, tuple(self.config.models)) if start else None

@@ -7,6 +7,7 @@ while it goes on meanwhile. This is the one place where that is computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -96,6 +97,19 @@ class Budget:
         if hours is not None and each:
             ends.append(round(hours / each))
         return min(ends)
+
+    @property
+    def left(self) -> float:
+        """The document evaluations that are left, about, without what later strategies need; infinite without an end in
+        documents or hours, or before anything says how long one takes."""
+        search, history = self.history.config.search, self.history
+        ends = [math.inf]
+        if search.documents is not None:
+            ends.append(search.documents - history.documents - self.kept)
+        hours, each = history.hours_to_search, history.hours_of_a_document
+        if hours is not None and each:
+            ends.append((hours - history.hours) / each - self.kept)
+        return max(0.0, min(ends))
 
     def is_over(self, hours: float = 0.0) -> bool:
         """Whether documents or hours are used up, by what has ended and by a trial that has been at work so long."""

@@ -128,7 +128,15 @@ class Learner:
             self._losses[loss] = Losses(scorer, self.engine.model, self.settings.batch_size, loss)
         return self._losses[loss]
 
-    def learn(self, per: str, loss: Loss | None, start: Recipe | None, work: Work, times: int = 1) -> Recipe:
+    def learn(
+        self,
+        per: str,
+        loss: Loss | None,
+        start: Recipe | None,
+        work: Work,
+        times: int = 1,
+        steps: int | None = None,
+    ) -> Recipe:
         """The recipe with what is learned on one part of the search documents and kept by another, see `adam.learn`;
         with several folds, and documents for them, what is learned on parts and chosen by the others, see `folds`.
 
@@ -139,6 +147,7 @@ class Learner:
             work: the run so far, with the objective and the parents' scores, and where to tell what it costs.
             times: the how manieth round of a soup this is; documents come in another order in each, and the part that
                 says how far to go is the same, so that no round has learned from it.
+            steps: of Adam; None for those of the settings.
 
         Raises:
             UserError, CandidateError: as for `adam.learn`.
@@ -146,6 +155,7 @@ class Learner:
         coefficients = self.coefficients(per)
         start_values = self.start(coefficients, start)
         soup, seed = self.settings, self.config.search.seed
+        soup = soup if steps is None else soup.model_copy(update={"steps": steps})
         work.state.parent.mkdir(parents=True, exist_ok=True)
         told: dict[str, Any] = {
             "seed": seed,

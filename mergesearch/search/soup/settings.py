@@ -12,6 +12,8 @@ from mergesearch.schema import ONE_OR_MORE, Strict
 Loss = Literal["expected", "cross_entropy", "entropy"]
 
 
+# no soup is learned in fewer
+FEWEST_STEPS = 10
 # where nothing is held apart, the share of the documents on which losses are measured
 MEASURED = 0.25
 
@@ -115,6 +117,18 @@ class SoupSettings(Strict):
             documents: as for `cost`.
         """
         return self._cost(loss, measured, documents)
+
+    def steps_within(self, most: float, loss: str | None, models: int, documents: Sequence[int]) -> int:
+        """The steps of one soup that so many document evaluations last for, `steps` at most and `FEWEST_STEPS` at
+        least: the rate falls over the steps that are taken, so that fewer from the start are better than all cut short.
+
+        Args:
+            loss, models, documents: as for `cost`.
+        """
+        steps = self.steps
+        while steps > FEWEST_STEPS and self.model_copy(update={"steps": steps}).cost(loss, models, documents) > most:
+            steps -= 1
+        return steps
 
     def _cost(self, loss: str | None, measured: int, documents: Sequence[int]) -> int:
         if loss is None:

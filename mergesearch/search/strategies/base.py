@@ -101,7 +101,15 @@ class Learns(Protocol):
     @property
     def gradients(self) -> bool: ...
 
-    def learn(self, per: str, loss: Loss | None, start: Recipe | None, work: Work, times: int = 1) -> Recipe: ...
+    def learn(
+        self,
+        per: str,
+        loss: Loss | None,
+        start: Recipe | None,
+        work: Work,
+        times: int = 1,
+        steps: int | None = None,
+    ) -> Recipe: ...
 
     def closed_form(self, name: str, solve: Any, work: Work) -> Recipe: ...
 

@@ -6,6 +6,7 @@ does not. So a soup does not start from one that was learned with another loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -110,8 +111,11 @@ class LearnedSoups(Strategy):
             return WAIT  # another worker is about to say whether there is a second loss to learn by
         per, loss = missing[0]
         start, rival = self._starts(history, loss)
-        key = {"per": per, "loss": loss, "start": start}
-        return self._learned(key if rival is None else {**key, "rival": rival}, history)
+        key: dict[str, Any] = {"per": per, "loss": loss, "start": start}
+        if rival is not None:
+            key["rival"] = rival
+        steps = self._steps(loss, history, budget)
+        return self._learned(key if steps == self.settings.steps else {**key, "steps": steps}, history)
 
     def _second(self, history: History, budget: Budget) -> Proposal | None:
         """A soup from another start that was within noise of the first one's, where the budget lasts for it."""
@@ -193,13 +197,20 @@ class LearnedSoups(Strategy):
                 raise CandidateError("soups cannot be learned here")
             work.note({"gradients": learner.gradients})
             start = None if key["start"] is None else history.trials[key["start"]].recipe
-            return learner.learn(key["per"], key["loss"], start, work, key.get("round", 1))
+            return learner.learn(key["per"], key["loss"], start, work, key.get("round", 1), key.get("steps"))
 
         return Learned(find, key)
 
     def _cost(self, loss: str | None, history: History) -> int:
         by_gradient = self.run.learner is not None and self.run.learner.gradients
         return self.settings.cost(loss if by_gradient else None, len(self.config.models), searched(history))
+
+    def _steps(self, loss: str | None, history: History, budget: Budget) -> int:
+        """The steps that the budget lasts for, with scoring what is learned; fewer where it ends before all."""
+        if self.run.learner is None or not self.run.learner.gradients or math.isinf(budget.left):
+            return self.settings.steps
+        most = budget.left - history.documents_each
+        return self.settings.steps_within(most, loss, len(self.config.models), searched(history))
 
     def _starts(self, history: History, loss: str | None) -> tuple[int | None, int | None]:
         """(the trial to start from, another one that may be as good): the best mixes in which every model takes part;
