@@ -146,7 +146,7 @@ POOLS: dict[str, Pool] = {
     # 400 and 40 candidates on 1,526 documents
     "zoo1": Pool(zoo1.SEARCH, 610_400, 61_040),
     "real": Pool(Path("models/real/search.yaml"), REAL, REAL, _MAKE),
-    # the same with 50 search and 100 holdout documents of each task, and the default soups: who brings a few, and no more
+    # the same with 50 search and 100 holdout documents of each task, and soups by default: what many bring
     "real_few": Pool(Path("models/real/search.yaml"), FEW, FEW, _MAKE, overrides=_FEW),
     # the same with seeds that had no part in making anything: a page or a picture of its own, since seeds differ
     "zoo1_fresh": Pool(zoo1.SEARCH, 610_400, 61_040),
