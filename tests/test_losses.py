@@ -57,7 +57,13 @@ def scored(folder):
     return scorer, {label: list(ids) for label, ids in documents.items()}, model
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "expected"])
+def counted(missed, kind):
+    """What minus a log-probability counts, by the definitions."""
+    right = math.exp(-missed)
+    return {"cross_entropy": missed, "expected": 1 - right, "generalized": (1 - right**0.5) / 0.5}[kind]
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "expected", "generalized"])
 def test_losses_are_those_of_lm_evals_own_answers(scored, kind):
     scorer, documents, model = scored
     found = Losses(scorer, model, batch_size=5, kind=kind).loss(documents)
@@ -67,7 +73,7 @@ def test_losses_are_those_of_lm_evals_own_answers(scored, kind):
             answers = torch.tensor([request.resps[0][0] for request in requests], dtype=torch.float64)
             lengths = [len(choice) if document.task.metric == "acc_norm" else 1 for choice in doc["choices"]]
             wanted = -(answers / torch.tensor(lengths)).log_softmax(0)[doc["answer"]].item()
-            wanted = wanted if kind == "cross_entropy" else 1 - math.exp(-wanted)
+            wanted = counted(wanted, kind)
         elif document.leaf.OUTPUT_TYPE == "loglikelihood":
             wanted = -requests[0].resps[0][0] / len(doc["last"].encode())
         elif document.leaf.OUTPUT_TYPE == "loglikelihood_rolling":
@@ -85,7 +91,7 @@ def copied(model, doc, kind):
     prompt, target = tokenizer.encode(doc["prompt"]), tokenizer.encode(f" {doc['target']}\n\n")
     logits = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
     missed = torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="none")
-    return missed.mean().item() if kind == "cross_entropy" else 1 - math.exp(-missed.sum().item())
+    return missed.mean().item() if kind == "cross_entropy" else counted(missed.sum().item(), kind)
 
 
 def entropy(logprobs):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mergesearch.schema import ONE_OR_MORE, Strict
 
-Loss = Literal["expected", "cross_entropy", "entropy"]
+Loss = Literal["expected", "cross_entropy", "generalized", "entropy"]
 
 
 # no soup is learned in fewer
@@ -34,6 +34,7 @@ class SoupSettings(Strict):
         min_length=1,
         description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong, "
         "nearest to what is counted; `cross_entropy`: does not give up a task of which hardly anything is right yet; "
+        "`generalized`: between the two; "
         "`entropy`: how unsure the model is, for tasks that do not say what is right (AdaMerging); it may as well grow "
         "sure of what is wrong",
     )

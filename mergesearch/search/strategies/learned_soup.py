@@ -7,7 +7,7 @@ does not. So a soup does not start from one that was learned with another loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +36,7 @@ LEAST_WEIGHT = 0.05
 # mixes nearer than this are one start
 APART = 0.2
 # what a soup is called by its loss
-_BY = {"cross_entropy": " by cross-entropy", "entropy": " by entropy"}
+_BY = {"cross_entropy": " by cross-entropy", "generalized": " by generalized cross-entropy", "entropy": " by entropy"}
 # of the run's document evaluations, the share within which soups from a second start are learned
 SECONDS_SHARE = 1 / 3
 # and that within which the best soup is learned on
@@ -54,8 +54,8 @@ class LearnedSoups(Strategy):
     `loss: entropy` needs no answers (AdaMerging, Yang et al. 2023, arXiv:2310.02575): the soup grows sure of what it
     says, right or wrong, so what it is worth is told by the tasks' scores alone, and where documents tell their answers
     the other losses know more. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose
-    tasks do not say what is right. As a part of `auto` the soups end where the first of them brought less than noise
-    over its start.
+    tasks do not say what is right. As a part of `auto` the soups of a loss end where the first of them brought less
+    than noise over its start.
     """
 
     name = "learned_soup"
@@ -77,34 +77,50 @@ class LearnedSoups(Strategy):
         settings = settings_of(config)
         each = [settings.cost(loss, len(config.models), documents) for _, loss in settings.soups]
         by = " by gradient" * (settings.optimizer == "adam")
+        whole = _whole(config, documents)
         # from a second start as many again, as far as the share for them lasts
-        whole = (config.search.trials + Baselines.cost(config, documents).trials) * sum(documents)
-        whole = whole if config.search.documents is None else min(whole, config.search.documents)
         others = min(sum(each), round(whole * SECONDS_SHARE) - sum(each)) if settings.start is None else 0
-        rounds = min(settings.rounds * max(each), round(whole * ROUNDS_SHARE) - sum(each))
+        times = settings.rounds if settings.optimizer == "adam" else 0
+        rounds = min(times * max(each), round(whole * ROUNDS_SHARE) - sum(each))
         most = sum(each) + max(0, others, rounds)
         soups = f"{len(each)} soup{'s' * (len(each) > 1)}{by}"
         return Cost(documents=most, words=f"at most {most:,} to learn {soups}")
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
-        over = outlook.history is not None and _over(outlook.history) is not None
-        missing = [] if over else _missing(settings_of(outlook.config), outlook.of(cls.name))
+        given_up = {} if outlook.history is None else _given_up(outlook.history)
+        settings = settings_of(outlook.config)
+        missing = _missing(settings, outlook.of(cls.name), given_up)
         keys: list[dict[str, Any]] = [{"per": per, "loss": loss} for per, loss in missing]
+        if not {loss for _, loss in settings.soups} <= given_up.keys():
+            keys += cls._first_round(outlook)
         return [Ahead(1, cls.learning(outlook.config, outlook.documents, key)) for key in keys]
+
+    @classmethod
+    def _first_round(cls, outlook: Outlook) -> list[dict[str, Any]]:
+        """One round is taken to pay, of the last soup, where the share for rounds lasts for it."""
+        config, documents = outlook.config, outlook.documents
+        settings = settings_of(config)
+        begun = any("round" in trial.key for trial in outlook.of(cls.name))
+        if begun or not settings.rounds or settings.optimizer != "adam":
+            return []
+        key = {"per": settings.per[-1], "loss": settings.loss[0]}
+        soups = [{"per": per, "loss": loss} for per, loss in settings.soups]
+        learned = sum(cls.learning(config, documents, each) for each in [*soups, key])
+        return [key] if learned <= _whole(config, documents) * ROUNDS_SHARE else []
 
     @classmethod
     def learning(cls, config: Config, documents: Sequence[int], key: Mapping[str, Any]) -> int:
         loss = key["loss"] if key.get("gradients", True) else None
         settings = settings_of(config)
         # scores tell the scale of most expected losses; the others' is measured for the first of the soups
-        measured = loss == "cross_entropy" and key["per"] == settings.per[0]
+        measured = loss in ("cross_entropy", "generalized") and key["per"] == settings.per[0]
         return settings.usual_cost(loss, 1 + len(config.models) if measured else 0, documents)
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
-        missing = _missing(self.settings, history.of(self.name))
-        if self.run.learner is None or _over(history) is not None:
+        if self.run.learner is None:
             return None
+        missing = _missing(self.settings, history.of(self.name), _given_up(history))
         if not missing:
             return self._second(history, budget) or self._round(history, budget)
         if any(not trial.state.settled and "gradients" not in trial.key for trial in history.of(self.name)):
@@ -155,7 +171,7 @@ class LearnedSoups(Strategy):
         """The soups still to be learned and those being learned, at what they cost at most."""
         if self.run.learner is None:
             return Wanted()
-        missing = [] if _over(history) is not None else _missing(self.settings, history.of(self.name))
+        missing = _missing(self.settings, history.of(self.name), _given_up(history))
         learning = [trial for trial in history.of(self.name) if not trial.state.ended]
         if not missing and not learning:
             return Wanted()
@@ -173,14 +189,13 @@ class LearnedSoups(Strategy):
 
     @classmethod
     def words(cls, history: History) -> list[str]:
-        first = _over(history)
-        left = _missing(settings_of(history.config), history.of(cls.name))
-        if first is None or not left:
-            return []
-        return [
-            f"learned soup: {len(left)} more left out: trial {first.number} brought less over its start than a quarter "
-            "of its score's standard error"
-        ]
+        given_up, settings, mine = _given_up(history), settings_of(history.config), history.of(cls.name)
+        left = len(_missing(settings, mine)) - len(_missing(settings, mine, given_up))
+        firsts = ", ".join(str(trial.number) for trial in given_up.values())
+        return [] if not left else [
+            f"learned soup: {left} more left out: trial {firsts} brought less over its start than a quarter of its "
+            "score's standard error"
+        ]  # fmt: skip
 
     @classmethod
     def trials_in_words(cls, count: int) -> str:
@@ -246,18 +261,25 @@ class LearnedSoups(Strategy):
         return float(np.sqrt(np.mean((weights[0] - weights[1]) ** 2))) >= APART
 
 
-def _over(history: History) -> Trial | None:
-    """The first soup, where it is done and brought less than noise over its start, so that no more are learned in
-    `auto`; None where soups go on."""
-    mine = history.of(LearnedSoups.name)
-    if AUTO not in history.config.search.strategy or history.objective is None or not mine:
-        return None
-    first = mine[0]
-    if first.state is State.PRUNED:
-        return first
-    if first.state is not State.COMPLETE or first.key["start"] is None:
-        return None
-    return None if _pays(first, history) else first
+def _whole(config: Config, documents: Sequence[int]) -> int:
+    """The document evaluations that a run will come to at most, by its trials and documents."""
+    whole = (config.search.trials + Baselines.cost(config, documents).trials) * sum(documents)
+    return whole if config.search.documents is None else min(whole, config.search.documents)
+
+
+def _given_up(history: History) -> dict[str | None, Trial]:
+    """By loss, the first soup that was learned by it, where it is done and brought less than noise over its start, so
+    that no more are learned by it in `auto`. Another loss may find what this one does not."""
+    if AUTO not in history.config.search.strategy or history.objective is None:
+        return {}
+    firsts: dict[str | None, Trial] = {}
+    for trial in history.of(LearnedSoups.name):
+        firsts.setdefault(trial.key["loss"], trial)
+    return {
+        loss: first
+        for loss, first in firsts.items()
+        if first.state is State.PRUNED or (first.state is State.COMPLETE and not _pays(first, history))
+    }
 
 
 def _pays(soup: Trial, history: History) -> bool:
@@ -268,12 +290,16 @@ def _pays(soup: Trial, history: History) -> bool:
     return gain >= LEAST * (history.objective.stderr(soup.scores) or 0.0)
 
 
-def _missing(settings: SoupSettings, mine: Sequence[Trial]) -> list[tuple[str, str | None]]:
-    """The soups still to be learned; a second loss changes nothing where the first could not be used."""
+def _missing(
+    settings: SoupSettings, mine: Sequence[Trial], given_up: Collection[str | None] = ()
+) -> list[tuple[str, str | None]]:
+    """The soups still to be learned, but by losses that were given up; a second loss changes nothing where the first
+    could not be used."""
     keys = [trial.key for trial in mine]
     there = {(key["per"], key["loss"]) for key in keys if not key.get("second") and "round" not in key}
     without = {key["per"] for key in keys if not key.get("gradients", True)}
-    return [(per, loss) for per, loss in settings.soups if (per, loss) not in there and per not in without]
+    soups = [(per, loss) for per, loss in settings.soups if loss not in given_up]
+    return [(per, loss) for per, loss in soups if (per, loss) not in there and per not in without]
 
 
 def settings_of(config: Config) -> SoupSettings:
