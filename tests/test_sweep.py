@@ -219,13 +219,15 @@ def test_a_second_start_within_noise_has_a_soup_of_its_own(tmp_path: Path) -> No
 
 def test_stages_end_where_they_do_not_pay(tmp_path: Path) -> None:
     world = World(stderr=0.2)
-    search = begin(tmp_path / "run", world, teacher := Teacher(world, gain=0.0), search=AUTO)
+    wanted = {**AUTO, "learned_soup": {"per": ["recipe", "tensor"]}}
+    search = begin(tmp_path / "run", world, teacher := Teacher(world, gain=0.0), search=wanted)
     search.run()
     past = history(search)
-    # the first soup brought nothing, so the second is not learned
-    assert len(teacher.starts) == 1
+    # the first soup of each loss brought nothing, so no other is learned
+    assert [trial.key["loss"] for trial in past.of("learned_soup")] == ["expected", "cross_entropy"]
+    assert len(teacher.starts) == 2
     told = words(past)
-    assert any("learned soup: 1 more left out" in text for text in told)
+    assert any("learned soup: 2 more left out" in text for text in told)
     assert any("study: stage" in text and "less than noise" in text for text in told)
     assert past.proposals < 36
     one = [trial for trial in past.of("study") if trial.key["stage"] == "study"]

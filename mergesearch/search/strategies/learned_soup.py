@@ -138,12 +138,12 @@ class LearnedSoups(Strategy):
         names = self.config.search.strategies
         if any(not registry.get(later, "search").open_ended for later in names[names.index(self.name) + 1 :]):
             return None  # what was left to those that come after would not last for it
-        mine = history.of(self.name)
+        mine, given_up = history.of(self.name), _given_up(history)
         seconds = {(trial.key["per"], trial.key["loss"]) for trial in mine if trial.key.get("second")}
         spent = sum(trial.learning_documents for trial in mine)
         for trial in mine:
             per, loss = trial.key["per"], trial.key["loss"]
-            if "rival" not in trial.key or (per, loss) in seconds:
+            if "rival" not in trial.key or (per, loss) in seconds or loss in given_up:
                 continue
             if spent + self._cost(loss, history) <= budget.whole * SECONDS_SHARE:
                 return self._learned({"per": per, "loss": loss, "start": trial.key["rival"], "second": True}, history)
