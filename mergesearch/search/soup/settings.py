@@ -30,10 +30,10 @@ class SoupSettings(Strict):
         description="a list, one soup each: what has weights of its own, the whole model, a group or a tensor",
     )
     loss: Annotated[list[Loss], ONE_OR_MORE] = Field(
-        default=["expected", "cross_entropy"],
+        default=["cross_entropy", "expected"],
         min_length=1,
-        description="a list, soups for each; `expected`: the chance that an answer drawn from the model is wrong, "
-        "nearest to what is counted; `cross_entropy`: does not give up a task of which hardly anything is right yet; "
+        description="a list, soups for each; `cross_entropy`: does not give up a task of which hardly anything is "
+        "right yet; `expected`: the chance that an answer drawn from the model is wrong, nearest to what is counted; "
         "`generalized`: between the two; "
         "`entropy`: how unsure the model is, for tasks that do not say what is right (AdaMerging); it may as well grow "
         "sure of what is wrong",
@@ -57,8 +57,8 @@ class SoupSettings(Strict):
     rounds: int = Field(
         default=2,
         ge=0,
-        description="how often the best soup is learned on from where it ended, at most; it ends with the first round "
-        "that brought less than noise, and with two thirds of the run's document evaluations",
+        description="how often the best soup of a loss is learned on from where it ended, at most; it ends with the "
+        "first round that brought less than noise, and with two thirds of the run's document evaluations",
     )
     steps: int = Field(default=100, ge=1, description="steps of adam, at most, of all folds together")
     learning_rate: float = Field(default=0.03, gt=0, description="of adam, falling to a tenth along half a cosine")

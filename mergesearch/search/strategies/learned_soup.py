@@ -49,8 +49,9 @@ class LearnedSoups(Strategy):
 
     They start from the best mix so far that has every model in it, whatever found it; where another one, which is not
     much the same, is within noise of it, and a third of the run's document evaluations lasts for it, from both. A part
-    of the documents is not learned from, and says how far to go. The best of them is learned on from where it ended,
-    `rounds` times at most, until that brought less than noise, within two thirds of the run's document evaluations.
+    of the documents is not learned from, and says how far to go. The best of each loss is learned on from where it
+    ended, `rounds` times at most, until that brought less than noise, within two thirds of the run's document
+    evaluations; then comes the next loss.
     `loss: entropy` needs no answers (AdaMerging, Yang et al. 2023, arXiv:2310.02575): the soup grows sure of what it
     says, right or wrong, so what it is worth is told by the tasks' scores alone, and where documents tell their answers
     the other losses know more. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose
@@ -121,11 +122,20 @@ class LearnedSoups(Strategy):
         if self.run.learner is None:
             return None
         missing = _missing(self.settings, history.of(self.name), _given_up(history))
-        if not missing:
-            return self._second(history, budget) or self._round(history, budget)
+        waits = False
+        for loss in dict.fromkeys(loss for _, loss in self.settings.soups):
+            if per := next((per for per, by in missing if by == loss), None):
+                return self._first(per, loss, history, budget)
+            found = self._round(loss, history, budget)
+            if isinstance(found, Learned):
+                return found
+            waits = waits or found is WAIT  # meanwhile another worker may learn by the next loss
+        return self._second(history, budget) or (WAIT if waits else None)
+
+    def _first(self, per: str, loss: str | None, history: History, budget: Budget) -> Learned | Wait:
+        """A soup that starts from what others found."""
         if any(not trial.state.settled and "gradients" not in trial.key for trial in history.of(self.name)):
             return WAIT  # another worker is about to say whether there is a second loss to learn by
-        per, loss = missing[0]
         start, rival = self._starts(history, loss)
         key: dict[str, Any] = {"per": per, "loss": loss, "start": start}
         if rival is not None:
@@ -149,9 +159,10 @@ class LearnedSoups(Strategy):
                 return self._learned({"per": per, "loss": loss, "start": trial.key["rival"], "second": True}, history)
         return None
 
-    def _round(self, history: History, budget: Budget) -> Proposal | Wait | None:
-        """The best soup learned on from where it ended, while that brings more than noise and the budget lasts."""
-        mine = history.of(self.name)
+    def _round(self, loss: str | None, history: History, budget: Budget) -> Learned | Wait | None:
+        """The best soup of a loss learned on from where it ended, while that brings more than noise and the budget
+        lasts."""
+        mine = [trial for trial in history.of(self.name) if trial.key["loss"] == loss]
         rounds = [trial for trial in mine if "round" in trial.key]
         if len(rounds) >= self.settings.rounds:
             return None
@@ -161,11 +172,11 @@ class LearnedSoups(Strategy):
         best = max(learned, key=lambda trial: history.value(trial) or 0.0, default=None)
         if best is None or (rounds and best is not rounds[-1]) or not _pays(best, history):
             return None
-        per, loss = best.key["per"], best.key["loss"]
-        spent = sum(trial.learning_documents for trial in mine)
+        spent = sum(trial.learning_documents for trial in history.of(self.name))
         if spent + self._cost(loss, history) > budget.whole * ROUNDS_SHARE:
             return None
-        return self._learned({"per": per, "loss": loss, "start": best.number, "round": len(rounds) + 2}, history)
+        key = {"per": best.key["per"], "loss": loss, "start": best.number, "round": len(rounds) + 2}
+        return self._learned(key, history)
 
     def wants(self, history: History) -> Wanted:
         """The soups still to be learned and those being learned, at what they cost at most."""
