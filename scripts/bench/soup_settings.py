@@ -190,7 +190,8 @@ def report(file: Path, page: Path) -> None:
         by_way: dict[str, dict[str, dict[str, str]]] = {}
         for row in mine:
             by_way.setdefault(row["way"], {})[row["seed"]] = row
-        start = by_way.get(START, {})
+        # what nothing was learned for is the same by any loss
+        start = {row["seed"]: row for row in rows if row["way"] == START and row["pool"] == pool}
         table = [_cells(way, found, start) for way, found in by_way.items()]
         text += ["", f"## Pool {pool}, per {per}, by {loss.replace('_', '-')}", "", *tables.table(TITLES, table)]
     page.write_text("\n".join([*text, *notes_of(page), ""]), encoding="utf-8")
@@ -239,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in chosen.seeds:
             pool: Pool | None = None
             for way in [START, *(chosen.only or WAYS)]:
-                for loss in chosen.loss:
+                for loss in chosen.loss[:1] if way == START else chosen.loss:
                     for per in chosen.per:
                         key = {"pool": name, "seed": str(seed), "way": way, "loss": loss, "per": per}
                         if any(key.items() <= row.items() for row in read(file)) or time.time() > deadline:

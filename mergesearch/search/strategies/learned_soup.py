@@ -24,7 +24,7 @@ from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.paying import LEAST, behind
 from mergesearch.search.soup.affine import Affine, affine_of
-from mergesearch.search.soup.settings import SoupSettings
+from mergesearch.search.soup.settings import FEWEST_STEPS, SoupSettings
 from mergesearch.search.strategies.base import WAIT, Cost, Learned, Proposal, Strategy, Surroundings, Wait
 from mergesearch.search.strategies.baselines import Baselines
 from mergesearch.search.trials import State, Trial
@@ -124,7 +124,8 @@ class LearnedSoups(Strategy):
         missing = _missing(self.settings, history.of(self.name), _given_up(history))
         waits = False
         for loss in dict.fromkeys(loss for _, loss in self.settings.soups):
-            if per := next((per for per, by in missing if by == loss), None):
+            per = next((per for per, by in missing if by == loss), None)
+            if per is not None and self._lasts(loss, history, budget):
                 return self._first(per, loss, history, budget)
             found = self._round(loss, history, budget)
             if isinstance(found, Learned):
@@ -237,6 +238,12 @@ class LearnedSoups(Strategy):
             return self.settings.steps
         most = budget.left - history.documents_each
         return self.settings.steps_within(most, loss, len(self.config.models), searched(history))
+
+    def _lasts(self, loss: str | None, history: History, budget: Budget) -> bool:
+        """Whether the budget lasts for the fewest steps of one more soup; the first is learned as far as it lasts."""
+        fewest = self.settings.model_copy(update={"steps": min(FEWEST_STEPS, self.settings.steps)})
+        needed = fewest.cost(loss, len(self.config.models), searched(history)) + history.documents_each
+        return not history.of(self.name) or budget.left >= needed
 
     def _starts(self, history: History, loss: str | None) -> tuple[int | None, int | None]:
         """(the trial to start from, another one that may be as good): the best mixes in which every model takes part;
