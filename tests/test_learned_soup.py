@@ -79,6 +79,18 @@ def test_it_finds_a_mix_known_by_construction(tiny, cells, parameterisation):
     assert not any(module.training for module in case.engine.model.modules())
 
 
+def test_without_documents_held_apart_all_are_learned_from_and_all_steps_taken(tiny):
+    told = []
+    case = Case(tiny)
+    learned = case.learn(documents=DOCUMENTS, validation={}, spent=told.append)
+    assert np.abs(learned.values - case.wanted).max() < 0.05
+    assert learned.note == "all 30 steps" and [look["validation"] for look in learned.history] == [None] * 7
+    # the start's losses, which say what each task's count, on a quarter; then nothing but the steps
+    settings = SETTINGS.model_copy(update={"validation": 0})
+    assert sum(told) == learned.documents == 4 + 2 + 3 * 30 * 16
+    assert settings.usual_cost("expected", 0, [16, 8]) == learned.documents
+
+
 def test_linear_and_each_tensor(tiny):
     case = Case(tiny, method="linear")
     learned = case.learn()
