@@ -227,7 +227,8 @@ def test_stages_end_where_they_do_not_pay(tmp_path: Path) -> None:
     assert [trial.key["loss"] for trial in past.of("learned_soup")] == ["cross_entropy", "expected"]
     assert len(teacher.starts) == 2
     told = words(past)
-    assert any("learned soup: 2 more left out" in text for text in told)
+    assert any("learned soup: 1 more left out" in text for text in told)
+    assert any("learned soup by cross-entropy: 1 more left out" in text for text in told)
     assert any("study: stage" in text and "less than noise" in text for text in told)
     assert past.proposals < 36
     one = [trial for trial in past.of("study") if trial.key["stage"] == "study"]

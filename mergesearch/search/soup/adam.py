@@ -94,7 +94,7 @@ def learn(
         losses: of all the documents; None where `score` is all that is needed.
         seed: draws documents and candidates.
         documents, validation: to learn on and to choose by, for each task; see `hold_apart`. Documents whose right
-            answer is unknown are left out.
+            answer is unknown are left out. With nothing to choose by, all steps are taken.
         weights: of the tasks in the objective; equal ones by default.
         scales: what each task's loss is divided by, see `parent_scales`.
         score: of the live model on some documents, the more the better.

@@ -145,7 +145,7 @@ class Learner:
             loss: of `settings.Loss`; without gradients none is needed.
             start: a mix to start from; None for the configured weight.
             work: the run so far, with the objective and the parents' scores, and where to tell what it costs.
-            times: the how manieth round of a soup this is; documents come in another order in each, and the part that
+            times: which round of a soup this is, from 1; documents come in another order in each, and the part that
                 says how far to go is the same, so that no round has learned from it.
             steps: of Adam; None for those of the settings.
 

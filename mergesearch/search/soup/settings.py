@@ -12,7 +12,7 @@ from mergesearch.schema import ONE_OR_MORE, Strict
 Loss = Literal["expected", "cross_entropy", "generalized", "entropy"]
 
 
-# no soup is learned in fewer
+# a short budget leaves a soup no fewer
 FEWEST_STEPS = 10
 # where nothing is held apart, the share of the documents on which losses are measured
 MEASURED = 0.25

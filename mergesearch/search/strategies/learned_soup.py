@@ -201,13 +201,13 @@ class LearnedSoups(Strategy):
 
     @classmethod
     def words(cls, history: History) -> list[str]:
-        given_up, settings, mine = _given_up(history), settings_of(history.config), history.of(cls.name)
-        left = len(_missing(settings, mine)) - len(_missing(settings, mine, given_up))
-        firsts = ", ".join(str(trial.number) for trial in given_up.values())
-        return [] if not left else [
-            f"learned soup: {left} more left out: trial {firsts} brought less over its start than a quarter of its "
-            "score's standard error"
-        ]  # fmt: skip
+        missing = _missing(settings_of(history.config), history.of(cls.name))
+        return [
+            f"learned soup{_BY.get(loss or '', '')}: {left} more left out: trial {first.number} brought less over its "
+            "start than a quarter of its score's standard error"
+            for loss, first in _given_up(history).items()
+            if (left := sum(by == loss for _, by in missing))
+        ]
 
     @classmethod
     def trials_in_words(cls, count: int) -> str:
