@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 from support.races import SIZE, start
 from support.table_records import RECORDS
@@ -19,8 +20,9 @@ from mergesearch.results.loading import load_run, recipe_of
 from mergesearch.results.record import ranked
 from mergesearch.results.report.finalists import choose
 from mergesearch.results.table import render, table_rows
+from mergesearch.search.expectations import without_learned_gold
 from mergesearch.search.store import RunFolder, write_documents
-from mergesearch.search.trials import State
+from mergesearch.search.trials import State, at
 from scripts.bench import winner
 from scripts.bench.winner import Found, Recording, World, look
 
@@ -169,6 +171,32 @@ def test_a_run_ranks_by_what_is_expected_and_keeps_what_it_found(raced: Path, mo
     run.folder.expected.write_text("{}")
     with pytest.raises(pytest.fail.Exception):
         load_run(raced)
+
+
+def test_what_a_soup_was_learned_by_tells_it_from_no_one(raced: Path) -> None:
+    """Its probabilities of what is right are what was learned; of all others too they are left out then."""
+    url = f"sqlite:///{raced / 'study.db'}"
+    plain = at(optuna.load_study(study_name=optuna.get_all_study_names(url)[0], storage=url), 0)
+    learned = {
+        "by loss": replace(plain, strategy="learned_soup", key={"per": "tensor", "loss": "cross_entropy"}),
+        "by entropy": replace(plain, strategy="learned_soup", key={"per": "tensor", "loss": "entropy"}),
+        "by scores": replace(plain, strategy="learned_soup", key={"per": "tensor", "gradients": False, "loss": None}),
+        "not": plain,
+    }
+    known = {0: documents(np.ones(3), gold=np.zeros(3)), 1: documents(np.zeros(3), gold=np.ones(3))}
+    for name, trial in learned.items():
+        found = without_learned_gold([trial, replace(plain, number=1)], known)
+        assert all((each["quiz"].gold is None) == (name == "by loss") for each in found.values()), name
+        assert [each["quiz"].values.sum() for each in found.values()] == [3, 0]
+    # a trial whose documents are lost says nothing
+    assert without_learned_gold([replace(learned["by loss"], number=7)], known) is known
+
+
+def test_candidates_without_noise_are_expected_to_score_what_they_scored() -> None:
+    """Three documents that all answer alike, but two candidates none of them: nobody is near whom EM begins with."""
+    values = np.ones(3)
+    found = expect([documents(0 * values), documents(0 * values), *[documents(values)] * 4], {"quiz": 1.0})
+    assert [each.value for each in found] == pytest.approx([0, 0, 1, 1, 1, 1], abs=1e-6)
 
 
 def test_a_trial_whose_documents_are_lost_is_not_the_best_for_it(raced: Path) -> None:

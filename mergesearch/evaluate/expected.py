@@ -26,8 +26,9 @@ themselves show, and a posterior mean needs no correction for having been chosen
    B = t^2 / (t^2 + s_i^2); its error for new documents is what reference + B x_i varies by over the documents of the
    search, and (1 - B)^2 t^2.
 
-What it cannot see is a recipe that was fitted to the very documents beyond what its score shows, as a soup may be that
-was learned on few. results/winner.md says how well it holds over recorded runs.
+Controls are left out, with no gold given, where a soup was learned by them (`search.expectations`). What it cannot
+see is a recipe that was fitted to the very documents beyond what its score shows, as a soup may be that was learned on
+few. results/winner.md says how well it holds over recorded runs.
 """
 
 from __future__ import annotations
@@ -367,7 +368,9 @@ def _two_kinds(field: _Field, spreads: np.ndarray) -> _Prior:
         share = (chance.sum(axis=1, keepdims=True) + 1) / (len(seen) + 2)
         rest = 1 - chance
         left = np.maximum(rest.sum(axis=1, keepdims=True), NOTHING)
-        first = (chance / narrow * seen).sum(axis=1, keepdims=True) / (chance / narrow).sum(axis=1, keepdims=True)
+        # with hardly any noise it may be that no one is near enough to be a contender
+        weight = np.maximum(chance, NOTHING) / narrow
+        first = (weight * seen).sum(axis=1, keepdims=True) / weight.sum(axis=1, keepdims=True)
         second = (rest * seen).sum(axis=1, keepdims=True) / left
         broad = np.maximum(least, (rest * ((seen - second) ** 2 - noise)).sum(axis=1, keepdims=True) / left)
         one = _log_normal(seen - first, narrow) + np.log(share)

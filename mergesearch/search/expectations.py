@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,11 @@ from mergesearch.evaluate.statistics import figure
 from mergesearch.search.history import History
 from mergesearch.search.objective import Objective
 from mergesearch.search.store import RunFolder, write_atomically
+from mergesearch.search.strategies import of_trial
 from mergesearch.search.trials import State, Trial
 
 # raised when the same documents give other figures
-VERSION = 1
+VERSION = 2
 
 
 def expectations(history: History, folder: RunFolder) -> dict[int, Expected]:
@@ -52,7 +53,8 @@ def expectations(history: History, folder: RunFolder) -> dict[int, Expected]:
 
 def _found(complete: list[Trial], known: list[Trial], objective: Objective, folder: RunFolder) -> dict[int, Expected]:
     factors = objective.factors(complete[0].scores)
-    documents = _read([trial for trial in known if trial.same_as is None], factors, folder)
+    own = [trial for trial in known if trial.same_as is None]
+    documents = without_learned_gold(own, _read(own, factors, folder))
     scored = [trial for trial in complete if trial.number in documents]
     if not scored:
         return {}
@@ -71,6 +73,20 @@ def _found(complete: list[Trial], known: list[Trial], objective: Objective, fold
     there = [trial for trial in complete if trial.number in found]
     lost = [trial for trial in complete if trial.number not in found]
     return {trial.number: found[trial.number] for trial in there} | _lost(lost, there, found, objective)
+
+
+def without_learned_gold(trials: Iterable[Trial], documents: Mapping[int, Documents]) -> Mapping[int, Documents]:
+    """The documents of so many trials by number; where one of these was learned by how probable the right answers are,
+    without that.
+
+    It then no longer says of such a trial, nor of those that were searched for around it, what they will score
+    elsewhere: a soup learned by cross-entropy would be told from others by what it was learned by.
+    """
+    if not any(of_trial(trial).by_answers(trial) for trial in trials if trial.number in documents):
+        return documents
+    return {
+        number: {task: replace(each, gold=None) for task, each in found.items()} for number, found in documents.items()
+    }
 
 
 def _read(trials: Iterable[Trial], factors: Mapping[str, float], folder: RunFolder) -> dict[int, Documents]:

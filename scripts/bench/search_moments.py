@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mergesearch.evaluate.expected import expect
 from mergesearch.evaluate.scores import DocumentScores, TaskScore, load_documents
+from mergesearch.search.expectations import without_learned_gold
 from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import State, Trial
 
@@ -73,9 +74,10 @@ def _worth(
     own = [trial for trial in complete if trial.same_as is None]
     if not own or not all(trial.number in documents for trial in own):
         return {}
-    numbers = [trial.number for trial in so_far if trial.number in documents and trial.same_as is None]
-    found = expect([documents[number] for number in numbers], factors)
-    worth = {number: each.value for number, each in zip(numbers, found, strict=True)}
+    there = [trial for trial in so_far if trial.number in documents and trial.same_as is None]
+    known = without_learned_gold(there, {trial.number: documents[trial.number] for trial in there})
+    found = expect(list(known.values()), factors)
+    worth = {number: each.value for number, each in zip(known, found, strict=True)}
     return {trial.number: worth[trial.number if trial.same_as is None else trial.same_as] for trial in complete}
 
 

@@ -263,6 +263,11 @@ class Strategy(Declared, ABC):
         return True
 
     @classmethod
+    def by_answers(cls, trial: Trial) -> bool:
+        """Whether a trial of its was learned by how probable the right answers of the search documents are."""
+        return False
+
+    @classmethod
     def label(cls, trial: Trial) -> str:
         """What kind of trial it is, in words."""
         return cls.name.replace("_", " ")

@@ -194,6 +194,10 @@ class LearnedSoups(Strategy):
         return self._learned(trial.key, history)
 
     @classmethod
+    def by_answers(cls, trial: Trial) -> bool:
+        return bool(trial.key.get("gradients", True)) and trial.key.get("loss") != "entropy"
+
+    @classmethod
     def label(cls, trial: Trial) -> str:
         by = _BY.get(trial.key.get("loss") or "", "") if trial.key.get("gradients", True) else ""
         again = f", round {trial.key['round']}" if "round" in trial.key else ""
