@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_left_out_has_its_default(path: Path) -> None:
     read = config.read(path)
     assert read.holdout == 0.5 and read.objective.scale == "parents" and read.search.sampler == "auto"
-    assert read.search.strategies == ["baselines", "sweep", "greedy_soup", "learned_soup", "study"]
+    assert read.search.strategies == ["baselines", "sweep", "learned_soup", "greedy_soup", "study"]
     assert read.folder == Path("results/small")
 
 

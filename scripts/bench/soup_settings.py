@@ -100,7 +100,7 @@ class Pool:
     def scales(self, kind: Loss) -> dict[str, float] | None:
         """What each task's loss is divided by; measured once."""
         if self.config.objective.scale != "parents":
-            return dict.fromkeys(self.documents, 1.0) if kind == "expected" else None
+            return dict.fromkeys(self.documents, 1.0) if kind in ("expected", "mixed") else None
         file = self.out / f"scales-{kind}.json"
         if not file.is_file():
             found = parent_scales(self.coefficients("recipe"), self.bench.engine, self.losses(kind), self.few)

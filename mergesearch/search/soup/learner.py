@@ -305,11 +305,11 @@ class Learner:
         """What each task's loss is divided by: as in the objective, the way from the base to the best model.
 
         An expected loss is 1 - p(what is right), whose mean the parents' scores have already, or a metric that counts
-        the same. Every other loss is measured on some documents.
+        the same; the mixed loss is hardly more. Every other loss is measured on some documents.
         """
         if losses.kind == ENTROPY:
             return dict.fromkeys(self.documents, 1.0)  # nats are nats, and parents far from sure are no measure
-        expected = losses.kind == "expected"
+        expected = losses.kind in ("expected", "mixed")
         if self.config.objective.scale != "parents":
             return dict.fromkeys(self.documents, 1.0) if expected else None
         known = {task: self._unit(task, history) for task in self.documents} if expected else {}

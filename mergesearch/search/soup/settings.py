@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mergesearch.schema import ONE_OR_MORE, Strict
 
-Loss = Literal["expected", "cross_entropy", "generalized", "entropy"]
+Loss = Literal["expected", "cross_entropy", "mixed", "entropy"]
 
 
 # a short budget leaves a soup no fewer
@@ -30,11 +30,11 @@ class SoupSettings(Strict):
         description="a list, one soup each: what has weights of its own, the whole model, a group or a tensor",
     )
     loss: Annotated[list[Loss], ONE_OR_MORE] = Field(
-        default=["cross_entropy", "expected"],
+        default=["cross_entropy", "mixed"],
         min_length=1,
         description="a list, soups for each; `cross_entropy`: does not give up a task of which hardly anything is "
         "right yet; `expected`: the chance that an answer drawn from the model is wrong, nearest to what is counted; "
-        "`generalized`: between the two; "
+        "`mixed`: that and 3 % of cross-entropy; "
         "`entropy`: how unsure the model is, for tasks that do not say what is right (AdaMerging); it may as well grow "
         "sure of what is wrong",
     )

@@ -18,13 +18,13 @@ from mergesearch.schema import Strict
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
-from mergesearch.search.paying import behind
+from mergesearch.search.paying import LEAST, behind
 from mergesearch.search.soup.affine import WHOLE, Affine, Selection, affine_of
 from mergesearch.search.strategies.base import WAIT, Proposal, Stated, Strategy, Wait
 from mergesearch.search.trials import Trial
 
-# the strategy whose best an equal mix has to come near
-SWEEP = "sweep"
+# the strategies whose best an equal mix has to come near
+SWEEP, LEARNED = "sweep", "learned_soup"
 # so many standard errors of the difference are out of reach
 FAR = 2.0
 
@@ -40,8 +40,9 @@ class GreedySoup(Strategy):
     """An equal mix of the models, best first; each joins if the mix does not get worse on the search documents.
 
     With `greedy_soup.trials: N` the N best proposals so far that are plain mixes of the models (of one grouping) are
-    ingredients too. One that leaves the score as it is stays. As a part of `auto` it is left out where the sweep has
-    found more than the best model and the plain average have, by two standard errors of the difference.
+    ingredients too. One that leaves the score as it is stays. As a part of `auto` it is left out where more was
+    found than the best model and the plain average have: by the sweep, by two standard errors of the difference, or
+    by a learned soup, by more than noise.
     """
 
     name = "greedy_soup"
@@ -51,7 +52,7 @@ class GreedySoup(Strategy):
             Field(default_factory=GreedySoupSettings, description="settings of greedy soups"),
         )
     }
-    auto: ClassVar[int | None] = 2
+    auto: ClassVar[int | None] = 3
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
@@ -107,25 +108,30 @@ class GreedySoup(Strategy):
 
 
 def _behind(history: History) -> str | None:
-    """Why no soup is expected to come near what the sweep found, in words; None where one may, or was begun.
+    """Why no soup is expected to come near what was found before, in words; None where one may, or was begun.
 
-    A greedy soup lies between the models, as their average does: its weights sum to 1.
+    A greedy soup lies between the models, as their average does: its weights sum to 1. A learned soup that is ahead of
+    these found weights that lie elsewhere.
     """
     if AUTO not in history.config.search.strategy or history.of(GreedySoup.name):
         return None
     complete = history.complete()
-    swept = next((trial for trial in complete if trial.strategy == SWEEP and trial.same_as is None), None)
     between = (*history.config.models, AVERAGE)
     best = next((trial for trial in complete if trial.name in between), None)
-    if swept is None or best is None or not swept.feasible or history.objective is None:
+    if best is None or history.objective is None:
         return None
-    ahead, noise = behind(swept, best, history)
-    if ahead <= FAR * noise or not noise:
-        return None
-    return (
-        f"greedy soup: left out: the sweep's trial {swept.number} is {ahead:.4f} ahead of {best.name}, more than an "
-        "equal mix is expected to bring"
-    )
+    # errors as if on other documents, so that of what was learned to be better on the same ones less is enough
+    for strategy, whose, errors in ((SWEEP, "the sweep's", FAR), (LEARNED, "the learned soup's", LEAST)):
+        found = next((trial for trial in complete if trial.strategy == strategy and trial.same_as is None), None)
+        if found is None or not found.feasible:
+            continue
+        ahead, noise = behind(found, best, history)
+        if noise and ahead > errors * noise:
+            return (
+                f"greedy soup: left out: {whose} trial {found.number} is {ahead:.4f} ahead of {best.name}, more than "
+                "an equal mix is expected to bring"
+            )
+    return None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ LEAST_WEIGHT = 0.05
 # mixes nearer than this are one start
 APART = 0.2
 # what a soup is called by its loss
-_BY = {"cross_entropy": " by cross-entropy", "generalized": " by generalized cross-entropy", "entropy": " by entropy"}
+_BY = {"cross_entropy": " by cross-entropy", "mixed": " by the mixed loss", "entropy": " by entropy"}
 # of the run's document evaluations, the share within which soups from a second start are learned
 SECONDS_SHARE = 1 / 3
 # and that within which the best soup is learned on
@@ -63,7 +63,7 @@ class LearnedSoups(Strategy):
     keys: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "learned_soup": (SoupSettings, Field(default_factory=SoupSettings, description="settings of learned soups"))
     }
-    auto: ClassVar[int | None] = 3
+    auto: ClassVar[int | None] = 2
 
     def __init__(self, run: Surroundings):
         super().__init__(run)
@@ -115,7 +115,7 @@ class LearnedSoups(Strategy):
         loss = key["loss"] if key.get("gradients", True) else None
         settings = settings_of(config)
         # scores tell the scale of most expected losses; the others' is measured for the first of the soups
-        measured = loss in ("cross_entropy", "generalized") and key["per"] == settings.per[0]
+        measured = loss == "cross_entropy" and key["per"] == settings.per[0]
         return settings.usual_cost(loss, 1 + len(config.models) if measured else 0, documents)
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
@@ -147,7 +147,10 @@ class LearnedSoups(Strategy):
     def _second(self, history: History, budget: Budget) -> Proposal | None:
         """A soup from another start that was within noise of the first one's, where the budget lasts for it."""
         names = self.config.search.strategies
-        if any(not registry.get(later, "search").open_ended for later in names[names.index(self.name) + 1 :]):
+        # in `auto` what comes after is left out where a soup brought something
+        if AUTO not in self.config.search.strategy and any(
+            not registry.get(later, "search").open_ended for later in names[names.index(self.name) + 1 :]
+        ):
             return None  # what was left to those that come after would not last for it
         mine, given_up = history.of(self.name), _given_up(history)
         seconds = {(trial.key["per"], trial.key["loss"]) for trial in mine if trial.key.get("second")}
