@@ -230,10 +230,10 @@ def test_stages_end_where_they_do_not_pay(tmp_path: Path) -> None:
     search.run()
     past = history(search)
     # the first soup of each loss brought nothing, so no other is learned
-    assert [trial.key["loss"] for trial in past.of("learned_soup")] == ["cross_entropy", "expected"]
+    assert [trial.key["loss"] for trial in past.of("learned_soup")] == ["cross_entropy", "mixed"]
     assert len(teacher.starts) == 2
     told = words(past)
-    assert any("learned soup: 1 more left out" in text for text in told)
+    assert any("learned soup by the mixed loss: 1 more left out" in text for text in told)
     assert any("learned soup by cross-entropy: 1 more left out" in text for text in told)
     assert any("study: stage" in text and "less than noise" in text for text in told)
     assert past.proposals < 36
