@@ -69,6 +69,28 @@ def test_patience_counts_the_looks_in_a_row():
         assert stopping.over is over
 
 
+@pytest.mark.parametrize(("standard_errors", "kept"), [(-2, True), (-1.01, True), (-0.99, False), (0.5, False)])
+def test_weights_that_were_learned_before_are_kept_unless_others_are_better_beyond_noise(standard_errors, kept):
+    stopping = EarlyStopping(2, dict(FACTORS), again=True)
+    assert stopping.look(BEST, np.zeros((1, 1)))
+    assert stopping.look(higher_by(standard_errors), np.ones((1, 1))) is kept
+    assert stopping.kept.tolist() == [[1.0 if kept else 0.0]] and not stopping.worse
+    on = EarlyStopping(2, dict(FACTORS), again=True)
+    on.restore(json.loads(json.dumps(stopping.data())))
+    for further in (-0.5, -3, -1.5, 4, 4):
+        losses, values = higher_by(further), np.array([[further]])
+        assert on.look(losses, values) is stopping.look(losses, values)
+        assert on.data() == stopping.data()
+    assert stopping.over
+
+
+def test_without_documents_to_look_at_the_last_weights_are_kept():
+    for again in (False, True):
+        stopping = EarlyStopping(2, {}, again=again)
+        assert all(stopping.look({}, np.full((1, 1), number)) for number in range(3))
+        assert stopping.kept.tolist() == [[2.0]]
+
+
 def test_weights_are_copied():
     values = np.array([[1.0]])
     stopping = EarlyStopping(4, {"one": 1.0})

@@ -72,6 +72,7 @@ def learn(
     scales: Mapping[str, float] | None = None,
     score: Score | None = None,
     state: Path | None = None,
+    again: bool = False,
     spent: Callable[[int], None] = lambda count: None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = log.info,
@@ -99,6 +100,7 @@ def learn(
         scales: what each task's loss is divided by, see `parent_scales`.
         score: of the live model on some documents, the more the better.
         state: a file for where it stands. A call with the same arguments goes on from it, and ends as it would have.
+        again: whether the start was learned on the same documents: it is kept unless others are better beyond noise.
         spent: told how many document evaluations each step cost; on going on, first those of the earlier calls.
         stop: asked before every step; true ends it with what is kept so far, and a later call may go on.
         say: told in a few words what is unusual.
@@ -118,7 +120,7 @@ def learn(
         raise UserError("every weight of the learned soup is frozen: free some of them")
     if losses is None:
         raise UserError("optimizer adam needs losses to learn by: give them, or use cmaes")
-    stopping = EarlyStopping(settings.patience)
+    stopping = EarlyStopping(settings.patience, again=again)
     run = _Run(coefficients, engine, losses, settings, seed, shares_of(weights, documents), spent, stopping)
     run.documents = _all_known(losses, documents)
     run.validation = _all_known(losses, validation) if validation else {}

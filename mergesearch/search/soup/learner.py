@@ -184,7 +184,7 @@ class Learner:
         parts = {"documents": documents, "validation": held}
         if not soup.validation:
             parts = {"documents": self.documents, "validation": {}}
-        told["seed"] = seed + _ROUND * (times - 1)
+        told |= {"seed": seed + _ROUND * (times - 1), "again": times > 1}
         return learn(coefficients, start_values, self.engine, losses, soup, **parts, **told).recipe
 
     def seconds_a_document(self) -> float | None:
