@@ -29,7 +29,7 @@ def test_before_a_run_by_a_probe_and_then_by_its_trials(tmp_path: Path, monkeypa
     assert before.status == 0, before.err
     said = line(before.out, "time")
     assert re.match(
-        r"about \d+ (s|min).*: 6 baselines \d+ s, the sweep \d+ s, 3 greedy soups \d+ s, 2 learned soups \d+ s, "
+        r"about \d+ (s|min).*: 6 baselines \d+ s, the sweep \d+ s, 2 learned soups \d+ s, 3 greedy soups \d+ s, "
         r"1 proposal ",
         said,
     )

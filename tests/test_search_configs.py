@@ -127,7 +127,7 @@ def _baselines(session: Session, found: list[Record], folder: Path) -> None:
 
 
 def _auto(session: Session, found: list[Record], folder: Path) -> None:
-    assert list(dict.fromkeys(strategies(session))) == ["sweep", "learned_soup", "study"]
+    assert list(dict.fromkeys(strategies(session))) == ["sweep", "learned_soup", "greedy_soup", "study"]
     assert any("greedy soup" in line for line in load_run(folder).words)
 
 
