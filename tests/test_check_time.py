@@ -47,7 +47,7 @@ def test_before_a_run_by_a_probe_and_then_by_its_trials(tmp_path: Path, monkeypa
     asked: list[Scorer] = []
     monkeypatch.setattr(probe, "measure", lambda *_: asked.append(1))
     after = mergesearch("check", QUICKSTART, *small(tmp_path / "run", trials=3, limit=8, **soups))
-    assert line(after.out, "left").startswith("about ") and "3 greedy soups" in line(after.out, "left")
+    assert line(after.out, "left").startswith("about ") and "2 learned soups" in line(after.out, "left")
     assert "\ntime: " not in after.out and asked == []
 
 
