@@ -120,7 +120,8 @@ def _behind(history: History) -> str | None:
     best = next((trial for trial in complete if trial.name in between), None)
     if best is None or history.objective is None:
         return None
-    # errors as if on other documents, so that of what was learned to be better on the same ones less is enough
+    # without documents the error is that of scores on different ones, far above the paired one: a part of it is enough
+    # for a soup, which was learned to be better than what lies between the models
     for strategy, whose, errors in ((SWEEP, "the sweep's", FAR), (LEARNED, "the learned soup's", LEAST)):
         found = next((trial for trial in complete if trial.strategy == strategy and trial.same_as is None), None)
         if found is None or not found.feasible:
