@@ -341,6 +341,19 @@ def test_the_report_compares_seed_by_seed_at_equal_cost():
     assert search_report.reach_cells(curves["auto"], {}) == ("–", "–", "–")
 
 
+def test_auto_stands_beside_each_of_the_others_where_both_have_ended():
+    assert search_report.rivals({"cmaes": {0: curve((12, 0.2, 0.1))}}) == []
+    curves = {
+        "auto": {0: curve((12, 0.7, 0.5)), 1: curve((50, 0.25, 0.4)), 2: curve((12, 0.1, 0.2))},
+        "tpe": {0: curve((90, 0.2, 0.1)), 1: curve((90, 0.2, 0.4))},
+        "random": {7: curve((9, 0.9, 0.9))},
+        "auto without racing": {0: curve((12, 0.2, 0.1))},
+    }
+    *_, line, _ = search_report.rivals(curves)
+    assert line.startswith("| tpe | 2 | +0.2000 ± ") and line.endswith(" | +1.0 | 1 | 1 |")
+    assert "random" not in str(search_report.rivals(curves)) and "racing" not in str(search_report.rivals(curves))
+
+
 def test_what_is_left_out_of_auto_is_compared_with_auto():
     curves = of_zoo1(measured())
     assert search_report.ablations(curves) == []

@@ -148,6 +148,7 @@ def text(pool: str, curves: Curves, yardstick: str, image: str | None) -> list[s
         "same seed, the median of the seeds that reach it, and as a share of its whole cost.",
         "",
         *compared,
+        *rivals(curves),
         *ablations(curves),
         *ablations(curves, EARLIER),
         *since(curves),
@@ -208,6 +209,29 @@ def paired_table(curves: Curves, yardstick: str) -> list[str]:
         rows.append([name, f"{spent:,.0f}", *difference_cells(mean), f"{better} of {len(found)}"])
     titles = ("search", "documents", f"holdout score less that of {yardstick}", ERRORS, "seeds better")
     return tables.table(titles, rows)
+
+
+def rivals(curves: Curves) -> list[str]:
+    """What a user has of auto and would have had of each other search, whatever each of them cost."""
+    whole = "auto"
+    others = [n for n in curves if n != whole and not n.startswith(ABLATION) and whole in curves]
+    rows = []
+    for name in others:
+        seeds = sorted(curves[whole].keys() & curves[name].keys())
+        found = [curves[whole][seed].at(math.inf)[1] - curves[name][seed].at(math.inf)[1] for seed in seeds]
+        if found:
+            better, equal = sum(each > 0 for each in found), sum(each == 0 for each in found)
+            rows.append([name, len(found), *difference_cells(Mean.of(found)), better, equal])
+    if not rows:
+        return []
+    lines = [
+        f"### {whole} beside each of the others, where both have ended",
+        "",
+        f"The holdout score of `{whole}` less that of the other with the same seed.",
+        "",
+    ]
+    titles = ("search", "seeds", f"{whole} less it", ERRORS, "seeds better", "equal")
+    return [*lines, *tables.table(titles, rows), ""]
 
 
 def ablations(curves: Curves, of: str = "") -> list[str]:
