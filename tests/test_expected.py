@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import optuna
@@ -14,15 +16,17 @@ from support.table_records import RECORDS
 
 from mergesearch.commands.story import story_of
 from mergesearch.evaluate.expected import Expected, expect
-from mergesearch.evaluate.scores import DocumentScores, load_documents
+from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore, load_documents
 from mergesearch.results.card import model_card
 from mergesearch.results.loading import load_run, recipe_of
 from mergesearch.results.record import ranked
 from mergesearch.results.report.finalists import choose
 from mergesearch.results.table import render, table_rows
-from mergesearch.search.expectations import without_learned_gold
+from mergesearch.search.expectations import expectations, without_learned_gold
+from mergesearch.search.history import History
+from mergesearch.search.objective import Objective, Scale
 from mergesearch.search.store import RunFolder, write_documents
-from mergesearch.search.trials import State, at
+from mergesearch.search.trials import State, Trial, at
 from scripts.bench import winner
 from scripts.bench.winner import Found, Recording, World, look
 
@@ -190,6 +194,32 @@ def test_what_a_soup_was_learned_by_tells_it_from_no_one(raced: Path) -> None:
         assert [each["quiz"].values.sum() for each in found.values()] == [3, 0]
     # a trial whose documents are lost says nothing
     assert without_learned_gold([replace(learned["by loss"], number=7)], known) is known
+
+
+def test_with_a_share_for_the_worst_task_no_trial_is_expected_far_from_its_score(raced: Path, tmp_path: Path) -> None:
+    """The worst task is each trial's own, and not that of the base, of which all are alike."""
+    url, rng = f"sqlite:///{raced / 'study.db'}", np.random.default_rng(0)
+    plain = at(optuna.load_study(study_name=optuna.get_all_study_names(url)[0], storage=url), 0)
+    folder, hard = RunFolder(tmp_path), {task: rng.random(400) for task in "ab"}
+
+    def scored(number: int, *levels: float) -> Trial:
+        known = {}
+        for task, level in zip("ab", levels, strict=True):
+            values = (np.clip(hard[task] + rng.normal(0, 0.1, 400), 0, 1) < level).astype(float)
+            known[task] = DocumentScores(list(range(400)), values, "mean")
+        scores = {task: TaskScore(float(each.values.mean()), 0.02, 400, "acc") for task, each in known.items()}
+        folder.documents(number).parent.mkdir(exist_ok=True)
+        Scores(scores, known).save_documents(folder.documents(number))
+        return replace(plain, number=number, state=State.COMPLETE, scores=scores, strategy="study", key={})
+
+    levels = [(0.1, 0.1), (0.8, 0.1), (0.1, 0.8), (0.95, 0.25), (0.5, 0.5), (0.9, 0.3), (0.6, 0.5), (0.45, 0.55)]
+    trials = [scored(number, *each) for number, each in enumerate(levels)]
+    objective = Objective({"a": 1.0, "b": 3.0}, dict.fromkeys("ab", Scale(0.1, 0.7)), worst=0.5)
+    found = expectations(cast(History, SimpleNamespace(trials=trials, objective=objective)), folder)
+    values = {trial.number: objective.value(trial.scores) for trial in trials}
+    assert {number: each.value for number, each in found.items()} == pytest.approx(values, abs=0.03)
+    assert max(found, key=lambda number: found[number].value) == max(values, key=lambda number: values[number]) == 6
+    assert all(each.low < values[number] < each.high for number, each in found.items())
 
 
 def test_candidates_without_noise_are_expected_to_score_what_they_scored() -> None:

@@ -89,6 +89,8 @@ def test_without_documents_held_apart_all_are_learned_from_and_all_steps_taken(t
     settings = SETTINGS.model_copy(update={"validation": 0})
     assert sum(told) == learned.documents == 4 + 2 + 3 * 30 * 16
     assert settings.usual_cost("expected", 0, [16, 8]) == learned.documents
+    few = settings.model_copy(update={"validation_documents": 1})
+    assert few.usual_cost("expected", 0, [16, 8]) == case.learn(few, documents=DOCUMENTS, validation={}).documents
 
 
 def test_linear_and_each_tensor(tiny):

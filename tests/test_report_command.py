@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from support.commands import QUICKSTART, Done, mergesearch, small
 
+from mergesearch.commands import report
 from mergesearch.commands.report import cost, report_at_end
 from mergesearch.config import ReportConfig
 from mergesearch.engine.live import Engine
 from mergesearch.errors import UserError
 from mergesearch.results.loading import load_run
+from mergesearch.results.report.finalists import choose
 from scripts.bench.shared import zoo1
 
 OPTIONS = {"holdout": 0.03, "space__methods": "[linear]"}
@@ -78,6 +80,17 @@ def test_cards_get_the_holdout_figures(run: Path, reported: Done, tmp_path: Path
     assert "## Holdout" in card and sentence in card and card.index("## Scores") < card.index("## Holdout")
     assert mergesearch("export", run, tmp_path / "names", "--trial", 3).status == 0
     assert sentence not in (tmp_path / "names" / "README.md").read_text()
+
+
+def test_whose_worst_task_counts_is_said(run: Path) -> None:
+    found = load_run(run)
+    best, objective = found.best(), found.objective
+    assert best is not None and objective is not None
+    chosen = choose(found.records, found.config, 3)
+    notes = report._notes(found, replace(objective, worst=0.5), (), chosen, None)
+    lowest = min(zip(objective.values(best.scores), objective.weights, strict=True))[1]
+    assert any(f"the worst task of each candidate is taken to be {lowest}, the winner's" in note for note in notes)
+    assert not any("worst task" in note for note in report._notes(found, objective, (), chosen, None))
 
 
 def test_mistakes_are_one_sentence(run: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from mergesearch.search.costs import costs
 from mergesearch.search.history import History
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.store import RunFolder
-from mergesearch.search.strategies import refuse, study, words
+from mergesearch.search.strategies import of_trial, refuse, study, words
 from mergesearch.search.strategies.base import WAIT, Stated
 from mergesearch.search.strategies.baselines import DEFAULTS, SLERP
 from mergesearch.search.strategies.greedy_soup import GreedySoup, Ingredient, greedy
@@ -354,6 +354,64 @@ def test_the_best_soup_is_learned_on_while_it_pays(tmp_path: Path, rounds: int, 
         "learned soup per recipe",
         *[f"learned soup per recipe, round {n}" for n in range(2, learned + 1)],
     ]
+
+
+@pytest.mark.parametrize("documents", [700, 1_100, 1_500, 2_500])
+@pytest.mark.parametrize("losses", [["cross_entropy"], ["cross_entropy", "mixed"]])
+def test_learning_takes_no_more_than_is_said(tmp_path: Path, documents: int, losses: list[str]) -> None:
+    """Though every round helps, so that all are learned that may be, and each takes all that it may."""
+
+    class Onwards(Teacher):
+        def learn(
+            self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1, steps: Any = None
+        ) -> Recipe:
+            work.spent(cost)
+            mixed = 0.02 * (loss == "mixed")
+            return self.config.recipe(single_rule("task_arithmetic", weight=0.48 + mixed + 0.05 * times))
+
+    soup = {"per": ["recipe"], "loss": losses, "steps": 20, "documents": 2, "rounds": 3}
+    wanted = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 10_000, "documents": documents}
+    changes = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}, "search": wanted}
+    config = settings(tmp_path / "run", **changes)
+    cost = config.search.key("learned_soup", object).cost("mixed", len(config.models), [10])
+    search = begin(tmp_path / "run", Judge(closeness(config, 0.9)), Onwards(config), **changes)
+    search.run()
+    soups = made_by(search, "learned_soup")
+    assert [soup for soup in soups if "round" in soup.key]
+    spent = sum(soup.learning_documents for soup in soups)
+    assert spent <= LearnedSoups.cost(config, [10]).documents <= documents
+
+
+def test_the_mean_over_folds_is_not_learned_on(tmp_path: Path) -> None:
+    """Its folds learned from all documents: none are left to say whether going on helps."""
+    config = settings(tmp_path / "run")
+    soup = {"per": ["recipe"], "loss": "expected", "rounds": 2, "folds": 3}
+    wanted = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 10_000}
+    search = begin(tmp_path / "run", Judge(closeness(config, 0.62)), Teacher(config), **ONE_TASK, search=wanted)
+    search.run()
+    assert len(made_by(search, "learned_soup")) == 1
+
+
+def test_a_soup_that_no_guard_refuses_is_learned_on(tmp_path: Path) -> None:
+    class Two(Teacher):
+        def learn(
+            self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1, steps: Any = None
+        ) -> Recipe:
+            super().learn(per, loss, start, work)
+            return self.config.recipe(single_rule("task_arithmetic", weight={"recipe": 0.6, "group": 0.55}[per]))
+
+    config = settings(tmp_path / "run")
+    soup = {"per": ["recipe", "group"], "loss": "expected", "rounds": 1}
+    wanted = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 10_000}
+    search = begin(tmp_path / "run", Judge(closeness(config, 0.62)), Two(config), **ONE_TASK, search=wanted)
+    search.run()
+    first, second, *_ = made_by(search, "learned_soup")
+    past = history(search)
+    refused = replace(first, excess={"quiz": 0.1})
+    kept = replace(second, key={**second.key, "start": first.key["start"]})
+    past.trials = [*past.trials[: first.number], refused, kept]
+    found = LearnedSoups(search.surroundings)._round("expected", past, Budget(past))
+    assert found.key["start"] == second.number and past.value(first) > past.value(second)
 
 
 def test_a_soup_that_the_budget_does_not_last_for_takes_fewer_steps(tmp_path: Path) -> None:
@@ -693,7 +751,7 @@ def test_a_run_begins_with_the_best_of_another(tmp_path: Path, monkeypatch: pyte
     other.run()
     config = settings(tmp_path / "run", search={"trials": 4, "seed": 9, "warm_start": str(tmp_path / "other")})
     best = [r for r in sorted(records(other.history()), key=lambda r: -r.objective) if r.name is None][:3]
-    warm = warm_recipes(config)
+    warm = [recipe for recipe, learned in warm_recipes(config) if not learned]
     assert [recipe.rules for recipe in warm] == [Recipe.from_data(r.recipe, "best").rules for r in best]
     assert {recipe.seed for recipe in warm} == {9}
     search = begin(tmp_path / "run", search={"trials": 4, "seed": 9, "warm_start": str(tmp_path / "other")})
@@ -709,6 +767,22 @@ def test_a_run_begins_with_the_best_of_another(tmp_path: Path, monkeypatch: pyte
         warm_recipes(third)
     with pytest.raises(UserError, match="no run folder"):
         warm_recipes(settings(tmp_path / "fourth", search={"warm_start": str(tmp_path)}))
+
+
+def test_a_soup_that_another_run_learned_by_answers_stays_one_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    config = settings(tmp_path / "other")
+    wanted = {"strategy": ["learned_soup"], "learned_soup": {"per": ["recipe"], "loss": "expected"}}
+    other = begin(tmp_path / "other", Judge(closeness(config, 0.62)), Teacher(config), **ONE_TASK, search=wanted)
+    other.run()
+    assert made_by(other, "learned_soup")
+    search = begin(tmp_path / "run", search={"trials": 4, "strategy": "random", "warm_start": str(tmp_path / "other")})
+    search.run()
+    (warm,) = made_by(search, "warm_start")
+    assert warm.recipe.rules[0].parameters == {"weight": 0.6} and of_trial(warm).by_answers(warm)
+    assert not any(of_trial(trial).by_answers(trial) for trial in history(search).trials[: warm.number])
 
 
 def test_document_evaluations_are_a_budget_and_the_costs_are_told(tmp_path: Path) -> None:

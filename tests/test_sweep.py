@@ -186,6 +186,11 @@ def test_soups_start_from_the_sweep_and_a_far_greedy_soup_is_left_out(tmp_path: 
     search.run()
     assert history(search).of("learned_soup") and not history(search).of("greedy_soup")
     assert any("greedy soup: left out: the learned soup's" in text for text in words(history(search)))
+    # with trials among its ingredients it need not lie between the models
+    asked = {**AUTO, "trials": 10, "greedy_soup": {"trials": 3}}
+    search = begin(tmp_path / "asked", world, Teacher(world), search=asked)
+    search.run()
+    assert history(search).of("greedy_soup") and not any("greedy soup: left out" in t for t in words(history(search)))
     near = World(lambda recipe: quality(recipe, 0.5))
     search = begin(tmp_path / "near", near, Teacher(near), search={**AUTO, "trials": 10})
     search.run()
@@ -241,6 +246,10 @@ def test_stages_end_where_they_do_not_pay(tmp_path: Path) -> None:
     brought = latest_half(one, past)
     assert brought is not None and not brought.pays and brought.proposals >= 12
     assert latest_half(one[:3], past) is None
+    # of a single soup nothing but its rounds is left out
+    search = begin(tmp_path / "alone", world, Teacher(world, gain=0.0), search=AUTO)
+    search.run()
+    assert any("learned soup by cross-entropy: not learned on: trial" in text for text in words(history(search)))
     # who names the study wants its budget spent
     for wanted in ({**AUTO, "study_ends": "budget"}, {**AUTO, "strategy": ["baselines", "study"]}):
         config = settings(tmp_path / "run", **{**ONE, "search": wanted})

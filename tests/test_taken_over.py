@@ -165,6 +165,16 @@ def test_documents_that_are_lost_are_scored_anew(old: Search, tmp_path: Path, mo
     assert mine.recipe_id in built(run) and mine.documents == 2 * SIZE and mine.state is State.COMPLETE
 
 
+def test_what_was_learned_by_answers_stays_so(old: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = next(trial.number for trial in old.history().trials if trial.name is None)
+    monkeypatch.setattr(
+        "mergesearch.search.strategies.taken_over.learned_by_answers", lambda trial: trial.number == learned
+    )
+    run = fork(old, tmp_path / "new", FIRST)
+    run.run()
+    assert [t.key["from"] for t in taken(run) if strategies.of_trial(t).by_answers(t)] == [learned]
+
+
 def test_the_command_line(old: Search, tmp_path: Path) -> None:
     data = {key: value for key, value in old.config.dump().items() if value is not None}
     file = tmp_path / "run.yaml"

@@ -259,6 +259,12 @@ def _notes(
     proposed = sum(record.name is None and record.state in ENDED for record in run.records)
     if proposed < budget.trials and budget.hours is None:
         notes.append(f"the search is not finished ({proposed} of {budget.trials} trials)")
+    if objective.worst:
+        values = dict(zip(objective.weights, objective.values(chosen.winner.scores), strict=True))
+        notes.append(
+            f"objective.worst is {objective.worst:g}: in intervals and differences the worst task of each candidate is "
+            f"taken to be {min(values, key=lambda task: values[task])}, the winner's on the search documents"
+        )
     if most is not None:
         notes.append(
             f"it goes by {_most(most)} of the holdout, drawn by the seed; report.documents, or --documents, takes more"

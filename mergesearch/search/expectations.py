@@ -25,7 +25,7 @@ from mergesearch.search.strategies import of_trial
 from mergesearch.search.trials import State, Trial
 
 # raised when the same documents give other figures
-VERSION = 2
+VERSION = 3
 
 
 def expectations(history: History, folder: RunFolder) -> dict[int, Expected]:
@@ -52,27 +52,58 @@ def expectations(history: History, folder: RunFolder) -> dict[int, Expected]:
 
 
 def _found(complete: list[Trial], known: list[Trial], objective: Objective, folder: RunFolder) -> dict[int, Expected]:
-    factors = objective.factors(complete[0].scores)
+    mean = replace(objective, worst=0.0)
+    factors = mean.factors(complete[0].scores)
     own = [trial for trial in known if trial.same_as is None]
     documents = without_learned_gold(own, _read(own, factors, folder))
     scored = [trial for trial in complete if trial.number in documents]
     if not scored:
         return {}
-    numbers = list(documents)
-    first = scored[0]
-    counted = sum(
-        factor * figure(documents[first.number][task].values, documents[first.number][task].aggregation)
-        for task, factor in factors.items()
-    )
-    origin = objective.value(first.scores) - counted
-    values = expect([documents[number] for number in numbers], factors)
-    found = {number: each.moved(origin) for number, each in zip(numbers, values, strict=True)}
+    found = _of(mean, scored[0], documents)
+    if objective.worst:
+        found = _with_worst(objective, found, scored[0], documents)
     for trial in complete:
         if trial.same_as in found:
             found[trial.number] = found[trial.same_as]
     there = [trial for trial in complete if trial.number in found]
     lost = [trial for trial in complete if trial.number not in found]
     return {trial.number: found[trial.number] for trial in there} | _lost(lost, there, found, objective)
+
+
+def _of(mean: Objective, first: Trial, documents: Mapping[int, Documents]) -> dict[int, Expected]:
+    """By an objective that is a mean of tasks.
+
+    Args:
+        first: a complete trial, which tells where the scale begins.
+        documents: of each trial by number, the first among them.
+    """
+    factors = mean.factors(first.scores)
+    own = documents[first.number]
+    counted = sum(factor * figure(own[task].values, own[task].aggregation) for task, factor in factors.items())
+    origin = mean.value(first.scores) - counted
+    values = expect([{task: found[task] for task in factors} for found in documents.values()], factors)
+    return {number: each.moved(origin) for number, each in zip(documents, values, strict=True)}
+
+
+def _with_worst(
+    objective: Objective, mean: Mapping[int, Expected], first: Trial, documents: Mapping[int, Documents]
+) -> dict[int, Expected]:
+    """The mean of the tasks, mixed with the task that is expected to be the worst.
+
+    Which that is differs from trial to trial, so each task is expected by itself. Mean and worst task are taken to err
+    together, which makes the interval a little too wide. That another task turns out to be the worst is not looked at,
+    so the value is a little too high where two are alike.
+    """
+    tasks = {
+        task: _of(replace(objective, weights={task: 1.0}, worst=0.0), first, documents) for task in objective.weights
+    }
+    share, found = objective.worst, {}
+    for number, whole in mean.items():
+        lowest = min((each[number] for each in tasks.values()), key=lambda each: each.value)
+        found[number] = Expected(
+            *((1 - share) * a + share * b for a, b in zip(astuple(whole), astuple(lowest), strict=True))
+        )
+    return found
 
 
 def without_learned_gold(trials: Iterable[Trial], documents: Mapping[int, Documents]) -> Mapping[int, Documents]:

@@ -274,7 +274,8 @@ class _Run:
             return
         self.raw = self.coefficients.raw(start)
         self.engine.load(self.coefficients.recipe(start))
-        looked = self.validation or hold_apart(self.documents, MEASURED, self.seed)[1]
+        most = self.settings.validation_documents
+        looked = self.validation or hold_apart(self.documents, MEASURED, self.seed, most)[1]
         losses = self._losses_of(looked)
         if not _finite(losses):
             raise CandidateError(

@@ -18,6 +18,7 @@ from mergesearch.errors import CandidateError, UserError
 from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.recipe import BASE, Recipe, Rule, TensorInfo, single_rule
+from mergesearch.search import store
 from mergesearch.search.history import History
 from mergesearch.search.lines import Documents as DocumentsScored
 from mergesearch.search.lines import Found, Line, LineRace
@@ -45,12 +46,16 @@ CROSS_ENTROPY: Loss = "cross_entropy"
 ENTROPY: Loss = "entropy"
 # metrics whose mean is 1 less an expected loss, or that loss: their unit is that of the loss
 LIKE_EXPECTED_LOSS = ("acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte", "gold_prob")
+# of a task of likelihoods, whose loss is in nats and no chance
+PERPLEXITY = "perplexity"
 # softmax weights are positive
 LEAST_SOFTMAX = 1e-3
 # in the run folder: what was measured of the models, which recipes name
 STATISTICS = "statistics"
 # the weight of each model where there is no mix to start from
 START = 0.4
+# where the study notes what losses were measured by
+_SCALES = "scales of"
 # how far apart the seeds of a soup's rounds are
 _ROUND = 1_000_003
 
@@ -313,16 +318,21 @@ class Learner:
         if self.config.objective.scale != "parents":
             return dict.fromkeys(self.documents, 1.0) if expected else None
         known = {task: self._unit(task, history) for task in self.documents} if expected else {}
-        kept = self._parent_scales.setdefault(losses.kind, {})
+        where = f"{_SCALES} {losses.kind}"
+        kept = self._parent_scales.setdefault(losses.kind, dict(store.noted(history.study, where) or {}))
         missing = {task: ids for task, ids in documents.items() if known.get(task) is None and task not in kept}
         if missing:
             kept |= parent_scales(coefficients, self.engine, losses, missing, spent)
+            # a run that is started again would pay for them again, and have less to search with
+            store.note(history.study, where, kept)
         return kept | {task: unit for task, unit in known.items() if unit is not None}
 
     def _unit(self, task: str, history: History) -> float | None:
         """Of an expected loss, from what the parents' scores say; None where they say nothing."""
         unit = abs(objective_of(history).scales[task].unit)
         scores = {name: history.scores(name).get(task) for name in (BASE, *self.config.models)}
+        if any(score is not None and score.metric == PERPLEXITY for score in scores.values()):
+            return None  # its loss is in nats
         gold = {name: score.gold for name, score in scores.items() if score is not None and score.gold is not None}
         if BASE not in gold or len(gold) < 2:
             metrics = {score[task].metric for name in scores if task in (score := history.scores(name))}
@@ -358,7 +368,7 @@ class Learner:
         free = [info for info in self.infos if info.name in coefficients.cell_of]
         rows = [mix.values[recipe.rules.index(recipe.rule_for(info))] for info in free]
         cells = np.array([coefficients.cell_of[info.name] for info in free])
-        values = np.stack([np.mean(np.asarray(rows)[cells == cell], axis=0) for cell in range(coefficients.shape[0])])
+        values = np.stack([_mean(np.asarray(rows)[cells == cell]) for cell in range(coefficients.shape[0])])
         return np.maximum(values, LEAST_SOFTMAX) if coefficients.parameterisation == "softmax" else values
 
     def _score(self, objective: Objective) -> Callable[[Mapping[str, Sequence[int]]], float]:
@@ -370,6 +380,11 @@ class Learner:
             return objective.ranking(scorer.score().tasks)
 
         return score
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """Of equal rows that row: their mean need not be, and a soup begun there would be another recipe."""
+    return rows[0] if (rows == rows[0]).all() else rows.mean(axis=0)
 
 
 def objective_of(history: History) -> Objective:

@@ -57,8 +57,8 @@ class SoupSettings(Strict):
     rounds: int = Field(
         default=2,
         ge=0,
-        description="how often the best soup of a loss is learned on from where it ended, at most; it ends with the "
-        "first round that brought less than noise, and with two thirds of the run's document evaluations",
+        description="with one fold, how often the best soup of a loss is learned on from where it ended, at most; it "
+        "ends with the first round that brought less than noise, and with two thirds of the run's document evaluations",
     )
     steps: int = Field(default=100, ge=1, description="steps of adam, at most, of all folds together")
     learning_rate: float = Field(default=0.03, gt=0, description="of adam, falling to a tenth along half a cosine")
@@ -97,6 +97,12 @@ class SoupSettings(Strict):
         if self.coefficients == "softmax" and self.start is not None and self.start <= 0:
             raise ValueError(f"start is {self.start:g} and coefficients softmax, which are positive: start above 0")
         return self
+
+    @property
+    def rounds_at_most(self) -> int:
+        """How often a soup may be learned on. The mean over folds never is: all documents were learned from, and none
+        is left to say whether going on helps. Nor is what was found without gradients."""
+        return self.rounds if self.optimizer == "adam" and self.folds == 1 else 0
 
     def cost(self, loss: str | None, models: int, documents: Sequence[int]) -> int:
         """The document evaluations that one soup takes at most.

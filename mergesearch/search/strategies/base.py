@@ -11,10 +11,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import optuna
 
+from mergesearch import registry
 from mergesearch.config import Config
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.scores import Scores
@@ -288,6 +289,12 @@ class Strategy(Declared, ABC):
     def words(cls, history: History) -> list[str]:
         """What there is to say beside the table of a run that it was part of."""
         return []
+
+
+def learned_by_answers(trial: Trial) -> bool:
+    """`Strategy.by_answers` of a trial of another run, whose strategy need not be there any more."""
+    known = cast("type[Strategy] | None", registry.strategies().get(trial.strategy))
+    return known is not None and known.by_answers(trial)
 
 
 def gone(strategy: str) -> type[Strategy]:

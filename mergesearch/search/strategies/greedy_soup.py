@@ -42,7 +42,7 @@ class GreedySoup(Strategy):
     With `greedy_soup.trials: N` the N best proposals so far that are plain mixes of the models (of one grouping) are
     ingredients too. One that leaves the score as it is stays. As a part of `auto` it is left out where more was
     found than the best model and the plain average have: by the sweep, by two standard errors of the difference, or
-    by a learned soup, by more than noise.
+    by a learned soup, by more than noise; not where `trials` asks for other ingredients.
     """
 
     name = "greedy_soup"
@@ -113,8 +113,9 @@ def _behind(history: History) -> str | None:
     A greedy soup lies between the models, as their average does: its weights sum to 1. A learned soup that is ahead of
     these found weights that lie elsewhere.
     """
-    if AUTO not in history.config.search.strategy or history.of(GreedySoup.name):
-        return None
+    settings = history.config.search.key("greedy_soup", GreedySoupSettings)
+    if AUTO not in history.config.search.strategy or history.of(GreedySoup.name) or settings.trials:
+        return None  # with trials among the ingredients it need not lie between the models
     complete = history.complete()
     between = (*history.config.models, AVERAGE)
     best = next((trial for trial in complete if trial.name in between), None)

@@ -76,16 +76,18 @@ class LearnedSoups(Strategy):
     @classmethod
     def cost(cls, config: Config, documents: Sequence[int]) -> Cost:
         settings = settings_of(config)
-        each = [settings.cost(loss, len(config.models), documents) for _, loss in settings.soups]
-        by = " by gradient" * (settings.optimizer == "adam")
+        costs = {loss: settings.cost(loss, len(config.models), documents) for _, loss in settings.soups}
         whole = _whole(config, documents)
-        # from a second start as many again, as far as the share for them lasts
-        others = min(sum(each), round(whole * SECONDS_SHARE) - sum(each)) if settings.start is None else 0
-        times = settings.rounds if settings.optimizer == "adam" else 0
-        rounds = min(times * max(each), round(whole * ROUNDS_SHARE) - sum(each))
-        most = sum(each) + max(0, others, rounds)
-        soups = f"{len(each)} soup{'s' * (len(each) > 1)}{by}"
-        return Cost(documents=most, words=f"at most {most:,} to learn {soups}")
+        most = 0
+        # in the order of `next`: a loss's first soups are learned whatever the rounds before them took
+        for loss, each in costs.items():
+            most += each * sum(by == loss for _, by in settings.soups)
+            most = min(most + settings.rounds_at_most * each, max(most, round(whole * ROUNDS_SHARE)))
+        if settings.start is None:  # from a second start as many again, as far as the share for them lasts
+            again = sum(costs[loss] for _, loss in settings.soups)
+            most = min(most + again, max(most, round(whole * SECONDS_SHARE)))
+        count, how = len(settings.soups), " by gradient" * (settings.optimizer == "adam")
+        return Cost(documents=most, words=f"at most {most:,} to learn {count} soup{'s' * (count > 1)}{how}")
 
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
@@ -103,7 +105,7 @@ class LearnedSoups(Strategy):
         config, documents = outlook.config, outlook.documents
         settings = settings_of(config)
         begun = any("round" in trial.key for trial in outlook.of(cls.name))
-        if begun or not settings.rounds or settings.optimizer != "adam":
+        if begun or not settings.rounds_at_most:
             return []
         key = {"per": settings.per[-1], "loss": settings.loss[0]}
         soups = [{"per": per, "loss": loss} for per, loss in settings.soups]
@@ -168,12 +170,12 @@ class LearnedSoups(Strategy):
         lasts."""
         mine = [trial for trial in history.of(self.name) if trial.key["loss"] == loss]
         rounds = [trial for trial in mine if "round" in trial.key]
-        if len(rounds) >= self.settings.rounds:
-            return None
         if any(not trial.state.ended and trial.key.get("gradients", True) for trial in mine):
-            return WAIT  # which of them is the best, and whether it pays, is not known yet
+            return WAIT  # what comes next goes by what they bring
+        if len(rounds) >= self.settings.rounds_at_most:
+            return None
         learned = [trial for trial in mine if trial.state is State.COMPLETE and trial.key.get("gradients", True)]
-        best = max(learned, key=lambda trial: history.value(trial) or 0.0, default=None)
+        best = max(learned, key=lambda trial: (trial.feasible, history.value(trial) or 0.0), default=None)
         if best is None or (rounds and best is not rounds[-1]) or not _pays(best, history):
             return None
         spent = sum(trial.learning_documents for trial in history.of(self.name))
@@ -208,13 +210,18 @@ class LearnedSoups(Strategy):
 
     @classmethod
     def words(cls, history: History) -> list[str]:
-        missing = _missing(settings_of(history.config), history.of(cls.name))
-        return [
-            f"learned soup{_BY.get(loss or '', '')}: {left} more left out: trial {first.number} brought less over its "
-            "start than a quarter of its score's standard error"
-            for loss, first in _given_up(history).items()
-            if (left := sum(by == loss for _, by in missing))
-        ]
+        settings = settings_of(history.config)
+        missing = _missing(settings, history.of(cls.name))
+        texts = []
+        for loss, first in _given_up(history).items():
+            left = sum(by == loss for _, by in missing)
+            ended = f"{left} more left out" if left else "not learned on" if settings.rounds_at_most else ""
+            if ended:
+                texts.append(
+                    f"learned soup{_BY.get(loss or '', '')}: {ended}: trial {first.number} brought less over its start "
+                    "than a quarter of its score's standard error"
+                )
+        return texts
 
     @classmethod
     def trials_in_words(cls, count: int) -> str:

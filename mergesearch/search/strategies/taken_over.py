@@ -18,7 +18,7 @@ from mergesearch.search.budget import Budget
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.store import RunFolder
-from mergesearch.search.strategies.base import Proposal, Stated, Strategy, Wait
+from mergesearch.search.strategies.base import Proposal, Stated, Strategy, Wait, learned_by_answers
 from mergesearch.search.strategies.baselines import parents
 from mergesearch.search.trials import State, Trial, plain
 
@@ -99,13 +99,17 @@ class TakenOver(Strategy):
         return [f"taken over from {noted['run']}: {len(noted['trials'])} of its {noted['of']} scored trials still hold"
                 + (f" ({noted['why']})" if noted["why"] else "")]  # fmt: skip
 
+    @classmethod
+    def by_answers(cls, trial: Trial) -> bool:
+        return bool(trial.key.get("by_answers"))
+
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         if not store.has_note(self.run.study, _NOTE):
             store.note(self.run.study, _NOTE, find(self.config, history))
         there = {trial.key["from"] for trial in history.of(self.name)}
         for each in store.noted(self.run.study, _NOTE)["trials"]:
             if each["from"] not in there:
-                key = {"from": each["from"]}
+                key = {"from": each["from"], "by_answers": each.get("by_answers", False)}
                 return Stated(Recipe.from_data(each["recipe"], "search.fork"), each["name"], key)
         return None
 
@@ -124,7 +128,7 @@ class TakenOver(Strategy):
 
 def find(config: Config, history: History) -> dict[str, Any]:
     """What a run takes over, as its study notes it: `run`, `path`, `of` how many scored trials, `trials` with `from`,
-    `name`, `recipe` and `scores`, and `why` others do not hold."""
+    `name`, `by_answers`, `recipe` and `scores`, and `why` others do not hold."""
     fork = config.search.key("fork", str)
     theirs, study = store.open_run(fork)
     there = History(study, theirs)
@@ -145,7 +149,8 @@ def find(config: Config, history: History) -> dict[str, Any]:
         known.add(recipe.id)
         scores = {task.task: trial.scores[task.task] for task in config.scored}
         kept = plain(scores=scores)["scores"]
-        result["trials"].append({"from": trial.number, "name": trial.name, "recipe": recipe.dump(), "scores": kept})
+        what = {"from": trial.number, "name": trial.name, "by_answers": learned_by_answers(trial)}
+        result["trials"].append({**what, "recipe": recipe.dump(), "scores": kept})
     gone = [name for name in theirs.models if name not in same]
     return {**result, "why": f"{', '.join(gone)} changed or left" if gone else ""}
 

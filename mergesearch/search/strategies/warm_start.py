@@ -16,12 +16,13 @@ from mergesearch.search import store
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
-from mergesearch.search.strategies.base import Proposal, Stated, Strategy, Surroundings, Wait
+from mergesearch.search.strategies.base import Proposal, Stated, Strategy, Surroundings, Wait, learned_by_answers
+from mergesearch.search.trials import Trial
 
 # of each run, so many of its best proposals
 MOST = 3
-# where the study notes the recipes that it began with
-_NOTE = "warm_start"
+# where the study notes the recipes that it began with, and which of them were learned by answers
+_NOTE, _LEARNED = "warm_start", "warm_start_learned"
 
 
 @register
@@ -45,7 +46,9 @@ class WarmStart(Strategy):
     def __init__(self, run: Surroundings):
         super().__init__(run)
         if not store.has_note(run.study, _NOTE):
-            store.note(run.study, _NOTE, [recipe.dump() for recipe in warm_recipes(run.config)])
+            found = warm_recipes(run.config)
+            store.note(run.study, _LEARNED, [recipe.id for recipe, learned in found if learned])
+            store.note(run.study, _NOTE, [recipe.dump() for recipe, _ in found])
         self.recipes: list[Recipe] = [
             Recipe.from_data(data, "search.warm_start") for data in store.noted(run.study, _NOTE)
         ]
@@ -68,7 +71,14 @@ class WarmStart(Strategy):
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         left = self._left(history)
-        return Stated(left[0]) if left else None
+        if not left:
+            return None
+        learned = left[0].id in (store.noted(self.run.study, _LEARNED) or ())
+        return Stated(left[0], key={"by_answers": True} if learned else {})
+
+    @classmethod
+    def by_answers(cls, trial: Trial) -> bool:
+        return bool(trial.key.get("by_answers"))
 
     def wants(self, history: History) -> Wanted:
         return Wanted(len(self._left(history)))
@@ -78,13 +88,14 @@ class WarmStart(Strategy):
         return [recipe for recipe in self.recipes if recipe.id not in there]
 
 
-def warm_recipes(config: Config) -> list[Recipe]:
-    """The best recipes of the runs that `search.warm_start` names, restated for this run's seed and dtype.
+def warm_recipes(config: Config) -> list[tuple[Recipe, bool]]:
+    """The best recipes of the runs that `search.warm_start` names, restated for this run's seed and dtype, and whether
+    each was learned by how probable right answers are, which may be those of this run's documents.
 
     Raises:
         UserError: a run that is none, or is one of other parents.
     """
-    recipes: dict[str, Recipe] = {}
+    recipes: dict[str, tuple[Recipe, bool]] = {}
     for run in config.search.key("warm_start", list):
         theirs, study = store.open_run(run)
         if (theirs.base_model, theirs.models, theirs.tokenizer) != (config.base_model, config.models, config.tokenizer):
@@ -95,5 +106,5 @@ def warm_recipes(config: Config) -> list[Recipe]:
         proposals = [trial for trial in History(study, theirs).complete() if trial.name is None]
         for trial in proposals[:MOST]:
             recipe = trial.recipe.model_copy(update={"seed": config.search.seed, "out_dtype": config.dtype})
-            recipes[recipe.id] = recipe
+            recipes[recipe.id] = recipe, learned_by_answers(trial)
     return list(recipes.values())
