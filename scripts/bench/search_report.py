@@ -338,6 +338,7 @@ def draw(curves: Curves, yardstick: str, path: Path) -> bool:
     if any(name.startswith(ABLATION) for name in curves):
         kept = [n for n in curves if n in ("auto", yardstick) or n.startswith(ABLATION)]
         panels["auto, each part left out in turn"] = kept
+    panels = {title: names for title, names in panels.items() if names}
     figure, axes = pyplot.subplots(1, len(panels), figsize=(8 * len(panels), 5.5), sharey=True, squeeze=False)
     for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
@@ -360,6 +361,6 @@ def draw_one(axis: object, name: str, seeds: Mapping[int, Curve], dashed: bool) 
     low, high = max(curve.points[0].documents for curve in started), max(curve.documents for curve in started)
     grid = np.unique(np.geomspace(low, max(high, low + 1), 200).round())
     mean, error = band(seeds, grid)
-    label = f"{name} ({len(started)} seeds)"
+    label = f"{name} ({len(started)} seed{'s' * (len(started) != 1)})"
     (line,) = axis.step(grid, mean, where="post", label=label, linestyle="--" if dashed else "-")
     axis.fill_between(grid, mean - error, mean + error, step="post", alpha=0.12, linewidth=0, color=line.get_color())
