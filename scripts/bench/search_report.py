@@ -214,11 +214,10 @@ def paired_table(curves: Curves, yardstick: str) -> list[str]:
 def rivals(curves: Curves) -> list[str]:
     """What a user has of auto and would have had of each other search, whatever each of them cost."""
     whole = "auto"
-    others = [n for n in curves if n != whole and not n.startswith(ABLATION) and whole in curves]
-    rows = []
-    for name in others:
-        seeds = sorted(curves[whole].keys() & curves[name].keys())
-        found = [curves[whole][seed].at(math.inf)[1] - curves[name][seed].at(math.inf)[1] for seed in seeds]
+    mine, rows = curves.get(whole, {}), []
+    for name in (name for name in curves if name != whole and not name.startswith(ABLATION)):
+        seeds = sorted(mine.keys() & curves[name].keys())
+        found = [mine[seed].at(math.inf)[1] - curves[name][seed].at(math.inf)[1] for seed in seeds]
         if found:
             better, equal = sum(each > 0 for each in found), sum(each == 0 for each in found)
             rows.append([name, len(found), *difference_cells(Mean.of(found)), better, equal])

@@ -265,8 +265,9 @@ class Strategy(Declared, ABC):
 
     @classmethod
     def by_answers(cls, trial: Trial) -> bool:
-        """Whether a trial of its was learned by how probable the right answers of the search documents are."""
-        return False
+        """Whether a trial of its was learned by how probable the right answers of the search documents are; of what
+        another run learned so, the key says it."""
+        return bool(trial.key.get("by_answers"))
 
     @classmethod
     def label(cls, trial: Trial) -> str:

@@ -99,10 +99,6 @@ class TakenOver(Strategy):
         return [f"taken over from {noted['run']}: {len(noted['trials'])} of its {noted['of']} scored trials still hold"
                 + (f" ({noted['why']})" if noted["why"] else "")]  # fmt: skip
 
-    @classmethod
-    def by_answers(cls, trial: Trial) -> bool:
-        return bool(trial.key.get("by_answers"))
-
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         if not store.has_note(self.run.study, _NOTE):
             store.note(self.run.study, _NOTE, find(self.config, history))

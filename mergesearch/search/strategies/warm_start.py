@@ -17,7 +17,6 @@ from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.strategies.base import Proposal, Stated, Strategy, Surroundings, Wait, learned_by_answers
-from mergesearch.search.trials import Trial
 
 # of each run, so many of its best proposals
 MOST = 3
@@ -75,10 +74,6 @@ class WarmStart(Strategy):
             return None
         learned = left[0].id in (store.noted(self.run.study, _LEARNED) or ())
         return Stated(left[0], key={"by_answers": True} if learned else {})
-
-    @classmethod
-    def by_answers(cls, trial: Trial) -> bool:
-        return bool(trial.key.get("by_answers"))
 
     def wants(self, history: History) -> Wanted:
         return Wanted(len(self._left(history)))
