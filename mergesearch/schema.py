@@ -194,6 +194,11 @@ def _explain(model: type[Strict], problem: Mapping[str, Any], where: str) -> Use
         return UserError(f"{where}: {place}: {lowered}" if place else f"{where}: {lowered}")
     if problem["type"] in _OUTSIDE:
         lowered = f"it must be in {_allowed_range(_field_at(model, location))}"
+    if problem["type"] == "dict_type":
+        lowered = "it must be keys and values, as in {NAME: VALUE}"
+    if problem["type"] == "model_type":  # a part of the file that has keys of its own
+        keys = _keys_at(model, location)
+        lowered = f"it must be keys and values, as in {{{keys[0]}: ...}} (known: {', '.join(keys)})"
     given = without_passwords(repr(problem["input"]))
     return UserError(f"{where}: {place} is {given if len(given) <= 200 else f'{given[:200]}...'}: {lowered}")
 

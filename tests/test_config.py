@@ -213,6 +213,19 @@ def test_a_path_of_the_wrong_type_is_a_sentence_too(placed: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tasks=[quiz]", r"tasks.0 is 'quiz': it must be keys and values, as in \{task: ...\} \(known: task, metric, "),
+        ("search=auto", r"search is 'auto': it must be keys and values, as in \{strategy: ...\} \(known: strategy, "),
+        ("models=7", r"models is 7: it must be keys and values, as in \{NAME: VALUE\}"),
+    ],
+)
+def test_where_keys_belong_it_says_which(path: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        config.read(path, [override])
+
+
 def test_what_is_stored_means_the_same_from_anywhere(placed: Path, tmp_path: Path) -> None:
     read = config.read(placed)
     (tmp_path / "elsewhere").mkdir()
