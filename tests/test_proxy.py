@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from support.postgres import PostgreSQL, postgres
 from support.searches import Engine, Scorer, settings, start
 
 from mergesearch.errors import UserError
 from mergesearch.search import store
 from mergesearch.search.proxy import serving
-from mergesearch.search.storage import Patience, engine_of
+from mergesearch.search.storage import Patience, engine_of, proxied
 from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import State
 
@@ -67,6 +70,20 @@ def test_workers_share_a_run_by_a_proxy_that_is_gone_for_a_while(tmp_path: Path,
     # the database holds what the proxy was told
     there = store.open_study(plain, RunFolder(tmp_path / "run"), create=False)
     assert [trial.number for trial in there.trials] == [trial.number for trial in found]
+
+
+def test_a_trial_goes_on_by_a_proxy_that_was_started_anew(tmp_path: Path, server: PostgreSQL) -> None:
+    plain = settings(tmp_path / "run", storage=server.url)
+    with serving(plain, "127.0.0.1", 0) as port:
+        storage = proxied(f"127.0.0.1:{port}")
+        study = storage.create_new_study([StudyDirection.MAXIMIZE], f"begun before {tmp_path}")
+        trial = storage.create_new_trial(study)
+    with serving(plain, "127.0.0.1", port):
+        storage = proxied(f"127.0.0.1:{port}")
+        storage.set_trial_param(trial, "x", 0.25, FloatDistribution(0, 1))
+        storage.set_trial_state_values(trial, TrialState.COMPLETE, [0.5])
+        found = storage.get_trial(trial)
+    assert (found.params, found.value) == ({"x": 0.25}, 0.5)
 
 
 def test_turns_are_taken_in_the_database(tmp_path: Path, server: PostgreSQL) -> None:

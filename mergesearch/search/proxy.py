@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages._cached_storage import _CachedStorage
 
 from mergesearch.config import Config
 from mergesearch.errors import UserError
@@ -19,6 +21,19 @@ log: logging.Logger = logging.getLogger(__name__)
 # calls that are answered at a time; the database gets no more connections than these
 THREADS = 32
 _LONGEST_MESSAGE = -1  # without an end: a study of thousands of trials is one answer
+
+
+class _Cache(_CachedStorage):
+    """Optuna's cache before a database, which knows parameters only of trials that it has met itself: one that began
+    before the proxy was started anew goes past it."""
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        with self._lock:
+            known = trial_id in self._trial_id_to_study_id_and_number
+        through = super() if known else self._backend
+        through.set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
 
 @contextmanager
@@ -46,8 +61,10 @@ def serving(config: Config, host: str, port: int) -> Iterator[int]:
     location = Location(config.storage)
     try:
         storage = opened(
-            optuna.storages.RDBStorage(
-                checked(config.storage), engine_kwargs={"pool_pre_ping": True, "pool_size": THREADS}
+            _Cache(
+                optuna.storages.RDBStorage(
+                    checked(config.storage), engine_kwargs={"pool_pre_ping": True, "pool_size": THREADS}
+                )
             )
         )
     except UserError:

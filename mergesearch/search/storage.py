@@ -496,7 +496,7 @@ def adding(storage: BaseStorage, may_add: Callable[[], None]) -> contextlib.Abst
     return storage.adding(may_add) if isinstance(storage, PatientStorage) else contextlib.nullcontext()
 
 
-def opened(given: str | optuna.storages.RDBStorage) -> BaseStorage:
+def opened(given: str | BaseStorage) -> BaseStorage:
     """Optuna's storage in a database on a server. In MySQL and MariaDB its tables hold values of 64 KiB, which a recipe
     for each tensor may exceed: the columns are made wider, also of tables that were there.
 
