@@ -30,6 +30,7 @@ from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.costs import costs
 from mergesearch.search.history import History
 from mergesearch.search.soup.affine import affine_of
+from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import of_trial, refuse, study, words
 from mergesearch.search.strategies.base import WAIT, Stated
@@ -382,6 +383,31 @@ def test_learning_takes_no_more_than_is_said(tmp_path: Path, documents: int, los
     assert spent <= LearnedSoups.cost(config, [10]).documents <= documents
 
 
+@pytest.mark.parametrize(("shares", "first"), [(5.0, "mixed"), (4.0, "cross_entropy")])
+def test_the_best_of_all_losses_is_learned_on_where_the_budget_lasts(tmp_path: Path, shares: float, first: str) -> None:
+    """Else the first loss's. Three soups are two losses' and a round, and two thirds of the budget are for them."""
+
+    class Onwards(Teacher):
+        def learn(
+            self, per: str, loss: str | None, start: Recipe | None, work: Work, times: int = 1, steps: Any = None
+        ) -> Recipe:
+            mixed = 0.1 * (loss == "mixed")
+            return self.config.recipe(single_rule("task_arithmetic", weight=0.48 + mixed + 0.05 * times))
+
+    soup = {"per": ["recipe"], "loss": ["cross_entropy", "mixed"], "steps": 20, "documents": 2, "rounds": 1}
+    changes = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}}
+    wanted: dict[str, Any] = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 10_000}
+    config = settings(tmp_path / "run", **changes, search=wanted)
+    cost = config.search.key("learned_soup", SoupSettings).cost("mixed", len(config.models), [10])
+    wanted["documents"] = round(shares * cost)
+    search = begin(tmp_path / "run", Judge(closeness(config, 0.9)), Onwards(config), **changes, search=wanted)
+    search.run()
+    soups = [(soup.key["loss"], "round" in soup.key) for soup in made_by(search, "learned_soup")]
+    firsts = [("cross_entropy", False), ("mixed", False)]
+    at = 1 if first == "cross_entropy" else 2
+    assert soups[: len(firsts) + 1] == [*firsts[:at], (first, True), *firsts[at:]]
+
+
 def test_the_mean_over_folds_is_not_learned_on(tmp_path: Path) -> None:
     """Its folds learned from all documents: none are left to say whether going on helps."""
     config = settings(tmp_path / "run")
@@ -410,7 +436,7 @@ def test_a_soup_that_no_guard_refuses_is_learned_on(tmp_path: Path) -> None:
     refused = replace(first, excess={"quiz": 0.1})
     kept = replace(second, key={**second.key, "start": first.key["start"]})
     past.trials = [*past.trials[: first.number], refused, kept]
-    found = LearnedSoups(search.surroundings)._round("expected", past, Budget(past))
+    found = LearnedSoups(search.surroundings)._round(["expected"], past, Budget(past))
     assert found.key["start"] == second.number and past.value(first) > past.value(second)
 
 

@@ -57,8 +57,9 @@ class SoupSettings(Strict):
     rounds: int = Field(
         default=2,
         ge=0,
-        description="with one fold, how often the best soup of a loss is learned on from where it ended, at most; it "
-        "ends with the first round that brought less than noise, and with two thirds of the run's document evaluations",
+        description="with one fold, how often the best soup is learned on from where it ended, at most; it ends with "
+        "the first round that brought less than noise, and with two thirds of the run's document evaluations. Where "
+        "these do not last for the soups of all losses and a round, each loss has its own, before the next",
     )
     steps: int = Field(default=100, ge=1, description="steps of adam, at most, of all folds together")
     learning_rate: float = Field(default=0.03, gt=0, description="of adam, falling to a tenth along half a cosine")

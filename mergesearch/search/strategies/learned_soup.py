@@ -49,9 +49,10 @@ class LearnedSoups(Strategy):
 
     They start from the best mix so far that has every model in it, whatever found it; where another one, which is not
     much the same, is within noise of it, and a third of the run's document evaluations lasts for it, from both. A part
-    of the documents is not learned from, and says how far to go. The best of each loss is learned on from where it
-    ended, `rounds` times at most, until that brought less than noise, within two thirds of the run's document
-    evaluations; then comes the next loss.
+    of the documents is not learned from, and says how far to go. The best is learned on from where it ended, `rounds`
+    times at most, until that brought less than noise, within two thirds of the run's document evaluations. Where these
+    do not last for the soups of all losses and a round, it is the best of the first loss that is learned on, before the
+    next loss.
     `loss: entropy` needs no answers (AdaMerging, Yang et al. 2023, arXiv:2310.02575): the soup grows sure of what it
     says, right or wrong, so what it is worth is told by the tasks' scores alone, and where documents tell their answers
     the other losses know more. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose
@@ -125,15 +126,24 @@ class LearnedSoups(Strategy):
             return None
         missing = _missing(self.settings, history.of(self.name), _given_up(history))
         waits = False
-        for loss in dict.fromkeys(loss for _, loss in self.settings.soups):
-            per = next((per for per, by in missing if by == loss), None)
-            if per is not None and self._lasts(loss, history, budget):
-                return self._first(per, loss, history, budget)
-            found = self._round(loss, history, budget)
+        for losses in self._turns(history, budget):
+            for loss in losses:
+                per = next((per for per, by in missing if by == loss), None)
+                if per is not None and self._lasts(loss, history, budget):
+                    return self._first(per, loss, history, budget)
+            found = self._round(losses, history, budget)
             if isinstance(found, Learned):
                 return found
             waits = waits or found is WAIT  # meanwhile another worker may learn by the next loss
         return self._second(history, budget) or (WAIT if waits else None)
+
+    def _turns(self, history: History, budget: Budget) -> list[list[str | None]]:
+        """The losses whose soups are learned before the best of them is learned on: all together where the share for
+        rounds lasts for them and a round, else one after the other, so that the first is not left half done."""
+        losses = list(dict.fromkeys(loss for _, loss in self.settings.soups))
+        together = sum(self._cost(loss, history) for _, loss in self.settings.soups)
+        together += max(self._cost(loss, history) for loss in losses)
+        return [losses] if together <= budget.whole * ROUNDS_SHARE else [[loss] for loss in losses]
 
     def _first(self, per: str, loss: str | None, history: History, budget: Budget) -> Learned | Wait:
         """A soup that starts from what others found."""
@@ -165,10 +175,10 @@ class LearnedSoups(Strategy):
                 return self._learned({"per": per, "loss": loss, "start": trial.key["rival"], "second": True}, history)
         return None
 
-    def _round(self, loss: str | None, history: History, budget: Budget) -> Learned | Wait | None:
-        """The best soup of a loss learned on from where it ended, while that brings more than noise and the budget
-        lasts."""
-        mine = [trial for trial in history.of(self.name) if trial.key["loss"] == loss]
+    def _round(self, losses: Sequence[str | None], history: History, budget: Budget) -> Learned | Wait | None:
+        """The best soup by some losses learned on from where it ended, while that brings more than noise and the
+        budget lasts."""
+        mine = [trial for trial in history.of(self.name) if trial.key["loss"] in losses]
         rounds = [trial for trial in mine if "round" in trial.key]
         if any(not trial.state.ended and trial.key.get("gradients", True) for trial in mine):
             return WAIT  # what comes next goes by what they bring
@@ -178,6 +188,7 @@ class LearnedSoups(Strategy):
         best = max(learned, key=lambda trial: (trial.feasible, history.value(trial) or 0.0), default=None)
         if best is None or (rounds and best is not rounds[-1]) or not _pays(best, history):
             return None
+        loss = best.key["loss"]
         spent = sum(trial.learning_documents for trial in history.of(self.name))
         if spent + self._cost(loss, history) > budget.whole * ROUNDS_SHARE:
             return None
