@@ -30,7 +30,7 @@ class SoupSettings(Strict):
         description="a list, one soup each: what has weights of its own, the whole model, a group or a tensor",
     )
     loss: Annotated[list[Loss], ONE_OR_MORE] = Field(
-        default=["cross_entropy", "mixed"],
+        default=["cross_entropy", "expected"],
         min_length=1,
         description="a list, soups for each; `cross_entropy`: does not give up a task of which hardly anything is "
         "right yet; `expected`: the chance that an answer drawn from the model is wrong, nearest to what is counted; "
