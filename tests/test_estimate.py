@@ -109,7 +109,7 @@ def test_soups_take_what_learning_took(tmp_path: Path) -> None:
     first = done(
         5,
         strategy="learned_soup",
-        key={"per": "tensor", "loss": "mixed", "gradients": True},
+        key={"per": "tensor", "loss": "expected", "gradients": True},
         learning_documents=usual[0] // 2,
         learning_seconds=0.1 * (usual[0] // 2),
     )
