@@ -18,13 +18,14 @@ from mergesearch.search import store
 from mergesearch.search.history import History
 from mergesearch.search.lines import Documents, Line, LineRace
 from mergesearch.search.lines import Found as Swept
+from mergesearch.search.outlook import Outlook
 from mergesearch.search.paying import Return, behind, latest_half
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.memo import Memo
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import registered, words
 from mergesearch.search.strategies.base import Wait
-from mergesearch.search.strategies.study import ended
+from mergesearch.search.strategies.study import Study, ended
 from mergesearch.search.strategies.sweep import SHARE
 from mergesearch.search.trials import Kind, State
 from mergesearch.search.work import Work
@@ -235,10 +236,10 @@ def test_stages_end_where_they_do_not_pay(tmp_path: Path) -> None:
     search.run()
     past = history(search)
     # the first soup of each loss brought nothing, so no other is learned
-    assert [trial.key["loss"] for trial in past.of("learned_soup")] == ["cross_entropy", "mixed"]
+    assert [trial.key["loss"] for trial in past.of("learned_soup")] == ["cross_entropy", "expected"]
     assert len(teacher.starts) == 2
     told = words(past)
-    assert any("learned soup by the mixed loss: 1 more left out" in text for text in told)
+    assert any("learned soup: 1 more left out" in text for text in told)
     assert any("learned soup by cross-entropy: 1 more left out" in text for text in told)
     assert any("study: stage" in text and "less than noise" in text for text in told)
     assert past.proposals < 36
@@ -254,6 +255,28 @@ def test_stages_end_where_they_do_not_pay(tmp_path: Path) -> None:
     for wanted in ({**AUTO, "study_ends": "budget"}, {**AUTO, "strategy": ["baselines", "study"]}):
         config = settings(tmp_path / "run", **{**ONE, "search": wanted})
         assert ended(History(search.study, config), "study") is None
+
+
+def test_there_is_no_study_behind_a_soup_that_is_far_ahead(tmp_path: Path) -> None:
+    def far(recipe: Recipe) -> float:
+        """Best where no line of the sweep leads."""
+        found = affine_of(recipe, tuple(recipe.models))
+        return 0.9 if found is not None and found.values.mean() > 2.5 else quality(recipe) / 2
+
+    world = World(far)
+    for name, gain, more, studied in [
+        ("run", 3.0, {}, False),
+        ("near", 0.0, {}, True),
+        ("budget", 3.0, {"study_ends": "budget"}, True),
+        ("chosen", 3.0, {"strategy": ["baselines", "sweep", "learned_soup", "study"]}, True),
+    ]:
+        search = begin(tmp_path / name, world, Teacher(world, gain), search={**AUTO, **more})
+        search.run()
+        past = history(search)
+        assert past.of("learned_soup") and bool(past.of("study")) is studied
+        assert any("study: left out: trial" in text for text in words(past)) is not studied
+        if not studied:
+            assert Study.expects(Outlook(past.config, [SIZE], past)) == []
 
 
 def test_a_stage_pays_where_it_brings_more_than_a_part_of_the_noise() -> None:
