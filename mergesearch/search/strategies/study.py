@@ -269,7 +269,7 @@ def _left_out(history: History) -> str | None:
         return None
     return (
         f"study: left out: trial {soup.number}, a learned soup, is {ahead:.4f} ahead of all else, and what a study "
-        "makes of one is seldom better on other documents: search.study_ends: budget has one"
+        "makes of one is seldom better on other documents; search.study_ends: budget runs it all the same"
     )
 
 
