@@ -395,7 +395,7 @@ def test_the_best_of_all_losses_is_learned_on_where_the_budget_lasts(tmp_path: P
             return self.config.recipe(single_rule("task_arithmetic", weight=0.48 + mixed + 0.05 * times))
 
     soup = {"per": ["recipe"], "loss": ["cross_entropy", "mixed"], "steps": 20, "documents": 2, "rounds": 1}
-    changes = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}}
+    changes: dict[str, Any] = {**ONE_TASK, "space": {"methods": ["task_arithmetic"]}}
     wanted: dict[str, Any] = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 10_000}
     config = settings(tmp_path / "run", **changes, search=wanted)
     cost = config.search.key("learned_soup", SoupSettings).cost("mixed", len(config.models), [10])

@@ -25,6 +25,7 @@ from mergesearch.search.soup.memo import Memo
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import registered, words
 from mergesearch.search.strategies.base import Wait
+from mergesearch.search.strategies.learned_soup import LearnedSoups
 from mergesearch.search.strategies.study import Study, ended
 from mergesearch.search.strategies.sweep import SHARE
 from mergesearch.search.trials import Kind, State
@@ -239,7 +240,7 @@ def test_stages_end_where_they_do_not_pay(tmp_path: Path) -> None:
     assert [trial.key["loss"] for trial in past.of("learned_soup")] == ["cross_entropy", "expected"]
     assert len(teacher.starts) == 2
     told = words(past)
-    assert any("learned soup: 1 more left out" in text for text in told)
+    assert any("learned soup by the expected loss: 1 more left out" in text for text in told)
     assert any("learned soup by cross-entropy: 1 more left out" in text for text in told)
     assert any("study: stage" in text and "less than noise" in text for text in told)
     assert past.proposals < 36
@@ -257,12 +258,13 @@ def test_stages_end_where_they_do_not_pay(tmp_path: Path) -> None:
         assert ended(History(search.study, config), "study") is None
 
 
-def test_there_is_no_study_behind_a_soup_that_is_far_ahead(tmp_path: Path) -> None:
-    def far(recipe: Recipe) -> float:
-        """Best where no line of the sweep leads."""
-        found = affine_of(recipe, tuple(recipe.models))
-        return 0.9 if found is not None and found.values.mean() > 2.5 else quality(recipe) / 2
+def far(recipe: Recipe) -> float:
+    """Best where no line of the sweep leads."""
+    found = affine_of(recipe, tuple(recipe.models))
+    return 0.9 if found is not None and found.values.mean() > 2.5 else quality(recipe) / 2
 
+
+def test_there_is_no_study_behind_a_soup_that_is_far_ahead(tmp_path: Path) -> None:
     world = World(far)
     for name, gain, more, studied in [
         ("run", 3.0, {}, False),
@@ -277,6 +279,36 @@ def test_there_is_no_study_behind_a_soup_that_is_far_ahead(tmp_path: Path) -> No
         assert any("study: left out: trial" in text for text in words(past)) is not studied
         if not studied:
             assert Study.expects(Outlook(past.config, [SIZE], past)) == []
+
+
+@pytest.mark.parametrize(("lead", "studied"), [(0.02, True), (0.03, False)])
+def test_a_lead_within_a_quarter_of_the_noise_is_none(tmp_path: Path, lead: float, studied: bool) -> None:
+    """The standard error of a difference is 0.05 * sqrt(2), a quarter of that 0.018."""
+
+    def near(recipe: Recipe) -> float:
+        found = affine_of(recipe, tuple(recipe.models))
+        return 0.5 + lead * 0.8 if found is not None and found.values.mean() > 2.5 else min(0.5, quality(recipe))
+
+    world = World(near)
+    search = begin(tmp_path / "run", world, Teacher(world, 3.0), search=AUTO)
+    search.run()
+    past = history(search)
+    assert past.complete()[0].strategy == "learned_soup" and bool(past.of("study")) is studied
+
+
+def test_a_study_that_began_without_the_soups_ends_behind_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker does while another is at what the soups wait for."""
+    world = World(far)
+    with monkeypatch.context() as patch:
+        patch.setattr(LearnedSoups, "next", lambda *given: None)
+        search = begin(tmp_path / "run", world, Teacher(world, 3.0), search={**AUTO, "trials": 8})
+        search.run()
+    early = len(history(search).of("study"))
+    search = begin(tmp_path / "run", world, Teacher(world, 3.0), search=AUTO)
+    search.run()
+    past = history(search)
+    assert early and len(past.of("study")) == early
+    assert any("study: ended: trial" in text for text in words(past))
 
 
 def test_a_stage_pays_where_it_brings_more_than_a_part_of_the_noise() -> None:

@@ -37,6 +37,8 @@ LEAST_WEIGHT = 0.05
 APART = 0.2
 # what a soup is called by its loss
 _BY = {"cross_entropy": " by cross-entropy", "mixed": " by the mixed loss", "entropy": " by entropy"}
+# the same where a line says it of a loss
+_SAID = {"expected": " by the expected loss", **_BY}
 # of the run's document evaluations, the share within which soups from a second start are learned
 SECONDS_SHARE = 1 / 3
 # and that within which the best soup is learned on
@@ -80,7 +82,7 @@ class LearnedSoups(Strategy):
         costs = {loss: settings.cost(loss, len(config.models), documents) for _, loss in settings.soups}
         whole = _whole(config, documents)
         most = 0
-        # in the order of `next`: a loss's first soups are learned whatever the rounds before them took
+        # loss by loss, which is the most: a loss's first soups are learned whatever the rounds before them took
         for loss, each in costs.items():
             most += each * sum(by == loss for _, by in settings.soups)
             most = min(most + settings.rounds_at_most * each, max(most, round(whole * ROUNDS_SHARE)))
@@ -179,16 +181,17 @@ class LearnedSoups(Strategy):
         """The best soup by some losses learned on from where it ended, while that brings more than noise and the
         budget lasts."""
         mine = [trial for trial in history.of(self.name) if trial.key["loss"] in losses]
-        rounds = [trial for trial in mine if "round" in trial.key]
         if any(not trial.state.ended and trial.key.get("gradients", True) for trial in mine):
             return WAIT  # what comes next goes by what they bring
-        if len(rounds) >= self.settings.rounds_at_most:
-            return None
         learned = [trial for trial in mine if trial.state is State.COMPLETE and trial.key.get("gradients", True)]
         best = max(learned, key=lambda trial: (trial.feasible, history.value(trial) or 0.0), default=None)
-        if best is None or (rounds and best is not rounds[-1]) or not _pays(best, history):
+        if best is None or not _pays(best, history):
             return None
         loss = best.key["loss"]
+        # another loss may have had rounds before this one had a soup
+        rounds = [trial for trial in mine if "round" in trial.key and trial.key["loss"] == loss]
+        if len(rounds) >= self.settings.rounds_at_most or (rounds and best is not rounds[-1]):
+            return None
         spent = sum(trial.learning_documents for trial in history.of(self.name))
         if spent + self._cost(loss, history) > budget.whole * ROUNDS_SHARE:
             return None
@@ -229,8 +232,8 @@ class LearnedSoups(Strategy):
             ended = f"{left} more left out" if left else "not learned on" if settings.rounds_at_most else ""
             if ended:
                 texts.append(
-                    f"learned soup{_BY.get(loss or '', '')}: {ended}: trial {first.number} brought less over its start "
-                    "than a quarter of its score's standard error"
+                    f"learned soup{_SAID.get(loss or '', '')}: {ended}: trial {first.number} brought less over its "
+                    "start than a quarter of its score's standard error"
                 )
         return texts
 

@@ -36,8 +36,9 @@ MOST_CHOOSING = 40
 MOST_FOR_GP = 40
 # where the study notes what its second stage begins with
 FIXED = "stage:refine"
-# the strategy behind whose best the study is left out
+# the strategy behind whose best there is no study, and where the study notes that
 LEARNED = "learned_soup"
+_LEFT_OUT = "study:left out"
 # the stages, as their trials note them
 FIRST, COARSE, REFINE = "study", "coarse", "refine"
 
@@ -76,9 +77,9 @@ class Study(Strategy):
 
     As a part of `auto` it ends a stage that does not pay: where the latest half of its proposals, 12 at least, raised
     the best score by less than a quarter of its standard error, the next as many are not expected to bring more. And it
-    does not begin behind a learned soup that is ahead of all else by more than noise: proposals that know nothing of
-    the soup do not come near it, and what is refined of it is better on the search documents alone. What is left of the
-    budget is not spent then. `study_ends: budget` spends it.
+    does not begin, or go on, behind a learned soup that is ahead of all else by more than a quarter of the difference's
+    standard error: proposals that know nothing of the soup do not come near it, and what is refined of it is better on
+    the search documents alone. What is left of the budget is not spent then. `study_ends: budget` spends it.
     """
 
     name = "study"
@@ -88,8 +89,9 @@ class Study(Strategy):
             Ends,
             Field(
                 default="auto",
-                description="`pays`: once its latest half brought less than noise; `budget`: with the budget; `auto`: "
-                "`pays` where `strategy` is `auto`, else `budget`",
+                description="`pays`: once its latest half brought less than noise, and in `strategy: auto` before it "
+                "begins where a learned soup is ahead of all else; `budget`: with the budget; `auto`: `pays` where "
+                "`strategy` is `auto`, else `budget`",
             ),
         ),
     }
@@ -139,7 +141,7 @@ class Study(Strategy):
             return []
         stages = dict.fromkeys(trial.key["stage"] for trial in history.of(cls.name))
         found = [(stage, brought) for stage in stages if (brought := ended(history, stage)) is not None]
-        left_out = _left_out(history)
+        left_out = _left_out(history) if _LEFT_OUT in history.notes and not found else None
         if left_out is not None:
             return [left_out]
         return [f"study: stage {stage} ended: {brought.words()}: as many more would bring less than noise"
@@ -149,6 +151,8 @@ class Study(Strategy):
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
         if _left_out(history) is not None:
+            if _LEFT_OUT not in history.notes:  # a run whose budget ended before did not come to that
+                store.note(self.run.study, _LEFT_OUT, True)
             return None
         stage = self.stage(history, budget)
         if ended(history, stage.label) is not None:
@@ -252,11 +256,12 @@ def _counts_returns(config: Config) -> bool:
 
 
 def _left_out(history: History) -> str | None:
-    """Why the study does not begin, in words; None where it does, or has begun.
+    """Why there is no study, or no more of it, in words; None where there is.
 
     results/search.md, "what the study makes of a learned soup": nothing on documents held out, for a fifth of the run.
+    One that is at work on the soup has trials near it, and goes on.
     """
-    if AUTO not in history.config.search.strategy or not _counts_returns(history.config) or history.of(Study.name):
+    if AUTO not in history.config.search.strategy or not _counts_returns(history.config):
         return None
     complete = history.complete()
     soup = next(iter(complete), None)
@@ -267,9 +272,10 @@ def _left_out(history: History) -> str | None:
     ahead, noise = behind(soup, rival, history)
     if not noise or ahead <= LEAST * noise:
         return None
+    what = "ended" if history.of(Study.name) else "left out"
     return (
-        f"study: left out: trial {soup.number}, a learned soup, is {ahead:.4f} ahead of all else, and what a study "
-        "makes of one is seldom better on other documents; search.study_ends: budget runs it all the same"
+        f"study: {what}: trial {soup.number}, a learned soup, is {ahead:.4f} ahead of all else, and what a study makes "
+        "of one is seldom better on other documents; search.study_ends: budget runs it all the same"
     )
 
 
