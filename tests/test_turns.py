@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -161,6 +162,23 @@ def test_what_another_worker_took_meanwhile_leaves_no_trial_of_nobodys(
         self.study.ask()
 
     monkeypatch.setattr(Search, "_enqueue", put_and_lose)
+    assert isinstance(mine._ask(mine.history()), Wait)
+    assert [bool(trial.strategy) for trial in mine.history().trials] == [True]
+
+
+def test_what_another_worker_took_at_the_last_moment_leaves_none_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine()
+    mine = start(tmp_path / "run", engine, Scorer(engine), search={"trials": 2})
+    assign = trials.assign
+
+    def assign_and_lose(study: optuna.Study, *given: Any) -> None:
+        assign(study, *given)
+        study.ask()
+
+    monkeypatch.setattr(trials, "assign", assign_and_lose)
+    monkeypatch.setattr(mine, "_presence", SimpleNamespace(id="mine"))
     assert isinstance(mine._ask(mine.history()), Wait)
     assert [bool(trial.strategy) for trial in mine.history().trials] == [True]
 

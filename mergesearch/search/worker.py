@@ -66,6 +66,11 @@ class ScoresLive(Protocol):
     def score(self) -> Scores: ...
 
 
+def _nothing_waits() -> None:
+    """Instead of a trial of nobody's, which Optuna makes where none waits any more."""
+    raise TurnLost
+
+
 class _TakenAway(Exception):
     """Another worker is at a trial that this one was at."""
 
@@ -272,10 +277,11 @@ class Search:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if waiting:
             assert self._presence is not None
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, TurnLost):
                 # before Optuna takes the first of them: a worker killed in between leaves its name on the trial
                 trials.assign(self.study, waiting[0], self._presence.id)
-                return self.study.ask()
+                with adding(self.study._storage, _nothing_waits):
+                    return self.study.ask()
         return WAIT
 
     def _is_exhausted(self, strategy: Strategy, proposal: Proposal, history: History) -> bool:
