@@ -217,3 +217,10 @@ def test_an_estimate_in_words() -> None:
     )
     untimed = Estimate((Part("study", 2, 40, 0, None),), None)
     assert words_of(untimed) == "about 40 document evaluations: 2 proposals"
+
+
+@pytest.mark.parametrize("ends", ["auto", "budget"])
+def test_it_says_what_would_leave_the_study_out(tmp_path: Path, ends: str) -> None:
+    found = estimate(settings(tmp_path, search={"strategy": "auto", "trials": 5, "study_ends": ends}), probe=PROBE)
+    assert found is not None
+    assert ("unless a learned soup is ahead of all else by then" in words_of(found)) is (ends == "auto")

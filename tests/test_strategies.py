@@ -29,6 +29,7 @@ from mergesearch.search import store, trials
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.costs import costs
 from mergesearch.search.history import History
+from mergesearch.search.outlook import Outlook
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.search.store import RunFolder
@@ -401,8 +402,10 @@ def test_the_best_of_all_losses_is_learned_on_where_the_budget_lasts(tmp_path: P
     cost = config.search.key("learned_soup", SoupSettings).cost("mixed", len(config.models), [10])
     wanted["documents"] = round(shares * cost)
     search = begin(tmp_path / "run", Judge(closeness(config, 0.9)), Onwards(config), **changes, search=wanted)
+    expected = LearnedSoups.expects(Outlook(search.config, [10]))
     search.run()
     soups = [(soup.key["loss"], "round" in soup.key) for soup in made_by(search, "learned_soup")]
+    assert len(expected) == 3
     firsts = [("cross_entropy", False), ("mixed", False)]
     at = 1 if first == "cross_entropy" else 2
     assert soups[: len(firsts) + 1] == [*firsts[:at], (first, True), *firsts[at:]]

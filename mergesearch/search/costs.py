@@ -59,7 +59,8 @@ def words_of(rest: Estimate) -> str:
 
 def _words_of_part(part: Part) -> str:
     name = registered()[part.strategy].trials_in_words(part.trials)
-    return name if part.seconds is None else f"{name} {duration(part.seconds)}"
+    words = name if part.seconds is None else f"{name} {duration(part.seconds)}"
+    return f"{words} unless {part.unless}" if part.unless else words
 
 
 def duration(seconds: float) -> str:

@@ -33,6 +33,7 @@ class Part:
         documents: document evaluations, those of learning included.
         learning: those of learning alone.
         seconds: of work, over all workers; None where nothing was measured.
+        unless: what would make this needless, in words; empty where nothing is likely to.
     """
 
     strategy: str
@@ -40,6 +41,7 @@ class Part:
     documents: int = 0
     learning: int = 0
     seconds: float | None = 0.0
+    unless: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ class _Forecast:
             count * learning - cut,
             count * seconds - self._learning(cut),
             seconds,
+            ahead.unless,
         )
         self._proposals += count if kind.counts and not ahead.copies else 0
 
@@ -251,7 +254,14 @@ class _Forecast:
         return scored, seconds + self._learning(ahead.learning * share)
 
     def _add(
-        self, strategy: str, trials: int, scored: float, learning: int, seconds: float, longest: float = 0.0
+        self,
+        strategy: str,
+        trials: int,
+        scored: float,
+        learning: int,
+        seconds: float,
+        longest: float = 0.0,
+        unless: str = "",
     ) -> None:
         part = self.parts.get(strategy, Part(strategy))
         documents = round(scored) + learning
@@ -261,6 +271,7 @@ class _Forecast:
             part.documents + documents,
             part.learning + learning,
             None if self.speed is None else (part.seconds or 0.0) + seconds,
+            unless or part.unless,
         )
         self._documents += documents
         self.wall += seconds / self._workers

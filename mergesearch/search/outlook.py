@@ -22,12 +22,14 @@ class Ahead:
         learning: document evaluations that go into finding the recipe of each.
         races: whether a race may stop them.
         copies: whether they do what an earlier trial did, and are not scored again.
+        unless: what would make them needless, in words; empty where nothing is likely to.
     """
 
     trials: int | None
     learning: int = 0
     races: bool = True
     copies: bool = False
+    unless: str = ""
 
 
 @dataclass(frozen=True)

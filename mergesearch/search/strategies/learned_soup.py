@@ -99,21 +99,28 @@ class LearnedSoups(Strategy):
         missing = _missing(settings, outlook.of(cls.name), given_up)
         keys: list[dict[str, Any]] = [{"per": per, "loss": loss} for per, loss in missing]
         if not {loss for _, loss in settings.soups} <= given_up.keys():
-            keys += cls._first_round(outlook)
+            keys += cls._first_rounds(outlook)
         return [Ahead(1, cls.learning(outlook.config, outlook.documents, key)) for key in keys]
 
     @classmethod
-    def _first_round(cls, outlook: Outlook) -> list[dict[str, Any]]:
-        """One round is taken to pay, of the last soup, where the share for rounds lasts for it."""
+    def _first_rounds(cls, outlook: Outlook) -> list[dict[str, Any]]:
+        """One round is taken to pay, in each turn whose soups leave enough of the share for rounds."""
         config, documents = outlook.config, outlook.documents
         settings = settings_of(config)
         begun = any("round" in trial.key for trial in outlook.of(cls.name))
         if begun or not settings.rounds_at_most:
             return []
-        key = {"per": settings.per[-1], "loss": settings.loss[0]}
-        soups = [{"per": per, "loss": loss} for per, loss in settings.soups]
-        learned = sum(cls.learning(config, documents, each) for each in [*soups, key])
-        return [key] if learned <= _whole(config, documents) * ROUNDS_SHARE else []
+        most = {loss: settings.cost(loss, len(config.models), documents) for _, loss in settings.soups}
+        whole = _whole(config, documents)
+        spent, rounds = 0, []
+        for losses in _turns(settings, most, whole):
+            key = {"per": settings.per[-1], "loss": losses[0]}
+            soups = [{"per": per, "loss": loss} for per, loss in settings.soups if loss in losses]
+            spent += sum(cls.learning(config, documents, each) for each in soups)
+            if spent + most[losses[0]] <= whole * ROUNDS_SHARE:
+                spent += cls.learning(config, documents, key)
+                rounds.append(key)
+        return rounds
 
     @classmethod
     def learning(cls, config: Config, documents: Sequence[int], key: Mapping[str, Any]) -> int:
@@ -128,7 +135,8 @@ class LearnedSoups(Strategy):
             return None
         missing = _missing(self.settings, history.of(self.name), _given_up(history))
         waits = False
-        for losses in self._turns(history, budget):
+        most = {loss: self._cost(loss, history) for _, loss in self.settings.soups}
+        for losses in _turns(self.settings, most, budget.whole):
             for loss in losses:
                 per = next((per for per, by in missing if by == loss), None)
                 if per is not None and self._lasts(loss, history, budget):
@@ -138,14 +146,6 @@ class LearnedSoups(Strategy):
                 return found
             waits = waits or found is WAIT  # meanwhile another worker may learn by the next loss
         return self._second(history, budget) or (WAIT if waits else None)
-
-    def _turns(self, history: History, budget: Budget) -> list[list[str | None]]:
-        """The losses whose soups are learned before the best of them is learned on: all together where the share for
-        rounds lasts for them and a round, else one after the other, so that the first is not left half done."""
-        losses = list(dict.fromkeys(loss for _, loss in self.settings.soups))
-        together = sum(self._cost(loss, history) for _, loss in self.settings.soups)
-        together += max(self._cost(loss, history) for loss in losses)
-        return [losses] if together <= budget.whole * ROUNDS_SHARE else [[loss] for loss in losses]
 
     def _first(self, per: str, loss: str | None, history: History, budget: Budget) -> Learned | Wait:
         """A soup that starts from what others found."""
@@ -311,6 +311,18 @@ def _whole(config: Config, documents: Sequence[int]) -> int:
     """The document evaluations that a run will come to at most, by its trials and documents."""
     whole = (config.search.trials + Baselines.cost(config, documents).trials) * sum(documents)
     return whole if config.search.documents is None else min(whole, config.search.documents)
+
+
+def _turns(settings: SoupSettings, most: Mapping[str | None, int], whole: float) -> list[list[str | None]]:
+    """The losses whose soups are learned before the best of them is learned on: all together where the share for
+    rounds lasts for them and a round, else one after the other, so that the first is not left half done.
+
+    Args:
+        most: the document evaluations that one soup by each loss takes at most.
+        whole: those of the run.
+    """
+    together = sum(most[loss] for _, loss in settings.soups) + max(most.values())
+    return [list(most)] if together <= whole * ROUNDS_SHARE else [[loss] for loss in most]
 
 
 def _given_up(history: History) -> dict[str | None, Trial]:

@@ -133,7 +133,8 @@ class Study(Strategy):
             return []
         if outlook.history is not None and _left_out(outlook.history) is not None:
             return []
-        return [*[Ahead(1, copies=True)] * (refines and not begun), Ahead(None)]
+        unless = "a learned soup is ahead of all else by then" if _may_be_left_out(config) else ""
+        return [*[Ahead(1, copies=True)] * (refines and not begun), Ahead(None, unless=unless)]
 
     @classmethod
     def words(cls, history: History) -> list[str]:
@@ -255,13 +256,18 @@ def _counts_returns(config: Config) -> bool:
     return not config.objective.pareto and (ends == "pays" or (ends == "auto" and AUTO in config.search.strategy))
 
 
+def _may_be_left_out(config: Config) -> bool:
+    """Whether a learned soup that is ahead of all else leaves no study to begin."""
+    return AUTO in config.search.strategy and _counts_returns(config) and LEARNED in config.search.strategies
+
+
 def _left_out(history: History) -> str | None:
     """Why there is no study, or no more of it, in words; None where there is.
 
     results/search.md, "what the study makes of a learned soup": nothing on documents held out, for a fifth of the run.
     One that is at work on the soup has trials near it, and goes on.
     """
-    if AUTO not in history.config.search.strategy or not _counts_returns(history.config):
+    if not _may_be_left_out(history.config):
         return None
     complete = history.complete()
     soup = next(iter(complete), None)
