@@ -12,9 +12,6 @@ from mergesearch import config as configuration
 from mergesearch.commands import score as measuring
 from scripts.skills import Skill
 
-# of 30 steps on the search documents cross-entropy kept both dates, an expected loss gave one of them up
-SOUPS = {"loss": "cross_entropy", "per": ["group", "tensor"], "steps": 80, "learning_rate": 0.05}
-
 
 def write_config(
     out: Path,
@@ -48,7 +45,7 @@ def write_config(
             "lambda": 1.0,
         },
         "racing": {"blocks": 12},
-        "search": {"strategy": "auto", "trials": 200, "hours": 2.0, "seed": seed, "learned_soup": SOUPS},
+        "search": {"strategy": "auto", "trials": 200, "hours": 2.0, "seed": seed},
         "output": str(out / "search"),
         "dtype": dtype,
         "device": device,

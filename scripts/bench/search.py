@@ -133,7 +133,7 @@ class Pool:
 
 
 REAL, FEW = 25_000, 17_500
-_FEW = ("holdout=0.667", *(f"tasks.{number}.limit=150" for number in range(4)), "search.learned_soup={}")
+_FEW = ("holdout=0.667", *(f"tasks.{number}.limit=150" for number in range(4)))
 _MAKE = "python -m scripts.make_real_pool --base models/smollm2 --out models/real"
 
 
@@ -146,7 +146,7 @@ POOLS: dict[str, Pool] = {
     # 400 and 40 candidates on 1,526 documents
     "zoo1": Pool(zoo1.SEARCH, 610_400, 61_040),
     "real": Pool(Path("models/real/search.yaml"), REAL, REAL, _MAKE),
-    # the same with 50 search and 100 holdout documents of each task, and soups by default: what many bring
+    # the same with 50 search and 100 holdout documents of each task: what many bring
     "real_few": Pool(Path("models/real/search.yaml"), FEW, FEW, _MAKE, overrides=_FEW),
     # the same with seeds that had no part in making anything: a page or a picture of its own, since seeds differ
     "zoo1_fresh": Pool(zoo1.SEARCH, 610_400, 61_040),

@@ -96,30 +96,34 @@ class LearnedSoups(Strategy):
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
         given_up = {} if outlook.history is None else _given_up(outlook.history)
         settings = settings_of(outlook.config)
-        missing = _missing(settings, outlook.of(cls.name), given_up)
-        keys: list[dict[str, Any]] = [{"per": per, "loss": loss} for per, loss in missing]
-        if not {loss for _, loss in settings.soups} <= given_up.keys():
-            keys += cls._first_rounds(outlook)
+        mine = outlook.of(cls.name)
+        keys: list[dict[str, Any]] = [{"per": per, "loss": loss} for per, loss in _missing(settings, mine, given_up)]
+        keys += cls._rounds_ahead(outlook, given_up)
         return [Ahead(1, cls.learning(outlook.config, outlook.documents, key)) for key in keys]
 
     @classmethod
-    def _first_rounds(cls, outlook: Outlook) -> list[dict[str, Any]]:
-        """One round is taken to pay, in each turn whose soups leave enough of the share for rounds."""
-        config, documents = outlook.config, outlook.documents
+    def _rounds_ahead(cls, outlook: Outlook, given_up: Collection[str | None]) -> list[dict[str, Any]]:
+        """One round is taken to pay, in each turn that has had none and whose soups leave enough of the share for
+        rounds; none where the best of them did not pay."""
+        config, documents, mine = outlook.config, outlook.documents, outlook.of(cls.name)
         settings = settings_of(config)
-        begun = any("round" in trial.key for trial in outlook.of(cls.name))
-        if begun or not settings.rounds_at_most:
+        if not settings.rounds_at_most or any(not trial.key.get("gradients", True) for trial in mine):
             return []
         most = {loss: settings.cost(loss, len(config.models), documents) for _, loss in settings.soups}
-        whole = _whole(config, documents)
-        spent, rounds = 0, []
+        whole = 0 if outlook.history is None else Budget(outlook.history).whole
+        whole = whole or _whole(config, documents)
+        spent, rounds = sum(trial.learning_documents for trial in mine), []
         for losses in _turns(settings, most, whole):
-            key = {"per": settings.per[-1], "loss": losses[0]}
-            soups = [{"per": per, "loss": loss} for per, loss in settings.soups if loss in losses]
-            spent += sum(cls.learning(config, documents, each) for each in soups)
-            if spent + most[losses[0]] <= whole * ROUNDS_SHARE:
-                spent += cls.learning(config, documents, key)
-                rounds.append(key)
+            missing = [(per, loss) for per, loss in _missing(settings, mine, given_up) if loss in losses]
+            spent += sum(cls.learning(config, documents, {"per": per, "loss": loss}) for per, loss in missing)
+            learned = [trial for trial in mine if trial.key["loss"] in losses]
+            over = not missing and (outlook.history is None or _is_through(learned, outlook.history))
+            loss = next((loss for loss in losses if loss not in given_up), None)
+            if over or loss not in losses or spent + most[loss] > whole * ROUNDS_SHARE:
+                continue
+            key = {"per": settings.per[-1], "loss": loss}
+            spent += cls.learning(config, documents, key)
+            rounds.append(key)
         return rounds
 
     @classmethod
@@ -155,8 +159,7 @@ class LearnedSoups(Strategy):
         key: dict[str, Any] = {"per": per, "loss": loss, "start": start}
         if rival is not None:
             key["rival"] = rival
-        steps = self._steps(loss, history, budget)
-        return self._learned(key if steps == self.settings.steps else {**key, "steps": steps}, history)
+        return self._of_so_many_steps(key, history, budget)
 
     def _second(self, history: History, budget: Budget) -> Proposal | None:
         """A soup from another start that was within noise of the first one's, where the budget lasts for it."""
@@ -173,8 +176,10 @@ class LearnedSoups(Strategy):
             per, loss = trial.key["per"], trial.key["loss"]
             if "rival" not in trial.key or (per, loss) in seconds or loss in given_up:
                 continue
-            if spent + self._cost(loss, history) <= budget.whole * SECONDS_SHARE:
-                return self._learned({"per": per, "loss": loss, "start": trial.key["rival"], "second": True}, history)
+            enough = spent + self._cost(loss, history) <= budget.whole * SECONDS_SHARE
+            if enough and self._lasts(loss, history, budget):
+                key = {"per": per, "loss": loss, "start": trial.key["rival"], "second": True}
+                return self._of_so_many_steps(key, history, budget)
         return None
 
     def _round(self, losses: Sequence[str | None], history: History, budget: Budget) -> Learned | Wait | None:
@@ -183,8 +188,7 @@ class LearnedSoups(Strategy):
         mine = [trial for trial in history.of(self.name) if trial.key["loss"] in losses]
         if any(not trial.state.ended and trial.key.get("gradients", True) for trial in mine):
             return WAIT  # what comes next goes by what they bring
-        learned = [trial for trial in mine if trial.state is State.COMPLETE and trial.key.get("gradients", True)]
-        best = max(learned, key=lambda trial: (trial.feasible, history.value(trial) or 0.0), default=None)
+        best = _best(mine, history)
         if best is None or not _pays(best, history):
             return None
         loss = best.key["loss"]
@@ -193,10 +197,10 @@ class LearnedSoups(Strategy):
         if len(rounds) >= self.settings.rounds_at_most or (rounds and best is not rounds[-1]):
             return None
         spent = sum(trial.learning_documents for trial in history.of(self.name))
-        if spent + self._cost(loss, history) > budget.whole * ROUNDS_SHARE:
+        if spent + self._cost(loss, history) > budget.whole * ROUNDS_SHARE or not self._lasts(loss, history, budget):
             return None
         key = {"per": best.key["per"], "loss": loss, "start": best.number, "round": len(rounds) + 2}
-        return self._learned(key, history)
+        return self._of_so_many_steps(key, history, budget)
 
     def wants(self, history: History) -> Wanted:
         """The soups still to be learned and those being learned, at what they cost at most."""
@@ -260,12 +264,13 @@ class LearnedSoups(Strategy):
         by_gradient = self.run.learner is not None and self.run.learner.gradients
         return self.settings.cost(loss if by_gradient else None, len(self.config.models), searched(history))
 
-    def _steps(self, loss: str | None, history: History, budget: Budget) -> int:
-        """The steps that the budget lasts for, with scoring what is learned; fewer where it ends before all."""
+    def _of_so_many_steps(self, key: Mapping[str, Any], history: History, budget: Budget) -> Learned:
+        """Of as many steps as the budget lasts for, with scoring what is learned: fewer where it ends before all."""
         if self.run.learner is None or not self.run.learner.gradients or math.isinf(budget.left):
-            return self.settings.steps
+            return self._learned(key, history)
         most = budget.left - history.documents_each
-        return self.settings.steps_within(most, loss, len(self.config.models), searched(history))
+        steps = self.settings.steps_within(most, key["loss"], len(self.config.models), searched(history))
+        return self._learned(key if steps == self.settings.steps else {**key, "steps": steps}, history)
 
     def _lasts(self, loss: str | None, history: History, budget: Budget) -> bool:
         """Whether the budget lasts for the fewest steps of one more soup; the first is learned as far as it lasts."""
@@ -338,6 +343,20 @@ def _given_up(history: History) -> dict[str | None, Trial]:
         for loss, first in firsts.items()
         if first.state is State.PRUNED or (first.state is State.COMPLETE and not _pays(first, history))
     }
+
+
+def _best(mine: Sequence[Trial], history: History) -> Trial | None:
+    """The best complete soup that was learned by gradients."""
+    learned = [trial for trial in mine if trial.state is State.COMPLETE and trial.key.get("gradients", True)]
+    return max(learned, key=lambda trial: (trial.feasible, history.value(trial) or 0.0), default=None)
+
+
+def _is_through(mine: Sequence[Trial], history: History) -> bool:
+    """Whether no first round will come of the soups of some losses, all of which have begun."""
+    if any("round" in trial.key for trial in mine):
+        return True
+    best = _best(mine, history)
+    return all(trial.state.ended for trial in mine) and (best is None or not _pays(best, history))
 
 
 def _pays(soup: Trial, history: History) -> bool:
