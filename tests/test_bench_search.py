@@ -16,7 +16,7 @@ from mergesearch.evaluate.expected import expect
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, Rule
 from mergesearch.search.trials import State, Trial
-from scripts.bench import search, search_moments, search_report, search_rows, winner, yardstick
+from scripts.bench import judging, search, search_moments, search_report, search_rows, winner, yardstick
 
 pytest.importorskip("cma", reason="pip install cma")
 
@@ -238,16 +238,16 @@ def small(tmp_path: Path, *more: str) -> list[str]:
     return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "search"), *more]
 
 
-def curve(*rows, settings="abc", budget=100, end=None) -> search_rows.Curve:
+def curve(*rows, settings="abc", budget=100, end=None, commit="") -> search_rows.Curve:
     points = [search_rows.Point(documents, float(documents), value, holdout) for documents, value, holdout in rows]
     spent = end or points[-1].documents
-    return search_rows.Curve(points, spent, float(spent), settings, budget)
+    return search_rows.Curve(points, spent, float(spent), settings, budget, commit)
 
 
 def test_rows_are_read_as_they_were_written_and_what_has_no_end_is_not_finished(tmp_path):
     file = tmp_path / "search.csv"
     key, other = search_rows.Key("zoo1", "auto", 3), search_rows.Key("real", "cmaes", 0)
-    found = {key: curve((10, 0.1, 0.0), (30, 0.25, math.nan), end=50), other: curve((7, 1.0, 0.5))}
+    found = {key: curve((10, 0.1, 0.0), (30, 0.25, math.nan), end=50, commit="0123abc+"), other: curve((7, 1.0, 0.5))}
     for each in found:
         search_rows.add(file, each, found[each])
     again = search_rows.read(file)
@@ -341,6 +341,12 @@ def test_the_report_compares_seed_by_seed_at_equal_cost():
     assert search_report.reach_cells(curves["auto"], {}) == ("–", "–", "–")
 
 
+def test_the_table_says_what_code_ran_a_search():
+    seeds = {n: curve((12, 0.2, 0.1), commit=commit) for n, commit in enumerate(["bb1", "", "aa2+", "bb1"])}
+    assert search_report.commits_cell(seeds) == "bb1, aa2+"
+    assert search_report.commits_cell({0: curve((12, 0.2, 0.1))}) == "–"
+
+
 def test_auto_stands_beside_each_of_the_others_where_both_have_ended():
     assert search_report.rivals({"cmaes": {0: curve((12, 0.2, 0.1))}}) == []
     curves = {
@@ -416,7 +422,7 @@ def test_one_command_runs_what_is_missing_and_prints_the_page(tmp_path, monkeypa
     said = capsys.readouterr().out
     assert said.count("0 of 1 searches are not finished") == 2 and "FAILED" not in said
     found = {key.search: each for key, each in search_rows.read(tmp_path / "search.csv").items()}
-    assert found["cmaes"].documents == 24
+    assert found["cmaes"].documents == 24 and all(each.commit == judging.commit() for each in found.values())
     assert all(each.seconds > 0 and math.isfinite(each.at(math.inf)[1]) for each in found.values())
     assert found["entropy_soup"].documents > 6 * 12  # the parents and the average, and what learning took
     assert (tmp_path / "out" / "scales" / "zoo1-1.json").is_file()

@@ -38,7 +38,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +340,7 @@ def run_unit(unit: Unit) -> str:
     """Runs or goes on with one search; returns a line that says how far it came."""
     if time.time() > unit.deadline:
         return f"{unit.name}: no time left"
-    began = time.perf_counter()
+    began, commit = time.perf_counter(), judging.commit()
     try:
         curve = (run_yardstick if unit.key.search in YARDSTICKS else run_own)(unit)
     except OutOfTime:
@@ -348,7 +348,7 @@ def run_unit(unit: Unit) -> str:
     except Exception as error:
         logging.getLogger(__name__).debug("%s", unit.name, exc_info=True)
         return f"{unit.name}: FAILED, {type(error).__name__}: {error}"
-    search_rows.add(unit.rows, unit.key, curve)
+    search_rows.add(unit.rows, unit.key, replace(curve, commit=commit))
     highest, holdout = curve.at(math.inf)
     return f"{unit.name}: {curve.documents} documents, {highest:.4f}, {holdout:.4f} on the holdout"
 

@@ -103,7 +103,8 @@ split of the documents too: within a seed all searches see the same documents. A
 the width of its 95 % t interval. Cost is in document evaluations, a backward pass counts as two more, and in seconds
 of building, learning and scoring, where they were recorded. *Search score*: the highest on the search documents,
 which says what was optimised. *Holdout score*: of whom the search gives, for a yardstick whoever has the highest
-search score, for mergesearch's own whoever is expected to score best elsewhere (winner.md).
+search score, for mergesearch's own whoever is expected to score best elsewhere (winner.md). *Commit*: the code that
+ran it, where that was recorded; rows of another code than today's are not run again by themselves.
 
 Yardsticks: `cmaes` as in mergekit-evolve, `genetic` as in mergenetic, `random` and `tpe`, over TIES' weights and
 densities per range of layers, see scripts/bench/yardstick.py for what each is and when it was chosen; `published
@@ -174,8 +175,13 @@ def final_table(curves: Curves, yardstick: str) -> list[str]:
         spent = float(np.mean([curve.documents for curve in seeds.values()]))
         means = [Mean.of([end[side] for end in ends]) for side in (0, 1)]
         reached = reach_cells(seeds, curves.get(yardstick, {}))
-        rows.append([name, len(seeds), *means, f"{spent:,.0f}", seconds_cell(seeds), *reached])
-    return tables.table((*titles, "reach the yardstick", "to reach", "share"), rows)
+        rows.append([name, len(seeds), *means, f"{spent:,.0f}", seconds_cell(seeds), *reached, commits_cell(seeds)])
+    return tables.table((*titles, "reach the yardstick", "to reach", "share", "commit"), rows)
+
+
+def commits_cell(seeds: Mapping[int, Curve]) -> str:
+    """What code ran them, as far as that was recorded."""
+    return ", ".join(dict.fromkeys(curve.commit for curve in seeds.values() if curve.commit)) or "–"
 
 
 def seconds_cell(seeds: Mapping[int, Curve]) -> str:

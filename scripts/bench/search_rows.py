@@ -17,7 +17,8 @@ from filelock import FileLock
 from scripts.bench.yardstick import Candidate
 
 COLUMNS = (
-    "pool", "search", "seed", "settings", "budget", "documents", "seconds", "search_score", "holdout_score", "end",
+    "pool", "search", "seed", "settings", "budget", "commit", "documents", "seconds", "search_score", "holdout_score",
+    "end",
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ class Curve:
         documents, seconds: in all.
         settings: tells whether it was another search under the same name.
         budget: the documents that it was allowed.
+        commit: of the code that ran it, with a + where files differed from it; empty where that was not recorded.
     """
 
     points: Sequence[Point] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Curve:
     seconds: float = math.nan
     settings: str = ""
     budget: int = 0
+    commit: str = ""
 
     def at(self, documents: float) -> tuple[float, float]:
         """(highest search score, holdout score) after so many document evaluations; NaN before any."""
@@ -109,7 +112,7 @@ def read(path: Path) -> dict[Key, Curve]:
             int(row["documents"]), _number(row["seconds"]), _number(row["search_score"]), _number(row["holdout_score"])
         )
         if row["end"]:
-            about = row["settings"], int(row["budget"])
+            about = row["settings"], int(row["budget"]), row.get("commit", "")
             curves[key] = Curve(found.pop(key, []), point.documents, point.seconds, *about)
         else:
             found.setdefault(key, []).append(point)
@@ -137,7 +140,7 @@ def write(path: Path, curves: Curves) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for key, curve in sorted(curves.items()):
-            about = [key.pool, key.search, key.seed, curve.settings, curve.budget]
+            about = [key.pool, key.search, key.seed, curve.settings, curve.budget, curve.commit]
             writer.writerows([*about, *_cells(point), ""] for point in curve.points)
             last = curve.at(math.inf)
             writer.writerow([*about, *_cells(Point(curve.documents, curve.seconds, *last)), "end"])
