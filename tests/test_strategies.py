@@ -330,6 +330,24 @@ def test_learned_soups_come_in_order_and_start_from_the_best_mix(tmp_path: Path)
     assert past.documents == sum(10 for t in past.trials if t.same_as is None) + 3 * 25
 
 
+def still_to_learn(search: Search) -> int:
+    past = history(search)
+    return len(LearnedSoups.expects(Outlook(search.config, [10], past)))
+
+
+@pytest.mark.parametrize("how", ["without gradients", "broken", "no gain"])
+def test_no_round_is_expected_of_soups_that_are_through_without_one(tmp_path: Path, how: str) -> None:
+    config = settings(tmp_path / "run")
+    soup = {"per": ["recipe"], "loss": ["cross_entropy", "expected"], "rounds": 2, "candidates": 10}
+    wanted = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 10_000}
+    teacher = Teacher(config, broken=how == "broken", gradients=how != "without gradients")
+    judge = Judge(closeness(config, 0.2 if how == "no gain" else 0.62))
+    search = begin(tmp_path / "run", judge, teacher, **ONE_TASK, search=wanted)
+    assert len(LearnedSoups.expects(Outlook(search.config, [10]))) == 3
+    search.run()
+    assert still_to_learn(search) == 0
+
+
 @pytest.mark.parametrize(("rounds", "learned"), [(0, 1), (1, 2), (5, 4)])
 def test_the_best_soup_is_learned_on_while_it_pays(tmp_path: Path, rounds: int, learned: int) -> None:
     """Weights 0.53, 0.58, 0.63, 0.68 in turn, and 0.62 is the best: the round that is worse is the last."""
@@ -356,6 +374,7 @@ def test_the_best_soup_is_learned_on_while_it_pays(tmp_path: Path, rounds: int, 
         "learned soup per recipe",
         *[f"learned soup per recipe, round {n}" for n in range(2, learned + 1)],
     ]
+    assert still_to_learn(search) == 0
 
 
 @pytest.mark.parametrize("documents", [700, 1_100, 1_500, 2_500])

@@ -44,6 +44,7 @@ def _left(history: History) -> str:
         of_budget.append(f"{budget.hours - history.hours_kept - history.hours:.2f} h")
     about = f"about {_count(rest.trials, 'trial')}, {rest.documents:,} document evaluations"
     about += "" if rest.seconds is None else f", {duration(rest.seconds)}"
+    about += "".join(f", of which {_words_of_part(part)}" for part in rest.parts if part.unless)
     return f"{about}; of the budget {', '.join(of_budget)}" if of_budget else about
 
 

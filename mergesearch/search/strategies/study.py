@@ -22,6 +22,7 @@ from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.paying import LEAST, Return, behind, latest_half
 from mergesearch.search.samplers import FIXED_SPACE, Choice, distributions
 from mergesearch.search.strategies.base import Proposal, Sampled, Stated, Strategy, Surroundings, Wait
+from mergesearch.search.strategies.learned_soup import LearnedSoups
 from mergesearch.search.trials import Trial
 from mergesearch.space import OneMethod, RefineSpace, Space, TogetherSpace, split_rules
 from mergesearch.space.knobs import subsets_of
@@ -36,8 +37,7 @@ MOST_CHOOSING = 40
 MOST_FOR_GP = 40
 # where the study notes what its second stage begins with
 FIXED = "stage:refine"
-# the strategy behind whose best there is no study, and where the study notes that
-LEARNED = "learned_soup"
+# where the study notes that there is none behind a learned soup
 _LEFT_OUT = "study:left out"
 # the stages, as their trials note them
 FIRST, COARSE, REFINE = "study", "coarse", "refine"
@@ -133,7 +133,7 @@ class Study(Strategy):
             return []
         if outlook.history is not None and _left_out(outlook.history) is not None:
             return []
-        unless = "a learned soup is ahead of all else by then" if _may_be_left_out(config) else ""
+        unless = "a learned soup is ahead of all else by then" if _may_be_left_out(outlook) else ""
         return [*[Ahead(1, copies=True)] * (refines and not begun), Ahead(None, unless=unless)]
 
     @classmethod
@@ -256,9 +256,17 @@ def _counts_returns(config: Config) -> bool:
     return not config.objective.pareto and (ends == "pays" or (ends == "auto" and AUTO in config.search.strategy))
 
 
-def _may_be_left_out(config: Config) -> bool:
+def _may_be_left_out(outlook: Outlook) -> bool:
+    """Whether soups are still to come, one of which may leave no study to begin."""
+    if not _heeds_soups(outlook.config) or LearnedSoups.name not in outlook.config.search.strategies:
+        return False
+    learning = any(not trial.state.ended for trial in outlook.of(LearnedSoups.name))
+    return learning or bool(LearnedSoups.expects(outlook))
+
+
+def _heeds_soups(config: Config) -> bool:
     """Whether a learned soup that is ahead of all else leaves no study to begin."""
-    return AUTO in config.search.strategy and _counts_returns(config) and LEARNED in config.search.strategies
+    return AUTO in config.search.strategy and _counts_returns(config)
 
 
 def _left_out(history: History) -> str | None:
@@ -267,12 +275,12 @@ def _left_out(history: History) -> str | None:
     results/search.md, "what the study makes of a learned soup": nothing on documents held out, for a fifth of the run.
     One that is at work on the soup has trials near it, and goes on.
     """
-    if not _may_be_left_out(history.config):
+    if not _heeds_soups(history.config):
         return None
     complete = history.complete()
     soup = next(iter(complete), None)
-    rival = next((trial for trial in complete if trial.strategy != LEARNED and trial.feasible), None)
-    if soup is None or rival is None or soup.strategy != LEARNED or history.objective is None:
+    rival = next((trial for trial in complete if trial.strategy != LearnedSoups.name and trial.feasible), None)
+    if soup is None or rival is None or soup.strategy != LearnedSoups.name or history.objective is None:
         return None
     # without documents the error is that of scores on different ones, far above the paired one
     ahead, noise = behind(soup, rival, history)
