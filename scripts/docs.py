@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import statistics
 import typing
@@ -29,8 +30,11 @@ from mergesearch.schema import Strict, fields_of, inner_model, words_of_type
 from mergesearch.search import strategies
 from mergesearch.search.strategies.baselines import DEFAULTS
 from scripts import real_result
+from scripts.bench import search_rows
+from scripts.bench.search_report import Mean
 
 ROOT = Path(__file__).parent.parent
+SEARCHES = ROOT / "results" / "search.csv"
 _BLOCK = re.compile(r"(<!-- ([\w-]+): python -m scripts\.docs -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
@@ -327,6 +331,39 @@ def real() -> str:
     return _table(("on 400 documents that no search saw", "mean, 95 % interval", *result.winner.tasks), rows)
 
 
+# --- the judging pools ----------------------------------------------------------------------------------------------
+
+# each in a newcomer's words
+JUDGED = {
+    "judge_zoo_a": "five small fine-tunes",
+    "judge_zoo_b": "four small LoRA adapters",
+    "judge_real_adapters": "four LoRA adapters on SmolLM2-135M",
+    "judge_real_seven": "seven fine-tunes of it, two of them useless",
+}
+OURS, THEIRS = "auto", ("published defaults", "cmaes")
+
+
+def judged() -> str:
+    """What auto has on the pools that nothing was chosen by, from the rows of results/search.csv."""
+    ends = {key: curve.at(math.inf)[1] for key, curve in search_rows.read(SEARCHES).items() if key.pool in JUDGED}
+    rows = []
+    for pool, words in JUDGED.items():
+        ours = {key.seed: end for key, end in ends.items() if (key.pool, key.search) == (pool, OURS)}
+        others = [{seed: ends.get(search_rows.Key(pool, name, seed)) for seed in ours} for name in THEIRS]
+        means = [_mean_of(each.values()) for each in (ours, *others)]
+        defaults = others[0]
+        ahead = [end - other for seed, end in ours.items() if (other := defaults[seed]) is not None]
+        lead = Mean.of(ahead)
+        interval = "" if math.isnan(lead.half) else f" ± {lead.half:.3f}"
+        rows.append((words, str(len(ours)), *means, f"{lead.value:+.3f}{interval}"))
+    return _table(("pool", "seeds", "`auto`", "best published default", "CMA-ES", "`auto` less that default"), rows)
+
+
+def _mean_of(scores: Iterable[float | None]) -> str:
+    known = [score for score in scores if score is not None]
+    return f"{statistics.mean(known):.3f}" if known else "not run"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "configuration": configuration,
@@ -334,6 +371,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "documents-frame": documents_frame,
     "report-frame": report_frame,
     "defaults": defaults,
+    "judged": judged,
     "memory": memory,
     "memory-short": memory_short,
     "method-list": method_list,

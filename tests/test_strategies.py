@@ -401,6 +401,7 @@ def test_learning_takes_no_more_than_is_said(tmp_path: Path, documents: int, los
     assert [soup for soup in soups if "round" in soup.key]
     spent = sum(soup.learning_documents for soup in soups)
     assert spent <= LearnedSoups.cost(config, [10]).documents <= documents
+    assert still_to_learn(search) == 0
 
 
 @pytest.mark.parametrize(("shares", "first"), [(5.0, "mixed"), (4.0, "cross_entropy")])

@@ -99,6 +99,9 @@ class LearnedSoups(Strategy):
         mine = outlook.of(cls.name)
         keys: list[dict[str, Any]] = [{"per": per, "loss": loss} for per, loss in _missing(settings, mine, given_up)]
         keys += cls._rounds_ahead(outlook, given_up)
+        if outlook.history is not None:
+            budget = Budget(outlook.history)
+            keys = [key for key in keys if _lasts(settings, key["loss"], budget)]
         return [Ahead(1, cls.learning(outlook.config, outlook.documents, key)) for key in keys]
 
     @classmethod
@@ -143,7 +146,7 @@ class LearnedSoups(Strategy):
         for losses in _turns(self.settings, most, budget.whole):
             for loss in losses:
                 per = next((per for per, by in missing if by == loss), None)
-                if per is not None and self._lasts(loss, history, budget):
+                if per is not None and _lasts(self.settings, loss, budget):
                     return self._first(per, loss, history, budget)
             found = self._round(losses, history, budget)
             if isinstance(found, Learned):
@@ -177,7 +180,7 @@ class LearnedSoups(Strategy):
             if "rival" not in trial.key or (per, loss) in seconds or loss in given_up:
                 continue
             enough = spent + self._cost(loss, history) <= budget.whole * SECONDS_SHARE
-            if enough and self._lasts(loss, history, budget):
+            if enough and _lasts(self.settings, loss, budget):
                 key = {"per": per, "loss": loss, "start": trial.key["rival"], "second": True}
                 return self._of_so_many_steps(key, history, budget)
         return None
@@ -197,7 +200,7 @@ class LearnedSoups(Strategy):
         if len(rounds) >= self.settings.rounds_at_most or (rounds and best is not rounds[-1]):
             return None
         spent = sum(trial.learning_documents for trial in history.of(self.name))
-        if spent + self._cost(loss, history) > budget.whole * ROUNDS_SHARE or not self._lasts(loss, history, budget):
+        if spent + self._cost(loss, history) > budget.whole * ROUNDS_SHARE or not _lasts(self.settings, loss, budget):
             return None
         key = {"per": best.key["per"], "loss": loss, "start": best.number, "round": len(rounds) + 2}
         return self._of_so_many_steps(key, history, budget)
@@ -272,12 +275,6 @@ class LearnedSoups(Strategy):
         steps = self.settings.steps_within(most, key["loss"], len(self.config.models), searched(history))
         return self._learned(key if steps == self.settings.steps else {**key, "steps": steps}, history)
 
-    def _lasts(self, loss: str | None, history: History, budget: Budget) -> bool:
-        """Whether the budget lasts for the fewest steps of one more soup; the first is learned as far as it lasts."""
-        fewest = self.settings.model_copy(update={"steps": min(FEWEST_STEPS, self.settings.steps)})
-        needed = fewest.cost(loss, len(self.config.models), searched(history)) + history.documents_each
-        return not history.of(self.name) or budget.left >= needed
-
     def _starts(self, history: History, loss: str | None) -> tuple[int | None, int | None]:
         """(the trial to start from, another one that may be as good): the best mixes in which every model takes part;
         (None, None) for the configured weight.
@@ -316,6 +313,14 @@ def _whole(config: Config, documents: Sequence[int]) -> int:
     """The document evaluations that a run will come to at most, by its trials and documents."""
     whole = (config.search.trials + Baselines.cost(config, documents).trials) * sum(documents)
     return whole if config.search.documents is None else min(whole, config.search.documents)
+
+
+def _lasts(settings: SoupSettings, loss: str | None, budget: Budget) -> bool:
+    """Whether the budget lasts for the fewest steps of one more soup; the first is learned as far as it lasts."""
+    history = budget.history
+    fewest = settings.model_copy(update={"steps": min(FEWEST_STEPS, settings.steps)})
+    needed = fewest.cost(loss, len(history.config.models), searched(history)) + history.documents_each
+    return not history.of(LearnedSoups.name) or budget.left >= needed
 
 
 def _turns(settings: SoupSettings, most: Mapping[str | None, int], whole: float) -> list[list[str | None]]:
