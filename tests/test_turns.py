@@ -150,34 +150,19 @@ def test_what_is_proposed_in_a_turn_that_was_lost_is_not_added(
     assert sum(trial.strategy == "study" for trial in found) == 2
 
 
-def test_what_another_worker_took_meanwhile_leaves_no_trial_of_nobodys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("owner", "name"), [(Search, "_enqueue"), (trials, "assign")], ids=["meanwhile", "at last"])
+def test_what_another_worker_took_leaves_no_trial_of_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
     engine = Engine()
     mine = start(tmp_path / "run", engine, Scorer(engine), search={"trials": 2})
-    put = Search._enqueue
+    step = getattr(owner, name)
 
-    def put_and_lose(self: Search, strategy: str, proposal: Any) -> None:
-        put(self, strategy, proposal)
-        self.study.ask()
+    def step_and_lose(*given: Any) -> None:
+        step(*given)
+        mine.study.ask()
 
-    monkeypatch.setattr(Search, "_enqueue", put_and_lose)
-    assert isinstance(mine._ask(mine.history()), Wait)
-    assert [bool(trial.strategy) for trial in mine.history().trials] == [True]
-
-
-def test_what_another_worker_took_at_the_last_moment_leaves_none_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine()
-    mine = start(tmp_path / "run", engine, Scorer(engine), search={"trials": 2})
-    assign = trials.assign
-
-    def assign_and_lose(study: optuna.Study, *given: Any) -> None:
-        assign(study, *given)
-        study.ask()
-
-    monkeypatch.setattr(trials, "assign", assign_and_lose)
+    monkeypatch.setattr(owner, name, step_and_lose)
     monkeypatch.setattr(mine, "_presence", SimpleNamespace(id="mine"))
     assert isinstance(mine._ask(mine.history()), Wait)
     assert [bool(trial.strategy) for trial in mine.history().trials] == [True]

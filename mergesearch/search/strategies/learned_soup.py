@@ -121,10 +121,10 @@ class LearnedSoups(Strategy):
             spent += sum(cls.learning(config, documents, {"per": per, "loss": loss}) for per, loss in missing)
             learned = [trial for trial in mine if trial.key["loss"] in losses]
             over = not missing and (outlook.history is None or _is_through(learned, outlook.history))
-            loss = next((loss for loss in losses if loss not in given_up), None)
-            if over or loss not in losses or spent + most[loss] > whole * ROUNDS_SHARE:
+            paying = [loss for loss in losses if loss not in given_up]
+            if over or not paying or spent + most[paying[0]] > whole * ROUNDS_SHARE:
                 continue
-            key = {"per": settings.per[-1], "loss": loss}
+            key = {"per": settings.per[-1], "loss": paying[0]}
             spent += cls.learning(config, documents, key)
             rounds.append(key)
         return rounds
