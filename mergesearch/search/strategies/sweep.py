@@ -16,9 +16,10 @@ from mergesearch.recipe import Recipe, Rule
 from mergesearch.registry import register
 from mergesearch.search.budget import Budget, Wanted, still_wanted
 from mergesearch.search.history import History
-from mergesearch.search.lines import Documents, Line, lines_of
+from mergesearch.search.lines import Documents, Line, Point, lines_of
 from mergesearch.search.outlook import Ahead, Outlook
 from mergesearch.search.strategies.base import WAIT, Cost, Learned, Proposal, Stated, Strategy, Wait
+from mergesearch.search.strategies.baselines import baselines
 from mergesearch.search.trials import State, Trial
 from mergesearch.search.work import Work
 from mergesearch.space import frozen_rules
@@ -98,7 +99,7 @@ class Sweep(Strategy):
             best, *others = found.points
             told = [(point.line.name, point.value) for point in others]
             work.note({"line": best.line.name, "at": best.value, "others": told})
-            return self._recipe(best.line.rules(best.value))
+            return self._baseline(best) or self._recipe(best.line.rules(best.value))
 
         return Learned(find, key)
 
@@ -114,6 +115,11 @@ class Sweep(Strategy):
                 found[name] = there
         return found
 
+    def _baseline(self, point: Point) -> Recipe | None:
+        """The recipe of the baseline that a point is, which is scored already; None where it is none."""
+        at = {value: name for name, value in point.line.known.items()}
+        return baselines(self.config).get(at.get(point.value, "")) if point.free else None
+
     @property
     def _lines(self) -> list[Line]:
         return lines_of(self.config.space.methods, len(self.config.models), self.run.layers)
@@ -125,6 +131,10 @@ class Sweep(Strategy):
         return self.config.recipe((*frozen_rules(self.config.space, tuple(self.config.models)), *rules))
 
     # --- its trials, in tables ---
+
+    @classmethod
+    def may_race(cls, trial: Trial) -> bool:
+        return False  # a race is against the best of all, a single model too; this is the best mix to start from
 
     @classmethod
     def trials_in_words(cls, count: int) -> str:
