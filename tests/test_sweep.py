@@ -16,7 +16,7 @@ from mergesearch.evaluate.scores import DocumentScores, TaskScore
 from mergesearch.recipe import Recipe, single_rule
 from mergesearch.search import store
 from mergesearch.search.history import History
-from mergesearch.search.lines import Documents, Line, LineRace
+from mergesearch.search.lines import Documents, Line, LineRace, Point
 from mergesearch.search.lines import Found as Swept
 from mergesearch.search.outlook import Outlook
 from mergesearch.search.paying import Return, behind, latest_half
@@ -136,6 +136,27 @@ def test_the_best_points_of_the_lines_stand_in_the_table(tmp_path: Path) -> None
     # on top of the trials
     assert history(search).proposals == 0 and not registered()["sweep"].counts
     assert teacher.asked > 5
+
+
+def test_a_point_that_is_a_baseline_is_that_baseline_and_scored_once(tmp_path: Path) -> None:
+    class OnAverage(Teacher):
+        def sweep(self, lines: Sequence[Line], budget: int, known: Any, work: Work) -> Swept:
+            path = lines[0]
+            return Swept([Point(path, path.known["average"], {}, free=True)], 0)
+
+    world = World()
+    search = begin(tmp_path / "run", world, OnAverage(world), search={**AUTO, "strategy": ["sweep"]})
+    search.run()
+    (swept,), average = history(search).of("sweep"), history(search).named("average")
+    assert average is not None and swept.same_as == average.number and swept.recipe_id == average.recipe_id
+    assert swept.documents == 0 and world.scored.count(swept.recipe_id) == 1
+
+
+def test_no_race_stops_what_soups_may_start_from(tmp_path: Path) -> None:
+    world = World()
+    search = begin(tmp_path / "run", world, Teacher(world), search={**AUTO, "strategy": ["sweep"]})
+    search.run()
+    assert not any(registered()["sweep"].may_race(trial) for trial in history(search).of("sweep"))
 
 
 def test_a_small_run_sweeps_no_more_than_two_candidates_worth(tmp_path: Path) -> None:
