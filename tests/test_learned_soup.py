@@ -12,7 +12,7 @@ from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.recipe import Rule
 from mergesearch.schema import validate
-from mergesearch.search.soup import adam, cmaes
+from mergesearch.search.soup import adam
 from mergesearch.search.soup.adam import hold_apart, learn, parent_scales, step_seconds
 from mergesearch.search.soup.coefficients import Block, Coefficients
 from mergesearch.search.soup.learning import minibatch, size
@@ -278,8 +278,7 @@ def test_checkpointing_gives_the_same(tiny_pool):
         assert not any(module.training or getattr(module, "gradient_checkpointing", False) for module in modules)
 
 
-def test_cma_es_finds_the_same(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(cmaes, "SAVE_EVERY", 7)
+def test_cma_es_finds_the_same(tiny, tmp_path):
     settings = SoupSettings(optimizer="cmaes", candidates=60)
     case, scored = Case(tiny), []
 
@@ -292,6 +291,7 @@ def test_cma_es_finds_the_same(tiny, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         case.learn(settings, score=score, state=tmp_path / "s.json")
     learned = case.learn(settings, score=score, state=tmp_path / "s.json")
+    assert len(scored) == settings.candidates + 1  # one was cut off: each that was scored is kept
     assert np.abs(learned.values - case.wanted).max() < 0.1
     assert set(scored) == {size(DOCUMENTS)} and learned.documents == settings.candidates * size(DOCUMENTS)
     assert case.learn(settings, score=case.score).values.tolist() == learned.values.tolist()

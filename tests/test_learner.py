@@ -22,6 +22,8 @@ from mergesearch.search.objective import Objective, Scale
 from mergesearch.search.soup import learner as module
 from mergesearch.search.soup.coefficients import Block, Coefficients
 from mergesearch.search.soup.learner import Learner
+from mergesearch.search.soup.learning import StateFile
+from mergesearch.search.work import Work
 
 INFOS = [TensorInfo(f"layers.{layer}.mlp{n}", layer, "mlp", (2, 2)) for layer in range(2) for n in range(6)]
 
@@ -60,13 +62,45 @@ def test_what_losses_are_divided_by_is_measured_once_in_a_run(tmp_path: Path, mo
 
     def measured(coefficients: Any, engine: Any, losses: Any, documents: Mapping[str, Any], spent: Any) -> Any:
         asked.extend(documents)
+        spent(7)
+        spent(3)
         return {label: 2.5 for label in documents}
 
     monkeypatch.setattr(module, "parent_scales", measured)
     learner = begin(tmp_path / "run")
     study = optuna.create_study()
     losses, coefficients = cast(Losses, SimpleNamespace(kind="cross_entropy")), cast(Coefficients, None)
-    for each in (learner, begin(tmp_path / "run")):
-        found = each._scales(losses, coefficients, {"quiz": [0]}, past({}, 1.0, study), lambda count: None)
-        assert found == {"quiz": 2.5}
+    key: dict[str, Any] = {}
+
+    def scales(each: Learner) -> tuple[Any, int]:
+        told: list[int] = []
+        work = Work(past({}, 1.0, study), tmp_path / "state", told.append, lambda: False, key.update, dict(key))
+        return each._scales(losses, coefficients, {"quiz": [0]}, work), sum(told)
+
+    assert scales(learner) == ({"quiz": 2.5}, 10)
+    # the trial that paid for them is taken up again: it tells anew what it cost, though nothing is measured anew
+    assert scales(begin(tmp_path / "run")) == ({"quiz": 2.5}, 10)
     assert asked == ["quiz"]
+    key.clear()
+    assert scales(learner) == ({"quiz": 2.5}, 0)
+
+
+@pytest.mark.parametrize("kept", ["{}", "half a file", '{"identity": "of another version", "scores": []}'])
+def test_a_soup_whose_state_does_not_fit_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """The run was stopped, and the program is another one by now: the soup is not lost with it."""
+    found, said = SimpleNamespace(recipe="found"), []
+
+    def learn(*args: Any, state: Path, **options: Any) -> Any:
+        assert StateFile(state, "of this version").load() is None
+        return found
+
+    monkeypatch.setattr(module, "learn", learn)
+    learner = begin(tmp_path / "run", search={"learned_soup": {"optimizer": "cmaes"}})
+    learner.say = said.append
+    state = tmp_path / "state.json"
+    state.write_text(kept)
+    work = Work(past({}, 1.0), state, lambda count: None, lambda: False, lambda key: None)
+    assert learner.learn("recipe", None, None, work) == "found"
+    assert len(said) == 1 and "begins anew" in said[0] and not state.exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class Work:
         spent: to be told the document evaluations of each step; on going on, first those of the earlier calls.
         stop: to be asked before every step; true once the budget is used up.
         note: adds to the trial's key.
+        key: the trial's key when it was taken up, with what earlier calls noted.
     """
 
     history: History
@@ -27,3 +28,4 @@ class Work:
     spent: Callable[[int], None]
     stop: Callable[[], bool]
     note: Callable[[Mapping[str, Any]], None]
+    key: Mapping[str, Any] = field(default_factory=dict)

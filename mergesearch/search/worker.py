@@ -426,7 +426,8 @@ class Search:
             key.update(more_key)
             trials.write(handle, key=key)
 
-        return Work(history, self.folder.learning(trial.number), more, lambda: self._is_over(trial.number), note)
+        state = self.folder.learning(trial.number)
+        return Work(history, state, more, lambda: self._is_over(trial.number), note, trial.key)
 
     def _is_over(self, number: int) -> bool:
         """Whether documents or hours are used up by what has ended and by a trial that is at work."""

@@ -86,7 +86,7 @@ def learn(
     or else the start's mean loss on the validation documents (0.1 at least). The same figure on all validation
     documents decides what is kept.
 
-    With `optimizer: cmaes` the same weights are searched by `score` on all documents, see `gradient_free.search`.
+    With `optimizer: cmaes` the same weights are searched by `score` on all documents, see `cmaes.search`.
 
     Args:
         coefficients: what is learned.

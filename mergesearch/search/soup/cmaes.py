@@ -20,7 +20,6 @@ from mergesearch.engine.live import Engine
 from mergesearch.errors import CandidateError, UserError
 from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.learning import (
-    SAVE_EVERY,
     Documents,
     LearningStep,
     Score,
@@ -57,7 +56,7 @@ def search(
     Every candidate is scored on all the documents. One that cannot be made or scored counts as worse than all others.
     After a stop it goes on from the scores in the state: the same candidates are proposed again and not scored twice.
 
-    Args and errors: as for `learned_soup.learn`; `CandidateError` where the start cannot be scored.
+    Args and errors: as for `adam.learn`; `CandidateError` where the start cannot be scored.
     """
     walk = _Walk(coefficients, start, seed)
     file = StateFile(
@@ -74,12 +73,10 @@ def search(
         values = walk.propose()
         if number >= len(known):
             if stop():
-                file.save({"scores": known})
                 return _learned(coefficients, best_values, history, each * number, "stopped from outside")
             known.append(_score(coefficients, values, engine, score, documents, number))
             spent(each)
-            if (number + 1) % SAVE_EVERY == 0 or number + 1 == settings.candidates:
-                file.save({"scores": known})
+            file.save({"scores": known})  # each takes as long as a trial
         reached = known[number]
         walk.tell(reached)
         if reached is not None and reached > best:

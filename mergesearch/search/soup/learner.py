@@ -30,7 +30,7 @@ from mergesearch.search.soup.coefficients import Coefficients
 from mergesearch.search.soup.folds import learn_by_folds
 from mergesearch.search.soup.foreseen import Foreseen, foreseen
 from mergesearch.search.soup.full import Measuring
-from mergesearch.search.soup.learning import Documents, Stepped, hold_apart, shuffled
+from mergesearch.search.soup.learning import Documents, StateDoesNotFit, Stepped, hold_apart, shuffled
 from mergesearch.search.soup.memo import Memo
 from mergesearch.search.soup.settings import MEASURED, Loss, SoupSettings
 from mergesearch.search.work import Work
@@ -56,6 +56,8 @@ STATISTICS = "statistics"
 START = 0.4
 # where the study notes what losses were measured by
 _SCALES = "scales of"
+# in the key of the trial that paid for them: the document evaluations that these took
+_MEASURED_FOR = "measured"
 # how far apart the seeds of a soup's rounds are
 _ROUND = 1_000_003
 
@@ -145,6 +147,8 @@ class Learner:
         """The recipe with what is learned on one part of the search documents and kept by another, see `adam.learn`;
         with several folds, and documents for them, what is learned on parts and chosen by the others, see `folds`.
 
+        It goes on from where it stood. What was kept by another version, or is damaged, is of no use: it begins anew.
+
         Args:
             per: `recipe`, `group` or `tensor`: what has coefficients of its own.
             loss: of `settings.Loss`; without gradients none is needed.
@@ -157,6 +161,16 @@ class Learner:
         Raises:
             UserError, CandidateError: as for `adam.learn`.
         """
+        while True:
+            try:
+                return self._learn(per, loss, start, work, times, steps)
+            except StateDoesNotFit as error:
+                self.say(f"learned soup per {per}: it begins anew, what was kept of it does not fit or is damaged")
+                error.path.unlink()
+
+    def _learn(
+        self, per: str, loss: Loss | None, start: Recipe | None, work: Work, times: int, steps: int | None
+    ) -> Recipe:
         coefficients = self.coefficients(per)
         start_values = self.start(coefficients, start)
         soup, seed = self.settings, self.config.search.seed
@@ -177,7 +191,7 @@ class Learner:
             score, without = self._score(objective_of(work.history)), soup.model_copy(update={"optimizer": "cmaes"})
             parts: dict[str, Any] = {"documents": documents, "validation": held, "score": score}
             return learn(coefficients, start_values, self.engine, None, without, **parts, **told).recipe
-        told["scales"] = self._scales(losses, coefficients, held, work.history, work.spent)
+        told["scales"] = self._scales(losses, coefficients, held, work)
         known = losses.known(self.documents)
         if soup.folds > 1 and min(map(len, known.values())) >= soup.folds:
             learned = learn_by_folds(
@@ -304,8 +318,7 @@ class Learner:
         losses: Losses,
         coefficients: Coefficients,
         documents: Documents,
-        history: History,
-        spent: Callable[[int], None],
+        work: Work,
     ) -> dict[str, float] | None:
         """What each task's loss is divided by: as in the objective, the way from the base to the best model.
 
@@ -317,14 +330,22 @@ class Learner:
         expected = losses.kind in ("expected", "mixed")
         if self.config.objective.scale != "parents":
             return dict.fromkeys(self.documents, 1.0) if expected else None
-        known = {task: self._unit(task, history) for task in self.documents} if expected else {}
-        where = f"{_SCALES} {losses.kind}"
-        kept = self._parent_scales.setdefault(losses.kind, dict(store.noted(history.study, where) or {}))
+        known = {task: self._unit(task, work.history) for task in self.documents} if expected else {}
+        where, study = f"{_SCALES} {losses.kind}", work.history.study
+        kept = self._parent_scales.setdefault(losses.kind, dict(store.noted(study, where) or {}))
+        work.spent(work.key.get(_MEASURED_FOR, 0))
         missing = {task: ids for task, ids in documents.items() if known.get(task) is None and task not in kept}
         if missing:
-            kept |= parent_scales(coefficients, self.engine, losses, missing, spent)
+            paid: list[int] = []
+
+            def pay(count: int) -> None:
+                paid.append(count)
+                work.spent(count)
+
+            kept |= parent_scales(coefficients, self.engine, losses, missing, pay)
             # a run that is started again would pay for them again, and have less to search with
-            store.note(history.study, where, kept)
+            store.note(study, where, kept)
+            work.note({_MEASURED_FOR: sum(paid)})
         return kept | {task: unit for task, unit in known.items() if unit is not None}
 
     def _unit(self, task: str, history: History) -> float | None:

@@ -54,7 +54,7 @@ _COURSE = {
     "decay",
     "average",
 }
-# the state is written after every so many steps or candidates
+# the state is written after every so many steps of Adam
 SAVE_EVERY = 5
 
 
@@ -189,6 +189,18 @@ def fingerprint(coefficients: Coefficients, start: np.ndarray, settings: SoupSet
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class StateDoesNotFit(UserError):
+    """A file where learning stood is damaged, or of a soup with other settings or documents.
+
+    Attributes:
+        path: that file.
+    """
+
+    def __init__(self, message: str, path: Path):
+        super().__init__(message)
+        self.path: Path = path
+
+
 @dataclass
 class StateFile:
     """Where learning stands, in a JSON file that is written whole or not at all; numbers come back bit for bit."""
@@ -200,7 +212,7 @@ class StateFile:
         """What was saved last.
 
         Raises:
-            UserError: the file is of other settings, weights or documents, or no state at all.
+            StateDoesNotFit: the file is of other settings, weights or documents, or no state at all.
         """
         if self.path is None or not self.path.is_file():
             return None
@@ -208,10 +220,11 @@ class StateFile:
             data = json.loads(self.path.read_text(encoding="utf-8"))
             same = data.pop("identity") == self.identity
         except (ValueError, KeyError, AttributeError):
-            raise UserError(f"{self.path} holds no state of a learned soup: move it away") from None
+            raise StateDoesNotFit(f"{self.path} holds no state of a learned soup: move it away", self.path) from None
         if not same:
-            raise UserError(
-                f"{self.path} is of a soup with other settings or documents: move it away, or take them back"
+            raise StateDoesNotFit(
+                f"{self.path} is of a soup with other settings or documents: move it away, or take them back",
+                self.path,
             )
         return data
 

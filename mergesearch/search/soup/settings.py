@@ -126,16 +126,17 @@ class SoupSettings(Strict):
         """
         return self._cost(loss, measured, documents)
 
-    def steps_within(self, most: float, loss: str | None, models: int, documents: Sequence[int]) -> int:
+    def steps_within(self, most: float, loss: str | None, measured: int, documents: Sequence[int]) -> int:
         """The steps of one soup that so many document evaluations last for, `steps` at most and `FEWEST_STEPS` at
         least: the rate falls over the steps that are taken, so that fewer from the start are better than all cut short.
 
         Args:
-            loss, models, documents: as for `cost`.
+            loss, measured, documents: as for `usual_cost`.
         """
-        steps = self.steps
-        while steps > FEWEST_STEPS and self.model_copy(update={"steps": steps}).cost(loss, models, documents) > most:
+        steps, cost = self.steps, self.usual_cost(loss, measured, documents)
+        while steps > FEWEST_STEPS and cost > most:
             steps -= 1
+            cost = self.model_copy(update={"steps": steps}).usual_cost(loss, measured, documents)
         return steps
 
     def _cost(self, loss: str | None, measured: int, documents: Sequence[int]) -> int:

@@ -168,9 +168,8 @@ class LearnedSoups(Strategy):
         """A soup from another start that was within noise of the first one's, where the budget lasts for it."""
         names = self.config.search.strategies
         # in `auto` what comes after is left out where a soup brought something
-        if AUTO not in self.config.search.strategy and any(
-            not registry.get(later, "search").open_ended for later in names[names.index(self.name) + 1 :]
-        ):
+        after = [registry.get(later, "search") for later in names[names.index(self.name) + 1 :]]
+        if AUTO not in self.config.search.strategy and any(s.budgeted and not s.open_ended for s in after):
             return None  # what was left to those that come after would not last for it
         mine, given_up = history.of(self.name), _given_up(history)
         seconds = {(trial.key["per"], trial.key["loss"]) for trial in mine if trial.key.get("second")}
@@ -271,8 +270,8 @@ class LearnedSoups(Strategy):
         """Of as many steps as the budget lasts for, with scoring what is learned: fewer where it ends before all."""
         if self.run.learner is None or not self.run.learner.gradients or math.isinf(budget.left):
             return self._learned(key, history)
-        most = budget.left - history.documents_each
-        steps = self.settings.steps_within(most, key["loss"], len(self.config.models), searched(history))
+        most = _left(self.settings, budget) - history.documents_each
+        steps = self.settings.steps_within(most, key["loss"], _to_measure(key["loss"], history), searched(history))
         return self._learned(key if steps == self.settings.steps else {**key, "steps": steps}, history)
 
     def _starts(self, history: History, loss: str | None) -> tuple[int | None, int | None]:
@@ -319,8 +318,27 @@ def _lasts(settings: SoupSettings, loss: str | None, budget: Budget) -> bool:
     """Whether the budget lasts for the fewest steps of one more soup; the first is learned as far as it lasts."""
     history = budget.history
     fewest = settings.model_copy(update={"steps": min(FEWEST_STEPS, settings.steps)})
-    needed = fewest.cost(loss, len(history.config.models), searched(history)) + history.documents_each
-    return not history.of(LearnedSoups.name) or budget.left >= needed
+    needed = fewest.usual_cost(loss, _to_measure(loss, history), searched(history)) + history.documents_each
+    return not history.of(LearnedSoups.name) or _left(settings, budget) >= needed
+
+
+def _left(settings: SoupSettings, budget: Budget) -> float:
+    """The document evaluations that are left once what other workers are at is learned and scored."""
+    history = budget.history
+
+    def cost(trial: Trial) -> int:
+        if trial.strategy != LearnedSoups.name or not trial.key.get("gradients", True):
+            return 0
+        mine = settings.model_copy(update={"steps": trial.key.get("steps", settings.steps)})
+        return mine.usual_cost(trial.key["loss"], 0, searched(history))
+
+    return budget.left - sum(still_wanted(trial, cost(trial), history) for trial in history.trials)
+
+
+def _to_measure(loss: str | None, history: History) -> int:
+    """How many parents' losses may have to be measured for one more soup: none once there is one by that loss."""
+    there = any(trial.key["loss"] == loss for trial in history.of(LearnedSoups.name))
+    return 0 if there else len(history.config.models) + 1
 
 
 def _turns(settings: SoupSettings, most: Mapping[str | None, int], whole: float) -> list[list[str | None]]:

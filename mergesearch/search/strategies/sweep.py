@@ -56,7 +56,11 @@ class Sweep(Strategy):
     @classmethod
     def expects(cls, outlook: Outlook) -> Sequence[Ahead]:
         there, cost = outlook.of(cls.name), cls.cost(outlook.config, outlook.documents)
-        return [Ahead(1, cost.documents)] if cost.trials and not there else []
+        if there:
+            others = there[0].key.get("others", ())[: there[0].key["trials"] - 1]
+            left = len(others) + 1 - len(there)
+            return [Ahead(left, races=False)] if left > 0 else []
+        return [Ahead(1, cost.documents, races=False)] if cost.trials else []
 
     @classmethod
     def learning(cls, config: Config, documents: Sequence[int], key: Mapping[str, Any]) -> int:
