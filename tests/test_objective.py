@@ -9,6 +9,8 @@ import pytest
 from mergesearch.config import Config, GuardConfig, TaskConfig
 from mergesearch.errors import UserError
 from mergesearch.evaluate.scores import DocumentScores, Scores, TaskScore
+from mergesearch.results.loading import given_up
+from mergesearch.results.record import Record
 from mergesearch.schema import validate
 from mergesearch.search import guards
 from mergesearch.search import objective as objectives
@@ -102,12 +104,21 @@ def test_the_worst_task_has_its_share() -> None:
             validate(Config, {**config, **more}, "test")
 
 
-def test_tasks_that_were_given_up_are_named() -> None:
-    found = objectives.parents(TASKS, scores(0.4, 2.0), {"a": scores(0.6, 1.5)})
-    assert found.neglected(scores(0.6, 1.95)) == [("bits", pytest.approx(0.1))]
-    assert not found.neglected(scores(0.5, 1.8)) and not found.neglected(scores(0.4, 2.0))
-    # a task that keeps its raw metric says nothing about shares
-    assert not objectives.parents(TASKS, scores(0.4, 1.0), {"a": scores(0.6, 1.5)}).neglected(scores(0.6, 9.0))
+@pytest.mark.parametrize("scale", ["parents", "raw"])
+def test_tasks_that_were_given_up_are_named(scale: str) -> None:
+    every = {"base": scores(0.4, 2.0), "a": scores(0.6, 1.5), "b": scores(0.3, 1.6)}
+    every = {name: scores(each["quiz"].value, each["bits"].value, 0.01) for name, each in every.items()}
+    models = {name: each for name, each in every.items() if name != "base"}
+    found = objectives.raw(TASKS) if scale == "raw" else objectives.parents(TASKS, every["base"], models)
+    assert found.shares(scores(0.5, 1.5), every) == {"quiz": pytest.approx(0.5), "bits": pytest.approx(1.0)}
+    assert found.neglected(scores(0.6, 1.95), every) == [("bits", pytest.approx(0.1))]
+    assert not found.neglected(scores(0.5, 1.8), every) and not found.neglected(scores(0.4, 2.0), every)
+    # a task in which no model is better than the base beyond noise says nothing about shares
+    every["base"], unsure = scores(0.4, 1.0, 0.01), scores(0.6, 1.5, 0.2)
+    assert set(found.shares(scores(0.6, 9.0), every)) == {"quiz"}
+    assert not found.neglected(scores(0.6, 9.0), every)
+    assert not found.shares(unsure, {"base": unsure, "a": scores(0.7, 1.3, 0.2)})
+    assert not found.shares(unsure, {"a": unsure}) and not found.shares(unsure, {"base": unsure})
 
 
 def test_it_survives_storage() -> None:
@@ -135,3 +146,25 @@ def test_a_guard_may_count_the_tokens_of_a_tasks_answers_beside_its_metric() -> 
     # a task that is scored on the length has it as its figure
     own = {"quiz": TaskScore(30.0, 0.1, 100, "length", higher_is_better=False, length=30.0)}
     assert not guards.fix(wanted, own, {})[0].length
+
+
+def test_the_table_names_the_skills_that_the_best_candidate_gave_up() -> None:
+    given = {"base_model": "b", "models": {"a": "a"}, "tasks": [{"task": "quiz"}, {"task": "bits"}]}
+    config = validate(Config, given, "test")
+    found = {
+        "base": ("base", None, scores(0.4, 2.0, 0.01)),
+        "a": ("a", None, scores(0.6, 1.5, 0.01)),
+        "soup": (None, "learned soup per tensor", scores(0.9, 1.95, 0.01)),
+        "other": (None, "learned soup per group", scores(0.5, 1.8, 0.01)),
+    }
+    objective = objectives.parents(config.tasks, found["base"][2], {"a": found["a"][2]})
+    every = [
+        Record(number, name, "complete", objective.value(each), scores=each, strategy=strategy)
+        for number, (name, strategy, each) in enumerate(found.values())
+    ]
+    assert given_up(every[:2], objective, config) == []
+    (said,) = given_up(every[:3], objective, config)
+    assert "bits (0.10, the best learned soup 0.10)" in said and "worst: 0.5" in said and "quiz" not in said
+    (said,) = given_up(every, objective, config)
+    assert "bits (0.10, the best learned soup 0.40)" in said
+    assert given_up(every, None, config) == []

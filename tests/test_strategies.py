@@ -34,7 +34,7 @@ from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.settings import SoupSettings
 from mergesearch.search.store import RunFolder
 from mergesearch.search.strategies import of_trial, refuse, study, words
-from mergesearch.search.strategies.base import WAIT, Stated
+from mergesearch.search.strategies.base import WAIT, Learned, Stated
 from mergesearch.search.strategies.baselines import DEFAULTS, SLERP
 from mergesearch.search.strategies.greedy_soup import GreedySoup, Ingredient, greedy
 from mergesearch.search.strategies.learned_soup import LearnedSoups
@@ -484,6 +484,28 @@ def test_a_soup_that_the_budget_does_not_last_for_takes_fewer_steps(tmp_path: Pa
     spent = sum(10 for trial in history(search).trials[:4])
     assert first.model_copy(update={"steps": few}).cost("expected", 2, [10]) <= 400 - spent - 10
     assert first.model_copy(update={"steps": few + 1}).cost("expected", 2, [10]) > 400 - spent - 10
+
+
+def test_what_another_worker_is_learning_is_not_planned_with(tmp_path: Path) -> None:
+    """Both would be cut short in the middle, at a rate that has not fallen yet."""
+    soup = {"per": ["recipe"], "loss": ["expected", "cross_entropy"], "steps": 100, "documents": 1, "rounds": 0}
+    wanted = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 0}
+    search = begin(tmp_path / "run", Judge(lambda recipe: 0.5), **ONE_TASK, search=wanted)
+    search.run()
+    mine = search.config.search.key("learned_soup", SoupSettings)
+    one = mine.usual_cost("expected", 0, [10]) + 10
+    left = one + mine.model_copy(update={"steps": 50}).usual_cost("cross_entropy", 3, [10]) + 10
+    planned = {"strategy": ["learned_soup"], "learned_soup": soup, "trials": 1000, "documents": 4 * 10 + left}
+    config = settings(tmp_path / "run", search=planned, **ONE_TASK)
+    soups = LearnedSoups(replace(search.surroundings, config=config, learner=Teacher(config)))
+    handle = ask_for_a_soup(search)
+    key = {"per": "recipe", "loss": "expected", "start": None, "gradients": True}
+    for spent in (0, 100):
+        trials.write(handle, key=key, learning_documents=spent)
+        past = History(search.study, config)
+        proposal = soups.next(past, Budget(past))
+        assert isinstance(proposal, Learned) and proposal.key["loss"] == "cross_entropy"
+        assert proposal.key["steps"] == 50
 
 
 def test_soups_of_each_loss_start_from_none_of_the_other(tmp_path: Path) -> None:

@@ -136,22 +136,9 @@ class Session:
         return [
             *([f"answers were generated at {pace}"] if pace else []),
             sentence(self.read(), winner),
-            *self._neglected(winner),
+            *(f"note: {each}" for each in self.read().given_up()),
             f"winner: trial {winner.number}, exported to {best} (its README.md says how to score it by hand)",
         ]
-
-    def _neglected(self, winner: Record) -> list[str]:
-        """A warning that names the tasks on which the winner has less than its share; empty where there is none."""
-        history = self.search.history()
-        trial, objective = history.trials[winner.number], history.objective
-        low = objective.neglected(trial.scores) if objective is not None and trial.scores else []
-        if not low:
-            return []
-        named = ", ".join(f"{task} ({value:.2f})" for task, value in low)
-        text = f"note: the winner has less than half of its tasks' mean on {named}; the base is 0, the best model 1"
-        if self.config.objective.worst:
-            return [text]
-        return [f"{text}: a higher weight of the task, or `objective: {{worst: 0.5}}`, keeps more of it"]
 
     def _note_batch_size(self) -> None:
         """Notes what running out of memory left of a batch size that was found: the card's command goes by it."""

@@ -105,8 +105,11 @@ class Run:
     def best(self) -> Record | None:
         """The record of the best candidate that breaks no guard, what `export --trial best` gives: the one that is
         expected to have the best objective on documents that no search saw. None where there is none yet."""
-        first = next(iter(ranked(self.records)), None)
-        return first if first is not None and first.objective is not None and not first.infeasible else None
+        return best_of(self.records)
+
+    def given_up(self) -> list[str]:
+        """Which skills the best candidate gave up for others, in words; empty where there is none."""
+        return given_up(self.records, self.objective, self.config)
 
 
 def load_run(path: str | Path) -> Run:
@@ -130,7 +133,8 @@ def run_of(history: History, folder: RunFolder) -> Run:
     every = tuple(records(history, expectations(history, folder)))
     kinds = by_lm_eval.kinds(history.study) or {}
     beside = _beside(every, kinds)
-    words = [f"note: {note}" for note in (*changes, *objective_notes, *beside, *strategies.words(history))]
+    lost = given_up(every, objective, history.config)
+    words = [f"note: {note}" for note in (*changes, *objective_notes, *beside, *lost, *strategies.words(history))]
     notes = tuple(store.noted(history.study, NOTES) or ())
     digests = store.noted(history.study, DIGESTS) or {}
     crew = crew_of(history, signs(history.study))
@@ -153,6 +157,33 @@ def run_of(history: History, folder: RunFolder) -> Run:
 def batch_size_of(config: Config, settled: Mapping[str, Any]) -> int | None:
     """Requests at once, as the configuration says or as it was found and noted; None where it is still to be found."""
     return settled.get(BATCH_SIZE) if config.batch_size == "auto" else config.batch_size
+
+
+def best_of(every: Sequence[Record]) -> Record | None:
+    """See `Run.best`."""
+    first = next(iter(ranked(every)), None)
+    return first if first is not None and first.objective is not None and not first.infeasible else None
+
+
+def given_up(every: Sequence[Record], objective: Objective | None, config: Config) -> list[str]:
+    """See `Run.given_up`."""
+    best = best_of(every)
+    if best is None or objective is None or not best.scores:
+        return []
+    parents = {record.name: record.scores for record in every if record.name in config.parents and record.scores}
+    low = objective.neglected(best.scores, parents)
+    if not low:
+        return []
+    soups = [record for record in every if (record.strategy or "").startswith("learned soup") and record.scores]
+    shares, named = [objective.shares(soup.scores, parents) for soup in soups], []
+    for task, share in low:
+        most = f", the best learned soup {max(each[task] for each in shares):.2f}" if shares else ""
+        named.append(f"{task} ({share:.2f}{most})")
+    text = "the best candidate has less than half of its tasks' mean share of " + ", ".join(named)
+    text += "; the base is 0, the best model 1"
+    if not config.objective.worst:
+        text += ": a higher weight of the task, or `objective: {worst: 0.5}`, keeps more of it"
+    return [text]
 
 
 def _beside(every: Sequence[Record], kinds: Mapping[str, str]) -> list[str]:

@@ -18,6 +18,9 @@ Scores = Mapping[str, TaskScore]
 # What is no count of right documents already differs between any two candidates: nothing is left to break.
 SMOOTH = {"length", "gold_prob", "gold_logprob", "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"}
 
+# a model has a skill where it is ahead of the base by more than so many standard errors
+_BEYOND_NOISE = 2.0
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -78,14 +81,30 @@ class Objective:
         mean = sum(w * self.scales[t].apply(signed(scores[t])) for t, w in self.weights.items()) / total
         return (1 - self.worst) * mean + self.worst * min(self.values(scores)) if self.worst else mean
 
-    def neglected(self, scores: Scores) -> list[tuple[str, float]]:
-        """(task, its scaled score) of the tasks that have less than half of what the tasks have in the mean, the worst
-        first: where the base is 0 and the best single model 1, that is a skill that was given up for others. Tasks that
-        keep their raw metric do not count."""
-        scaled = [task for task in self.weights if self.scales[task] != Scale()]
-        values = {task: self.scales[task].apply(signed(scores[task])) for task in scaled}
-        mean = sum(values.values()) / max(1, len(values))
-        low = [(task, value) for task, value in values.items() if mean > 0 and value < mean / 2]
+    def shares(self, scores: Scores, every: Mapping[str, Scores]) -> dict[str, float]:
+        """How much of each task's skill a candidate has, by label: 0 is the base, 1 the best single model, whatever the
+        objective's own scale is. Without the tasks on which no model is better than the base by more than noise.
+
+        Args:
+            every: the scores of the base and of every single model, by name; of those that could be scored.
+        """
+        models = [known for name, known in every.items() if name != BASE]
+        if BASE not in every or not models:
+            return {}
+        found = {}
+        for task in self.weights:
+            base, best = every[BASE][task], max((known[task] for known in models), key=signed)
+            unit = signed(best) - signed(base)
+            if unit > _BEYOND_NOISE * math.hypot(base.stderr or 0.0, best.stderr or 0.0):
+                found[task] = (signed(scores[task]) - signed(base)) / unit
+        return found
+
+    def neglected(self, scores: Scores, every: Mapping[str, Scores]) -> list[tuple[str, float]]:
+        """(task, share) of the skills that were given up for others: those with less than half of the mean share, the
+        worst first. See `shares`."""
+        shares = self.shares(scores, every)
+        mean = sum(shares.values()) / max(1, len(shares))
+        low = [(task, share) for task, share in shares.items() if mean > 0 and share < mean / 2]
         return sorted(low, key=lambda pair: pair[1])
 
     def values(self, scores: Scores) -> list[float]:
