@@ -9,6 +9,7 @@ import pytest
 from support.commands import QUICKSTART, mergesearch, small
 
 from mergesearch.commands import probe
+from mergesearch.evaluate.losses import Losses
 from mergesearch.evaluate.scoring import Scorer
 from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History
@@ -71,3 +72,17 @@ def test_what_cannot_be_measured_is_left_out(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(probe, "SECONDS", -1.0)
     said = mergesearch("check", QUICKSTART, *small(tmp_path / "run", limit=8, trust_tasks="true"))
     assert said.status == 0 and line(said.out, "time").startswith("not known: ")
+
+
+def test_soups_of_tasks_that_say_no_answers_are_counted_as_they_will_be_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By CMA-ES, whose candidates are scored on all documents: several times what gradients take."""
+    monkeypatch.setattr(Losses, "_read", lambda *_: None)
+    changes = {"trust_tasks": "true", "search__strategy": "learned_soup", "search__learned_soup__candidates": 7}
+    said = mergesearch("check", QUICKSTART, *small(tmp_path / "run", limit=8, **changes))
+    assert said.status == 0, said.err
+    assert line(said.out, "soups").startswith("learned without gradients, by CMA-ES: task ")
+    found = re.search(r"(\d+) documents each.*and at most (\d+) to learn 1 soup(;|$)", line(said.out, "budget"))
+    assert found is not None and int(found[2]) == 7 * int(found[1])
+    assert "1 learned soup " in line(said.out, "time")

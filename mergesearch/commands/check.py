@@ -44,6 +44,8 @@ from mergesearch.engine.plan import DTYPES, Job, Step, check, form_of, plan
 from mergesearch.engine.residency import Holding, needs_of, residency
 from mergesearch.engine.served import check_served
 from mergesearch.evaluate import task_code
+from mergesearch.evaluate.losses import Losses
+from mergesearch.evaluate.scoring import Scorer
 from mergesearch.evaluate.tasks import Split, Task
 from mergesearch.recipe import TOWER, Recipe, TensorInfo
 from mergesearch.results.loading import SETTLED, batch_size_of
@@ -52,8 +54,9 @@ from mergesearch.search import revisions, store, strategies
 from mergesearch.search.costs import costs, duration, words_of
 from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History
-from mergesearch.search.soup.learner import Learner
+from mergesearch.search.soup.learner import Learner, why_no_gradients
 from mergesearch.search.store import RunFolder
+from mergesearch.search.strategies.learned_soup import LearnedSoups, settings_of
 from mergesearch.space import SearchSpace, Space, StackSpace, check_space
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -126,6 +129,8 @@ def _run(config: Config) -> Lines:
     length = None if code else length_of(config, survey, tasks, searched)
     holding = holding_of(config, survey, length, settled, None if code else searched)
     space, _ = spaces(config, pool)
+    asked = None if code else _asked(config, pool, tasks, searched)
+    config, without = _as_learned(config, asked, searched)
     history = History(study, config) if study else None
     if history and history.documents_each:
         costs_and_time = _so_far(history)
@@ -153,7 +158,8 @@ def _run(config: Config) -> Lines:
         *_decomposed(_in_space(config, space, pool)),
         ("dimension", f"{space.dimension} parameters in the largest proposal"),
         ("strategies", ", then ".join(name.replace("_", " ") for name in config.search.strategies)),
-        ("budget", _UNKNOWN if code else _budget(config, documents, _tokens(config, pool, tasks, documents))),
+        *([("soups", without)] if without else []),
+        ("budget", _UNKNOWN if asked is None else _budget(config, documents, asked.prompt_tokens)),
         *costs_and_time,
         *_memory(holding),
         *([("backend", f"vllm {backend.version}, by {backend.python}")] if backend else []),
@@ -177,11 +183,25 @@ def _proposed(space: Space) -> Lines:
     return [("groups", ", ".join(group.label for group in space.groups)), ("methods", ", ".join(space.methods))]
 
 
-def _tokens(config: Config, pool: Pool, tasks: Sequence[Task], documents: Mapping[str, Split]) -> int:
-    """Prompt tokens of all search documents, from the requests themselves; no weights are needed for that."""
-    plain = config.by_lm_eval
-    searched = {label: part.search for label, part in documents.items()}
-    return scorer_of(plain, pool.form.blueprint.empty(), pool.tokenizer, tasks, searched).prompt_tokens
+def _asked(config: Config, pool: Pool, tasks: Sequence[Task], searched: Mapping[str, list[int]]) -> Scorer:
+    """What the search documents ask, as requests; no weights are needed for that."""
+    return scorer_of(config.by_lm_eval, pool.form.blueprint.empty(), pool.tokenizer, tasks, searched)
+
+
+def _as_learned(config: Config, asked: Scorer | None, searched: Mapping[str, list[int]]) -> tuple[Config, str]:
+    """The configuration with the optimizer that soups will have, and why it is another one than it says; empty where
+    it is not, or cannot be known."""
+    settings = settings_of(config)
+    if asked is None or LearnedSoups.name not in config.search.strategies or settings.optimizer != "adam":
+        return config, ""
+    wanted = {task.task: searched[task.task] for task in config.tasks}
+    scorer = asked.only(wanted)
+    why = why_no_gradients(settings, wanted, lambda kind: Losses(scorer, None, kind=kind))
+    if why is None:
+        return config, ""
+    changed = {"learned_soup": settings.model_copy(update={"optimizer": "cmaes"})}
+    search = config.search.model_copy(update=changed)
+    return config.model_copy(update={"search": search}), f"learned without gradients, by CMA-ES: {why}"
 
 
 def _so_far(history: History) -> Lines:

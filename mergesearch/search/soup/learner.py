@@ -111,18 +111,10 @@ class Learner:
         """Adam where every task says what is right; else CMA-ES, which needs scores alone."""
         if self.settings.optimizer != "adam":
             return False
-        try:
-            # entropies alone need no answers
-            loss = ENTROPY if set(self.settings.loss) == {ENTROPY} else CROSS_ENTROPY
-            known = self.losses(loss).known(self.documents)
-        except UserError as error:
-            return self._without_gradients(str(error))
-        missing = [label for label, ids in known.items() if not ids]
-        return self._without_gradients(f"task {missing[0]!r} does not say what is right") if missing else True
-
-    def _without_gradients(self, why: str) -> bool:
-        self.say(f"learned soup without gradients, by CMA-ES: {why}")
-        return False
+        why = why_no_gradients(self.settings, self.documents, self.losses)
+        if why is not None:
+            self.say(f"learned soup without gradients, by CMA-ES: {why}")
+        return why is None
 
     def losses(self, loss: Loss) -> Losses:
         """Of the search documents.
@@ -401,6 +393,22 @@ class Learner:
             return objective.ranking(scorer.score().tasks)
 
         return score
+
+
+def why_no_gradients(settings: SoupSettings, documents: Documents, losses: Callable[[Loss], Losses]) -> str | None:
+    """Why soups cannot be learned by gradients, in words; None where they can.
+
+    Args:
+        documents: the search documents by task.
+        losses: of these documents, by their kind.
+    """
+    try:
+        # entropies alone need no answers
+        known = losses(ENTROPY if set(settings.loss) == {ENTROPY} else CROSS_ENTROPY).known(documents)
+    except UserError as error:
+        return str(error)
+    missing = next((label for label, ids in known.items() if not ids), None)
+    return None if missing is None else f"task {missing!r} does not say what is right"
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:
