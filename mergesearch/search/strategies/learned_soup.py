@@ -49,9 +49,9 @@ ROUNDS_SHARE = 2 / 3
 class LearnedSoups(Strategy):
     """Mixing weights learned on the search documents, for the whole model, per group or per tensor.
 
-    They start from the best mix so far that has every model in it, whatever found it; where another one, which is not
-    much the same, is within noise of it, and a third of the run's document evaluations lasts for it, from both. A part
-    of the documents is not learned from, and says how far to go. The best is learned on from where it ended, `rounds`
+    They start from the best mix so far that has every model in it and was scored on all documents, whatever found it
+    but a soup by another loss; where another one, which is not much the same, is within noise of it, and a third of the
+    run's document evaluations lasts for it, from both. A part of the documents is not learned from, and says how far to go. The best is learned on from where it ended, `rounds`
     times at most, until that brought less than noise, within two thirds of the run's document evaluations. Where these
     do not last for the soups of all losses and a round, it is the best of the first loss that is learned on, before the
     next loss.
