@@ -279,7 +279,7 @@ def _budget(config: Config, documents: Mapping[str, Split], tokens: int) -> str:
     expected = {name: known[name].cost(config, counts) for name in search.strategies}
     more = {name: cost.trials for name, cost in expected.items() if cost.trials}
     candidates = search.trials + sum(more.values())
-    trials = ", ".join(f"{count} of {name.replace('_', ' ')}" for name, count in more.items())
+    trials = ", ".join(known[name].trials_in_words(count) for name, count in more.items())
     text = (
         f"{search.trials} trials and {trials}, {searched} documents each: "
         f"{'at most ' * bool(config.racing)}{candidates * searched:,} document evaluations, "

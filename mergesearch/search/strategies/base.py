@@ -278,7 +278,7 @@ class Strategy(Declared, ABC):
     def trials_in_words(cls, count: int) -> str:
         """So many of its trials, for an estimate: `3 learned soups`; without a number what is under way of it."""
         name = cls.name.replace("_", " ")
-        return f"{count} of {name}" if count else name
+        return f"{count} by {name}" if count else name
 
     @classmethod
     def method(cls, trial: Trial) -> str:

@@ -226,7 +226,8 @@ class LearnedSoups(Strategy):
     def label(cls, trial: Trial) -> str:
         by = _BY.get(trial.key.get("loss") or "", "") if trial.key.get("gradients", True) else ""
         again = f", round {trial.key['round']}" if "round" in trial.key else ""
-        return f"learned soup per {trial.key['per']}{by}{again}"
+        second = ", second start" if trial.key.get("second") else ""
+        return f"learned soup per {trial.key['per']}{by}{again}{second}"
 
     @classmethod
     def words(cls, history: History) -> list[str]:
@@ -237,10 +238,10 @@ class LearnedSoups(Strategy):
             left = sum(by == loss for _, by in missing)
             ended = f"{left} more left out" if left else "not learned on" if settings.rounds_at_most else ""
             if ended:
-                texts.append(
-                    f"learned soup{_SAID.get(loss or '', '')}: {ended}: trial {first.number} brought less over its "
-                    "start than a quarter of its score's standard error"
-                )
+                why = f"trial {first.number} brought less over its start than a quarter of its score's standard error"
+                if first.state is State.PRUNED:
+                    why = f"a race stopped trial {first.number}"
+                texts.append(f"learned soup{_SAID.get(loss or '', '')}: {ended}: {why}")
         return texts
 
     @classmethod

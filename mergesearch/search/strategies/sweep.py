@@ -149,7 +149,7 @@ class Sweep(Strategy):
         first = next(iter(history.of(cls.name)), None)
         if first is None or "at" not in first.key:
             return []
-        return [f"sweep: {first.key['line']} is best at {first.key['at']:g} of what was raced on few documents"]
+        return [f"sweep: best of all that was tried on few documents: {first.key['line']} at {first.key['at']:g}"]
 
 
 def _least_whole(config: Config, each: int) -> int:
