@@ -51,10 +51,10 @@ class LearnedSoups(Strategy):
 
     They start from the best mix so far that has every model in it and was scored on all documents, whatever found it
     but a soup by another loss; where another one, which is not much the same, is within noise of it, and a third of the
-    run's document evaluations lasts for it, from both. A part of the documents is not learned from, and says how far to go. The best is learned on from where it ended, `rounds`
-    times at most, until that brought less than noise, within two thirds of the run's document evaluations. Where these
-    do not last for the soups of all losses and a round, it is the best of the first loss that is learned on, before the
-    next loss.
+    run's document evaluations lasts for it, from both. A part of the documents is not learned from, and says how far to
+    go. The best is learned on from where it ended, `rounds` times at most, until that brought less than noise, within
+    two thirds of the run's document evaluations. Where these do not last for the soups of all losses and a round, it is
+    the best of the first loss that is learned on, before the next loss.
     `loss: entropy` needs no answers (AdaMerging, Yang et al. 2023, arXiv:2310.02575): the soup grows sure of what it
     says, right or wrong, so what it is worth is told by the tasks' scores alone, and where documents tell their answers
     the other losses know more. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose
