@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from mergesearch import registry
@@ -62,7 +63,9 @@ class Budget:
         search, end = self.history.config.search, self.history.hours_to_search or 0.0
         documents = self.kept
         hours = min(documents * self.history.hours_of_a_document, end / 2) if documents else 0.0
-        return self.history.proposals >= search.trials - self.later.trials or self._is_over(documents, hours)
+        return self.history.proposals >= search.trials - self.later.trials or self._is_over(
+            documents, self.history.hours + hours
+        )
 
     @property
     def kept(self) -> int:
@@ -111,14 +114,22 @@ class Budget:
             ends.append((hours - history.hours) / each - self.kept)
         return max(0.0, min(ends))
 
-    def is_over(self, hours: float = 0.0) -> bool:
-        """Whether documents or hours are used up, by what has ended and by a trial that has been at work so long."""
+    def is_over(self, number: int, now: datetime | None = None) -> bool:
+        """Whether documents or hours are used up, by all that was done and by a trial that a worker is at.
+
+        Args:
+            number: of that trial.
+            now: local time; by default that of this host's clock.
+        """
+        # without hours nobody asks for them: this is looked at before every step of a soup
+        hours = 0.0 if self.history.config.search.hours is None else self.history.hours_with(number, now)
         return self._is_over(0, hours)
 
     def _is_over(self, documents: int, hours: float) -> bool:
+        """Whether so many document evaluations more, or so many hours in all, use a budget up."""
         search, end = self.history.config.search, self.history.hours_to_search
         return (search.documents is not None and self.history.documents + documents >= search.documents) or (
-            end is not None and self.history.hours + hours >= end
+            end is not None and hours >= end
         )
 
 

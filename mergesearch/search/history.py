@@ -147,8 +147,22 @@ class History:
 
     @property
     def hours(self) -> float:
-        """Wall-clock hours in which at least one trial was at work, over all starts and workers of the run."""
-        return worked_hours(self.trials)
+        """Wall-clock hours in which at least one worker was at a trial that is settled by now, over all starts and
+        workers of the run."""
+        return worked_hours(span for trial in self.trials if trial.state.settled for span in spans(trial))
+
+    def hours_with(self, number: int | None, now: datetime | None = None) -> float:
+        """The same with what is under way: a trial of which the caller knows that a worker has been at it since it took
+        it. Time in which other workers were at work too counts once.
+
+        Args:
+            number: of that trial; None: of none.
+            now: local time; by default that of this host's clock.
+        """
+        there = [span for trial in self.trials for span in spans(trial)]
+        trial = None if number is None else self.trials[number]
+        start = None if trial is None else trial.taken or trial.begun_at
+        return worked_hours(there if start is None else [*there, (start, now or datetime.now())])
 
     @property
     def hours_kept(self) -> float:
@@ -176,7 +190,7 @@ def settled_at(trial: Trial) -> datetime | None:
     if not trial.state.settled:
         return None
     start = trial.taken or trial.begun_at
-    if trial.settled_at is not None or start is None:
+    if trial.settled_at is not None or start is None or trial.state is State.FAILED:
         return trial.settled_at or trial.ended_at
     if trial.learning_documents and trial.learning_seconds is None:
         return trial.ended_at
@@ -205,17 +219,23 @@ def _at(trial: Trial, moment: datetime) -> Trial | None:
     )
 
 
-def worked_hours(trials: Iterable[Trial]) -> float:
-    """Hours in which at least one of the trials that have ended was at work."""
-    spans = [span for trial in trials if (span := trial.at_work) is not None]
+def spans(trial: Trial) -> list[tuple[datetime, datetime]]:
+    """From when to when a worker was at a trial, local time.
+
+    Of one that is not settled that is as long as it has learned: whoever took it may have been killed since.
+    """
+    start, end = trial.taken or trial.begun_at, settled_at(trial)
+    if start is None:
+        return []
+    if end is None:
+        end = start + timedelta(seconds=trial.learning_seconds or 0.0)
+    return [(start, end)] if end > start else []
+
+
+def worked_hours(spans: Iterable[tuple[datetime, datetime]]) -> float:
+    """Hours in which there was work, by when each piece of it began and ended: those that overlap count once."""
     seconds, end = 0.0, datetime.min
     for start, stop in sorted(spans):
         seconds += max(0.0, (stop - max(start, end)).total_seconds())
         end = max(end, stop)
     return seconds / 3600
-
-
-def hours_at_work(trial: Trial) -> float:
-    """Hours since a worker took a trial."""
-    start = trial.taken or trial.begun_at
-    return 0.0 if start is None else (datetime.now() - start).total_seconds() / 3600

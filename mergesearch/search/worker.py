@@ -21,7 +21,7 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search import standstill, store, trials
 from mergesearch.search.budget import Budget, Wanted, total
 from mergesearch.search.expectations import expectations
-from mergesearch.search.history import History, hours_at_work
+from mergesearch.search.history import History
 from mergesearch.search.keeping import LearningFiles
 from mergesearch.search.machine import machine
 from mergesearch.search.presence import Presence, signs
@@ -433,8 +433,7 @@ class Search:
         search = self.config.search
         if search.documents is None and search.hours is None:  # it is asked before every step of a soup
             return False
-        history = self.history()
-        return Budget(history).is_over(hours_at_work(history.trials[number]))
+        return Budget(self.history()).is_over(number)
 
     def _build_and_score(self, handle: optuna.Trial, recipe: Recipe) -> None:
         trials.write(handle, machine=self._machine)

@@ -1,0 +1,69 @@
+"""What counts against `search.hours`, on made-up trials of one worker and of several."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from support.searches import settings
+
+from mergesearch.evaluate.scores import TaskScore
+from mergesearch.search.budget import Budget
+from mergesearch.search.history import History
+from mergesearch.search.trials import State, Trial
+
+START = datetime(2026, 3, 1, 12)
+SCORES = {"quiz": TaskScore(0.5, 0.1, 10, "acc")}
+
+
+def at(hours: float) -> datetime:
+    return START + timedelta(hours=hours)
+
+
+def done(number: int, begun: float, ended: float, worker: str = "one", **more: Any) -> Trial:
+    """A trial of ten documents that a worker was at from hour to hour."""
+    kept: dict[str, Any] = {"state": State.COMPLETE, "strategy": "study", "scores": SCORES, "settled_at": at(ended)}
+    kept |= {"taken": at(begun), "begun_at": at(begun), "ended_at": at(ended), "worker": worker, **more}
+    return Trial(number, **kept)
+
+
+def soup(number: int, begun: float, learned: float = 0.0, worker: str = "one", **more: Any) -> Trial:
+    """A soup that a worker took at an hour, which has noted so many hours of learning."""
+    kept: dict[str, Any] = {"learning_documents": 30, "learning_seconds": 3600 * learned, "worker": worker, **more}
+    return Trial(number, State.RUNNING, "learned_soup", taken=at(begun), begun_at=at(begun), **kept)
+
+
+def past(folder: Path, trials: list[Trial], hours: float | None = 4.0, **search: Any) -> History:
+    config = settings(folder / "run", search={"trials": 1000, "hours": hours, **search}, report={"at_end": False})
+    history = History(optuna.create_study(), config)
+    history.trials = trials
+    return history
+
+
+def test_a_soup_ends_by_the_hours_of_the_run_and_not_by_the_sum_over_its_workers(tmp_path: Path) -> None:
+    other = [done(n + 1, n / 2, (n + 1) / 2, worker="two") for n in range(7)]
+    budget = Budget(past(tmp_path, [soup(0, 0.0), *other]))
+    assert budget.history.hours == pytest.approx(3.5)
+    assert budget.history.hours_with(0, at(3.6)) == pytest.approx(3.6)
+    assert not budget.is_over(0, at(3.9)) and budget.is_over(0, at(4.0))
+    assert not Budget(past(tmp_path, [soup(0, 0.0)], hours=None)).is_over(0, at(999))
+
+
+def test_what_another_worker_has_learned_meanwhile_counts_and_its_silence_does_not(tmp_path: Path) -> None:
+    """A worker that was killed in the evening leaves a trial that nobody is at until the morning."""
+    history = past(tmp_path, [soup(0, 0.0, learned=2.0, worker="two"), soup(1, 14.0)])
+    assert history.hours == 0.0 and history.hours_with(1, at(15)) == pytest.approx(3.0)
+    assert history.hours_with(None, at(15)) == pytest.approx(2.0)
+
+
+def test_hours_are_counted_to_when_a_trial_was_settled(tmp_path: Path) -> None:
+    """The study is told of the parents once all of them are scored, which may be the next day."""
+    parents = [done(0, 0.0, 0.1, ended_at=at(20)), done(1, 19.9, 20.0)]
+    assert past(tmp_path, parents).hours == pytest.approx(0.2)
+    scored = done(0, 0.0, 0.1, state=State.SCORED, ended_at=None)
+    assert past(tmp_path, [scored]).hours == pytest.approx(0.1)
+    failed = done(0, 0.0, 1.0, state=State.FAILED, scores={}, settled_at=None)
+    assert past(tmp_path, [failed]).hours == pytest.approx(1.0)
