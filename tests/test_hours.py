@@ -67,3 +67,11 @@ def test_hours_are_counted_to_when_a_trial_was_settled(tmp_path: Path) -> None:
     assert past(tmp_path, [scored]).hours == pytest.approx(0.1)
     failed = done(0, 0.0, 1.0, state=State.FAILED, scores={}, settled_at=None)
     assert past(tmp_path, [failed]).hours == pytest.approx(1.0)
+
+
+def test_a_document_takes_no_longer_for_all_parents_being_told_together(tmp_path: Path) -> None:
+    parents = [done(n, 0.1 * n, 0.1 * (n + 1), ended_at=at(0.5)) for n in range(5)]
+    assert past(tmp_path, parents).hours_of_a_document == pytest.approx(0.01)
+    two = [done(n, 0.1 * (n // 2), 0.1 * (n // 2 + 1), worker=f"w{n % 2}", ended_at=at(0.2)) for n in range(4)]
+    assert past(tmp_path, two).hours_of_a_document == pytest.approx(0.01)  # of one worker
+    assert Budget(past(tmp_path, parents, hours=4.0)).whole == 400

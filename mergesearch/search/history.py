@@ -179,10 +179,9 @@ class History:
     @property
     def hours_of_a_document(self) -> float:
         """The hours that a document evaluation takes one worker."""
-        spans = [(trial, trial.at_work) for trial in self.trials]
-        worked = [(trial, span) for trial, span in spans if span is not None]
-        hours = sum((end - start).total_seconds() for _, (start, end) in worked) / 3600
-        return hours / max(1, sum(trial.documents for trial, _ in worked))
+        settled = [trial for trial in self.trials if trial.state.settled]
+        seconds = sum((end - start).total_seconds() for trial in settled for start, end in spans(trial))
+        return seconds / 3600 / max(1, sum(trial.documents for trial in settled))
 
 
 def settled_at(trial: Trial) -> datetime | None:
