@@ -12,8 +12,8 @@ from support.searches import settings
 
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.search.budget import Budget
-from mergesearch.search.history import History
-from mergesearch.search.trials import State, Trial
+from mergesearch.search.history import LATEST, History
+from mergesearch.search.trials import HANDED_BACK, State, Trial
 
 START = datetime(2026, 3, 1, 12)
 SCORES = {"quiz": TaskScore(0.5, 0.1, 10, "acc")}
@@ -75,3 +75,26 @@ def test_a_document_takes_no_longer_for_all_parents_being_told_together(tmp_path
     two = [done(n, 0.1 * (n // 2), 0.1 * (n // 2 + 1), worker=f"w{n % 2}", ended_at=at(0.2)) for n in range(4)]
     assert past(tmp_path, two).hours_of_a_document == pytest.approx(0.01)  # of one worker
     assert Budget(past(tmp_path, parents, hours=4.0)).whole == 400
+
+
+def test_the_whole_run_comes_to_what_all_its_workers_do_in_its_hours(tmp_path: Path) -> None:
+    eight = [done(n, 0.1 * (n // 8), 0.1 * (n // 8 + 1), worker=f"w{n % 8}") for n in range(9)]
+    under_way = [done(n, 0.1, 0.2, f"w{n % 8}", state=State.RUNNING, scores={}, settled_at=None) for n in range(9, 16)]
+    history = past(tmp_path, [*eight, *under_way], hours=4.0)
+    assert history.workers == 8 and Budget(history).whole == 8 * 400
+    # what one worker may still do
+    assert Budget(history).left == pytest.approx((4.0 - 0.2) / 0.01)
+    waiting = Trial(16, State.WAITING)
+    left = soup(17, 0.1, worker=HANDED_BACK)
+    assert past(tmp_path, [*eight, *under_way, waiting, left]).workers == 8
+    assert past(tmp_path, []).workers == past(tmp_path, [waiting]).workers == 1
+
+
+def test_a_worker_that_is_started_again_is_no_second_worker(tmp_path: Path) -> None:
+    alone = [done(n, 0.1 * n, 0.1 * (n + 1), worker=f"start {n}") for n in range(6)]
+    copied = done(6, 0.2, 0.2, worker="start 2", same_as=1)
+    assert past(tmp_path, [*alone, copied]).workers == 1
+    # of a run that goes on with one of two
+    two = [done(n, 0.1 * (n // 2), 0.1 * (n // 2 + 1), worker=f"w{n % 2}") for n in range(4)]
+    on = [done(n, 0.1 * n, 0.1 * (n + 1)) for n in range(4, 4 + LATEST)]
+    assert past(tmp_path, two + on[:4]).workers == 2 and past(tmp_path, two + on).workers == 1

@@ -88,8 +88,8 @@ class Budget:
 
     @property
     def whole(self) -> int:
-        """The document evaluations that the whole run will come to, about: its budget, or what its trials and hours
-        amount to; 0 before anything is scored."""
+        """The document evaluations that the whole run will come to, about: its budget, or what its trials, and hours
+        with as many workers as there are, amount to; 0 before anything is scored."""
         search, history = self.history.config.search, self.history
         names = registry.uncounted()
         uncounted = sum(trial.documents for trial in history.trials if trial.strategy in names)
@@ -98,13 +98,14 @@ class Budget:
             ends.append(search.documents)
         hours, each = history.hours_to_search, history.hours_of_a_document
         if hours is not None and each:
-            ends.append(round(hours / each))
+            ends.append(round(hours * history.workers / each))
         return min(ends)
 
     @property
     def left(self) -> float:
         """The document evaluations that are left, about, without what later strategies need; infinite without an end in
-        documents or hours, or before anything says how long one takes."""
+        documents or hours, or before anything says how long one takes. In hours what one worker may still do: it is
+        asked for a soup, which one worker learns."""
         search, history = self.history.config.search, self.history
         ends = [math.inf]
         if search.documents is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import optuna
@@ -18,10 +19,12 @@ from mergesearch.recipe import Recipe
 from mergesearch.search import trials
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.store import all_noted, objective_of
-from mergesearch.search.trials import Kind, State, Trial
+from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
 
 # after so many proposals in a row that were there already, a strategy that goes on for ever has nothing new to propose
 MOST_EQUAL = 20
+# so many trials, the latest, say how many workers there are: after a restart it may be fewer
+LATEST = 100
 # where the study notes what the run's end will take: `seconds`, and `words` that say what for
 ROOM = "room"
 
@@ -175,6 +178,21 @@ class History:
     def hours_to_search(self) -> float | None:
         """Hours that the search may take: `search.hours` without what is kept back; None where there is no end."""
         return None if self.config.search.hours is None else self.config.search.hours - self.hours_kept
+
+    @property
+    def workers(self) -> int:
+        """How many workers the run has: the most that were at trials at one moment, of late; 1 before any was.
+
+        Ids would count a worker that was started again twice.
+        """
+        moments: list[tuple[datetime, int]] = []
+        for trial in self.trials[-LATEST:]:
+            start, end = trial.taken or trial.begun_at, settled_at(trial)
+            if start is None or trial.worker == HANDED_BACK or (end is not None and end <= start):
+                continue
+            moments += [(start, 1), (end or datetime.max, -1)]
+        # of one moment those that end come first
+        return max(1, *accumulate((change for _, change in sorted(moments)), initial=0))
 
     @property
     def hours_of_a_document(self) -> float:
