@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from support.searches import settings
+from support.searches import settings, start
 
 from mergesearch.evaluate.scores import TaskScore
+from mergesearch.search import trials
 from mergesearch.search.budget import Budget
-from mergesearch.search.history import LATEST, History
-from mergesearch.search.trials import HANDED_BACK, State, Trial
+from mergesearch.search.history import LATEST, History, spans
+from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
 
 START = datetime(2026, 3, 1, 12)
 SCORES = {"quiz": TaskScore(0.5, 0.1, 10, "acc")}
@@ -36,10 +38,10 @@ def soup(number: int, begun: float, learned: float = 0.0, worker: str = "one", *
     return Trial(number, State.RUNNING, "learned_soup", taken=at(begun), begun_at=at(begun), **kept)
 
 
-def past(folder: Path, trials: list[Trial], hours: float | None = 4.0, **search: Any) -> History:
+def past(folder: Path, made: list[Trial], hours: float | None = 4.0, **search: Any) -> History:
     config = settings(folder / "run", search={"trials": 1000, "hours": hours, **search}, report={"at_end": False})
     history = History(optuna.create_study(), config)
-    history.trials = trials
+    history.trials = made
     return history
 
 
@@ -98,3 +100,53 @@ def test_a_worker_that_is_started_again_is_no_second_worker(tmp_path: Path) -> N
     two = [done(n, 0.1 * (n // 2), 0.1 * (n // 2 + 1), worker=f"w{n % 2}") for n in range(4)]
     on = [done(n, 0.1 * n, 0.1 * (n + 1)) for n in range(4, 4 + LATEST)]
     assert past(tmp_path, two + on[:4]).workers == 2 and past(tmp_path, two + on).workers == 1
+
+
+def test_what_was_learned_before_an_interruption_counts(tmp_path: Path) -> None:
+    """50 minutes into a soup somebody interrupts it, and goes on the next day."""
+    before = soup(0, 0.0, learned=0.8, worker=HANDED_BACK)
+    assert past(tmp_path, [before]).hours == pytest.approx(0.8)
+    again = replace(soup(0, 20.0, learned=0.9), begun_at=START, earlier=tuple(spans(before)))
+    history = past(tmp_path, [again], hours=2.0)
+    assert history.hours == pytest.approx(0.8) and history.hours_with(None) == pytest.approx(0.9)
+    budget = Budget(history)
+    assert not budget.is_over(0, at(21.1)) and budget.is_over(0, at(21.25))
+    # another worker, whose time counts once, was at work while it was learned at first
+    both = past(tmp_path, [again, done(1, 0.5, 1.0, worker="two")], hours=2.0)
+    assert both.hours == pytest.approx(1.0) and both.hours_with(0, at(21)) == pytest.approx(2.0)
+    ended = done(0, 20.0, 21.0, learning_documents=90, learning_seconds=1.7 * 3600, earlier=again.earlier)
+    assert past(tmp_path, [ended]).hours == pytest.approx(1.8)
+    assert past(tmp_path, [ended]).hours_of_a_document == pytest.approx(1.8 / 100)
+    replayed = past(tmp_path, [again])
+    assert replayed.at(at(0.5)).trials[0].earlier == () and replayed.at(at(1)).trials[0].earlier == again.earlier
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("killed", [None, "earlier"])
+def test_whoever_takes_a_trial_up_notes_how_long_another_was_at_it(
+    tmp_path: Path, killed: str | None, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = start(tmp_path / "run", search={"trials": 1})
+    trials.enqueue(search.study, strategy="study", kind=Kind.SAMPLED, key={"stage": "study", "sampler": "tpe"})
+    handle = search.study.ask()
+    trials.write(handle, worker=HANDED_BACK, taken=START, learning_seconds=3000.0)
+    if settled:
+        trials.write(handle, settled_at=START + timedelta(seconds=3000), scores=SCORES | {"bits": SCORES["quiz"]})
+    write = optuna.Trial.set_user_attr
+
+    def dies(self: optuna.Trial, name: str, value: Any) -> None:
+        write(self, name, value)
+        if name == killed and not died:
+            died.append(name)
+            raise KeyboardInterrupt
+
+    died: list[str] = []
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", dies)
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            search.run()
+    search.run()
+    trial = trials.at(search.study, 0)
+    assert trial.earlier == ((START, START + timedelta(seconds=3000)),)
+    assert trial.taken is not None and trial.taken > START
+    assert search.history().hours == pytest.approx(3000 / 3600, abs=0.01)

@@ -41,6 +41,7 @@ def test_what_was_written_is_read(study: optuna.Study, tmp_path: Path) -> None:
         "machine": {"device": "cpu"},
         "worker": "host-1",
         "taken": taken,
+        "earlier": ((datetime(2026, 2, 28, 9), datetime(2026, 2, 28, 11, 5)),),
         "learning_documents": 7,
         "learning_seconds": 1.5,
         "settled_at": taken,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import optuna
@@ -150,9 +150,11 @@ class History:
 
     @property
     def hours(self) -> float:
-        """Wall-clock hours in which at least one worker was at a trial that is settled by now, over all starts and
-        workers of the run."""
-        return worked_hours(span for trial in self.trials if trial.state.settled for span in spans(trial))
+        """Wall-clock hours in which at least one worker was at a trial that is settled by now, or that it left, over
+        all starts and workers of the run."""
+        over = [trial.state.settled or trial.worker == HANDED_BACK for trial in self.trials]
+        each = (spans(trial) if done else trial.earlier for trial, done in zip(self.trials, over, strict=True))
+        return worked_hours(chain.from_iterable(each))
 
     def hours_with(self, number: int | None, now: datetime | None = None) -> float:
         """The same with what is under way: a trial of which the caller knows that a worker has been at it since it took
@@ -232,21 +234,25 @@ def _at(trial: Trial, moment: datetime) -> Trial | None:
         key=trial.key,
         worker=trial.worker,
         taken=trial.taken,
+        earlier=tuple(span for span in trial.earlier if span[1] <= moment),
         begun_at=trial.begun_at,
     )
 
 
 def spans(trial: Trial) -> list[tuple[datetime, datetime]]:
-    """From when to when a worker was at a trial, local time.
+    """From when to when workers were at a trial, local time; those first that had left it.
 
-    Of one that is not settled that is as long as it has learned: whoever took it may have been killed since.
+    The last one of a trial that is not settled counts for as long as it has learned: it may have been killed since.
     """
     start, end = trial.taken or trial.begun_at, settled_at(trial)
     if start is None:
         return []
     if end is None:
-        end = start + timedelta(seconds=trial.learning_seconds or 0.0)
-    return [(start, end)] if end > start else []
+        learned = timedelta(seconds=trial.learning_seconds or 0.0)
+        end = start + learned - sum((stop - begun for begun, stop in trial.earlier), timedelta())
+    last = [(start, end)] if end > start else []
+    # whoever took it up may have been killed before it noted that it did
+    return list(dict.fromkeys([*trial.earlier, *last]))
 
 
 def worked_hours(spans: Iterable[tuple[datetime, datetime]]) -> float:

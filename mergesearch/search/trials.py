@@ -103,6 +103,7 @@ class Trial:
         lost: how often a worker ended without a word while it was at it, since it last got further.
         lost_at: its `learning_documents` at the last of these.
         taken: when that worker took it, local time.
+        earlier: from when to when other workers had been at it, which did not settle it, as far as they had noted that.
         settled_at: when it was scored or stopped, local time; the study is told of the parents only once all of them
             are scored. None of one that a version scored that did not note it.
         begun_at, ended_at: when it was proposed and when the study was told, local time.
@@ -136,6 +137,7 @@ class Trial:
     lost: int = 0
     lost_at: int = 0
     taken: datetime | None = None
+    earlier: tuple[tuple[datetime, datetime], ...] = ()
     settled_at: datetime | None = None
     begun_at: datetime | None = None
     ended_at: datetime | None = None
@@ -227,6 +229,14 @@ def _plain_scores(scores: Mapping[str, TaskScore]) -> dict[str, Any]:
     return {task: asdict(score) for task, score in scores.items()}
 
 
+def _plain_spans(spans: Iterable[tuple[datetime, datetime]]) -> list[list[str]]:
+    return [[moment.isoformat() for moment in span] for span in spans]
+
+
+def _spans(data: Iterable[tuple[str, str]]) -> tuple[tuple[datetime, datetime], ...]:
+    return tuple((datetime.fromisoformat(start), datetime.fromisoformat(end)) for start, end in data)
+
+
 # How a field is kept where it is no plain data: (to plain data, back).
 _FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "kind": (lambda kind: kind.value, Kind),
@@ -235,6 +245,7 @@ _FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "key": (dict, dict),
     "machine": (dict, _machine),
     "taken": (datetime.isoformat, datetime.fromisoformat),
+    "earlier": (_plain_spans, _spans),
     "settled_at": (datetime.isoformat, datetime.fromisoformat),
 }
 # what Optuna itself knows of a trial

@@ -21,7 +21,7 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search import standstill, store, trials
 from mergesearch.search.budget import Budget, Wanted, total
 from mergesearch.search.expectations import expectations
-from mergesearch.search.history import History
+from mergesearch.search.history import History, spans
 from mergesearch.search.keeping import LearningFiles
 from mergesearch.search.machine import machine
 from mergesearch.search.presence import Presence, signs
@@ -214,7 +214,7 @@ class Search:
                 if not isinstance(handle, Wait):
                     # a server that restarts ends a turn: another worker may have taken it too, and be through with it
                     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                        trials.write(handle, worker=presence.id, taken=datetime.now(), **self._losses(left))
+                        trials.write(handle, worker=presence.id, **self._left(left), taken=datetime.now())
                         return handle
             time.sleep(WAIT_SECONDS)
             self._turn("idle", WAIT_SECONDS, 0.0)
@@ -229,12 +229,17 @@ class Search:
         return None
 
     @staticmethod
-    def _losses(left: Trial | None) -> dict[str, int]:
-        """What is noted of a trial whose last worker ended without a word: it may be the trial's doing."""
-        if left is None or left.worker == HANDED_BACK or left.state.settled:
+    def _left(left: Trial | None) -> dict[str, Any]:
+        """What is noted of a trial that a worker left: how long it was at it, and where it ended without a word that
+        it did, since that may be the trial's doing."""
+        if left is None:
             return {}
+        worked = spans(left)
+        noted: dict[str, Any] = {"earlier": worked} if worked else {}
+        if left.worker == HANDED_BACK or left.state.settled:
+            return noted
         further = left.learning_documents > left.lost_at
-        return {"lost": 1 if further else left.lost + 1, "lost_at": left.learning_documents}
+        return {**noted, "lost": 1 if further else left.lost + 1, "lost_at": left.learning_documents}
 
     def _hand_back(self, handle: optuna.Trial) -> None:
         """Says that nobody is at a trial any more, so that any worker may go on with it at once."""
