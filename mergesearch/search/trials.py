@@ -229,12 +229,23 @@ def _plain_scores(scores: Mapping[str, TaskScore]) -> dict[str, Any]:
     return {task: asdict(score) for task, score in scores.items()}
 
 
+def _plain_time(moment: datetime) -> str:
+    """With the offset of this host's clock, since whoever reads it may be elsewhere."""
+    return moment.astimezone().isoformat()
+
+
+def _time(data: str) -> datetime:
+    """In local time, as Optuna's own times are; versions that wrote no offset wrote local time."""
+    moment = datetime.fromisoformat(data)
+    return moment if moment.tzinfo is None else moment.astimezone().replace(tzinfo=None)
+
+
 def _plain_spans(spans: Iterable[tuple[datetime, datetime]]) -> list[list[str]]:
-    return [[moment.isoformat() for moment in span] for span in spans]
+    return [[_plain_time(moment) for moment in span] for span in spans]
 
 
 def _spans(data: Iterable[tuple[str, str]]) -> tuple[tuple[datetime, datetime], ...]:
-    return tuple((datetime.fromisoformat(start), datetime.fromisoformat(end)) for start, end in data)
+    return tuple((_time(start), _time(end)) for start, end in data)
 
 
 # How a field is kept where it is no plain data: (to plain data, back).
@@ -244,9 +255,9 @@ _FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "partial": (_plain_scores, _scores),
     "key": (dict, dict),
     "machine": (dict, _machine),
-    "taken": (datetime.isoformat, datetime.fromisoformat),
+    "taken": (_plain_time, _time),
     "earlier": (_plain_spans, _spans),
-    "settled_at": (datetime.isoformat, datetime.fromisoformat),
+    "settled_at": (_plain_time, _time),
 }
 # what Optuna itself knows of a trial
 _OPTUNAS = frozenset({"number", "state", "begun_at", "ended_at", "params", "excess"})
