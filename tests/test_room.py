@@ -82,8 +82,9 @@ def test_the_search_ends_earlier_by_it_and_watch_says_so(tmp_path: Path) -> None
     history = History(search.study, config)
     assert history.hours_kept == 0.25 and history.hours < 0.05
     taken = datetime.now()
-    history.trials.append(Trial(len(history.trials), State.RUNNING, taken=taken))  # a soup, after all the others
-    over = [Budget(history).is_over(history.trials[-1].number, taken + timedelta(hours=hours)) for hours in (0.65, 0.75)]
+    soup = Trial(len(history.trials), State.RUNNING, taken=taken)  # after all the others
+    history.trials.append(soup)
+    over = [Budget(history).is_over(soup.number, taken + timedelta(hours=hours)) for hours in (0.65, 0.75)]
     assert over == [False, True]
     history.trials.pop()
     probe = Probe({"quiz": SIZE}, {"quiz": 0.1}, merge=1.0)
