@@ -222,6 +222,20 @@ def test_a_disk_that_fails_ends_the_run_with_what_was_scored_kept(tmp_path: Path
     assert proposals(tmp_path / "run") == whole
 
 
+def test_a_worker_says_which_trial_it_is_at(tmp_path: Path) -> None:
+    seen: list[int | None] = []
+
+    class Asks(Scorer):
+        def score(self) -> Found:
+            seen.append(search.at_work)
+            return super().score()
+
+    search = start(tmp_path / "run", scorer=Asks(Engine()), search={"trials": 2, "seed": 3})
+    assert search.at_work is None
+    search.run()
+    assert seen == [trial.number for trial in search.history().trials] and search.at_work is None
+
+
 def test_hours_are_a_budget(tmp_path: Path) -> None:
     search = start(tmp_path / "run", search={"trials": 14, "hours": 1e-9, "seed": 3})
     search.run()

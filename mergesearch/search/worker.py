@@ -148,6 +148,7 @@ class Search:
         )
         self._last: History | None = None
         self._presence: Presence | None = None  # while it is at work
+        self.at_work: int | None = None  # the number of the trial that this worker is at
         self._learning: LearningFiles | None = None  # of the soup at work
         self._ended: set[str] = set()  # strategies of which it was said that their space is exhausted
         began = len(self.study.get_trials(deepcopy=False))
@@ -173,12 +174,14 @@ class Search:
         about = {"device": self._machine["device"], "doing": self._doing}
         with Presence(self.folder, self.study, say=self._say, **about) as self._presence:
             while (handle := self._take_next(self._presence)) is not None:
+                self.at_work = handle.number
                 try:
                     with self._watchdog.watching(handle.number):
                         self._work(handle)
                 except KeyboardInterrupt:
                     self._hand_back(handle)
                     raise
+                self.at_work = None
                 self._teller.scored()
                 self._check_failures()
                 self._look_for_standstills()
