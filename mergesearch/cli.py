@@ -434,7 +434,7 @@ def _search(settings: Config, allow_changed: bool, alone: bool = True) -> Search
             doing=progress.doing,
             allow_changed=allow_changed,
         )
-        progress.begin(session.search.history, session.read().records)
+        progress.begin(session.search.history, session.read().records, lambda: session.search.at_work)
         try:
             session.run(progress.say)
         except KeyboardInterrupt:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ from mergesearch.evaluate.scores import TaskScore
 from mergesearch.results.loading import Run
 from mergesearch.results.record import Record, record_of
 from mergesearch.search import store
+from mergesearch.search.history import History
 from mergesearch.search.soup.learning import LearningStep
 from mergesearch.search.store import RunFolder
+from mergesearch.search.trials import Kind, State, Trial
 from mergesearch.search.worker import Search
 from mergesearch.space import SearchSpace
 
@@ -93,7 +98,7 @@ def test_the_view_says_what_is_done_how_well_it_goes_and_how_long_it_takes() -> 
     assert wide[0].startswith(SOUP) and wide[0].rstrip().endswith("18/122 trials  about 1 h 7 min left")
     doing = "zoo_letters, zoo_numbers and 3 more, 140 of 600 documents, 14 a second"
     assert wide[1] == f"trial 18 {SOUP}: {doing}"
-    best = f"best so far 0.5230 (trial 17 {SOUP})"
+    best = f"highest score so far 0.5230 (trial 17 {SOUP})"
     assert wide[2] == f"best single model 0.1171 (a-model-with-a-long-name), {best}"
     assert wide[3] == "50 min at work: scoring 78 %, learning 20 %, merging 2 %"
     narrow = drawn(busy(), 80)
@@ -134,7 +139,8 @@ def run_shown(folder: Path, console: Console, clock: Clock, **changes: Any) -> S
             finished=told(progress.finished),
         )
         progress.say("loading 2 tasks")
-        progress.begin(search.history, [record_of(t, search.history().objective) for t in search.history().trials])
+        there = [record_of(t, search.history().objective) for t in search.history().trials]
+        progress.begin(search.history, there, lambda: search.at_work)
         search.run()
     return search
 
@@ -151,7 +157,7 @@ def test_without_a_terminal_there_is_a_line_for_each_trial(tmp_path: Path) -> No
             and f" trial {number} {name}: quiz acc 0." in lines[1 + number]
         )
     assert "; about " in lines[1] and " left)" in lines[1] and "bits bits_per_byte" in lines[1]
-    assert lines[4].startswith("[4/7] trial 3 average: ") and "(best " in lines[4]
+    assert lines[4].startswith("[4/7] trial 3 average: ") and "(highest score " in lines[4]
     assert lines[-1].startswith("[7/7] trial 6 ") and "left" not in lines[-1]
     again = Console(width=80, file=io.StringIO(), force_terminal=False)
     run_shown(tmp_path / "run", again, Clock(), search={"trials": 3})
@@ -186,6 +192,52 @@ def test_a_long_trial_says_now_and_then_that_it_goes_on(tmp_path: Path) -> None:
         "trial 3 ties: step 4 of 10, loss 0.5000",
         "trial 3 ties: step 9 of 10, loss 0.5000",
     ]
+
+
+def shown_between(folder: Path, mine: Callable[[], int | None]) -> tuple[RunProgress, History, io.StringIO, Clock]:
+    """A run of which three trials are under way: 7 was left in the evening, 8 and 9 were begun an hour ago."""
+    search = run_shown(folder, Console(file=io.StringIO()), Clock(), search={"trials": 3})
+    clock, told = Clock(), io.StringIO()
+    history, moment = History(search.study, search.config), datetime.now()
+    begun = {7: moment - timedelta(hours=14), 8: moment - timedelta(hours=1), 9: moment - timedelta(hours=1)}
+    for (number, taken), per in zip(begun.items(), ("recipe", "group", "tensor"), strict=True):
+        key = {"per": per, "loss": "expected", "start": None}
+        soup = Trial(number, State.RUNNING, "learned_soup", Kind.LEARNED, key=key, worker=f"w{number}", taken=taken)
+        history.trials.append(soup)
+    progress = RunProgress(search.config, Console(width=200, file=told), clock)
+    progress.begin(lambda: history, [], mine)
+    return progress, history, told, clock
+
+
+def test_each_worker_shows_the_soup_that_it_learns_itself(tmp_path: Path) -> None:
+    progress, _, told, clock = shown_between(tmp_path / "run", lambda: 8)
+    clock.now += 2 * STILL
+    progress.learning(LearningStep(4, 10, 0.5))
+    assert progress._view.trial == "trial 8 learned soup per group"
+    assert told.getvalue().startswith("trial 8 learned soup per group: step 4 of 10, loss 0.5000")
+
+
+def test_time_at_work_is_what_the_hours_of_the_run_count(tmp_path: Path) -> None:
+    mine: list[int | None] = [None]
+    progress, history, _, clock = shown_between(tmp_path / "run", lambda: mine[0])
+    assert progress._view.worked == pytest.approx(3600 * history.hours, abs=1)
+    mine[0] = 8
+    clock.now += 10
+    progress.asked(Asked(("quiz",), 0, 8))
+    # the trials before were scored in the same hour; nobody has been at trial 7 since the evening
+    assert progress._view.worked == pytest.approx(3600, abs=5)
+
+
+def test_a_trial_that_is_taken_up_again_is_read_again(tmp_path: Path) -> None:
+    mine: list[int | None] = [None]
+    progress, history, _, clock = shown_between(tmp_path / "run", lambda: mine[0])
+    taken = replace(history.trials[7], taken=datetime.now())
+    again = copy.copy(history)
+    again.trials = [*history.trials[:7], taken, *history.trials[8:]]
+    progress._read, mine[0] = lambda: again, 7
+    clock.now += 10
+    progress.asked(Asked(("quiz",), 0, 8))
+    assert progress._view.worked < 60
 
 
 def test_documents_of_blocks_are_added_up(tmp_path: Path) -> None:

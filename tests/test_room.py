@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mergesearch.search.estimate import estimate
 from mergesearch.search.history import ROOM, History
 from mergesearch.search.speed import Probe
 from mergesearch.search.store import RunFolder, write_documents
+from mergesearch.search.trials import State, Trial
 from mergesearch.search.worker import Search
 
 HOLDOUT = 3 * SIZE
@@ -79,7 +81,12 @@ def test_the_search_ends_earlier_by_it_and_watch_says_so(tmp_path: Path) -> None
     config = search.config.model_copy(update={"search": search.config.search.model_copy(update={"trials": 1000})})
     history = History(search.study, config)
     assert history.hours_kept == 0.25 and history.hours < 0.05
-    assert not Budget(history).is_over(0.65) and Budget(history).is_over(0.75)
+    taken = datetime.now()
+    soup = Trial(len(history.trials), State.RUNNING, taken=taken)  # after all the others
+    history.trials.append(soup)
+    over = [Budget(history).is_over(soup.number, taken + timedelta(hours=hours)) for hours in (0.65, 0.75)]
+    assert over == [False, True]
+    history.trials.pop()
     probe = Probe({"quiz": SIZE}, {"quiz": 0.1}, merge=1.0)
     with_room = estimate(config, history, probe)
     store.note(search.study, ROOM, {"seconds": 0, "words": ""})

@@ -19,7 +19,7 @@ from mergesearch.recipe import Recipe
 from mergesearch.results.loading import load_run
 from mergesearch.results.record import ranked, records
 from mergesearch.search import store, trials
-from mergesearch.search.history import History, hours_at_work, worked_hours
+from mergesearch.search.history import History, spans, worked_hours
 from mergesearch.search.trials import Trial
 from mergesearch.search.worker import SearchFailed
 
@@ -222,6 +222,20 @@ def test_a_disk_that_fails_ends_the_run_with_what_was_scored_kept(tmp_path: Path
     assert proposals(tmp_path / "run") == whole
 
 
+def test_a_worker_says_which_trial_it_is_at(tmp_path: Path) -> None:
+    seen: list[int | None] = []
+
+    class Asks(Scorer):
+        def score(self) -> Found:
+            seen.append(search.at_work)
+            return super().score()
+
+    search = start(tmp_path / "run", scorer=Asks(Engine()), search={"trials": 2, "seed": 3})
+    assert search.at_work is None
+    search.run()
+    assert seen == [trial.number for trial in search.history().trials] and search.at_work is None
+
+
 def test_hours_are_a_budget(tmp_path: Path) -> None:
     search = start(tmp_path / "run", search={"trials": 14, "hours": 1e-9, "seed": 3})
     search.run()
@@ -258,7 +272,7 @@ def test_hours_count_work_alone(tmp_path: Path) -> None:
     done = trials.read(search.study.get_trials()[0])
     assert done.begun_at is not None
     done = replace(done, begun_at=done.begun_at - timedelta(hours=14))  # a worker that was killed had begun it
-    assert worked_hours([done]) < 0.01 and 0 <= hours_at_work(done) < 0.01
+    assert worked_hours(spans(done)) < 0.01
 
 
 def test_the_storage_may_be_elsewhere(tmp_path: Path) -> None:

@@ -609,7 +609,7 @@ def test_hours_are_kept_as_long_as_one_worker_has_taken(tmp_path: Path) -> None:
     # two workers side by side, 8 trials of 10 documents, 0.1 hours each
     begun = [datetime(2026, 1, 1) + timedelta(hours=0.1 * (trial.number // 2)) for trial in past.trials]
     past.trials = [
-        replace(trial, begun_at=start, taken=start, ended_at=start + timedelta(hours=0.1))
+        replace(trial, begun_at=start, taken=start, settled_at=(end := start + timedelta(hours=0.1)), ended_at=end)
         for trial, start in zip(past.trials, begun, strict=True)
     ]
     assert past.hours == pytest.approx(0.4) and past.documents == 80 and not Budget(past).used_up

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -41,6 +43,7 @@ def test_what_was_written_is_read(study: optuna.Study, tmp_path: Path) -> None:
         "machine": {"device": "cpu"},
         "worker": "host-1",
         "taken": taken,
+        "earlier": ((datetime(2026, 2, 28, 9), datetime(2026, 2, 28, 11, 5)),),
         "learning_documents": 7,
         "learning_seconds": 1.5,
         "settled_at": taken,
@@ -61,6 +64,33 @@ def test_what_was_written_is_read(study: optuna.Study, tmp_path: Path) -> None:
     study.tell(0, 0.5)
     done = read(study)
     assert done.state is State.COMPLETE and done.at_work == (taken, done.ended_at)
+
+
+def test_times_of_a_host_with_another_clock_are_read_in_local_time(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noon = datetime(2026, 3, 1, 12)
+    values: dict[str, Any] = {"taken": noon, "settled_at": noon + timedelta(hours=1), "earlier": [(noon, noon)]}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "UTC-3")  # POSIX: three hours ahead
+        time.tzset()
+        trials.write(study.ask(), **values)
+        assert {name: getattr(read(study), name) for name in ("taken", "settled_at")} == {
+            "taken": noon,
+            "settled_at": noon + timedelta(hours=1),
+        }
+        elsewhere.setenv("TZ", "UTC")
+        time.tzset()
+        found = read(study)
+    time.tzset()
+    assert found.taken == noon - timedelta(hours=3) and found.settled_at == noon - timedelta(hours=2)
+    assert found.earlier == ((found.taken, found.taken),)
+
+
+def test_times_of_a_version_that_noted_no_offset_are_local(study: optuna.Study) -> None:
+    handle = study.ask()
+    handle.set_user_attr("taken", "2026-03-01T12:00:00")
+    assert read(study).taken == datetime(2026, 3, 1, 12)
 
 
 def test_each_state_is_told_from_what_stands_in_the_study(study: optuna.Study) -> None:

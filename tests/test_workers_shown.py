@@ -127,11 +127,11 @@ def test_progress_counts_the_trials_of_all_workers(search: Search) -> None:
     history = History(search.study, search.config)
     told = io.StringIO()
     progress = RunProgress(search.config, Console(file=told, width=200))
-    progress.begin(lambda: history, [])
+    progress.begin(lambda: history, [], lambda: None)
     mine = record_of(history.trials[-1], history.objective)
     progress.finished(mine)
     every, best = len(history.trials), history.complete()[0]
     line = told.getvalue().splitlines()[-1]
     assert line.startswith(f"[{every}/{every}] trial {mine.number} ")
-    assert f"best {history.value(best):.4f}, trial {best.number};" in line
+    assert f"highest score {history.value(best):.4f}, trial {best.number};" in line
     assert progress.doing() == progress._view.doing

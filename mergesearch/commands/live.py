@@ -36,7 +36,8 @@ class View:
         block, last: of a trial that is asked block by block, the documents of the blocks before, and of this one.
         begun: when its first document was asked for.
         ended, total: trials that have ended, and that there will be, as far as one can tell.
-        best, single: the best trial so far, and the best single model.
+        best, single: the trial with the highest score so far, and the single model. Tables rank by what is expected of
+            a trial elsewhere, which takes too long to find for a view; so one may stand here that does not win.
         objective_known: whether the parents are scored.
         remaining: seconds that are left; None where nothing is known of them.
         worked: seconds that the run has been at work.
@@ -75,16 +76,23 @@ class View:
         if record.name in self.models and (self.single is None or record.objective > (self.single.objective or 0.0)):
             self.single = record
 
-    def note(self, history: History, rest: Estimate | None, moment: datetime, now: float) -> None:
-        """Takes over what the study says, and what is left."""
+    def note(
+        self, history: History, rest: Estimate | None, moment: datetime, now: float, at_work: int | None = None
+    ) -> None:
+        """Takes over what the study says, and what is left.
+
+        Args:
+            history: the run so far.
+            rest: what it will still take; None where that is not known.
+            moment, now: local time, and the clock.
+            at_work: the number of the trial that this worker is at; None: it is at none.
+        """
         self.models = tuple(history.config.models)
         self.objective_known = history.objective is not None
         self.each = history.documents_each
         self.total = len(history.trials) + (rest.trials if rest else 0)
         self.remaining, self.at = (rest.seconds if rest else None), now
-        begun = [trial.taken for trial in history.trials if not trial.state.ended and trial.taken is not None]
-        age = max(((moment - taken).total_seconds() for taken in begun), default=0.0)
-        self.worked = 3600 * history.hours + age
+        self.worked = 3600 * history.hours_with(at_work, moment)
         self.shares = shares(history)
         for trial in history.complete()[:1]:  # another worker's may be better
             self.take(record_of(trial, history.objective))
@@ -164,7 +172,7 @@ def _work(view: View, now: float) -> str:
 def _best(view: View) -> str:
     if not view.objective_known or view.best is None:
         return "the objective is known once the base and all models are scored" if view.trial else ""
-    best = f"best so far {view.best.objective:.4f} (trial {view.best.number} {view.best.method})"
+    best = f"highest score so far {view.best.objective:.4f} (trial {view.best.number} {view.best.method})"
     if view.single is None:
         return best
     return f"best single model {view.single.objective:.4f} ({view.single.name}), {best}"

@@ -57,6 +57,8 @@ class RunProgress:
                 redirect_stderr=sys.stderr.isatty(),
             )
         self._read: Callable[[], History] | None = None
+        self._at_work: Callable[[], int | None] = lambda: None
+        self._was_at: int | None = None  # when the study was read
         self._history: History | None = None
         self._shown: set[int] = set()
         self._settled: set[int] = set()  # of all workers, as far as the study was read
@@ -84,14 +86,17 @@ class RunProgress:
         if self._live is None or text.startswith("note: "):
             self._print(text)
 
-    def begin(self, history: Callable[[], History], records: Sequence[Record]) -> None:
+    def begin(
+        self, history: Callable[[], History], records: Sequence[Record], at_work: Callable[[], int | None]
+    ) -> None:
         """The search begins, or goes on after the trials of an earlier start.
 
         Args:
             history: reads the run so far.
             records: its trials.
+            at_work: the number of the trial that this worker is at; None while it is at none.
         """
-        self._read = history
+        self._read, self._at_work = history, at_work
         for record in records:
             if record.state in ENDED or record.scores:
                 self._count(record)
@@ -160,24 +165,28 @@ class RunProgress:
         every = SHARE * self._cost if again else max(ESTIMATED, SHARE * self._cost)
         if self._read is None or now - self._estimated < every:
             return
-        if self._stale or self._history is None or (learning and now - self._was_read > READ):
+        at_work = self._at_work()
+        # what was read before this worker took a trial tells of who was at it before
+        taken = at_work is not None and at_work != self._was_at
+        if self._stale or self._history is None or taken or (learning and now - self._was_read > READ):
             self._history, self._was_read, self._stale = self._read(), now, False
+            self._was_at = at_work
             self._settled = {trial.number for trial in self._history.trials if trial.state.settled}
             self._view.ended = len(self._shown | self._settled)
         self._estimated = now
         moment = datetime.now()
-        self._view.note(self._history, estimate(self._config, self._history, now=moment), moment, now)
+        rest = estimate(self._config, self._history, now=moment)
+        self._view.note(self._history, rest, moment, now, at_work)
         self._cost = self._clock() - now
 
     def _running(self) -> Record | None:
-        """The trial that this worker is at, before it has a recipe: the latest that was begun."""
-        for attempt in range(2):
-            under_way = [t for t in self._history.trials if not t.state.settled] if self._history else []
-            if under_way:
-                return record_of(max(under_way, key=lambda trial: (trial.taken is not None, trial.number)), None)
-            if self._read is not None and not attempt:
-                self._history = self._read()
-        return None
+        """The trial that this worker is at, before it has a recipe."""
+        number = self._at_work()
+        if number is None or self._read is None:
+            return None
+        if self._history is None or number >= len(self._history.trials):
+            self._history = self._read()
+        return record_of(self._history.trials[number], None)
 
     # --- lines ---
 
@@ -202,7 +211,7 @@ class RunProgress:
             return f"{head}: failed: {record.error}"
         best, broken = self._view.best, f" but {record.infeasible}" if record.infeasible else ""
         # on a terminal the best stands in the view
-        known = f"best {best.objective:.4f}, trial {best.number}; " if best and self._live is None else ""
+        known = f"highest score {best.objective:.4f}, trial {best.number}; " if best and self._live is None else ""
         return f"{head}: {record.objective:.4f}{broken} ({known}{self._seconds(record)})"
 
     def _still(self, text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from mergesearch import registry
@@ -62,7 +63,9 @@ class Budget:
         search, end = self.history.config.search, self.history.hours_to_search or 0.0
         documents = self.kept
         hours = min(documents * self.history.hours_of_a_document, end / 2) if documents else 0.0
-        return self.history.proposals >= search.trials - self.later.trials or self._is_over(documents, hours)
+        return self.history.proposals >= search.trials - self.later.trials or self._is_over(
+            documents, self.history.hours + hours
+        )
 
     @property
     def kept(self) -> int:
@@ -85,8 +88,8 @@ class Budget:
 
     @property
     def whole(self) -> int:
-        """The document evaluations that the whole run will come to, about: its budget, or what its trials and hours
-        amount to; 0 before anything is scored."""
+        """The document evaluations that the whole run will come to, about: its budget, or what its trials, and hours
+        with as many workers as there are, amount to; 0 before anything is scored."""
         search, history = self.history.config.search, self.history
         names = registry.uncounted()
         uncounted = sum(trial.documents for trial in history.trials if trial.strategy in names)
@@ -95,13 +98,14 @@ class Budget:
             ends.append(search.documents)
         hours, each = history.hours_to_search, history.hours_of_a_document
         if hours is not None and each:
-            ends.append(round(hours / each))
+            ends.append(round(hours * history.workers / each))
         return min(ends)
 
     @property
     def left(self) -> float:
         """The document evaluations that are left, about, without what later strategies need; infinite without an end in
-        documents or hours, or before anything says how long one takes."""
+        documents or hours, or before anything says how long one takes. In hours what one worker may still do: it is
+        asked for a soup, which one worker learns."""
         search, history = self.history.config.search, self.history
         ends = [math.inf]
         if search.documents is not None:
@@ -111,14 +115,22 @@ class Budget:
             ends.append((hours - history.hours) / each - self.kept)
         return max(0.0, min(ends))
 
-    def is_over(self, hours: float = 0.0) -> bool:
-        """Whether documents or hours are used up, by what has ended and by a trial that has been at work so long."""
+    def is_over(self, number: int, now: datetime | None = None) -> bool:
+        """Whether documents or hours are used up, by all that was done and by a trial that a worker is at.
+
+        Args:
+            number: of that trial.
+            now: local time; by default that of this host's clock.
+        """
+        # without hours nobody asks for them: this is looked at before every step of a soup
+        hours = 0.0 if self.history.config.search.hours is None else self.history.hours_with(number, now)
         return self._is_over(0, hours)
 
     def _is_over(self, documents: int, hours: float) -> bool:
+        """Whether so many document evaluations more, or so many hours in all, use a budget up."""
         search, end = self.history.config.search, self.history.hours_to_search
         return (search.documents is not None and self.history.documents + documents >= search.documents) or (
-            end is not None and self.history.hours + hours >= end
+            end is not None and hours >= end
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import accumulate, chain
 from typing import Any
 
 import optuna
@@ -18,10 +19,12 @@ from mergesearch.recipe import Recipe
 from mergesearch.search import trials
 from mergesearch.search.objective import Objective, signed
 from mergesearch.search.store import all_noted, objective_of
-from mergesearch.search.trials import Kind, State, Trial
+from mergesearch.search.trials import HANDED_BACK, Kind, State, Trial
 
 # after so many proposals in a row that were there already, a strategy that goes on for ever has nothing new to propose
 MOST_EQUAL = 20
+# so many trials, the latest, say how many workers there are: after a restart it may be fewer
+LATEST = 100
 # where the study notes what the run's end will take: `seconds`, and `words` that say what for
 ROOM = "room"
 
@@ -147,8 +150,24 @@ class History:
 
     @property
     def hours(self) -> float:
-        """Wall-clock hours in which at least one trial was at work, over all starts and workers of the run."""
-        return worked_hours(self.trials)
+        """Wall-clock hours in which at least one worker was at a trial that is settled by now, or that it left, over
+        all starts and workers of the run."""
+        over = [trial.state.settled or trial.worker == HANDED_BACK for trial in self.trials]
+        each = (spans(trial) if done else trial.earlier for trial, done in zip(self.trials, over, strict=True))
+        return worked_hours(chain.from_iterable(each))
+
+    def hours_with(self, number: int | None, now: datetime | None = None) -> float:
+        """The same with what is under way: a trial of which the caller knows that a worker has been at it since it took
+        it. Time in which other workers were at work too counts once.
+
+        Args:
+            number: of that trial; None: of none.
+            now: local time; by default that of this host's clock.
+        """
+        there = [span for trial in self.trials for span in spans(trial)]
+        trial = None if number is None else self.trials[number]
+        start = None if trial is None else trial.taken or trial.begun_at
+        return worked_hours(there if start is None else [*there, (start, now or datetime.now())])
 
     @property
     def hours_kept(self) -> float:
@@ -163,12 +182,26 @@ class History:
         return None if self.config.search.hours is None else self.config.search.hours - self.hours_kept
 
     @property
+    def workers(self) -> int:
+        """How many workers the run has: the most that were at trials at one moment, of late; 1 before any was.
+
+        Ids would count a worker that was started again twice.
+        """
+        moments: list[tuple[datetime, int]] = []
+        for trial in self.trials[-LATEST:]:
+            start, end = trial.taken or trial.begun_at, settled_at(trial)
+            if start is None or trial.worker == HANDED_BACK or (end is not None and end <= start):
+                continue
+            moments += [(start, 1), (end or datetime.max, -1)]
+        # of one moment those that end come first
+        return max(1, *accumulate((change for _, change in sorted(moments)), initial=0))
+
+    @property
     def hours_of_a_document(self) -> float:
         """The hours that a document evaluation takes one worker."""
-        spans = [(trial, trial.at_work) for trial in self.trials]
-        worked = [(trial, span) for trial, span in spans if span is not None]
-        hours = sum((end - start).total_seconds() for _, (start, end) in worked) / 3600
-        return hours / max(1, sum(trial.documents for trial, _ in worked))
+        settled = [trial for trial in self.trials if trial.state.settled]
+        seconds = sum((end - start).total_seconds() for trial in settled for start, end in spans(trial))
+        return seconds / 3600 / max(1, sum(trial.documents for trial in settled))
 
 
 def settled_at(trial: Trial) -> datetime | None:
@@ -176,7 +209,7 @@ def settled_at(trial: Trial) -> datetime | None:
     if not trial.state.settled:
         return None
     start = trial.taken or trial.begun_at
-    if trial.settled_at is not None or start is None:
+    if trial.settled_at is not None or start is None or trial.state is State.FAILED:
         return trial.settled_at or trial.ended_at
     if trial.learning_documents and trial.learning_seconds is None:
         return trial.ended_at
@@ -201,21 +234,31 @@ def _at(trial: Trial, moment: datetime) -> Trial | None:
         key=trial.key,
         worker=trial.worker,
         taken=trial.taken,
+        earlier=tuple(span for span in trial.earlier if span[1] <= moment),
         begun_at=trial.begun_at,
     )
 
 
-def worked_hours(trials: Iterable[Trial]) -> float:
-    """Hours in which at least one of the trials that have ended was at work."""
-    spans = [span for trial in trials if (span := trial.at_work) is not None]
+def spans(trial: Trial) -> list[tuple[datetime, datetime]]:
+    """From when to when workers were at a trial, local time; those first that had left it.
+
+    The last one of a trial that is not settled counts for as long as it has learned: it may have been killed since.
+    """
+    start, end = trial.taken or trial.begun_at, settled_at(trial)
+    if start is None:
+        return []
+    if end is None:
+        learned = timedelta(seconds=trial.learning_seconds or 0.0)
+        end = start + learned - sum((stop - begun for begun, stop in trial.earlier), timedelta())
+    last = [(start, end)] if end > start else []
+    # whoever took it up may have been killed before it noted that it did
+    return list(dict.fromkeys([*trial.earlier, *last]))
+
+
+def worked_hours(spans: Iterable[tuple[datetime, datetime]]) -> float:
+    """Hours in which there was work, by when each piece of it began and ended: those that overlap count once."""
     seconds, end = 0.0, datetime.min
     for start, stop in sorted(spans):
         seconds += max(0.0, (stop - max(start, end)).total_seconds())
         end = max(end, stop)
     return seconds / 3600
-
-
-def hours_at_work(trial: Trial) -> float:
-    """Hours since a worker took a trial."""
-    start = trial.taken or trial.begun_at
-    return 0.0 if start is None else (datetime.now() - start).total_seconds() / 3600

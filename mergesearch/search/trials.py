@@ -103,6 +103,7 @@ class Trial:
         lost: how often a worker ended without a word while it was at it, since it last got further.
         lost_at: its `learning_documents` at the last of these.
         taken: when that worker took it, local time.
+        earlier: from when to when other workers had been at it, which did not settle it, as far as they had noted that.
         settled_at: when it was scored or stopped, local time; the study is told of the parents only once all of them
             are scored. None of one that a version scored that did not note it.
         begun_at, ended_at: when it was proposed and when the study was told, local time.
@@ -136,6 +137,7 @@ class Trial:
     lost: int = 0
     lost_at: int = 0
     taken: datetime | None = None
+    earlier: tuple[tuple[datetime, datetime], ...] = ()
     settled_at: datetime | None = None
     begun_at: datetime | None = None
     ended_at: datetime | None = None
@@ -227,6 +229,25 @@ def _plain_scores(scores: Mapping[str, TaskScore]) -> dict[str, Any]:
     return {task: asdict(score) for task, score in scores.items()}
 
 
+def _plain_time(moment: datetime) -> str:
+    """With the offset of this host's clock, since whoever reads it may be elsewhere."""
+    return moment.astimezone().isoformat()
+
+
+def _time(data: str) -> datetime:
+    """In local time, as Optuna's own times are; versions that wrote no offset wrote local time."""
+    moment = datetime.fromisoformat(data)
+    return moment if moment.tzinfo is None else moment.astimezone().replace(tzinfo=None)
+
+
+def _plain_spans(spans: Iterable[tuple[datetime, datetime]]) -> list[list[str]]:
+    return [[_plain_time(moment) for moment in span] for span in spans]
+
+
+def _spans(data: Iterable[tuple[str, str]]) -> tuple[tuple[datetime, datetime], ...]:
+    return tuple((_time(start), _time(end)) for start, end in data)
+
+
 # How a field is kept where it is no plain data: (to plain data, back).
 _FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "kind": (lambda kind: kind.value, Kind),
@@ -234,8 +255,9 @@ _FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "partial": (_plain_scores, _scores),
     "key": (dict, dict),
     "machine": (dict, _machine),
-    "taken": (datetime.isoformat, datetime.fromisoformat),
-    "settled_at": (datetime.isoformat, datetime.fromisoformat),
+    "taken": (_plain_time, _time),
+    "earlier": (_plain_spans, _spans),
+    "settled_at": (_plain_time, _time),
 }
 # what Optuna itself knows of a trial
 _OPTUNAS = frozenset({"number", "state", "begun_at", "ended_at", "params", "excess"})

@@ -21,7 +21,7 @@ from mergesearch.recipe import Recipe, TensorInfo
 from mergesearch.search import standstill, store, trials
 from mergesearch.search.budget import Budget, Wanted, total
 from mergesearch.search.expectations import expectations
-from mergesearch.search.history import History, hours_at_work
+from mergesearch.search.history import History, spans
 from mergesearch.search.keeping import LearningFiles
 from mergesearch.search.machine import machine
 from mergesearch.search.presence import Presence, signs
@@ -148,6 +148,7 @@ class Search:
         )
         self._last: History | None = None
         self._presence: Presence | None = None  # while it is at work
+        self.at_work: int | None = None  # the number of the trial that this worker is at
         self._learning: LearningFiles | None = None  # of the soup at work
         self._ended: set[str] = set()  # strategies of which it was said that their space is exhausted
         began = len(self.study.get_trials(deepcopy=False))
@@ -173,12 +174,14 @@ class Search:
         about = {"device": self._machine["device"], "doing": self._doing}
         with Presence(self.folder, self.study, say=self._say, **about) as self._presence:
             while (handle := self._take_next(self._presence)) is not None:
+                self.at_work = handle.number
                 try:
                     with self._watchdog.watching(handle.number):
                         self._work(handle)
                 except KeyboardInterrupt:
                     self._hand_back(handle)
                     raise
+                self.at_work = None
                 self._teller.scored()
                 self._check_failures()
                 self._look_for_standstills()
@@ -214,7 +217,7 @@ class Search:
                 if not isinstance(handle, Wait):
                     # a server that restarts ends a turn: another worker may have taken it too, and be through with it
                     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                        trials.write(handle, worker=presence.id, taken=datetime.now(), **self._losses(left))
+                        trials.write(handle, worker=presence.id, **self._left(left), taken=datetime.now())
                         return handle
             time.sleep(WAIT_SECONDS)
             self._turn("idle", WAIT_SECONDS, 0.0)
@@ -229,12 +232,17 @@ class Search:
         return None
 
     @staticmethod
-    def _losses(left: Trial | None) -> dict[str, int]:
-        """What is noted of a trial whose last worker ended without a word: it may be the trial's doing."""
-        if left is None or left.worker == HANDED_BACK or left.state.settled:
+    def _left(left: Trial | None) -> dict[str, Any]:
+        """What is noted of a trial that a worker left: how long it was at it, and where it ended without a word that
+        it did, since that may be the trial's doing."""
+        if left is None:
             return {}
+        worked = spans(left)
+        noted: dict[str, Any] = {"earlier": worked} if worked else {}
+        if left.worker == HANDED_BACK or left.state.settled:
+            return noted
         further = left.learning_documents > left.lost_at
-        return {"lost": 1 if further else left.lost + 1, "lost_at": left.learning_documents}
+        return {**noted, "lost": 1 if further else left.lost + 1, "lost_at": left.learning_documents}
 
     def _hand_back(self, handle: optuna.Trial) -> None:
         """Says that nobody is at a trial any more, so that any worker may go on with it at once."""
@@ -434,8 +442,7 @@ class Search:
         search = self.config.search
         if search.documents is None and search.hours is None:  # it is asked before every step of a soup
             return False
-        history = self.history()
-        return Budget(history).is_over(hours_at_work(history.trials[number]))
+        return Budget(self.history()).is_over(number)
 
     def _build_and_score(self, handle: optuna.Trial, recipe: Recipe) -> None:
         trials.write(handle, machine=self._machine)
