@@ -103,7 +103,7 @@ def crew_of(history: History, signs: Mapping[str, Sign], now: datetime | None = 
 def _doing(trial: Trial | None, sign: Sign, now: datetime) -> str:
     if trial is None:
         return "between trials"
-    # a trial's times are local, of the host that wrote them; so is this
+    # a trial's times are read back in local time; so is this
     since = "" if trial.taken is None else f" for {duration((_local(now) - trial.taken).total_seconds())}"
     strategy = of_trial(trial)
     what = " ".join(dict.fromkeys(part for part in (strategy.label(trial), strategy.method(trial)) if part))

@@ -12,7 +12,7 @@ from mergesearch.results.page import marks
 from mergesearch.results.page.marks import Picture
 from mergesearch.results.page.subject import WINNER, Subject, label_of, stages
 from mergesearch.results.record import Record
-from mergesearch.search.history import settled_at
+from mergesearch.search.history import settled_at, spans
 from mergesearch.search.speed import learning_seconds
 from mergesearch.search.trials import Trial
 
@@ -57,13 +57,8 @@ class _Worked:
     """The time in which at least one worker was at a trial."""
 
     def __init__(self, trials: Sequence[Trial]):
-        spans = []
-        for trial in trials:
-            start, end = trial.taken or trial.begun_at, settled_at(trial)
-            if start is not None and end is not None and end > start:
-                spans.append((start, end))
         self.spans: list[tuple[datetime, datetime]] = []
-        for start, end in sorted(spans):
+        for start, end in sorted(span for trial in trials for span in spans(trial)):
             if self.spans and start <= self.spans[-1][1]:
                 self.spans[-1] = (self.spans[-1][0], max(end, self.spans[-1][1]))
             else:
