@@ -271,6 +271,38 @@ def test_every_search_has_a_file_of_its_own_and_is_missing_until_it_has_rows(tmp
         search.is_done(unit, {unit.key: curve((5, 0.1, 0.1), settings="another", budget=10**9)})
 
 
+@pytest.fixture
+def two_pools(tmp_path, monkeypatch):
+    """Pools that have files, and searches that end at once; what the page draws is left out."""
+    known = {}
+    for name in ("mine", "other"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"name: {name}\nmodels: {{a: b}}\n")
+        known[name] = search.Pool(file, 100, 100)
+    monkeypatch.setattr(search, "POOLS", known)
+    for kind in ("run_own", "run_yardstick"):
+        monkeypatch.setattr(search, kind, lambda unit: curve((10, 0.5, 0.4), settings=unit.settings))
+    monkeypatch.setattr(search_report, "draw", lambda *_: False)
+    return known
+
+
+def test_what_is_run_again_begins_anew_and_nothing_of_it_is_lost(tmp_path, two_pools, capsys):
+    arguments = small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "cmaes", "auto")
+    yardstick_unit, own = search.units(search.options(arguments))
+    for _ in range(2):
+        yardstick_unit.file.parent.mkdir(parents=True, exist_ok=True)
+        yardstick_unit.file.write_text("old")
+        (own.run / "scores").mkdir(parents=True)
+        search.main([*arguments, "--again", "cmaes", "auto"])
+        assert not yardstick_unit.file.exists() and not own.run.exists()
+    for n in (1, 2):
+        assert yardstick_unit.file.with_name(f"cmaes-3.jsonl.{n}").read_text() == "old"
+        assert own.run.with_name(f"auto-3.{n}").is_dir()
+    own.run.mkdir()
+    search.main([*arguments, "--again", "cmaes"])
+    assert own.run.is_dir()
+
+
 def test_settings_are_the_same_wherever_a_search_runs(tmp_path, monkeypatch):
     arguments = small(tmp_path, "--only", "auto", "--seeds", "0")
     (unit,) = search.units(search.options(arguments))

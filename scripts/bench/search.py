@@ -8,8 +8,8 @@
 
 A unit is one search with one seed on one pool; the seed also splits the documents, so all searches of one seed see the
 same ones. What a finished unit came to are rows of results/search.csv, which is committed: a unit that stands there is
-not run again, on any machine; `--again auto` takes its rows out. What is not finished is recorded under --out as it
-goes: with --stop-after SECONDS the command ends in time, and the same command goes on. Units run side by side in --jobs
+not run again, on any machine; `--again auto` takes its rows out and sets aside what was recorded of it, so that it
+begins anew. What is not finished is recorded under --out as it goes: with --stop-after SECONDS the command ends in time, and the same command goes on. Units run side by side in --jobs
 processes, each with a live model of its own. --set changes the configuration for all searches, --only chooses among
 them, --list names searches and pools.
 
@@ -39,6 +39,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,12 @@ class Unit:
         changes = [each for each in self.overrides if each.split("=")[0] not in ELSEWHERE]
         return hashlib.sha256(json.dumps([stated, changes, search]).encode()).hexdigest()[:8]
 
+    def set_aside(self) -> None:
+        """Gives what was recorded of it other names, NAME.1 and so on, so that it begins anew; nothing is deleted."""
+        for path in (self.file, self.run):
+            if path.exists():
+                path.rename(next(new for n in count(1) if not (new := path.with_name(f"{path.name}.{n}")).exists()))
+
     def read(self) -> Config:
         """The configuration with this seed."""
         return configuration.read(self.config, [*self.overrides, f"search.seed={self.key.seed}"])
@@ -231,8 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             search_rows.add(rows, key, curve)
     if not chosen.report:
         wanted = units(chosen)
-        if chosen.again:
-            search_rows.drop(rows, sorted({u.key.pool for u in wanted}), chosen.again, chosen.seeds)
+        anew = [unit for unit in wanted if unit.key.search in chosen.again]
+        search_rows.drop(rows, [unit.key for unit in anew])
+        for unit in anew:
+            unit.set_aside()
         left = run_all(wanted, chosen.jobs)
         print(f"{left} of {len(wanted)} searches are not finished" + (": the same command goes on" if left else ""))
     looks = judging.looks()

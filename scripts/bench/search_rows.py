@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,9 +126,11 @@ def add(path: Path, key: Key, curve: Curve) -> None:
         write(path, {**read(path), key: curve})
 
 
-def drop(path: Path, pools: Sequence[str], searches: Sequence[str], seeds: Sequence[int]) -> None:
+def drop(path: Path, gone: Collection[Key]) -> None:
     """Takes searches out of a file, so that they are run again."""
-    gone = {Key(pool, search, seed) for pool in pools for search in searches for seed in seeds}
+    if not gone:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         write(path, {key: curve for key, curve in read(path).items() if key not in gone})
 
