@@ -303,6 +303,35 @@ def test_what_is_run_again_begins_anew_and_nothing_of_it_is_lost(tmp_path, two_p
     assert own.run.is_dir()
 
 
+def test_a_row_names_the_code_that_the_command_began_with(tmp_path, two_pools, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(judging, "commit", lambda: asked.append(1) or f"c{len(asked)}")
+    search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "4", "--only", "auto"))
+    assert [each.commit for each in search_rows.read(tmp_path / "search.csv").values()] == ["c1", "c1"]
+
+
+def test_a_row_names_every_code_that_had_a_part_in_it(tmp_path, two_pools, monkeypatch, capsys):
+    arguments = small(tmp_path, "--pool", "mine", "--only", "auto", "cmaes", "--seeds", "3")
+    ends = {"auto": [yardstick.OutOfTime, yardstick.OutOfTime, None], "cmaes": [None]}
+
+    def run(unit):
+        if end := ends[unit.key.search].pop(0):
+            raise end
+        return curve((10, 0.5, 0.4), settings=unit.settings)
+
+    monkeypatch.setattr(search, "run_own", run)
+    monkeypatch.setattr(search, "run_yardstick", run)
+    # cmaes was begun by a version that noted no commits
+    began = search.units(search.options(arguments))[1].file
+    began.parent.mkdir(parents=True)
+    began.write_text("")
+    for commit in ("a1", "a1", "b2+"):
+        monkeypatch.setattr(judging, "commit", lambda commit=commit: commit)
+        search.main(arguments)
+    ran = {key.search: each.commit for key, each in search_rows.read(tmp_path / "search.csv").items()}
+    assert ran == {"auto": "a1 then b2+", "cmaes": "unknown then a1"}
+
+
 def test_settings_are_the_same_wherever_a_search_runs(tmp_path, monkeypatch):
     arguments = small(tmp_path, "--only", "auto", "--seeds", "0")
     (unit,) = search.units(search.options(arguments))

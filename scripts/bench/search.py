@@ -9,9 +9,9 @@
 A unit is one search with one seed on one pool; the seed also splits the documents, so all searches of one seed see the
 same ones. What a finished unit came to are rows of results/search.csv, which is committed: a unit that stands there is
 not run again, on any machine; `--again auto` takes its rows out and sets aside what was recorded of it, so that it
-begins anew. What is not finished is recorded under --out as it goes: with --stop-after SECONDS the command ends in time, and the same command goes on. Units run side by side in --jobs
-processes, each with a live model of its own. --set changes the configuration for all searches, --only chooses among
-them, --list names searches and pools.
+begins anew. What is not finished is recorded under --out as it goes: with --stop-after SECONDS the command ends in
+time, and the same command goes on. Units run side by side in --jobs processes, each with a live model of its own. --set
+changes the configuration for all searches, --only chooses among them, --list names searches and pools.
 
 Several machines: give each its own seeds, searches or pools, and the same --scales, a folder with what fixes the
 objective's scale for each pool and seed; the first that needs a scale writes it there, and the others take it from
@@ -171,6 +171,8 @@ class Unit:
         threads: of torch.
         scales: the folder with what fixes the objective.
         rows: the file of finished searches.
+        commit: of the code that this command runs, asked once, when it began: what is imported then is what runs, in
+            all its processes, whatever becomes of the files.
     """
 
     key: Key
@@ -182,6 +184,7 @@ class Unit:
     threads: int
     scales: Path
     rows: Path
+    commit: str = ""
 
     @property
     def name(self) -> str:
@@ -196,6 +199,21 @@ class Unit:
     def run(self) -> Path:
         """The run folder of one of mergesearch's searches."""
         return self.out / self.key.pool / "runs" / f"{slug(self.key.search)}-{self.key.seed}"
+
+    @property
+    def commits(self) -> Path:
+        """What code has run it so far, a line for each commit: one that is cut short may go on with another."""
+        return self.out / self.key.pool / "commits" / f"{slug(self.key.search)}-{self.key.seed}.txt"
+
+    def begin(self) -> str:
+        """Notes the commit among those that ran it; returns them all, the first first."""
+        known = self.commits.read_text(encoding="utf-8").split() if self.commits.is_file() else []
+        if not known and (self.file.exists() or self.run.exists()):
+            known = ["unknown"]  # begun by a version that did not note it
+        ran = list(dict.fromkeys([*known, self.commit]))
+        self.commits.parent.mkdir(parents=True, exist_ok=True)
+        self.commits.write_text("".join(f"{commit}\n" for commit in ran), encoding="utf-8")
+        return search_rows.THEN.join(ran)
 
     @property
     def scale(self) -> Path:
@@ -214,7 +232,7 @@ class Unit:
 
     def set_aside(self) -> None:
         """Gives what was recorded of it other names, NAME.1 and so on, so that it begins anew; nothing is deleted."""
-        for path in (self.file, self.run):
+        for path in (self.file, self.run, self.commits):
             if path.exists():
                 path.rename(next(new for n in count(1) if not (new := path.with_name(f"{path.name}.{n}")).exists()))
 
@@ -271,7 +289,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def units(chosen: argparse.Namespace) -> list[Unit]:
     """What is chosen, pool by pool and seed by seed, so that a comparison cut short has whole seeds."""
-    deadline = time.time() + chosen.stop_after
+    deadline, commit = time.time() + chosen.stop_after, judging.commit()
     found = []
     for given in chosen.pool:
         name, pool = pool_of(given)
@@ -281,7 +299,7 @@ def units(chosen: argparse.Namespace) -> list[Unit]:
                 scales = chosen.scales or chosen.out / "scales"
                 overrides = (*pool.overrides, *chosen.overrides)
                 place = (chosen.out, pool.config, overrides, budget, deadline, chosen.threads, scales)
-                found.append(Unit(Key(name, search, seed), *place, chosen.results.with_suffix(".csv")))
+                found.append(Unit(Key(name, search, seed), *place, chosen.results.with_suffix(".csv"), commit))
     return found
 
 
@@ -322,7 +340,8 @@ def run_all(chosen: Sequence[Unit], jobs: int) -> int:
     """Runs what is missing in so many processes; returns how many are not finished."""
     finished = search_rows.read(chosen[0].rows) if chosen else {}
     waiting = [unit for unit in chosen if not is_done(unit, finished)]
-    judging.note([unit.key for unit in waiting if unit.key.pool in POOLS and POOLS[unit.key.pool].judging])
+    looks = [unit for unit in waiting if unit.key.pool in POOLS and POOLS[unit.key.pool].judging]
+    judging.note([unit.key for unit in looks], looks[0].commit if looks else "")
     if jobs == 1 or len(waiting) < 2:
         for unit in waiting:
             print(run_unit(unit), flush=True)
@@ -349,7 +368,7 @@ def run_unit(unit: Unit) -> str:
     """Runs or goes on with one search; returns a line that says how far it came."""
     if time.time() > unit.deadline:
         return f"{unit.name}: no time left"
-    began, commit = time.perf_counter(), judging.commit()
+    began, commit = time.perf_counter(), unit.begin()
     try:
         curve = (run_yardstick if unit.key.search in YARDSTICKS else run_own)(unit)
     except OutOfTime:

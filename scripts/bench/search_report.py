@@ -104,7 +104,8 @@ the width of its 95 % t interval. Cost is in document evaluations, a backward pa
 of building, learning and scoring, where they were recorded. *Search score*: the highest on the search documents,
 which says what was optimised. *Holdout score*: of whom the search gives, for a yardstick whoever has the highest
 search score, for mergesearch's own whoever is expected to score best elsewhere (winner.md). *Commit*: the code that
-ran it, where that was recorded; rows of another code than today's are not run again by themselves.
+ran it, where that was recorded; rows of another code than today's are not run again by themselves. *a then b*: cut
+short under a, it went on under b.
 
 Yardsticks: `cmaes` as in mergekit-evolve, `genetic` as in mergenetic, `random` and `tpe`, over TIES' weights and
 densities per range of layers, see scripts/bench/yardstick.py for what each is and when it was chosen; `published

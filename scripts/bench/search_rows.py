@@ -21,6 +21,8 @@ COLUMNS = (
     "end",
 )  # fmt: skip
 
+THEN = " then "
+
 
 @dataclass(frozen=True, order=True)
 class Key:
@@ -57,7 +59,8 @@ class Curve:
         documents, seconds: in all.
         settings: tells whether it was another search under the same name.
         budget: the documents that it was allowed.
-        commit: of the code that ran it, with a + where files differed from it; empty where that was not recorded.
+        commit: of the code that ran it, with a + where files differed from it; several with `THEN` between them where
+            it was cut short and went on with another; empty where that was not recorded.
     """
 
     points: Sequence[Point] = field(default_factory=list)
