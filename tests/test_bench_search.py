@@ -332,6 +332,22 @@ def test_a_row_names_every_code_that_had_a_part_in_it(tmp_path, two_pools, monke
     assert ran == {"auto": "a1 then b2+", "cmaes": "unknown then a1"}
 
 
+def test_a_search_that_fails_is_named_with_its_traceback_and_the_status_is_1(tmp_path, two_pools, monkeypatch, capsys):
+    def broken(unit):
+        raise RuntimeError("no such layer")
+
+    monkeypatch.setattr(search, "run_own", broken)
+    arguments = small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "auto", "cmaes")
+    assert search.main(arguments) == 1
+    said = capsys.readouterr()
+    assert "auto seed 3 on mine: FAILED, RuntimeError: no such layer" in said.out
+    assert "1 of 2 searches are not finished" in said.out and said.out.count("auto seed 3 on mine") == 2
+    assert "Traceback" in said.err and 'raise RuntimeError("no such layer")' in said.err
+    assert "cmaes" in (tmp_path / "search.md").read_text()
+    monkeypatch.setattr(search, "run_own", lambda unit: curve((10, 0.5, 0.4), settings=unit.settings))
+    assert search.main(arguments) == 0
+
+
 def test_settings_are_the_same_wherever_a_search_runs(tmp_path, monkeypatch):
     arguments = small(tmp_path, "--only", "auto", "--seeds", "0")
     (unit,) = search.units(search.options(arguments))

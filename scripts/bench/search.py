@@ -36,6 +36,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -250,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.list:
         print("\n".join(["searches:", *YARDSTICKS, *RUNS, "", "pools:", *POOLS]))
         return 0
-    rows = chosen.results.with_suffix(".csv")
+    rows, failed = chosen.results.with_suffix(".csv"), []
     for file in chosen.take:
         for key, curve in search_rows.read(file).items():
             search_rows.add(rows, key, curve)
@@ -260,11 +261,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         search_rows.drop(rows, [unit.key for unit in anew])
         for unit in anew:
             unit.set_aside()
-        left = run_all(wanted, chosen.jobs)
-        print(f"{left} of {len(wanted)} searches are not finished" + (": the same command goes on" if left else ""))
+        left, failed = run_all(wanted, chosen.jobs)
+        print(
+            f"{left} of {len(wanted)} searches are not finished"
+            + (": the same command goes on" if left > len(failed) else "")
+        )
+        if failed:
+            print("failed, for the reasons above, which may well come again:", *failed, sep="\n  ")
     looks = judging.looks()
     judged = {name: looks[name] for name, pool in POOLS.items() if pool.judging}
-    return search_report.write(search_rows.read(rows), THE_YARDSTICK, chosen.results, [*YARDSTICKS, *RUNS], judged)
+    search_report.write(search_rows.read(rows), THE_YARDSTICK, chosen.results, [*YARDSTICKS, *RUNS], judged)
+    return 1 if failed else 0
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -336,23 +343,33 @@ def is_done(unit: Unit, finished: search_rows.Curves) -> bool:
 # --- units side by side ---
 
 
-def run_all(chosen: Sequence[Unit], jobs: int) -> int:
-    """Runs what is missing in so many processes; returns how many are not finished."""
+def run_all(chosen: Sequence[Unit], jobs: int) -> tuple[int, list[str]]:
+    """Runs what is missing in so many processes; returns how many are not finished, and which of these failed."""
     finished = search_rows.read(chosen[0].rows) if chosen else {}
     waiting = [unit for unit in chosen if not is_done(unit, finished)]
     looks = [unit for unit in waiting if unit.key.pool in POOLS and POOLS[unit.key.pool].judging]
     judging.note([unit.key for unit in looks], looks[0].commit if looks else "")
+    failed: list[str] = []
+
+    def tell(unit: Unit, said: Said) -> None:
+        print(said.line, flush=True)
+        if said.error:
+            print(said.error, file=sys.stderr, flush=True)
+            failed.append(unit.name)
+
     if jobs == 1 or len(waiting) < 2:
         for unit in waiting:
-            print(run_unit(unit), flush=True)
+            tell(unit, run_unit(unit))
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context, initializer=settle, initargs=(chosen[0].threads,)) as pool:
-            for future in as_completed([pool.submit(run_unit, unit) for unit in waiting]):
+            units = {pool.submit(run_unit, unit): unit for unit in waiting}
+            for future in as_completed(units):
                 error = future.exception()  # of a process that was killed, say for memory
-                print(f"a process ended: {error}" if error else future.result(), flush=True)
+                lost = Said(f"{units[future].name}: FAILED, a process ended", str(error))
+                tell(units[future], lost if error else future.result())
     finished = search_rows.read(chosen[0].rows) if chosen else {}
-    return sum(not is_done(unit, finished) for unit in chosen)
+    return sum(not is_done(unit, finished) for unit in chosen), failed
 
 
 def settle(threads: int) -> None:
@@ -364,21 +381,28 @@ def settle(threads: int) -> None:
     logging.disable(logging.WARNING)
 
 
-def run_unit(unit: Unit) -> str:
-    """Runs or goes on with one search; returns a line that says how far it came."""
+@dataclass(frozen=True)
+class Said:
+    """How far a search came, in a line, and the traceback of what it failed by."""
+
+    line: str
+    error: str = ""
+
+
+def run_unit(unit: Unit) -> Said:
+    """Runs or goes on with one search."""
     if time.time() > unit.deadline:
-        return f"{unit.name}: no time left"
+        return Said(f"{unit.name}: no time left")
     began, commit = time.perf_counter(), unit.begin()
     try:
         curve = (run_yardstick if unit.key.search in YARDSTICKS else run_own)(unit)
     except OutOfTime:
-        return f"{unit.name}: not finished, {time.perf_counter() - began:.0f} s"
+        return Said(f"{unit.name}: not finished, {time.perf_counter() - began:.0f} s")
     except Exception as error:
-        logging.getLogger(__name__).debug("%s", unit.name, exc_info=True)
-        return f"{unit.name}: FAILED, {type(error).__name__}: {error}"
+        return Said(f"{unit.name}: FAILED, {type(error).__name__}: {error}", traceback.format_exc())
     search_rows.add(unit.rows, unit.key, replace(curve, commit=commit))
     highest, holdout = curve.at(math.inf)
-    return f"{unit.name}: {curve.documents} documents, {highest:.4f}, {holdout:.4f} on the holdout"
+    return Said(f"{unit.name}: {curve.documents} documents, {highest:.4f}, {holdout:.4f} on the holdout")
 
 
 # --- what people use today ---

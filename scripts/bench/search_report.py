@@ -64,7 +64,7 @@ def write(
     results: Path,
     order: Sequence[str] = (),
     judged: Mapping[str, int] = MappingProxyType({}),
-) -> int:
+) -> None:
     """Writes RESULTS.md of finished searches, and where matplotlib is there a picture for each pool: RESULTS.png of the
     first, RESULTS-pool-POOL.png of others, as search-real.png is of another page.
 
@@ -73,7 +73,7 @@ def write(
     """
     pools = dict(sorted(by_pool(found, order).items(), key=lambda pair: pair[0] in judged))
     if not pools:
-        raise SystemExit(f"no search is finished yet, so {results}.md is not written: the same command goes on")
+        raise SystemExit(f"no search is finished yet, so {results}.md is not written")
     results.parent.mkdir(parents=True, exist_ok=True)
     lines, drawn = list(INTRODUCTION), False
     for pool, curves in pools.items():
@@ -90,7 +90,6 @@ def write(
     lines += notes_of(results)
     results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {results}.md" + (" and .png" if drawn else "; no curves: pip install matplotlib"))
-    return 0
 
 
 # --- the table ---
