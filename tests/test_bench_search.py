@@ -5,17 +5,20 @@ from __future__ import annotations
 import datetime
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.expected import expect
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, Rule
 from mergesearch.search.trials import State, Trial
+from scripts import make_judging_pools, make_real_pool
 from scripts.bench import judging, search, search_moments, search_report, search_rows, winner, yardstick
 
 pytest.importorskip("cma", reason="pip install cma")
@@ -267,7 +270,7 @@ def test_every_search_has_a_file_of_its_own_and_is_missing_until_it_has_rows(tmp
     for budget, done in ((unit.budget - 1, False), (unit.budget, True)):
         rows = {unit.key: curve((5, 0.1, 0.1), settings=unit.settings, budget=budget)}
         assert search.is_done(unit, rows) is done
-    with pytest.raises(SystemExit, match="as it was before it changed"):
+    with pytest.raises(SystemExit, match="run with other settings"):
         search.is_done(unit, {unit.key: curve((5, 0.1, 0.1), settings="another", budget=10**9)})
 
 
@@ -349,7 +352,7 @@ def test_a_search_that_fails_is_named_with_its_traceback_and_the_status_is_1(tmp
 
 
 def test_settings_are_the_same_wherever_a_search_runs(tmp_path, monkeypatch):
-    arguments = small(tmp_path, "--only", "auto", "--seeds", "0")
+    arguments = small(tmp_path, "--pool", "zoo1", "--only", "auto", "--seeds", "0")
     (unit,) = search.units(search.options(arguments))
     (elsewhere,) = search.units(search.options([*arguments, "--set", "device=cuda", "--set", "batch_size=8"]))
     (other,) = search.units(search.options([*arguments, "--set", "holdout=0.1"]))
@@ -359,12 +362,101 @@ def test_settings_are_the_same_wherever_a_search_runs(tmp_path, monkeypatch):
     assert unit.settings != before
 
 
-def test_the_committed_rows_are_of_the_searches_that_there_are():
-    """Else the one command would run for days what is done; whoever changes a search takes its rows out."""
+def test_the_plain_command_runs_what_belongs_to_each_pool_on_disk_and_is_missing(tmp_path, two_pools, capsys):
+    mine, other = two_pools["mine"], two_pools["other"]
+    two_pools["mine"] = replace(mine, seeds=(3, 4), searches=("auto", "cmaes"), overrides=("holdout=0.3",))
+    two_pools["other"] = replace(other, seeds=(7,), searches=("tpe",))
+    two_pools["none"] = search.Pool(tmp_path / "none.yaml", 1, 1, "make none")
+    assert search.main(small(tmp_path)) == 0
+    found = {(key.pool, key.search, key.seed) for key in search_rows.read(tmp_path / "search.csv")}
+    both = {("mine", name, seed) for name in ("auto", "cmaes") for seed in (3, 4)}
+    assert found == {*both, ("other", "tpe", 7)}
+    assert "left out: none, which is not on disk: `make none`" in capsys.readouterr().err
+    search.main(small(tmp_path, "--pool", "other", "--only", "tpe", "--seeds", "7", "8"))
+    assert "tpe seed 8" in (said := capsys.readouterr().out) and "tpe seed 7" not in said
+    search.main(small(tmp_path, "--list"))
+    said = capsys.readouterr().out
+    assert "\nmine: nothing\nother: nothing\nnone: not on disk: `make none`" in said
+    search.main(small(tmp_path, "--list", "--seeds", "3", "9"))
+    assert "\nmine: auto (seeds 9), cmaes (seeds 9)\nother: tpe (seeds 3 9)\n" in capsys.readouterr().out
+
+
+def test_rows_of_other_settings_are_neither_done_nor_run_over(tmp_path, two_pools, capsys):
+    arguments = small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "auto")
+    search.main([*arguments, "--set", "dtype=float32"])
+    before = (tmp_path / "search.csv").read_bytes()
+    with pytest.raises(SystemExit) as refused:
+        search.main([*arguments, "--documents", "999"])
+    said = str(refused.value)
+    assert "auto seed 3 on mine, run with other settings" in said and "another --set, which to give again" in said
+    assert '`--pool mine --seeds 3 --again "auto"`' in said and "takes these rows out for good" in said
+    assert (tmp_path / "search.csv").read_bytes() == before
+    assert search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "--again", "auto", "--only", "auto")) == 0
+    assert (tmp_path / "search.csv").read_bytes() != before
+
+
+def test_rows_of_settings_that_are_gone_stay_unless_they_are_named(tmp_path, two_pools, capsys):
+    two_pools["mine"] = replace(two_pools["mine"], seeds=(3,), searches=("auto",), past={"0ld": "soups of old"})
+    del two_pools["other"]
+    old = {search_rows.Key("mine", "auto", 3): curve((10, 0.5, 0.4), settings="0ld")}
+    search_rows.write(tmp_path / "search.csv", old)
+    assert search.main(small(tmp_path)) == 0
+    assert "left as it is: auto seed 3 on mine, run with soups of old" in capsys.readouterr().out
+    assert search_rows.read(tmp_path / "search.csv").keys() == old.keys()
+    with pytest.raises(SystemExit, match="run with soups of old: no command gives these settings again"):
+        search.main(small(tmp_path, "--only", "auto"))
+    search.main(small(tmp_path, "--pool", "mine", "--again", "auto"))
+    assert [each.settings for each in search_rows.read(tmp_path / "search.csv").values()] != ["0ld"]
+
+
+def test_rows_are_taken_out_of_named_pools_alone(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        search.main(small(tmp_path, "--again", "auto"))
+    assert "say on which pools, with --pool" in capsys.readouterr().err
+
+
+@pytest.fixture
+def every_pools_file(tmp_path, monkeypatch):
+    """The configuration of each pool, as the scripts that make pools write it; no model is trained."""
+    for module, names in (
+        (make_real_pool, ("save_base", "fine_tune", "save", "write_table")),
+        (make_judging_pools, ("train", "Rows", "write_table")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *_, **__: [1, 2])
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    made = ["--base", str(tmp_path / "base"), "--out"]
+    make_real_pool.make(make_real_pool.REAL, make_real_pool.options([*made, str(tmp_path / "real")]))
+    judged = make_judging_pools.options([*made, str(tmp_path / "judging")])
+    for name, zoo in make_judging_pools.ZOOS.items():
+        make_judging_pools.make_zoo(name, zoo, judged.out / name, judged, 1, 6)
+    for name in make_judging_pools.REALS:
+        make_judging_pools.make_real(name, judged.out / name, judged)
+    known = {
+        name: replace(pool, config=tmp_path / pool.config.relative_to("models"))
+        if pool.config.parts[0] == "models"
+        else pool
+        for name, pool in search.POOLS.items()
+    }
+    monkeypatch.setattr(search, "POOLS", known)
+    return known
+
+
+def test_the_committed_rows_are_of_the_searches_that_there_are(tmp_path, every_pools_file):
+    """Of every pool, whether its models are on disk or not: each row but those of version 0.1 has the settings that
+    the plain command gives its search, or settings that are named as gone, and as many documents. Else the plain
+    command would refuse or run for days what is done; whoever changes a search takes its rows out."""
     finished = search_rows.read(Path(search.__file__).parents[2] / "results" / "search.csv")
+    ours = {key: each for key, each in finished.items() if not key.search.endswith(search_report.EARLIER)}
     units = {unit.key: unit for unit in search.units(search.options([]))}
-    assert len(finished) >= 75
-    assert all(search.is_done(units[key], finished) for key in finished if key in units)
+    assert units.keys() >= ours.keys(), "the plain command knows no such search, seed or pool"
+    assert {key.pool for key in ours} == set(search.POOLS)
+    for key, each in ours.items():
+        past = search.POOLS[key.pool].past
+        assert each.settings in past or search.is_done(units[key], finished), key
 
 
 def test_pools_have_names_and_files_and_what_is_not_there_is_refused(tmp_path):
@@ -492,7 +584,9 @@ def test_one_command_runs_what_is_missing_and_prints_the_page(tmp_path, monkeypa
     named = {"zoo_code": "acc", "zoo_prose": "bits_per_byte", "zoo_strings": "exact_match"}
     tasks = ", ".join(f"{{task: {task}, metric: {metric}, limit: 4}}" for task, metric in named.items())
     changes = [f"tasks=[{tasks}]", "holdout=0.5", "device=cpu", "dtype=float32"]
-    arguments = small(tmp_path, "--seeds", "1", *(part for change in changes for part in ("--set", change)))
+    arguments = small(
+        tmp_path, "--pool", "zoo1", "--seeds", "1", *(part for change in changes for part in ("--set", change))
+    )
     chosen = ["--documents", "24", "--only", "cmaes"], ["--documents", "200", "--only", "entropy_soup"]
     for each in chosen:
         search.main([*arguments, *each])
