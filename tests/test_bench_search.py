@@ -217,6 +217,19 @@ def test_a_run_is_charged_for_all_that_it_asked_and_tells_when_it_had_something_
     ]
 
 
+def test_a_candidate_is_named_by_its_kind_and_which_one_of_it_it_is():
+    def words(strategy: str, **values: Any) -> str:
+        return search_moments.in_words(Trial(0, State.COMPLETE, strategy, **values), ["math", "code"])
+
+    assert words("baselines", name="base") == "base"
+    assert words("baselines", name="math") == "single model, math"
+    assert words("baselines", name="ties 0.2") == "published default, ties 0.2"
+    assert words("baselines", name="slerp of the two best") == "slerp of the two best"
+    assert words("study", recipe_data={"rules": [{"method": "ties"}, {"method": "ties"}]}) == "study, ties"
+    learned = {"per": "tensor", "loss": "cross_entropy", "start": 5, "round": 2}
+    assert words("learned_soup", key=learned) == "learned soup per tensor by cross-entropy, round 2"
+
+
 def test_a_run_gives_whoever_is_expected_to_be_best_and_not_the_highest():
     draws = (winner.World("", 15, 60, 0.03).draw(seed) for seed in range(20))
     factors = {"quiz": 1.0}
@@ -241,23 +254,27 @@ def small(tmp_path: Path, *more: str) -> list[str]:
     return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "search"), *more]
 
 
-def curve(*rows, settings="abc", budget=100, end=None, commit="") -> search_rows.Curve:
+def curve(*rows, settings="abc", budget=100, end=None, commit="", best="") -> search_rows.Curve:
     points = [search_rows.Point(documents, float(documents), value, holdout) for documents, value, holdout in rows]
     spent = end or points[-1].documents
-    return search_rows.Curve(points, spent, float(spent), settings, budget, commit)
+    return search_rows.Curve(points, spent, float(spent), settings, budget, commit, best)
 
 
 def test_rows_are_read_as_they_were_written_and_what_has_no_end_is_not_finished(tmp_path):
     file = tmp_path / "search.csv"
     key, other = search_rows.Key("zoo1", "auto", 3), search_rows.Key("real", "cmaes", 0)
-    found = {key: curve((10, 0.1, 0.0), (30, 0.25, math.nan), end=50, commit="0123abc+"), other: curve((7, 1.0, 0.5))}
+    told = {"commit": "0123abc+", "best": "single model, b"}
+    found = {key: curve((10, 0.1, 0.0), (30, 0.25, math.nan), end=50, **told), other: curve((7, 1.0, 0.5))}
     for each in found:
         search_rows.add(file, each, found[each])
     again = search_rows.read(file)
     assert repr(again) == repr(dict(sorted(found.items())))
     assert again[key].at(math.inf)[0] == 0.25 and again[key].documents == 50
     text = file.read_text().splitlines()
-    file.write_text("\n".join(line for line in text if not line.endswith(",end") or line[:4] == "pool") + "\n")
+    old = [",".join(line.split(",")[:11]) for line in text if "single model" not in line]
+    file.write_text("\n".join(old) + "\n")  # of a version that did not note the best
+    assert search_rows.read(file)[other] == found[other]
+    file.write_text("\n".join(line for line in text if ",end," not in line or line[:4] == "pool") + "\n")
     assert search_rows.read(file) == {} == search_rows.read(tmp_path / "none.csv")
 
 
@@ -514,6 +531,13 @@ def test_the_table_says_what_code_ran_a_search():
     seeds = {n: curve((12, 0.2, 0.1), commit=commit) for n, commit in enumerate(["bb1", "", "aa2+", "bb1"])}
     assert search_report.commits_cell(seeds) == "bb1, aa2+"
     assert search_report.commits_cell({0: curve((12, 0.2, 0.1))}) == "–"
+
+
+def test_the_table_says_what_the_searches_give_where_that_was_recorded():
+    assert search_report.given({"auto": {0: curve((12, 0.2, 0.1))}}) == []
+    seeds = {n: curve((12, 0.2, 0.1), best=best) for n, best in enumerate(["average", "", "average", "base"])}
+    *_, line, _ = search_report.given({"cmaes": {0: curve((12, 0.2, 0.1))}, "published defaults": seeds})
+    assert line == "| best baseline | average (2); not recorded (1); base (1) |"
 
 
 def test_auto_stands_beside_each_of_the_others_where_both_have_ended():

@@ -58,7 +58,7 @@ from mergesearch.schema import read_yaml
 from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import Trial
 from scripts.bench import judging, search_report, search_rows
-from scripts.bench.search_moments import documents_of, moments_of, seconds_of
+from scripts.bench.search_moments import documents_of, in_words, moments_of, seconds_of
 from scripts.bench.search_pools import POOLS, REAL, RUNS, THE_YARDSTICK, YARDSTICKS, Pool
 from scripts.bench.search_rows import Curve, Key, Point
 from scripts.bench.yardstick import (
@@ -503,7 +503,8 @@ def measured(unit: Unit, config: Config, trials: Sequence[Trial]) -> Curve:
             known[moment.given.recipe_id] = measures.holdout(moment.given.recipe)
     points = [Point(m.documents, m.seconds, m.highest, known[m.given.recipe_id]) for m in moments]
     spent = sum(trial.documents for trial in trials), sum(seconds_of(trial) for trial in trials)
-    return Curve(points, *spent, unit.settings, unit.budget)
+    best = in_words(moments[-1].given, config.models) if moments else ""
+    return Curve(points, *spent, unit.settings, unit.budget, best=best)
 
 
 if __name__ == "__main__":
