@@ -401,15 +401,19 @@ def test_the_plain_command_runs_what_belongs_to_each_pool_on_disk_and_is_missing
 def test_rows_of_other_settings_are_neither_done_nor_run_over(tmp_path, two_pools, capsys):
     arguments = small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "auto")
     search.main([*arguments, "--set", "dtype=float32"])
-    before = (tmp_path / "search.csv").read_bytes()
     with pytest.raises(SystemExit) as refused:
         search.main([*arguments, "--documents", "999"])
     said = str(refused.value)
     assert "auto seed 3 on mine, run with other settings" in said and "another --set, which to give again" in said
-    assert '`--pool mine --seeds 3 --again "auto"`' in said and "takes these rows out for good" in said
-    assert (tmp_path / "search.csv").read_bytes() == before
+    assert '`--pool mine --seeds 3 --only "auto" --again "auto"`' in said and "takes these rows out for good" in said
+    search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "cmaes"))
+    both = (tmp_path / "search.csv").read_bytes()
+    assert b"mine,cmaes" in both
+    with pytest.raises(SystemExit, match="auto seed 3 on mine, run with other settings"):
+        search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "auto", "--again", "cmaes"))
+    assert (tmp_path / "search.csv").read_bytes() == both
     assert search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "--again", "auto", "--only", "auto")) == 0
-    assert (tmp_path / "search.csv").read_bytes() != before
+    assert b"mine,cmaes" in (after := (tmp_path / "search.csv").read_bytes()) and after != both
 
 
 def test_rows_of_settings_that_are_gone_stay_unless_they_are_named(tmp_path, two_pools, capsys):
@@ -420,10 +424,12 @@ def test_rows_of_settings_that_are_gone_stay_unless_they_are_named(tmp_path, two
     assert search.main(small(tmp_path)) == 0
     assert "left as it is: auto seed 3 on mine, run with soups of old" in capsys.readouterr().out
     assert search_rows.read(tmp_path / "search.csv").keys() == old.keys()
+    search.main(small(tmp_path, "--pool", "mine", "--again", "tpe"))
+    assert search_rows.read(tmp_path / "search.csv")[next(iter(old))].settings == "0ld"
     with pytest.raises(SystemExit, match="run with soups of old: no command gives these settings again"):
         search.main(small(tmp_path, "--only", "auto"))
     search.main(small(tmp_path, "--pool", "mine", "--again", "auto"))
-    assert [each.settings for each in search_rows.read(tmp_path / "search.csv").values()] != ["0ld"]
+    assert "0ld" not in [each.settings for each in search_rows.read(tmp_path / "search.csv").values()]
 
 
 def test_rows_are_taken_out_of_named_pools_alone(tmp_path, capsys):

@@ -174,8 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for key, curve in search_rows.read(file).items():
             search_rows.add(rows, key, curve)
     if not chosen.report:
-        wanted = without_past(units(chosen), chosen, search_rows.read(rows))
+        finished = search_rows.read(rows)
+        wanted = without_past(units(chosen), chosen, finished)
         anew = [unit for unit in wanted if unit.key.search in chosen.again]
+        for unit in wanted:
+            if unit not in anew:
+                is_done(unit, finished)  # which refuses, if so before anything is taken out
         search_rows.drop(rows, [unit.key for unit in anew])
         for unit in anew:
             unit.set_aside()
@@ -242,9 +246,9 @@ def there() -> list[str]:
 def without_past(wanted: Sequence[Unit], chosen: argparse.Namespace, finished: search_rows.Curves) -> list[Unit]:
     """All units but those whose rows are of settings that are gone, which are left as they are unless they are named;
     says which these are."""
-    if chosen.only or chosen.again:
-        return list(wanted)
-    gone = [unit for unit in wanted if unit.key in finished and finished[unit.key].settings in past_of(unit)]
+    named = [*(chosen.only or []), *chosen.again]
+    past = [unit for unit in wanted if unit.key in finished and finished[unit.key].settings in past_of(unit)]
+    gone = [unit for unit in past if unit.key.search not in named]
     for unit in gone:
         print(f"left as it is: {unit.name}, run with {past_of(unit)[finished[unit.key].settings]}")
     return [unit for unit in wanted if unit not in gone]
@@ -305,7 +309,8 @@ def refusal(unit: Unit, curve: Curve) -> str:
             f"run with other settings ({curve.settings}) than this command gives it ({unit.settings}): with another "
             "--set, which to give again, or before the pool's file or the search was changed"
         )
-    anew = f'--pool {key.pool} --seeds {key.seed} --again "{key.search}"'
+    pool = key.pool if key.pool in POOLS else unit.config
+    anew = f'--pool {pool} --seeds {key.seed} --only "{key.search}" --again "{key.search}"'
     return (
         f"{unit.rows} holds {unit.name}, {why}. `{anew}`, with the --set and --documents wanted, takes these rows out "
         "for good and runs it anew; --results names another file, in which it has no rows yet"
@@ -338,7 +343,8 @@ def run_all(chosen: Sequence[Unit], jobs: int) -> tuple[int, list[str]]:
             units = {pool.submit(run_unit, unit): unit for unit in waiting}
             for future in as_completed(units):
                 error = future.exception()  # of a process that was killed, say for memory
-                lost = Said(f"{units[future].name}: FAILED, a process ended", str(error))
+                why = "".join(traceback.format_exception(error))
+                lost = Said(f"{units[future].name}: FAILED, a process ended", why)
                 tell(units[future], lost if error else future.result())
     finished = search_rows.read(chosen[0].rows) if chosen else {}
     return sum(not is_done(unit, finished) for unit in chosen), failed
