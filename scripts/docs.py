@@ -13,6 +13,7 @@ import math
 import re
 import statistics
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -340,23 +341,29 @@ JUDGED = {
     "judge_real_adapters": "four LoRA adapters on SmolLM2-135M",
     "judge_real_seven": "seven fine-tunes of it, two of them useless",
 }
+# "published defaults" gives the best of all baselines, which need not be one of these
 OURS, THEIRS = "auto", ("published defaults", "cmaes")
 
 
 def judged() -> str:
     """What auto has on the pools that nothing was chosen by, from the rows of results/search.csv."""
-    ends = {key: curve.at(math.inf)[1] for key, curve in search_rows.read(SEARCHES).items() if key.pool in JUDGED}
+    curves = {key: curve for key, curve in search_rows.read(SEARCHES).items() if key.pool in JUDGED}
+    ends = {key: curve.at(math.inf)[1] for key, curve in curves.items()}
     rows = []
     for pool, words in JUDGED.items():
         ours = {key.seed: end for key, end in ends.items() if (key.pool, key.search) == (pool, OURS)}
         others = [{seed: ends.get(search_rows.Key(pool, name, seed)) for seed in ours} for name in THEIRS]
         means = [_mean_of(each.values()) for each in (ours, *others)]
-        defaults = others[0]
-        ahead = [end - other for seed, end in ours.items() if (other := defaults[seed]) is not None]
+        baselines = others[0]
+        ahead = [end - other for seed, end in ours.items() if (other := baselines[seed]) is not None]
+        keys = [key for seed in ours if (key := search_rows.Key(pool, THEIRS[0], seed)) in curves]
+        kinds = Counter(curves[key].best.partition(", ")[0] or "not recorded" for key in keys)
+        means.insert(2, ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common()))
         lead = Mean.of(ahead)
         interval = "" if math.isnan(lead.half) else f" ± {lead.half:.3f}"
         rows.append((words, str(len(ours)), *means, f"{lead.value:+.3f}{interval}"))
-    return _table(("pool", "seeds", "`auto`", "best published default", "CMA-ES", "`auto` less that default"), rows)
+    titles = ("pool", "seeds", "`auto`", "best baseline", "which is (seeds)", "CMA-ES", "`auto` less that baseline")
+    return _table(titles, rows)
 
 
 def _mean_of(scores: Iterable[float | None]) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import datetime
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.expected import expect
 from mergesearch.evaluate.scores import TaskScore
 from mergesearch.recipe import Recipe, Rule
 from mergesearch.search.trials import State, Trial
+from scripts import make_judging_pools, make_real_pool
 from scripts.bench import judging, search, search_moments, search_report, search_rows, winner, yardstick
 
 pytest.importorskip("cma", reason="pip install cma")
@@ -214,6 +217,19 @@ def test_a_run_is_charged_for_all_that_it_asked_and_tells_when_it_had_something_
     ]
 
 
+def test_a_candidate_is_named_by_its_kind_and_which_one_of_it_it_is():
+    def words(strategy: str, **values: Any) -> str:
+        return search_moments.in_words(Trial(0, State.COMPLETE, strategy, **values), ["math", "code"])
+
+    assert words("baselines", name="base") == "base"
+    assert words("baselines", name="math") == "single model, math"
+    assert words("baselines", name="ties 0.2") == "published default, ties 0.2"
+    assert words("baselines", name="slerp of the two best") == "slerp of the two best"
+    assert words("study", recipe_data={"rules": [{"method": "ties"}, {"method": "ties"}]}) == "study, ties"
+    learned = {"per": "tensor", "loss": "cross_entropy", "start": 5, "round": 2}
+    assert words("learned_soup", key=learned) == "learned soup per tensor by cross-entropy, round 2"
+
+
 def test_a_run_gives_whoever_is_expected_to_be_best_and_not_the_highest():
     draws = (winner.World("", 15, 60, 0.03).draw(seed) for seed in range(20))
     factors = {"quiz": 1.0}
@@ -238,23 +254,27 @@ def small(tmp_path: Path, *more: str) -> list[str]:
     return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "search"), *more]
 
 
-def curve(*rows, settings="abc", budget=100, end=None, commit="") -> search_rows.Curve:
+def curve(*rows, settings="abc", budget=100, end=None, commit="", best="") -> search_rows.Curve:
     points = [search_rows.Point(documents, float(documents), value, holdout) for documents, value, holdout in rows]
     spent = end or points[-1].documents
-    return search_rows.Curve(points, spent, float(spent), settings, budget, commit)
+    return search_rows.Curve(points, spent, float(spent), settings, budget, commit, best)
 
 
 def test_rows_are_read_as_they_were_written_and_what_has_no_end_is_not_finished(tmp_path):
     file = tmp_path / "search.csv"
     key, other = search_rows.Key("zoo1", "auto", 3), search_rows.Key("real", "cmaes", 0)
-    found = {key: curve((10, 0.1, 0.0), (30, 0.25, math.nan), end=50, commit="0123abc+"), other: curve((7, 1.0, 0.5))}
+    told = {"commit": "0123abc+", "best": "single model, b"}
+    found = {key: curve((10, 0.1, 0.0), (30, 0.25, math.nan), end=50, **told), other: curve((7, 1.0, 0.5))}
     for each in found:
         search_rows.add(file, each, found[each])
     again = search_rows.read(file)
     assert repr(again) == repr(dict(sorted(found.items())))
     assert again[key].at(math.inf)[0] == 0.25 and again[key].documents == 50
     text = file.read_text().splitlines()
-    file.write_text("\n".join(line for line in text if not line.endswith(",end") or line[:4] == "pool") + "\n")
+    old = [",".join(line.split(",")[:11]) for line in text if "single model" not in line]
+    file.write_text("\n".join(old) + "\n")  # of a version that did not note the best
+    assert search_rows.read(file)[other] == found[other]
+    file.write_text("\n".join(line for line in text if ",end," not in line or line[:4] == "pool") + "\n")
     assert search_rows.read(file) == {} == search_rows.read(tmp_path / "none.csv")
 
 
@@ -267,12 +287,89 @@ def test_every_search_has_a_file_of_its_own_and_is_missing_until_it_has_rows(tmp
     for budget, done in ((unit.budget - 1, False), (unit.budget, True)):
         rows = {unit.key: curve((5, 0.1, 0.1), settings=unit.settings, budget=budget)}
         assert search.is_done(unit, rows) is done
-    with pytest.raises(SystemExit, match="as it was before it changed"):
+    with pytest.raises(SystemExit, match="run with other settings"):
         search.is_done(unit, {unit.key: curve((5, 0.1, 0.1), settings="another", budget=10**9)})
 
 
+@pytest.fixture
+def two_pools(tmp_path, monkeypatch):
+    """Pools that have files, and searches that end at once; what the page draws is left out."""
+    known = {}
+    for name in ("mine", "other"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"name: {name}\nmodels: {{a: b}}\n")
+        known[name] = search.Pool(file, 100, 100)
+    monkeypatch.setattr(search, "POOLS", known)
+    for kind in ("run_own", "run_yardstick"):
+        monkeypatch.setattr(search, kind, lambda unit: curve((10, 0.5, 0.4), settings=unit.settings))
+    monkeypatch.setattr(search_report, "draw", lambda *_: False)
+    return known
+
+
+def test_what_is_run_again_begins_anew_and_nothing_of_it_is_lost(tmp_path, two_pools, capsys):
+    arguments = small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "cmaes", "auto")
+    yardstick_unit, own = search.units(search.options(arguments))
+    for _ in range(2):
+        yardstick_unit.file.parent.mkdir(parents=True, exist_ok=True)
+        yardstick_unit.file.write_text("old")
+        (own.run / "scores").mkdir(parents=True)
+        search.main([*arguments, "--again", "cmaes", "auto"])
+        assert not yardstick_unit.file.exists() and not own.run.exists()
+    for n in (1, 2):
+        assert yardstick_unit.file.with_name(f"cmaes-3.jsonl.{n}").read_text() == "old"
+        assert own.run.with_name(f"auto-3.{n}").is_dir()
+    own.run.mkdir()
+    search.main([*arguments, "--again", "cmaes"])
+    assert own.run.is_dir()
+
+
+def test_a_row_names_the_code_that_the_command_began_with(tmp_path, two_pools, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(judging, "commit", lambda: asked.append(1) or f"c{len(asked)}")
+    search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "4", "--only", "auto"))
+    assert [each.commit for each in search_rows.read(tmp_path / "search.csv").values()] == ["c1", "c1"]
+
+
+def test_a_row_names_every_code_that_had_a_part_in_it(tmp_path, two_pools, monkeypatch, capsys):
+    arguments = small(tmp_path, "--pool", "mine", "--only", "auto", "cmaes", "--seeds", "3")
+    ends = {"auto": [yardstick.OutOfTime, yardstick.OutOfTime, None], "cmaes": [None]}
+
+    def run(unit):
+        if end := ends[unit.key.search].pop(0):
+            raise end
+        return curve((10, 0.5, 0.4), settings=unit.settings)
+
+    monkeypatch.setattr(search, "run_own", run)
+    monkeypatch.setattr(search, "run_yardstick", run)
+    # cmaes was begun by a version that noted no commits
+    began = search.units(search.options(arguments))[1].file
+    began.parent.mkdir(parents=True)
+    began.write_text("")
+    for commit in ("a1", "a1", "b2+"):
+        monkeypatch.setattr(judging, "commit", lambda commit=commit: commit)
+        search.main(arguments)
+    ran = {key.search: each.commit for key, each in search_rows.read(tmp_path / "search.csv").items()}
+    assert ran == {"auto": "a1 then b2+", "cmaes": "unknown then a1"}
+
+
+def test_a_search_that_fails_is_named_with_its_traceback_and_the_status_is_1(tmp_path, two_pools, monkeypatch, capsys):
+    def broken(unit):
+        raise RuntimeError("no such layer")
+
+    monkeypatch.setattr(search, "run_own", broken)
+    arguments = small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "auto", "cmaes")
+    assert search.main(arguments) == 1
+    said = capsys.readouterr()
+    assert "auto seed 3 on mine: FAILED, RuntimeError: no such layer" in said.out
+    assert "1 of 2 searches are not finished" in said.out and said.out.count("auto seed 3 on mine") == 2
+    assert "Traceback" in said.err and 'raise RuntimeError("no such layer")' in said.err
+    assert "cmaes" in (tmp_path / "search.md").read_text()
+    monkeypatch.setattr(search, "run_own", lambda unit: curve((10, 0.5, 0.4), settings=unit.settings))
+    assert search.main(arguments) == 0
+
+
 def test_settings_are_the_same_wherever_a_search_runs(tmp_path, monkeypatch):
-    arguments = small(tmp_path, "--only", "auto", "--seeds", "0")
+    arguments = small(tmp_path, "--pool", "zoo1", "--only", "auto", "--seeds", "0")
     (unit,) = search.units(search.options(arguments))
     (elsewhere,) = search.units(search.options([*arguments, "--set", "device=cuda", "--set", "batch_size=8"]))
     (other,) = search.units(search.options([*arguments, "--set", "holdout=0.1"]))
@@ -282,12 +379,107 @@ def test_settings_are_the_same_wherever_a_search_runs(tmp_path, monkeypatch):
     assert unit.settings != before
 
 
-def test_the_committed_rows_are_of_the_searches_that_there_are():
-    """Else the one command would run for days what is done; whoever changes a search takes its rows out."""
+def test_the_plain_command_runs_what_belongs_to_each_pool_on_disk_and_is_missing(tmp_path, two_pools, capsys):
+    mine, other = two_pools["mine"], two_pools["other"]
+    two_pools["mine"] = replace(mine, seeds=(3, 4), searches=("auto", "cmaes"), overrides=("holdout=0.3",))
+    two_pools["other"] = replace(other, seeds=(7,), searches=("tpe",))
+    two_pools["none"] = search.Pool(tmp_path / "none.yaml", 1, 1, "make none")
+    assert search.main(small(tmp_path)) == 0
+    found = {(key.pool, key.search, key.seed) for key in search_rows.read(tmp_path / "search.csv")}
+    both = {("mine", name, seed) for name in ("auto", "cmaes") for seed in (3, 4)}
+    assert found == {*both, ("other", "tpe", 7)}
+    assert "left out: none, which is not on disk: `make none`" in capsys.readouterr().err
+    search.main(small(tmp_path, "--pool", "other", "--only", "tpe", "--seeds", "7", "8"))
+    assert "tpe seed 8" in (said := capsys.readouterr().out) and "tpe seed 7" not in said
+    search.main(small(tmp_path, "--list"))
+    said = capsys.readouterr().out
+    assert "\nmine: nothing\nother: nothing\nnone: not on disk: `make none`" in said
+    search.main(small(tmp_path, "--list", "--seeds", "3", "9"))
+    assert "\nmine: auto (seeds 9), cmaes (seeds 9)\nother: tpe (seeds 3 9)\n" in capsys.readouterr().out
+
+
+def test_rows_of_other_settings_are_neither_done_nor_run_over(tmp_path, two_pools, capsys):
+    arguments = small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "auto")
+    search.main([*arguments, "--set", "dtype=float32"])
+    with pytest.raises(SystemExit) as refused:
+        search.main([*arguments, "--documents", "999"])
+    said = str(refused.value)
+    assert "auto seed 3 on mine, run with other settings" in said and "another --set, which to give again" in said
+    assert '`--pool mine --seeds 3 --only "auto" --again "auto"`' in said and "takes these rows out for good" in said
+    search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "cmaes"))
+    both = (tmp_path / "search.csv").read_bytes()
+    assert b"mine,cmaes" in both
+    with pytest.raises(SystemExit, match="auto seed 3 on mine, run with other settings"):
+        search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "--only", "auto", "--again", "cmaes"))
+    assert (tmp_path / "search.csv").read_bytes() == both
+    assert search.main(small(tmp_path, "--pool", "mine", "--seeds", "3", "--again", "auto", "--only", "auto")) == 0
+    assert b"mine,cmaes" in (after := (tmp_path / "search.csv").read_bytes()) and after != both
+
+
+def test_rows_of_settings_that_are_gone_stay_unless_they_are_named(tmp_path, two_pools, capsys):
+    two_pools["mine"] = replace(two_pools["mine"], seeds=(3,), searches=("auto",), past={"0ld": "soups of old"})
+    del two_pools["other"]
+    old = {search_rows.Key("mine", "auto", 3): curve((10, 0.5, 0.4), settings="0ld")}
+    search_rows.write(tmp_path / "search.csv", old)
+    assert search.main(small(tmp_path)) == 0
+    assert "left as it is: auto seed 3 on mine, run with soups of old" in capsys.readouterr().out
+    assert search_rows.read(tmp_path / "search.csv").keys() == old.keys()
+    search.main(small(tmp_path, "--pool", "mine", "--again", "tpe"))
+    assert search_rows.read(tmp_path / "search.csv")[next(iter(old))].settings == "0ld"
+    with pytest.raises(SystemExit, match="run with soups of old: no command gives these settings again"):
+        search.main(small(tmp_path, "--only", "auto"))
+    search.main(small(tmp_path, "--pool", "mine", "--again", "auto"))
+    assert "0ld" not in [each.settings for each in search_rows.read(tmp_path / "search.csv").values()]
+
+
+def test_rows_are_taken_out_of_named_pools_alone(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        search.main(small(tmp_path, "--again", "auto"))
+    assert "say on which pools, with --pool" in capsys.readouterr().err
+
+
+@pytest.fixture
+def every_pools_file(tmp_path, monkeypatch):
+    """The configuration of each pool, as the scripts that make pools write it; no model is trained."""
+    for module, names in (
+        (make_real_pool, ("save_base", "fine_tune", "save", "write_table")),
+        (make_judging_pools, ("train", "Rows", "write_table")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *_, **__: [1, 2])
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    made = ["--base", str(tmp_path / "base"), "--out"]
+    make_real_pool.make(make_real_pool.REAL, make_real_pool.options([*made, str(tmp_path / "real")]))
+    judged = make_judging_pools.options([*made, str(tmp_path / "judging")])
+    for name, zoo in make_judging_pools.ZOOS.items():
+        make_judging_pools.make_zoo(name, zoo, judged.out / name, judged, 1, 6)
+    for name in make_judging_pools.REALS:
+        make_judging_pools.make_real(name, judged.out / name, judged)
+    known = {
+        name: replace(pool, config=tmp_path / pool.config.relative_to("models"))
+        if pool.config.parts[0] == "models"
+        else pool
+        for name, pool in search.POOLS.items()
+    }
+    monkeypatch.setattr(search, "POOLS", known)
+    return known
+
+
+def test_the_committed_rows_are_of_the_searches_that_there_are(tmp_path, every_pools_file):
+    """Of every pool, whether its models are on disk or not: each row but those of version 0.1 has the settings that
+    the plain command gives its search, or settings that are named as gone, and as many documents. Else the plain
+    command would refuse or run for days what is done; whoever changes a search takes its rows out."""
     finished = search_rows.read(Path(search.__file__).parents[2] / "results" / "search.csv")
+    ours = {key: each for key, each in finished.items() if not key.search.endswith(search_report.EARLIER)}
     units = {unit.key: unit for unit in search.units(search.options([]))}
-    assert len(finished) >= 75
-    assert all(search.is_done(units[key], finished) for key in finished if key in units)
+    assert units.keys() >= ours.keys(), "the plain command knows no such search, seed or pool"
+    assert {key.pool for key in ours} == set(search.POOLS)
+    for key, each in ours.items():
+        past = search.POOLS[key.pool].past
+        assert each.settings in past or search.is_done(units[key], finished), key
 
 
 def test_pools_have_names_and_files_and_what_is_not_there_is_refused(tmp_path):
@@ -345,6 +537,13 @@ def test_the_table_says_what_code_ran_a_search():
     seeds = {n: curve((12, 0.2, 0.1), commit=commit) for n, commit in enumerate(["bb1", "", "aa2+", "bb1"])}
     assert search_report.commits_cell(seeds) == "bb1, aa2+"
     assert search_report.commits_cell({0: curve((12, 0.2, 0.1))}) == "–"
+
+
+def test_the_table_says_what_the_searches_give_where_that_was_recorded():
+    assert search_report.given({"auto": {0: curve((12, 0.2, 0.1))}}) == []
+    seeds = {n: curve((12, 0.2, 0.1), best=best) for n, best in enumerate(["average", "", "average", "base"])}
+    *_, line, _ = search_report.given({"cmaes": {0: curve((12, 0.2, 0.1))}, "published defaults": seeds})
+    assert line == "| best baseline | average (2); not recorded (1); base (1) |"
 
 
 def test_auto_stands_beside_each_of_the_others_where_both_have_ended():
@@ -415,7 +614,9 @@ def test_one_command_runs_what_is_missing_and_prints_the_page(tmp_path, monkeypa
     named = {"zoo_code": "acc", "zoo_prose": "bits_per_byte", "zoo_strings": "exact_match"}
     tasks = ", ".join(f"{{task: {task}, metric: {metric}, limit: 4}}" for task, metric in named.items())
     changes = [f"tasks=[{tasks}]", "holdout=0.5", "device=cpu", "dtype=float32"]
-    arguments = small(tmp_path, "--seeds", "1", *(part for change in changes for part in ("--set", change)))
+    arguments = small(
+        tmp_path, "--pool", "zoo1", "--seeds", "1", *(part for change in changes for part in ("--set", change))
+    )
     chosen = ["--documents", "24", "--only", "cmaes"], ["--documents", "200", "--only", "entropy_soup"]
     for each in chosen:
         search.main([*arguments, *each])

@@ -28,8 +28,12 @@ for each of them whenever it begins or goes on with searches there; so what was 
 """
 
 
-def note(keys: Sequence[Key]) -> None:
-    """Appends what is about to run, a row for each pool."""
+def note(keys: Sequence[Key], ran_by: str) -> None:
+    """Appends what is about to run, a row for each pool.
+
+    Args:
+        ran_by: the commit of the code that runs it.
+    """
     if not keys:
         return
     FILE.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +43,7 @@ def note(keys: Sequence[Key]) -> None:
             ours = [key for key in keys if key.pool == pool]
             searches = ", ".join(dict.fromkeys(key.search for key in ours))
             seeds = " ".join(str(seed) for seed in sorted({key.seed for key in ours}))
-            text += f"| {datetime.now(UTC):%Y-%m-%d %H:%M} | {commit()} | {pool} | {searches} | {seeds} |\n"
+            text += f"| {datetime.now(UTC):%Y-%m-%d %H:%M} | {ran_by} | {pool} | {searches} | {seeds} |\n"
         part = FILE.with_name(f".{FILE.name}.part")
         part.write_text(text, encoding="utf-8")
         part.replace(FILE)

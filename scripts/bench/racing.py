@@ -44,12 +44,13 @@ INTRODUCTION = """\
 
 `python -m scripts.bench.racing --searches {searches}`, {searches} simulated searches a row; {about}.
 
-*Saving*: document evaluations without racing / with it, on the proposals (baselines are never stopped) and, in
-brackets, for the whole search. *Wrongly stopped*: of those that were stopped, the ones whose full score would have made
-them the best; *of contenders*: the same, of all whose full score makes them the best. *Same winner*: searches that end
-with the candidate that scoring everything finds. *Shares*: equal, the same fraction of every task's documents in each
-block; by spread, first the documents of the tasks on which the parents differ most. *Predicted*: from the best finished
-trial alone, or by a regression on all finished ones (`racing:` works by spread and regression).
+*Saving*: document evaluations without racing / with it, on the proposals and, in brackets, for the whole search, whose
+baselines are never stopped here (in a run the published defaults and the slerp of the two best race too). *Wrongly
+stopped*: of those that were stopped, the ones whose full score would have made them the best; *of contenders*: the
+same, of all whose full score makes them the best. *Same winner*: searches that end with the candidate that scoring
+everything finds. *Shares*: equal, the same fraction of every task's documents in each block; by spread, first the
+documents of the tasks on which the parents differ most. *Predicted*: from the best finished trial alone, or by a
+regression on all finished ones (`racing:` works by spread and regression).
 Error: the predicted chance to win at which a candidate is stopped; 0.00067 is 0.01 shared out over the looks of 16
 blocks, Bonferroni's rule, which is what a confidence sequence costs. The default, 0.002, was chosen by these tables:
 late in a TPE search most proposals are about as good as the best one, and there the chance is predicted too small.

@@ -1,17 +1,21 @@
 """Every search over the same pool and documents: runs what is missing, and prints results/search.md.
 
     pip install -e ".[bench]"
-    python -m scripts.bench.search --jobs 8                        # the pool of results/search.md, seeds 0 to 4
-    python -m scripts.bench.search --pool real --only auto cmaes
+    python -m scripts.bench.search                                 # what is missing on all pools that are on disk
+    python -m scripts.bench.search --list                          # names searches and pools, and what is missing
+    python -m scripts.bench.search --pool real --only auto cmaes --seeds 6 7
     python -m scripts.bench.search --pool my/search.yaml --documents 25000
     python -m scripts.bench.search --report                        # runs nothing
 
 A unit is one search with one seed on one pool; the seed also splits the documents, so all searches of one seed see the
 same ones. What a finished unit came to are rows of results/search.csv, which is committed: a unit that stands there is
-not run again, on any machine; `--again auto` takes its rows out. What is not finished is recorded under --out as it
-goes: with --stop-after SECONDS the command ends in time, and the same command goes on. Units run side by side in --jobs
-processes, each with a live model of its own. --set changes the configuration for all searches, --only chooses among
-them, --list names searches and pools.
+not run again, on any machine; `--pool real --again auto` takes its rows out and sets aside what was recorded of it, so
+that it begins anew. What is not finished is recorded under --out as it goes: with --stop-after SECONDS the command ends
+in time, and the same command goes on. Units run side by side in --jobs processes, each with a live model of its own.
+
+Which searches belong to a pool, with which seeds and settings, says search_pools.py. --only and --seeds name others.
+--set changes the configuration for all of them, which makes other searches of them, unless it is about one machine
+alone: device, batch_size, and paths.
 
 Several machines: give each its own seeds, searches or pools, and the same --scales, a folder with what fixes the
 objective's scale for each pool and seed; the first that needs a scale writes it there, and the others take it from
@@ -36,9 +40,11 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +58,9 @@ from mergesearch.schema import read_yaml
 from mergesearch.search.store import RunFolder
 from mergesearch.search.trials import Trial
 from scripts.bench import judging, search_report, search_rows
-from scripts.bench.search_moments import documents_of, moments_of, seconds_of
+from scripts.bench.search_moments import documents_of, in_words, moments_of, seconds_of
+from scripts.bench.search_pools import POOLS, REAL, RUNS, THE_YARDSTICK, YARDSTICKS, Pool
 from scripts.bench.search_rows import Curve, Key, Point
-from scripts.bench.shared import zoo1
 from scripts.bench.yardstick import (
     LAYER_GROUPS,
     STRATEGIES,
@@ -65,93 +71,6 @@ from scripts.bench.yardstick import (
     read_candidates,
 )
 
-# What a search of people's today is: (strategy, method).
-YARDSTICKS: dict[str, tuple[str, str]] = {
-    "cmaes": ("cmaes", "ties"),
-    "genetic": ("genetic", "ties"),
-    "random": ("random", "ties"),
-    "tpe": ("tpe", "ties"),
-    "cmaes task_arithmetic": ("cmaes", "task_arithmetic"),
-}
-THE_YARDSTICK = "cmaes"
-
-# mergesearch's own searches, and those that it has the parts for: what each changes in the configuration. One more line
-# is one more search.
-RACING = ["racing={blocks: 16, error: 0.01}"]
-GROUPS = ["space.layer_groups=3", "space.components=[attention, mlp, other]", "space.grow=true"]
-DEFAULTS = ["search.sampler=auto", "search.defaults=true"]
-# AdaMerging as published: weights begin at 0.3, Adam with 0.001, the last weights count. Steps and documents fit a
-# search's budget
-ENTROPY_SOUP = "{per: [tensor], loss: [entropy], start: 0.3, learning_rate: 0.001, steps: 300, patience: 1000}"
-AUTO = ["search.strategy=auto", *DEFAULTS, *GROUPS, *RACING]
-RUNS: dict[str, list[str]] = {
-    "auto": AUTO,
-    "published defaults": ["search.strategy=[baselines]", *DEFAULTS],
-    "greedy_soup": ["search.strategy=[baselines, greedy_soup]", *DEFAULTS],
-    "entropy_soup": [
-        "search.strategy=[baselines, learned_soup]",
-        "search.defaults=false",
-        f"search.learned_soup={ENTROPY_SOUP}",
-    ],
-    "learned_soup": [
-        "search.strategy=[baselines, learned_soup]",
-        *DEFAULTS,
-        *GROUPS,
-        "search.learned_soup.per=[group]",
-        "search.learned_soup.loss=[expected]",
-    ],
-    "auto with the expected loss alone": [*AUTO, "search.learned_soup.loss=[expected]"],
-    "auto with a soup per group": [*AUTO, "search.learned_soup.per=[group]"],
-    "auto with a soup per model": [*AUTO, "search.learned_soup.per=[recipe]"],
-    "auto without warm starts": [*AUTO, "search.strategy=[baselines, study]"],
-    "auto without learned soup": [*AUTO, "search.strategy=[baselines, greedy_soup, study]"],
-    "auto without racing": [*AUTO, "racing=null"],
-    "auto without groups": [*AUTO, "space.layer_groups=1", "space.components=[all]", "space.grow=false"],
-    "auto with smooth tie-break": [*AUTO, "objective.tie_break=gold_prob"],
-}
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What searches are compared on.
-
-    Attributes:
-        config: the configuration's file.
-        yardstick: document evaluations that a yardstick may spend.
-        own: those of mergesearch's own searches.
-        make: the command that makes it; None where it is in the repository.
-        judging: whether it is one that nothing may be chosen by: each look at it is counted (judging.py).
-        overrides: that change the configuration for all searches on it.
-    """
-
-    config: Path
-    yardstick: int
-    own: int
-    make: str | None = None
-    judging: bool = False
-    overrides: tuple[str, ...] = ()
-
-
-REAL, FEW = 25_000, 17_500
-_FEW = ("holdout=0.667", *(f"tasks.{number}.limit=150" for number in range(4)))
-_MAKE = "python -m scripts.make_real_pool --base models/smollm2 --out models/real"
-
-
-def _judging(name: str) -> Pool:
-    make = f"python -m scripts.make_judging_pools --only {name}"
-    return Pool(Path(f"models/judging/{name}/search.yaml"), REAL, REAL, make, judging=True)
-
-
-POOLS: dict[str, Pool] = {
-    # 400 and 40 candidates on 1,526 documents
-    "zoo1": Pool(zoo1.SEARCH, 610_400, 61_040),
-    "real": Pool(Path("models/real/search.yaml"), REAL, REAL, _MAKE),
-    # the same with 50 search and 100 holdout documents of each task: what many bring
-    "real_few": Pool(Path("models/real/search.yaml"), FEW, FEW, _MAKE, overrides=_FEW),
-    # the same with seeds that had no part in making anything: a page or a picture of its own, since seeds differ
-    "zoo1_fresh": Pool(zoo1.SEARCH, 610_400, 61_040),
-    **{name: _judging(name) for name in ("judge_zoo_a", "judge_zoo_b", "judge_real_adapters", "judge_real_seven")},
-}
 # keys of a configuration that are about one machine, and not about what is measured
 ELSEWHERE = {"base_model", "include_path", "output", "device", "batch_size", "name"}
 
@@ -170,6 +89,8 @@ class Unit:
         threads: of torch.
         scales: the folder with what fixes the objective.
         rows: the file of finished searches.
+        commit: of the code that this command runs, asked once, when it began: what is imported then is what runs, in
+            all its processes, whatever becomes of the files.
     """
 
     key: Key
@@ -181,6 +102,7 @@ class Unit:
     threads: int
     scales: Path
     rows: Path
+    commit: str = ""
 
     @property
     def name(self) -> str:
@@ -197,6 +119,21 @@ class Unit:
         return self.out / self.key.pool / "runs" / f"{slug(self.key.search)}-{self.key.seed}"
 
     @property
+    def commits(self) -> Path:
+        """What code has run it so far, a line for each commit: one that is cut short may go on with another."""
+        return self.out / self.key.pool / "commits" / f"{slug(self.key.search)}-{self.key.seed}.txt"
+
+    def begin(self) -> str:
+        """Notes the commit among those that ran it; returns them all, the first first."""
+        known = self.commits.read_text(encoding="utf-8").split() if self.commits.is_file() else []
+        if not known and (self.file.exists() or self.run.exists()):
+            known = ["unknown"]  # begun by a version that did not note it
+        ran = list(dict.fromkeys([*known, self.commit]))
+        self.commits.parent.mkdir(parents=True, exist_ok=True)
+        self.commits.write_text("".join(f"{commit}\n" for commit in ran), encoding="utf-8")
+        return search_rows.THEN.join(ran)
+
+    @property
     def scale(self) -> Path:
         """What fixes the objective for this pool and seed."""
         return self.scales / f"{self.key.pool}-{self.key.seed}.json"
@@ -211,6 +148,12 @@ class Unit:
         changes = [each for each in self.overrides if each.split("=")[0] not in ELSEWHERE]
         return hashlib.sha256(json.dumps([stated, changes, search]).encode()).hexdigest()[:8]
 
+    def set_aside(self) -> None:
+        """Gives what was recorded of it other names, NAME.1 and so on, so that it begins anew; nothing is deleted."""
+        for path in (self.file, self.run, self.commits):
+            if path.exists():
+                path.rename(next(new for n in count(1) if not (new := path.with_name(f"{path.name}.{n}")).exists()))
+
     def read(self) -> Config:
         """The configuration with this seed."""
         return configuration.read(self.config, [*self.overrides, f"search.seed={self.key.seed}"])
@@ -222,33 +165,45 @@ def slug(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options(arguments)
+    rows, failed = chosen.results.with_suffix(".csv"), []
     if chosen.list:
-        print("\n".join(["searches:", *YARDSTICKS, *RUNS, "", "pools:", *POOLS]))
+        print("searches:", *YARDSTICKS, *RUNS, "", "pools, and what is missing of their searches:", sep="\n")
+        print(*(missing_in_words(name, chosen, rows) for name in chosen.pool or POOLS), sep="\n")
         return 0
-    rows = chosen.results.with_suffix(".csv")
     for file in chosen.take:
         for key, curve in search_rows.read(file).items():
             search_rows.add(rows, key, curve)
     if not chosen.report:
-        wanted = units(chosen)
-        if chosen.again:
-            search_rows.drop(rows, sorted({u.key.pool for u in wanted}), chosen.again, chosen.seeds)
-        left = run_all(wanted, chosen.jobs)
-        print(f"{left} of {len(wanted)} searches are not finished" + (": the same command goes on" if left else ""))
+        finished = search_rows.read(rows)
+        wanted = without_past(units(chosen), chosen, finished)
+        anew = [unit for unit in wanted if unit.key.search in chosen.again]
+        for unit in wanted:
+            if unit not in anew:
+                is_done(unit, finished)  # which refuses, if so before anything is taken out
+        search_rows.drop(rows, [unit.key for unit in anew])
+        for unit in anew:
+            unit.set_aside()
+        left, failed = run_all(wanted, chosen.jobs)
+        goes_on = ": the same command goes on" if left > len(failed) else ""
+        print(f"{left} of {len(wanted)} searches are not finished{goes_on}")
+        if failed:
+            print("failed, for the reasons above, which may well come again:", *failed, sep="\n  ")
     looks = judging.looks()
     judged = {name: looks[name] for name, pool in POOLS.items() if pool.judging}
-    return search_report.write(search_rows.read(rows), THE_YARDSTICK, chosen.results, [*YARDSTICKS, *RUNS], judged)
+    search_report.write(search_rows.read(rows), THE_YARDSTICK, chosen.results, [*YARDSTICKS, *RUNS], judged)
+    return 1 if failed else 0
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/bench-search"), help="for what is not finished")
-    parser.add_argument("--pool", nargs="+", default=["zoo1"], help=f"of {', '.join(POOLS)}, or a configuration's file")
+    pools = f"of {', '.join(POOLS)}, or a configuration's file; default: all of these that are on disk"
+    parser.add_argument("--pool", nargs="+", default=[], help=pools)
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="key=value, for every search")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the pool's")
     parser.add_argument("--documents", type=int, help="evaluations of each search; default: what suits the pool")
-    parser.add_argument("--only", nargs="+", choices=[*YARDSTICKS, *RUNS], help="these searches alone")
-    parser.add_argument("--again", nargs="+", choices=[*YARDSTICKS, *RUNS], default=[], help="run these anew")
+    parser.add_argument("--only", nargs="+", choices=[*YARDSTICKS, *RUNS], help="default: the pool's searches")
+    parser.add_argument("--again", nargs="+", choices=[*YARDSTICKS, *RUNS], default=[], help="anew; with --pool")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS")
@@ -256,24 +211,65 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--take", type=Path, nargs="+", default=[], help="rows of another machine, to be added")
     parser.add_argument("--report", action="store_true", help="print the page and run nothing")
     parser.add_argument("--results", type=Path, default=Path("results/search"), help="the page's path, no ending")
-    parser.add_argument("--list", action="store_true", help="name searches and pools")
-    return parser.parse_args(arguments)
+    parser.add_argument("--list", action="store_true", help="name searches, pools, what is missing")
+    chosen = parser.parse_args(arguments)
+    if chosen.again and not chosen.pool:
+        parser.error("--again takes rows out of results/search.csv: say on which pools, with --pool")
+    return chosen
 
 
 def units(chosen: argparse.Namespace) -> list[Unit]:
     """What is chosen, pool by pool and seed by seed, so that a comparison cut short has whole seeds."""
-    deadline = time.time() + chosen.stop_after
+    deadline, commit = time.time() + chosen.stop_after, judging.commit()
+    scales, rows = chosen.scales or chosen.out / "scales", chosen.results.with_suffix(".csv")
     found = []
-    for given in chosen.pool:
+    for given in chosen.pool or there():
         name, pool = pool_of(given)
-        for seed in chosen.seeds:
-            for search in chosen.only or [*YARDSTICKS, *RUNS]:
+        overrides = (*pool.overrides, *chosen.overrides)
+        searches = dict.fromkeys([*(chosen.only or pool.searches or [*YARDSTICKS, *RUNS]), *chosen.again])
+        for seed in chosen.seeds or pool.seeds:
+            for search in searches:
                 budget = chosen.documents or (pool.yardstick if search in YARDSTICKS else pool.own)
-                scales = chosen.scales or chosen.out / "scales"
-                overrides = (*pool.overrides, *chosen.overrides)
-                place = (chosen.out, pool.config, overrides, budget, deadline, chosen.threads, scales)
-                found.append(Unit(Key(name, search, seed), *place, chosen.results.with_suffix(".csv")))
+                place = (chosen.out, pool.config, overrides, budget, deadline, chosen.threads, scales, rows, commit)
+                found.append(Unit(Key(name, search, seed), *place))
     return found
+
+
+def there() -> list[str]:
+    """The pools that are on disk; says of the others how to make them."""
+    for name, pool in POOLS.items():
+        if not pool.config.is_file():
+            print(f"left out: {name}, which is not on disk: `{pool.make}` makes it", file=sys.stderr)
+    return [name for name, pool in POOLS.items() if pool.config.is_file()]
+
+
+def without_past(wanted: Sequence[Unit], chosen: argparse.Namespace, finished: search_rows.Curves) -> list[Unit]:
+    """All units but those whose rows are of settings that are gone, which are left as they are unless they are named;
+    says which these are."""
+    named = [*(chosen.only or []), *chosen.again]
+    past = [unit for unit in wanted if unit.key in finished and finished[unit.key].settings in past_of(unit)]
+    gone = [unit for unit in past if unit.key.search not in named]
+    for unit in gone:
+        print(f"left as it is: {unit.name}, run with {past_of(unit)[finished[unit.key].settings]}")
+    return [unit for unit in wanted if unit not in gone]
+
+
+def past_of(unit: Unit) -> Mapping[str, str]:
+    return POOLS[unit.key.pool].past if unit.key.pool in POOLS else {}
+
+
+def missing_in_words(name: str, chosen: argparse.Namespace, rows: Path) -> str:
+    """A pool's line of --list."""
+    if name in POOLS and not POOLS[name].config.is_file():
+        return f"{name}: not on disk: `{POOLS[name].make}` makes it"
+    finished, missing = search_rows.read(rows), {}
+    chosen = argparse.Namespace(**{**vars(chosen), "pool": [name]})
+    wanted = without_past(units(chosen), chosen, finished)
+    for unit in wanted:
+        if not is_done(unit, finished):
+            missing.setdefault(unit.key.search, []).append(str(unit.key.seed))
+    words = [f"{search} (seeds {' '.join(seeds)})" for search, seeds in missing.items()]
+    return f"{name}: " + (", ".join(words) or "nothing")
 
 
 def pool_of(given: str) -> tuple[str, Pool]:
@@ -296,35 +292,62 @@ def is_done(unit: Unit, finished: search_rows.Curves) -> bool:
         SystemExit: there are rows of another search under its name.
     """
     curve = finished.get(unit.key)
-    if curve is None or curve.budget < unit.budget:
+    if curve is None:
         return False
     if curve.settings != unit.settings:
-        raise SystemExit(
-            f"{unit.rows} holds {unit.name} as it was before it changed: `--again {unit.key.search!r}` takes it out, "
-            "--results names another file"
+        raise SystemExit(refusal(unit, curve))
+    return curve.budget >= unit.budget
+
+
+def refusal(unit: Unit, curve: Curve) -> str:
+    """Why a unit is neither done nor run, and what to do."""
+    key, past = unit.key, past_of(unit).get(curve.settings)
+    if past:
+        why = f"run with {past}: no command gives these settings again"
+    else:
+        why = (
+            f"run with other settings ({curve.settings}) than this command gives it ({unit.settings}): with another "
+            "--set, which to give again, or before the pool's file or the search was changed"
         )
-    return True
+    pool = key.pool if key.pool in POOLS else unit.config
+    anew = f'--pool {pool} --seeds {key.seed} --only "{key.search}" --again "{key.search}"'
+    return (
+        f"{unit.rows} holds {unit.name}, {why}. `{anew}`, with the --set and --documents wanted, takes these rows out "
+        "for good and runs it anew; --results names another file, in which it has no rows yet"
+    )
 
 
 # --- units side by side ---
 
 
-def run_all(chosen: Sequence[Unit], jobs: int) -> int:
-    """Runs what is missing in so many processes; returns how many are not finished."""
+def run_all(chosen: Sequence[Unit], jobs: int) -> tuple[int, list[str]]:
+    """Runs what is missing in so many processes; returns how many are not finished, and which of these failed."""
     finished = search_rows.read(chosen[0].rows) if chosen else {}
     waiting = [unit for unit in chosen if not is_done(unit, finished)]
-    judging.note([unit.key for unit in waiting if unit.key.pool in POOLS and POOLS[unit.key.pool].judging])
+    looks = [unit for unit in waiting if unit.key.pool in POOLS and POOLS[unit.key.pool].judging]
+    judging.note([unit.key for unit in looks], looks[0].commit if looks else "")
+    failed: list[str] = []
+
+    def tell(unit: Unit, said: Said) -> None:
+        print(said.line, flush=True)
+        if said.error:
+            print(said.error, file=sys.stderr, flush=True)
+            failed.append(unit.name)
+
     if jobs == 1 or len(waiting) < 2:
         for unit in waiting:
-            print(run_unit(unit), flush=True)
+            tell(unit, run_unit(unit))
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context, initializer=settle, initargs=(chosen[0].threads,)) as pool:
-            for future in as_completed([pool.submit(run_unit, unit) for unit in waiting]):
+            units = {pool.submit(run_unit, unit): unit for unit in waiting}
+            for future in as_completed(units):
                 error = future.exception()  # of a process that was killed, say for memory
-                print(f"a process ended: {error}" if error else future.result(), flush=True)
+                why = "".join(traceback.format_exception(error))
+                lost = Said(f"{units[future].name}: FAILED, a process ended", why)
+                tell(units[future], lost if error else future.result())
     finished = search_rows.read(chosen[0].rows) if chosen else {}
-    return sum(not is_done(unit, finished) for unit in chosen)
+    return sum(not is_done(unit, finished) for unit in chosen), failed
 
 
 def settle(threads: int) -> None:
@@ -336,21 +359,28 @@ def settle(threads: int) -> None:
     logging.disable(logging.WARNING)
 
 
-def run_unit(unit: Unit) -> str:
-    """Runs or goes on with one search; returns a line that says how far it came."""
+@dataclass(frozen=True)
+class Said:
+    """How far a search came, in a line, and the traceback of what it failed by."""
+
+    line: str
+    error: str = ""
+
+
+def run_unit(unit: Unit) -> Said:
+    """Runs or goes on with one search."""
     if time.time() > unit.deadline:
-        return f"{unit.name}: no time left"
-    began, commit = time.perf_counter(), judging.commit()
+        return Said(f"{unit.name}: no time left")
+    began, commit = time.perf_counter(), unit.begin()
     try:
         curve = (run_yardstick if unit.key.search in YARDSTICKS else run_own)(unit)
     except OutOfTime:
-        return f"{unit.name}: not finished, {time.perf_counter() - began:.0f} s"
+        return Said(f"{unit.name}: not finished, {time.perf_counter() - began:.0f} s")
     except Exception as error:
-        logging.getLogger(__name__).debug("%s", unit.name, exc_info=True)
-        return f"{unit.name}: FAILED, {type(error).__name__}: {error}"
+        return Said(f"{unit.name}: FAILED, {type(error).__name__}: {error}", traceback.format_exc())
     search_rows.add(unit.rows, unit.key, replace(curve, commit=commit))
     highest, holdout = curve.at(math.inf)
-    return f"{unit.name}: {curve.documents} documents, {highest:.4f}, {holdout:.4f} on the holdout"
+    return Said(f"{unit.name}: {curve.documents} documents, {highest:.4f}, {holdout:.4f} on the holdout")
 
 
 # --- what people use today ---
@@ -479,7 +509,8 @@ def measured(unit: Unit, config: Config, trials: Sequence[Trial]) -> Curve:
             known[moment.given.recipe_id] = measures.holdout(moment.given.recipe)
     points = [Point(m.documents, m.seconds, m.highest, known[m.given.recipe_id]) for m in moments]
     spent = sum(trial.documents for trial in trials), sum(seconds_of(trial) for trial in trials)
-    return Curve(points, *spent, unit.settings, unit.budget)
+    best = in_words(moments[-1].given, config.models) if moments else ""
+    return Curve(points, *spent, unit.settings, unit.budget, best=best)
 
 
 if __name__ == "__main__":

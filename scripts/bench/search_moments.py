@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from mergesearch import registry
 from mergesearch.evaluate.expected import expect
 from mergesearch.evaluate.scores import DocumentScores, TaskScore, load_documents
 from mergesearch.search.expectations import without_learned_gold
 from mergesearch.search.store import RunFolder
+from mergesearch.search.strategies.base import Strategy
+from mergesearch.search.strategies.baselines import DEFAULTS
 from mergesearch.search.trials import State, Trial
 
 Documents = Mapping[str, DocumentScores]
@@ -79,6 +83,21 @@ def _worth(
     found = expect(list(known.values()), factors)
     worth = {number: each.value for number, each in zip(known, found, strict=True)}
     return {trial.number: worth[trial.number if trial.same_as is None else trial.same_as] for trial in complete}
+
+
+def in_words(trial: Trial, models: Collection[str]) -> str:
+    """What a candidate is: its kind, and after a comma which one of that kind.
+
+    Args:
+        models: the names of the pool's models.
+    """
+    if trial.name in models:
+        return f"single model, {trial.name}"
+    if trial.name in DEFAULTS:
+        return f"published default, {trial.name}"
+    known = cast("Mapping[str, type[Strategy]]", registry.strategies())
+    method = known[trial.strategy].method(trial)
+    return f"study, {method}" if trial.strategy == "study" else method
 
 
 def seconds_of(trial: Trial) -> float:

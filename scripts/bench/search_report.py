@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ ABLATION = "auto with"  # how the names of searches begin that leave something o
 ERRORS = "standard errors"
 CONFIDENCE = 0.95
 EARLIER = " (0.1)"  # how the names of searches end that version 0.1 ran
+# what a search is called on the page where its name would say too little: it scores the base, each model alone, their
+# average, the published defaults and the slerp of the two best, and gives whoever is best
+LABELS = {"published defaults": "best baseline"}
 # its section comes first, and its picture has no other name
 FIRST_POOL = "zoo1"
 
@@ -64,7 +68,7 @@ def write(
     results: Path,
     order: Sequence[str] = (),
     judged: Mapping[str, int] = MappingProxyType({}),
-) -> int:
+) -> None:
     """Writes RESULTS.md of finished searches, and where matplotlib is there a picture for each pool: RESULTS.png of the
     first, RESULTS-pool-POOL.png of others, as search-real.png is of another page.
 
@@ -73,7 +77,7 @@ def write(
     """
     pools = dict(sorted(by_pool(found, order).items(), key=lambda pair: pair[0] in judged))
     if not pools:
-        raise SystemExit(f"no search is finished yet, so {results}.md is not written: the same command goes on")
+        raise SystemExit(f"no search is finished yet, so {results}.md is not written")
     results.parent.mkdir(parents=True, exist_ok=True)
     lines, drawn = list(INTRODUCTION), False
     for pool, curves in pools.items():
@@ -90,7 +94,6 @@ def write(
     lines += notes_of(results)
     results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {results}.md" + (" and .png" if drawn else "; no curves: pip install matplotlib"))
-    return 0
 
 
 # --- the table ---
@@ -104,12 +107,14 @@ the width of its 95 % t interval. Cost is in document evaluations, a backward pa
 of building, learning and scoring, where they were recorded. *Search score*: the highest on the search documents,
 which says what was optimised. *Holdout score*: of whom the search gives, for a yardstick whoever has the highest
 search score, for mergesearch's own whoever is expected to score best elsewhere (winner.md). *Commit*: the code that
-ran it, where that was recorded; rows of another code than today's are not run again by themselves.
+ran it, where that was recorded; rows of another code than today's are not run again by themselves. *a then b*: cut
+short under a, it went on under b.
 
 Yardsticks: `cmaes` as in mergekit-evolve, `genetic` as in mergenetic, `random` and `tpe`, over TIES' weights and
-densities per range of layers, see scripts/bench/yardstick.py for what each is and when it was chosen; `published
-defaults`, the best of them on the search documents; `greedy_soup`; `entropy_soup` as in AdaMerging. *(0.1)* after a
-name: as version 0.1 ran it.""".splitlines()
+densities per range of layers, see scripts/bench/yardstick.py for what each is and when it was chosen; `greedy_soup`;
+`entropy_soup` as in AdaMerging. `best baseline`: what a run of baselines alone gives, whichever it is of the base, each
+model alone, their plain average, the published defaults and the slerp of the two best models; in search.csv and for
+--only it is `published defaults`. *(0.1)* after a name: as version 0.1 ran it.""".splitlines()
 
 
 JUDGING = """\
@@ -148,6 +153,7 @@ def text(pool: str, curves: Curves, yardstick: str, image: str | None) -> list[s
         f"`{yardstick}` with the",
         "same seed, the median of the seeds that reach it, and as a share of its whole cost.",
         "",
+        *given(curves),
         *compared,
         *rivals(curves),
         *ablations(curves),
@@ -175,8 +181,26 @@ def final_table(curves: Curves, yardstick: str) -> list[str]:
         spent = float(np.mean([curve.documents for curve in seeds.values()]))
         means = [Mean.of([end[side] for end in ends]) for side in (0, 1)]
         reached = reach_cells(seeds, curves.get(yardstick, {}))
-        rows.append([name, len(seeds), *means, f"{spent:,.0f}", seconds_cell(seeds), *reached, commits_cell(seeds)])
+        rows.append(
+            [label(name), len(seeds), *means, f"{spent:,.0f}", seconds_cell(seeds), *reached, commits_cell(seeds)]
+        )
     return tables.table((*titles, "reach the yardstick", "to reach", "share", "commit"), rows)
+
+
+def label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def given(curves: Curves) -> list[str]:
+    """What the candidates are that the searches give in the end, and with how many seeds."""
+    rows = []
+    for name, seeds in curves.items():
+        found = Counter(curve.best or "not recorded" for curve in seeds.values())
+        if any(curve.best for curve in seeds.values()):
+            rows.append([label(name), "; ".join(f"{best} ({count})" for best, count in found.most_common())])
+    if not rows:
+        return []
+    return ["### What they give in the end", "", *tables.table(("search", "candidate (seeds)"), rows), ""]
 
 
 def commits_cell(seeds: Mapping[int, Curve]) -> str:
@@ -212,7 +236,7 @@ def paired_table(curves: Curves, yardstick: str) -> list[str]:
         mean = Mean.of([difference for _, difference in found])
         spent = float(np.mean([documents for documents, _ in found]))
         better = sum(difference > 0 for _, difference in found)
-        rows.append([name, f"{spent:,.0f}", *difference_cells(mean), f"{better} of {len(found)}"])
+        rows.append([label(name), f"{spent:,.0f}", *difference_cells(mean), f"{better} of {len(found)}"])
     titles = ("search", "documents", f"holdout score less that of {yardstick}", ERRORS, "seeds better")
     return tables.table(titles, rows)
 
@@ -226,7 +250,7 @@ def rivals(curves: Curves) -> list[str]:
         found = [mine[seed].at(math.inf)[1] - curves[name][seed].at(math.inf)[1] for seed in seeds]
         if found:
             better, equal = sum(each > 0 for each in found), sum(each == 0 for each in found)
-            rows.append([name, len(found), *difference_cells(Mean.of(found)), better, equal])
+            rows.append([label(name), len(found), *difference_cells(Mean.of(found)), better, equal])
     if not rows:
         return []
     lines = [
@@ -284,7 +308,7 @@ def difference_rows(curves: Curves, pairs: Sequence[tuple[str, str]]) -> list[li
         sides = [[d for _, d in differences(curves[name], curves[other], side)] for side in (0, 1)]
         if sides[0]:
             cells = [cell for found in sides for cell in difference_cells(Mean.of(found))]
-            rows.append([name, str(len(sides[0])), *cells])
+            rows.append([label(name), str(len(sides[0])), *cells])
     return rows
 
 
@@ -317,7 +341,7 @@ def marks_table(curves: Curves) -> list[str]:
         for mark in marks:
             ends = [curve.at(mark) for curve in seeds.values()]
             cells += [str(Mean.of([end[side] for end in ends])) for side in (0, 1)]
-        rows.append([name, *cells])
+        rows.append([label(name), *cells])
     return tables.table(["search", *heads], rows)
 
 
@@ -366,6 +390,6 @@ def draw_one(axis: object, name: str, seeds: Mapping[int, Curve], dashed: bool) 
     low, high = max(curve.points[0].documents for curve in started), max(curve.documents for curve in started)
     grid = np.unique(np.geomspace(low, max(high, low + 1), 200).round())
     mean, error = band(seeds, grid)
-    label = f"{name} ({len(started)} seed{'s' * (len(started) != 1)})"
-    (line,) = axis.step(grid, mean, where="post", label=label, linestyle="--" if dashed else "-")
+    words = f"{label(name)} ({len(started)} seed{'s' * (len(started) != 1)})"
+    (line,) = axis.step(grid, mean, where="post", label=words, linestyle="--" if dashed else "-")
     axis.fill_between(grid, mean - error, mean + error, step="post", alpha=0.12, linewidth=0, color=line.get_color())

@@ -1,14 +1,15 @@
 """What finished searches came to, as rows of a CSV file that is committed: results/search.csv.
 
 A row is a moment at which a search had something better: what it had spent, its highest score on the search documents,
-and the holdout score of whom it would have given then. The last row of a search, its `end`, is what it spent in all.
+and the holdout score of whom it would have given then. The last row of a search, its `end`, is what it spent in all,
+and says what the candidate was that it gave, its `best`.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from scripts.bench.yardstick import Candidate
 
 COLUMNS = (
     "pool", "search", "seed", "settings", "budget", "commit", "documents", "seconds", "search_score", "holdout_score",
-    "end",
+    "end", "best",
 )  # fmt: skip
+
+THEN = " then "
 
 
 @dataclass(frozen=True, order=True)
@@ -57,7 +60,10 @@ class Curve:
         documents, seconds: in all.
         settings: tells whether it was another search under the same name.
         budget: the documents that it was allowed.
-        commit: of the code that ran it, with a + where files differed from it; empty where that was not recorded.
+        commit: of the code that ran it, with a + where files differed from it; several with `THEN` between them where
+            it was cut short and went on with another; empty where that was not recorded.
+        best: what the candidate is that it gave in the end, in words; empty where that was not recorded, and of a
+            yardstick, which has candidates of one kind.
     """
 
     points: Sequence[Point] = field(default_factory=list)
@@ -66,6 +72,7 @@ class Curve:
     settings: str = ""
     budget: int = 0
     commit: str = ""
+    best: str = ""
 
     def at(self, documents: float) -> tuple[float, float]:
         """(highest search score, holdout score) after so many document evaluations; NaN before any."""
@@ -112,7 +119,7 @@ def read(path: Path) -> dict[Key, Curve]:
             int(row["documents"]), _number(row["seconds"]), _number(row["search_score"]), _number(row["holdout_score"])
         )
         if row["end"]:
-            about = row["settings"], int(row["budget"]), row.get("commit", "")
+            about = row["settings"], int(row["budget"]), row.get("commit", ""), row.get("best", "")
             curves[key] = Curve(found.pop(key, []), point.documents, point.seconds, *about)
         else:
             found.setdefault(key, []).append(point)
@@ -126,9 +133,11 @@ def add(path: Path, key: Key, curve: Curve) -> None:
         write(path, {**read(path), key: curve})
 
 
-def drop(path: Path, pools: Sequence[str], searches: Sequence[str], seeds: Sequence[int]) -> None:
+def drop(path: Path, gone: Collection[Key]) -> None:
     """Takes searches out of a file, so that they are run again."""
-    gone = {Key(pool, search, seed) for pool in pools for search in searches for seed in seeds}
+    if not gone:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         write(path, {key: curve for key, curve in read(path).items() if key not in gone})
 
@@ -141,9 +150,9 @@ def write(path: Path, curves: Curves) -> None:
         writer.writerow(COLUMNS)
         for key, curve in sorted(curves.items()):
             about = [key.pool, key.search, key.seed, curve.settings, curve.budget, curve.commit]
-            writer.writerows([*about, *_cells(point), ""] for point in curve.points)
+            writer.writerows([*about, *_cells(point), "", ""] for point in curve.points)
             last = curve.at(math.inf)
-            writer.writerow([*about, *_cells(Point(curve.documents, curve.seconds, *last)), "end"])
+            writer.writerow([*about, *_cells(Point(curve.documents, curve.seconds, *last)), "end", curve.best])
     part.replace(path)
 
 
