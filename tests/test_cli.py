@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -350,7 +349,6 @@ def test_killed_in_the_middle_nothing_is_lost_and_nothing_scored_twice(tmp_path:
     for line in process.stdout:
         if line.startswith("[9/"):
             break
-    time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()

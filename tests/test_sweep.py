@@ -19,7 +19,7 @@ from mergesearch.search.history import History
 from mergesearch.search.lines import Documents, Line, LineRace, Point
 from mergesearch.search.lines import Found as Swept
 from mergesearch.search.outlook import Outlook
-from mergesearch.search.paying import Return, behind, latest_half
+from mergesearch.search.paying import Return, ahead_of, latest_half
 from mergesearch.search.soup.affine import affine_of
 from mergesearch.search.soup.memo import Memo
 from mergesearch.search.store import RunFolder
@@ -337,15 +337,15 @@ def test_a_stage_pays_where_it_brings_more_than_a_part_of_the_noise() -> None:
     assert "12 proposals brought 0.0040 for 1,200 document evaluations" in Return(12, 0.004, 1200, 0.02).words()
 
 
-def test_behind_is_paired_where_documents_are_known(tmp_path: Path) -> None:
+def test_what_is_ahead_is_paired_where_documents_are_known(tmp_path: Path) -> None:
     world = World()
     search = begin(tmp_path / "run", world, Teacher(world), search={**AUTO, "strategy": "baselines"})
     search.run()
     past = history(search)
     best, *_, worst = past.complete()
     there = {trial.number: world.documents(trial.recipe, range(SIZE)) for trial in (best, worst)}
-    gap, noise = behind(worst, best, past, there.get)
-    plain, wider = behind(worst, best, past, lambda number: None)
+    gap, noise = ahead_of(worst, best, past, there.get)
+    plain, wider = ahead_of(worst, best, past, lambda number: None)
     assert gap == plain < 0 and 0 < noise < wider * 1.5 and wider == pytest.approx(0.05 * 2**0.5)
 
 

@@ -61,8 +61,19 @@ def test_one_is_in_at_a_time(tmp_path: Path, url: str | None) -> None:
 
 def test_other_things_and_other_runs_have_turns_of_their_own(tmp_path: Path, url: str | None) -> None:
     one, other = turns(tmp_path / "one", url, "one"), turns(tmp_path / "other", url, "other")
+    order: list[str] = []
+
+    def work() -> None:
+        with one.turn("take"):
+            order.append("again")
+
+    waiting = threading.Thread(target=work)
     with one.turn("take"), one.turn("stage"), other.turn("take"):
-        pass
+        waiting.start()
+        waiting.join(0.3)
+        order.append("inside")
+    waiting.join()
+    assert order == ["inside", "again"]  # the same turn of the same run alone is waited for
 
 
 def test_a_turn_ends_with_an_error_in_it(tmp_path: Path, url: str | None) -> None:

@@ -55,10 +55,10 @@ class Return:
         )
 
 
-def behind(
-    trial: Trial, best: Trial, history: History, documents: Callable[[int], Documents | None] = lambda number: None
+def ahead_of(
+    trial: Trial, other: Trial, history: History, documents: Callable[[int], Documents | None] = lambda number: None
 ) -> tuple[float, float]:
-    """(how far a complete trial's objective is from the best one's, the standard error of that), document by document
+    """(how far a complete trial's objective is ahead of another's, the standard error of that), document by document
     where both trials' documents are known, else as if they had been scored on different ones.
 
     Args:
@@ -66,11 +66,11 @@ def behind(
     """
     objective = history.objective
     assert objective is not None, "trials are complete once the objective is fixed"
-    gap = (history.value(trial) or 0.0) - (history.value(best) or 0.0)
-    mine, theirs = documents(trial.number), documents(best.number)
-    factors = objective.factors(best.scores)
+    gap = (history.value(trial) or 0.0) - (history.value(other) or 0.0)
+    mine, theirs = documents(trial.number), documents(other.number)
+    factors = objective.factors(other.scores)
     if mine is None or theirs is None or any(mine[task].ids != theirs[task].ids for task in factors):
-        return gap, math.hypot(*(objective.stderr(each.scores) or 0.0 for each in (trial, best)))
+        return gap, math.hypot(*(objective.stderr(each.scores) or 0.0 for each in (trial, other)))
     errors = [
         factor * (difference(mine[task].values, theirs[task].values, mine[task].aggregation).stderr or 0.0)
         for task, factor in factors.items()

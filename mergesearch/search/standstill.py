@@ -22,7 +22,7 @@ import numpy as np
 from mergesearch.config.search import PatienceConfig
 from mergesearch.search import store
 from mergesearch.search.history import History
-from mergesearch.search.paying import Documents, behind
+from mergesearch.search.paying import Documents, ahead_of
 from mergesearch.search.trials import State, Trial
 
 # of fewer candidates nobody can tell by how much they vary
@@ -146,7 +146,7 @@ def look(
     highest, noise, ahead = value(first), history.objective.stderr(first.scores) or 0.0, 0.0
     if ours:
         rival = max(ours, key=value)
-        noise = behind(rival, first, history, documents)[1]
+        noise = ahead_of(rival, first, history, documents)[1]
         highest = max(highest, value(rival))
         ahead = expected_gain([value(trial) for trial in ours], highest, len(late))
     return Standstill(

@@ -105,11 +105,6 @@ class Coefficients:
         self._check_range()
 
     @property
-    def labels(self) -> list[str]:
-        """Each cell in words, `layers0-1.attention`."""
-        return [self._rule(number, {}).label for number in range(len(self._blocks))]
-
-    @property
     def free(self) -> np.ndarray:
         """Which weights may change: bool, [C, K]."""
         return self.low < self.high

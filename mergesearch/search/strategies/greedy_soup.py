@@ -18,7 +18,7 @@ from mergesearch.schema import Strict
 from mergesearch.search.budget import Budget, Wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
-from mergesearch.search.paying import LEAST, behind
+from mergesearch.search.paying import LEAST, ahead_of
 from mergesearch.search.soup.affine import WHOLE, Affine, Selection, affine_of
 from mergesearch.search.strategies.base import WAIT, Proposal, Stated, Strategy, Wait
 from mergesearch.search.trials import Trial
@@ -127,7 +127,7 @@ def _behind(history: History) -> str | None:
         found = next((trial for trial in complete if trial.strategy == strategy and trial.same_as is None), None)
         if found is None or not found.feasible:
             continue
-        ahead, noise = behind(found, best, history)
+        ahead, noise = ahead_of(found, best, history)
         if noise and ahead > errors * noise:
             return (
                 f"greedy soup: left out: {whose} trial {found.number} is {ahead:.4f} ahead of {best.name}, more than "

@@ -22,7 +22,7 @@ from mergesearch.registry import register
 from mergesearch.search.budget import Budget, Wanted, still_wanted
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
-from mergesearch.search.paying import LEAST, behind
+from mergesearch.search.paying import LEAST, ahead_of
 from mergesearch.search.soup.affine import Affine, affine_of
 from mergesearch.search.soup.settings import FEWEST_STEPS, SoupSettings
 from mergesearch.search.strategies.base import WAIT, Cost, Learned, Proposal, Strategy, Surroundings, Wait
@@ -295,7 +295,7 @@ class LearnedSoups(Strategy):
             if first is None:
                 first = trial, affine
                 continue
-            gap, noise = behind(trial, first[0], history, self.run.documents)
+            gap, noise = ahead_of(trial, first[0], history, self.run.documents)
             if gap < -noise:
                 break
             if trial.strategy != self.name and self._apart(affine, first[1]):

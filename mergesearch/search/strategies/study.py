@@ -19,7 +19,7 @@ from mergesearch.search import standstill, store
 from mergesearch.search.budget import Budget
 from mergesearch.search.history import History
 from mergesearch.search.outlook import Ahead, Outlook
-from mergesearch.search.paying import LEAST, Return, behind, latest_half
+from mergesearch.search.paying import LEAST, Return, ahead_of, latest_half
 from mergesearch.search.samplers import FIXED_SPACE, Choice, distributions
 from mergesearch.search.strategies.base import Proposal, Sampled, Stated, Strategy, Surroundings, Wait
 from mergesearch.search.strategies.learned_soup import LearnedSoups
@@ -283,7 +283,7 @@ def _left_out(history: History) -> str | None:
     if soup is None or rival is None or soup.strategy != LearnedSoups.name or history.objective is None:
         return None
     # without documents the error is that of scores on different ones, far above the paired one
-    ahead, noise = behind(soup, rival, history)
+    ahead, noise = ahead_of(soup, rival, history)
     if not noise or ahead <= LEAST * noise:
         return None
     what = "ended" if history.of(Study.name) else "left out"
