@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import optuna
 
 from mergesearch.checkpoints import Pool
 from mergesearch.commands import backend as backends
@@ -180,18 +182,7 @@ def prepare(
         UserError: what is wrong with the input.
     """
     begun = time.perf_counter()
-    check_space(config)
-    check_trackers(config)
-    check_served(config.score_as)
-    backend = backends.find_backend(config)
-    RunFolder(config.folder).check(config)
-    there = store.begun(config, say)
-    check_disk(config, RunFolder(config.folder), there, say)
-    if config.artifacts is not None:
-        from mergesearch.search import artifacts  # loads the clouds' libraries
-
-        artifacts.check(config.artifacts, config.name)
-    strategies.refuse(config)
+    backend, there = _checked(config, say)
     say(f"loading {len(config.scored)} tasks")
     commits = dict((store.noted(there, revisions.REVISIONS) if there else None) or {})
     tasks = load_tasks(revisions.at(config, commits), say)
@@ -275,13 +266,8 @@ def prepare(
         store.note(search.study, SETTLED, settled)
     scorer.language_model.batch_size_per_gpu = batch_size_of(config, settled) or scorer.batch_size
     plain = scorer.by_lm_eval()
-    store.note(search.study, NOTES, [*pool.notes, *revisions.words(commits)])
-    store.note(search.study, revisions.REVISIONS, commits)
+    _note(search.study, pool, commits, changes)
     store.note(search.study, DIGESTS, originals.note(tasks))
-    store.note(search.study, ANATOMY, anatomy_of(pool.infos))
-    if changes:
-        before = store.noted(search.study, CHANGES) or []
-        store.note(search.study, CHANGES, list(dict.fromkeys([*before, *changes])))
     store.note(search.study, "tokens_per_document", scorer.prompt_tokens / max(1, each))
     say("trying a few documents")
     # to write a checkpoint takes about as long as to read one
@@ -293,6 +279,33 @@ def prepare(
     )
     scorer.asked = asked
     return Session(config, folder, pool, engine, search, probe, scorer, hook, tracking, plain)
+
+
+def _checked(config: Config, say: Callable[[str], None]) -> tuple[backends.Backend | None, optuna.Study | None]:
+    """What can be refused before any task or model is looked at; the backend, and the study where it has begun."""
+    check_space(config)
+    check_trackers(config)
+    check_served(config.score_as)
+    backend = backends.find_backend(config)
+    RunFolder(config.folder).check(config)
+    there = store.begun(config, say)
+    check_disk(config, RunFolder(config.folder), there, say)
+    if config.artifacts is not None:
+        from mergesearch.search import artifacts  # loads the clouds' libraries
+
+        artifacts.check(config.artifacts, config.name)
+    strategies.refuse(config)
+    return backend, there
+
+
+def _note(study: optuna.Study, pool: Pool, commits: Mapping[str, str], changes: Sequence[str]) -> None:
+    """What a reader of the run should know of its models, for who opens it without them."""
+    store.note(study, NOTES, [*pool.notes, *revisions.words(commits)])
+    store.note(study, revisions.REVISIONS, commits)
+    store.note(study, ANATOMY, anatomy_of(pool.infos))
+    if changes:
+        before = store.noted(study, CHANGES) or []
+        store.note(study, CHANGES, list(dict.fromkeys([*before, *changes])))
 
 
 __all__ = ["Session", "prepare"]
