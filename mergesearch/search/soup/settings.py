@@ -32,7 +32,8 @@ class SoupSettings(Strict):
     loss: Annotated[list[Loss], ONE_OR_MORE] = Field(
         default=["cross_entropy", "expected"],
         min_length=1,
-        description="a list, soups for each; `cross_entropy`: does not give up a task of which hardly anything is "
+        description="a list, soups for each, the first one first where the budget may not last for all, else the "
+        "cheapest; `cross_entropy`: does not give up a task of which hardly anything is "
         "right yet; `expected`: the chance that an answer drawn from the model is wrong, nearest to what is counted; "
         "`mixed`: that and 3 % of cross-entropy; "
         "`entropy`: how unsure the model is, for tasks that do not say what is right (AdaMerging); it may as well grow "

@@ -53,8 +53,8 @@ class LearnedSoups(Strategy):
     but a soup by another loss; where another one, which is not much the same, is within noise of it, and a third of the
     run's document evaluations lasts for it, from both. A part of the documents is not learned from, and says how far to
     go. The best is learned on from where it ended, `rounds` times at most, until that brought less than noise, within
-    two thirds of the run's document evaluations. Where these do not last for the soups of all losses and a round, it is
-    the best of the first loss that is learned on, before the next loss.
+    two thirds of the run's document evaluations. Where these last for the soups of all losses and a round, the losses
+    that cost least come first; else they come as listed, and the best of the first is learned on before the next loss.
     `loss: entropy` needs no answers (AdaMerging, Yang et al. 2023, arXiv:2310.02575): the soup grows sure of what it
     says, right or wrong, so what it is worth is told by the tasks' scores alone, and where documents tell their answers
     the other losses know more. `optimizer: cmaes` searches the same weights without gradients, and so does a run whose
@@ -133,8 +133,7 @@ class LearnedSoups(Strategy):
     def learning(cls, config: Config, documents: Sequence[int], key: Mapping[str, Any]) -> int:
         loss = key["loss"] if key.get("gradients", True) else None
         settings = settings_of(config)
-        # scores tell the scale of most expected losses; the others' is measured for the first of the soups
-        measured = loss == "cross_entropy" and key["per"] == settings.per[0]
+        measured = _is_measured(loss) and key["per"] == settings.per[0]  # for the first of its soups
         return settings.usual_cost(loss, 1 + len(config.models) if measured else 0, documents)
 
     def next(self, history: History, budget: Budget) -> Proposal | Wait | None:
@@ -344,14 +343,20 @@ def _to_measure(loss: str | None, history: History) -> int:
 
 def _turns(settings: SoupSettings, most: Mapping[str | None, int], whole: float) -> list[list[str | None]]:
     """The losses whose soups are learned before the best of them is learned on: all together where the share for
-    rounds lasts for them and a round, else one after the other, so that the first is not left half done.
+    rounds lasts for them and a round, the cheapest first, as all of them come in any case; else one after the other in
+    the order of the settings, so that the first is not left half done.
 
     Args:
         most: the document evaluations that one soup by each loss takes at most.
         whole: those of the run.
     """
     together = sum(most[loss] for _, loss in settings.soups) + max(most.values())
-    return [list(most)] if together <= whole * ROUNDS_SHARE else [[loss] for loss in most]
+    return [sorted(most, key=_is_measured)] if together <= whole * ROUNDS_SHARE else [[loss] for loss in most]
+
+
+def _is_measured(loss: str | None) -> bool:
+    """Whether a soup by a loss costs the parents' losses too: scores tell the scale of most of the others."""
+    return loss == "cross_entropy"
 
 
 def _given_up(history: History) -> dict[str | None, Trial]:
