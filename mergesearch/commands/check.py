@@ -56,7 +56,7 @@ from mergesearch.search.estimate import estimate
 from mergesearch.search.history import History
 from mergesearch.search.soup.learner import Learner, why_no_gradients
 from mergesearch.search.store import RunFolder
-from mergesearch.search.strategies.learned_soup import LearnedSoups, settings_of
+from mergesearch.search.strategies.learned_soup import LearnedSoups, settings_of, without_gradients
 from mergesearch.space import SearchSpace, Space, StackSpace, check_space
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -199,9 +199,7 @@ def _as_learned(config: Config, asked: Scorer | None, searched: Mapping[str, lis
     why = why_no_gradients(settings, wanted, lambda kind: Losses(scorer, None, kind=kind))
     if why is None:
         return config, ""
-    changed = {"learned_soup": settings.model_copy(update={"optimizer": "cmaes"})}
-    search = config.search.model_copy(update=changed)
-    return config.model_copy(update={"search": search}), f"learned without gradients, by CMA-ES: {why}"
+    return without_gradients(config), f"learned without gradients, by CMA-ES: {why}"
 
 
 def _so_far(history: History) -> Lines:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import optuna
-
 from mergesearch.checkpoints import Pool
 from mergesearch.commands import backend as backends
 from mergesearch.commands.again import score_again
@@ -182,7 +180,9 @@ def prepare(
         UserError: what is wrong with the input.
     """
     begun = time.perf_counter()
-    backend, there = _checked(config, say)
+    backend = _checked(config)
+    there = store.begun(config, say)
+    check_disk(config, RunFolder(config.folder), there, say)
     say(f"loading {len(config.scored)} tasks")
     commits = dict((store.noted(there, revisions.REVISIONS) if there else None) or {})
     tasks = load_tasks(revisions.at(config, commits), say)
@@ -266,7 +266,7 @@ def prepare(
         store.note(search.study, SETTLED, settled)
     scorer.language_model.batch_size_per_gpu = batch_size_of(config, settled) or scorer.batch_size
     plain = scorer.by_lm_eval()
-    _note(search.study, pool, commits, changes)
+    _note(search, pool, commits, changes)
     store.note(search.study, DIGESTS, originals.note(tasks))
     store.note(search.study, "tokens_per_document", scorer.prompt_tokens / max(1, each))
     say("trying a few documents")
@@ -281,25 +281,24 @@ def prepare(
     return Session(config, folder, pool, engine, search, probe, scorer, hook, tracking, plain)
 
 
-def _checked(config: Config, say: Callable[[str], None]) -> tuple[backends.Backend | None, optuna.Study | None]:
-    """What can be refused before any task or model is looked at; the backend, and the study where it has begun."""
+def _checked(config: Config) -> backends.Backend | None:
+    """The backend, once all is checked that can be refused before a storage, a task or a model is looked at."""
     check_space(config)
     check_trackers(config)
     check_served(config.score_as)
     backend = backends.find_backend(config)
     RunFolder(config.folder).check(config)
-    there = store.begun(config, say)
-    check_disk(config, RunFolder(config.folder), there, say)
     if config.artifacts is not None:
         from mergesearch.search import artifacts  # loads the clouds' libraries
 
         artifacts.check(config.artifacts, config.name)
     strategies.refuse(config)
-    return backend, there
+    return backend
 
 
-def _note(study: optuna.Study, pool: Pool, commits: Mapping[str, str], changes: Sequence[str]) -> None:
+def _note(search: Search, pool: Pool, commits: Mapping[str, str], changes: Sequence[str]) -> None:
     """What a reader of the run should know of its models, for who opens it without them."""
+    study = search.study
     store.note(study, NOTES, [*pool.notes, *revisions.words(commits)])
     store.note(study, revisions.REVISIONS, commits)
     store.note(study, ANATOMY, anatomy_of(pool.infos))

@@ -21,7 +21,8 @@ HEAD = """\
 
 Pools that scripts/make_judging_pools.py makes, and that nothing was chosen by. scripts/bench/search.py appends a row
 for each of them whenever it begins or goes on with searches there; so what was cut short counts again. A commit with a
-+ had changes beside it.
++ had changes beside it. No setting was compared here; `auto` did change between looks, by the development pools, and
+seeds that were looked at before it changed are not in the results.
 
 | date | commit | pool | searches | seeds |
 |---|---|---|---|---|

@@ -413,6 +413,12 @@ def settings_of(config: Config) -> SoupSettings:
     return config.search.key("learned_soup", SoupSettings)
 
 
+def without_gradients(config: Config) -> Config:
+    """The configuration with soups learned by CMA-ES, as a run learns them whose tasks do not say what is right."""
+    changed = {LearnedSoups.name: settings_of(config).model_copy(update={"optimizer": "cmaes"})}
+    return config.model_copy(update={"search": config.search.model_copy(update=changed)})
+
+
 def searched(history: History) -> list[int]:
     """The search documents of each task of the objective; none before anything was scored."""
     counts = history.documents_of_tasks
