@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+from support.bench_pools import put_in_place
 
-from scripts.bench import judging, search, search_report, search_rows
+from scripts.bench import judging, search, search_rows
 
 pytest.importorskip("cma", reason="pip install cma")
 
@@ -19,20 +20,12 @@ def a_file_of_its_own(tmp_path, monkeypatch):
 @pytest.fixture
 def pools(tmp_path, monkeypatch):
     """Two pools, one of them for judging, and searches that end at once."""
-    known = {}
-    for name in ("mine", "judged"):
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(f"name: {name}\nmodels: {{a: b}}\n")
-        known[name] = search.Pool(file, 100, 100, judging=name == "judged")
-    monkeypatch.setattr(search, "POOLS", known)
 
     def run(unit):
         point = search_rows.Point(10, 1.0, 0.5, 0.4)
         return search_rows.Curve([point], 10, 1.0, unit.settings, unit.budget)
 
-    monkeypatch.setattr(search, "run_own", run)
-    monkeypatch.setattr(search, "run_yardstick", run)
-    monkeypatch.setattr(search_report, "draw", lambda *_: False)
+    put_in_place(monkeypatch, tmp_path, ("mine", "judged"), run, judging={"judged"})
     return tmp_path
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.bench_pools import put_in_place
 
 from mergesearch.errors import CandidateError
 from mergesearch.evaluate.expected import expect
@@ -293,17 +294,10 @@ def test_every_search_has_a_file_of_its_own_and_is_missing_until_it_has_rows(tmp
 
 @pytest.fixture
 def two_pools(tmp_path, monkeypatch):
-    """Pools that have files, and searches that end at once; what the page draws is left out."""
-    known = {}
-    for name in ("mine", "other"):
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(f"name: {name}\nmodels: {{a: b}}\n")
-        known[name] = search.Pool(file, 100, 100)
-    monkeypatch.setattr(search, "POOLS", known)
-    for kind in ("run_own", "run_yardstick"):
-        monkeypatch.setattr(search, kind, lambda unit: curve((10, 0.5, 0.4), settings=unit.settings))
-    monkeypatch.setattr(search_report, "draw", lambda *_: False)
-    return known
+    def run(unit):
+        return curve((10, 0.5, 0.4), settings=unit.settings)
+
+    return put_in_place(monkeypatch, tmp_path, ("mine", "other"), run)
 
 
 def test_what_is_run_again_begins_anew_and_nothing_of_it_is_lost(tmp_path, two_pools, capsys):
@@ -593,7 +587,7 @@ def test_the_page_has_every_pool_and_is_printed_from_the_rows_alone(tmp_path, mo
     search_rows.write(tmp_path / "here.csv", found)
     lost = tmp_path / "elsewhere.csv"
     search_rows.write(lost, {search_rows.Key("real", "tpe", 0): curve((400, 0.7, 0.6))})
-    arguments = ["--results", str(tmp_path / "here"), "--report", "--take", str(lost)]
+    arguments = ["--results", str(tmp_path / "here"), "--take", str(lost)]
     assert search.main(arguments) == 0
     text = (tmp_path / "here.md").read_text()
     assert text.index("## Pool zoo1") < text.index("## Pool real")

@@ -164,7 +164,7 @@ def test_the_table_names_the_skills_that_the_best_candidate_gave_up() -> None:
     ]
     assert given_up(every[:2], objective, config) == []
     (said,) = given_up(every[:3], objective, config)
-    assert "bits (0.10, the best learned soup 0.10)" in said and "worst: 0.5" in said and "quiz" not in said
+    assert "bits (0.10, of all merges at most 0.10)" in said and "worst: 0.5" in said and "quiz" not in said
     (said,) = given_up(every, objective, config)
-    assert "bits (0.10, the best learned soup 0.40)" in said
+    assert "bits (0.10, of all merges at most 0.40)" in said
     assert given_up(every, None, config) == []

@@ -136,7 +136,6 @@ class Session:
         return [
             *([f"answers were generated at {pace}"] if pace else []),
             sentence(self.read(), winner),
-            *(f"note: {each}" for each in self.read().given_up()),
             f"winner: trial {winner.number}, exported to {best} (its README.md says how to score it by hand)",
         ]
 

@@ -107,10 +107,6 @@ class Run:
         expected to have the best objective on documents that no search saw. None where there is none yet."""
         return best_of(self.records)
 
-    def given_up(self) -> list[str]:
-        """Which skills the best candidate gave up for others, in words; empty where there is none."""
-        return given_up(self.records, self.objective, self.config)
-
 
 def load_run(path: str | Path) -> Run:
     """Reads a run folder, whether its search has ended or not.
@@ -166,7 +162,7 @@ def best_of(every: Sequence[Record]) -> Record | None:
 
 
 def given_up(every: Sequence[Record], objective: Objective | None, config: Config) -> list[str]:
-    """See `Run.given_up`."""
+    """Which skills the best candidate gave up for others, in words; empty where there is none."""
     best = best_of(every)
     if best is None or objective is None or not best.scores:
         return []
@@ -174,12 +170,13 @@ def given_up(every: Sequence[Record], objective: Objective | None, config: Confi
     low = objective.neglected(best.scores, parents)
     if not low:
         return []
-    soups = [record for record in every if (record.strategy or "").startswith("learned soup") and record.scores]
-    shares, named = [objective.shares(soup.scores, parents) for soup in soups], []
+    merges = [record for record in every if record.name not in parents and record.objective is not None]
+    shares = [objective.shares(merge.scores, parents) for merge in merges]
+    named = []
     for task, share in low:
-        most = f", the best learned soup {max(each[task] for each in shares):.2f}" if shares else ""
+        most = f", of all merges at most {max(each[task] for each in shares):.2f}" if shares else ""
         named.append(f"{task} ({share:.2f}{most})")
-    text = "the best candidate has less than half of its tasks' mean share of " + ", ".join(named)
+    text = f"the best candidate has less than half of its tasks' mean share of {', '.join(named)}"
     text += "; the base is 0, the best model 1"
     if not config.objective.worst:
         text += ": a higher weight of the task, or `objective: {worst: 0.5}`, keeps more of it"

@@ -144,8 +144,9 @@ def learning_seconds(trial: Trial) -> float | None:
     """What learning its recipe took; None where nothing was learned, or where it is not known."""
     if trial.learning_seconds is not None or not trial.learning_documents:
         return trial.learning_seconds
-    span = trial.at_work
-    return max(0.0, (span[1] - span[0]).total_seconds() - trial.seconds) if span else None
+    # of a version that did not note it
+    start, end = trial.taken or trial.begun_at, trial.ended_at
+    return None if start is None or end is None else max(0.0, (end - start).total_seconds() - trial.seconds)
 
 
 def _beside(trials: Sequence[Trial]) -> float:

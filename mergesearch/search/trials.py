@@ -171,13 +171,6 @@ class Trial:
         """What building and scoring the candidate took."""
         return (self.merge_seconds or 0.0) + (self.score_seconds or 0.0)
 
-    @property
-    def at_work(self) -> tuple[datetime, datetime] | None:
-        """From when to when a worker was at a trial that has ended. One that a killed worker left counts from when the
-        worker that ended it took it: in between nobody was at it."""
-        start = self.taken or self.begun_at
-        return (start, self.ended_at) if start is not None and self.ended_at is not None else None
-
 
 @dataclass(frozen=True, slots=True)
 class _Known:

@@ -19,7 +19,8 @@ alone: device, batch_size, and paths.
 
 Several machines: give each its own seeds, searches or pools, and the same --scales, a folder with what fixes the
 objective's scale for each pool and seed; the first that needs a scale writes it there, and the others take it from
-there (copy it, where they share no disk). Their results/search.csv are put together by `git merge`, or by --take FILE.
+there (copy it, where they share no disk). Their results/search.csv are put together by `git merge`, or by --take FILE,
+which prints the page and runs nothing.
 
 Judging pools (scripts/make_judging_pools.py) are for the last word alone: nothing is chosen by them. Whenever searches
 run on one, the command first appends a row to results/judging.md, which is committed, and the page says how often.
@@ -173,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in chosen.take:
         for key, curve in search_rows.read(file).items():
             search_rows.add(rows, key, curve)
-    if not chosen.report:
+    if not (chosen.report or chosen.take):
         finished = search_rows.read(rows)
         wanted = without_past(units(chosen), chosen, finished)
         anew = [unit for unit in wanted if unit.key.search in chosen.again]
@@ -208,7 +209,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS")
     parser.add_argument("--scales", type=Path, help="the folder that fixes the objectives; default: OUT/scales")
-    parser.add_argument("--take", type=Path, nargs="+", default=[], help="rows of another machine, to be added")
+    parser.add_argument("--take", type=Path, nargs="+", default=[], help="adds rows of another machine; runs nothing")
     parser.add_argument("--report", action="store_true", help="print the page and run nothing")
     parser.add_argument("--results", type=Path, default=Path("results/search"), help="the page's path, no ending")
     parser.add_argument("--list", action="store_true", help="name searches, pools, what is missing")

@@ -87,7 +87,7 @@ _MAKE = "python -m scripts.make_real_pool --base models/smollm2 --out models/rea
 _FEW_PAST = {
     "1899d629": "soups by default over a search.yaml that stated others, which scripts/make_real_pool.py writes no more"
 }
-# on real weights a search takes up to an hour, so these two
+# on real weights a search takes up to an hour, so few more than these two
 _TWO = ("auto", "published defaults")
 _SOUPS = ("greedy_soup", "learned_soup")
 _PARTS = (
@@ -136,5 +136,6 @@ POOLS: dict[str, Pool] = {
         name: _judging(name, (112, 113, 114, 115, 116), (*_TWO, *_SOUPS, *_RIVALS))
         for name in ("judge_zoo_a", "judge_zoo_b")
     },
-    **{name: _judging(name, (102,), _TWO) for name in ("judge_real_adapters", "judge_real_seven")},
+    "judge_real_adapters": _judging("judge_real_adapters", (102,), (*_TWO, "learned_soup")),
+    "judge_real_seven": _judging("judge_real_seven", (102,), _TWO),
 }
